@@ -1,0 +1,143 @@
+"""The M-step of the annotators: running reliabilities, moved once per optimizer step (RE-PO, Algorithm 1).
+
+The order inside a step is: posteriors from the η that the step began with, accumulation over its micro-batches, one sum over
+the ranks that hold different pairs, and ``commit`` together with the optimizer step, or ``rollback`` with a skipped one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em.posterior import posterior
+from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.em.votes import Votes
+from nemo_rpo.errors import CheckpointError, ConfigError
+
+# Pending sums live on a grid of 2⁻³⁰. Float64 adds multiples of it without rounding up to 2²³ labels of one annotator in one
+# step, so the sums do not depend on the order of micro-batches, ranks or GPU atomics: runs repeat bit for bit.
+_GRID = 2.0**30
+
+
+class AnnotatorReliability:
+    """The reliability η_k = P(a label of annotator k is right) of K annotators, and the evidence for it.
+
+    Nothing here waits for the device: no ``.item()``, and no loop over annotators or pairs.
+
+    Attributes:
+        eta: float64 [K], fixed from one commit to the next.
+        logit_eta: float32 [K], what the E-step reads.
+        label_counts: float64 [K], labels committed so far (warm-up steps are not evidence and do not count).
+        right_sums: float64 [K], sum of their posteriors of being right.
+        step: optimizer steps committed so far.
+        pending: float64 [2, K], this step's sums of right posteriors and of labels. Summed in place over the data-parallel
+            group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own.
+    """
+
+    def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
+        if num_annotators < 1:
+            raise ConfigError(f"the EM needs at least one annotator, got {num_annotators}")
+        settings.validate()
+        self.settings = settings
+        self.pending = torch.zeros(2, num_annotators, dtype=torch.float64, device=device)
+        self.label_counts = torch.zeros(num_annotators, dtype=torch.float64, device=device)
+        self.right_sums = torch.zeros(num_annotators, dtype=torch.float64, device=device)
+        self.step = 0
+        self.replace(torch.full((num_annotators,), settings.eta_init, dtype=torch.float64, device=device))
+
+    @property
+    def num_annotators(self) -> int:
+        return self.pending.shape[1]
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the step under way is one of the ``warmup_steps``, in which the E-step ignores the model."""
+        return self.step < self.settings.warmup_steps
+
+    @torch.no_grad()
+    def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
+        """w [P], see :func:`nemo_rpo.em.posterior.posterior`; during warm-up with Δ = 0."""
+        evidence = torch.zeros_like(delta) if self.warming_up else delta
+        return posterior(evidence, votes, self.logit_eta, self.settings.link_tau)
+
+    @torch.no_grad()
+    def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
+        """Adds a micro-batch to ``pending``: a vote is right with probability w if it says chosen, 1-w if rejected.
+
+        Args:
+            w: posteriors [P] of the step's E-step.
+            votes: labels [P, V]; ties and padding (sign 0) are left out.
+            valid: bool [P]; pairs that carry no evidence (truncated away, padding of the last batch) are left out.
+        """
+        sign = torch.where(valid.unsqueeze(-1), votes.sign, 0)
+        agreed = w.double().unsqueeze(-1)
+        # where and not a product: an invalid row may hold any margin, NaN included.
+        right = torch.where(sign > 0, agreed, torch.where(sign < 0, 1 - agreed, 0.0))
+        right = (right * _GRID).round() / _GRID
+        columns = torch.stack((right.flatten(), (sign != 0).flatten().double()))
+        self.pending.index_add_(1, votes.annotator.flatten(), columns)
+
+    def reduce(self, all_reduce: Callable[[Tensor], None]) -> None:
+        """Sums ``pending`` over the ranks that hold different pairs; ``all_reduce`` sums a tensor in place.
+
+        One collective of 16 K bytes, not differentiable. Data-parallel ranks only: tensor and context ranks hold copies of
+        the same pairs, and of the pipeline stages only the last one has seen a loss.
+        """
+        all_reduce(self.pending)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        r"""Moves the annotators that occurred in this step, and clears ``pending``.
+
+        η_k ← (1-α_k) η_k + α_k · mean(right posteriors of k), with α_k = α, or 1-(1-α)^{n_k/n₀} under
+        ``alpha_per_labels`` = n₀; then clamp and floor. A warm-up step only counts as a step.
+        """
+        if not self.warming_up:
+            right, labels = self.pending
+            settings = self.settings
+            if settings.alpha_per_labels is None:
+                rate = torch.full_like(labels, settings.alpha)
+            else:
+                rate = 1 - (1 - settings.alpha) ** (labels / settings.alpha_per_labels)
+            moved = torch.lerp(self.eta, right / labels.clamp(min=1), rate)
+            self.replace(torch.where(labels > 0, moved, self.eta))
+            self.label_counts = self.label_counts + labels
+            self.right_sums = self.right_sums + right
+        self.step += 1
+        self.pending.zero_()
+
+    def rollback(self) -> None:
+        """Forgets this step's sums: the optimizer skipped the step, or it will be run again."""
+        self.pending.zero_()
+
+    @torch.no_grad()
+    def replace(self, eta: Tensor) -> None:
+        """Takes reliabilities [K] from elsewhere (a sweep), within clamp and floor."""
+        lower, upper = self.settings.eta_bounds
+        self.eta = eta.to(self.pending).clamp(lower, upper)
+        self.logit_eta = torch.logit(self.eta).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; valid between steps, when nothing is pending."""
+        if self.pending.any():
+            raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
+        return {
+            "eta": self.eta.clone(),
+            "label_counts": self.label_counts.clone(),
+            "right_sums": self.right_sums.clone(),
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict` bit for bit; :class:`CheckpointError` if it is of another number of annotators."""
+        saved = state["eta"].numel()
+        if saved != self.num_annotators:
+            raise CheckpointError(f"the checkpoint knows {saved} annotators, the data {self.num_annotators}")
+        self.replace(state["eta"])
+        self.label_counts = state["label_counts"].to(self.pending, copy=True)
+        self.right_sums = state["right_sums"].to(self.pending, copy=True)
+        self.step = int(state["step"])
+        self.pending.zero_()

@@ -1,0 +1,100 @@
+"""The settings of the EM, and the only place where their defaults stand (the YAML block ``model.rpo`` inherits them)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from nemo_rpo.errors import ConfigError
+
+Objective = Literal["induced", "weighted"]
+Estimator = Literal["ema"]
+Sweep = Literal["none", "end", "epoch"]
+
+
+@dataclass
+class EMSettings:
+    """How annotators are believed, and how that belief is updated.
+
+    Attributes:
+        objective: ``induced`` is the paper's Eq. 5, ``-w log p - (1-w) log(1-p)`` with the preference probability p that the
+            loss induces; ``weighted`` is ``w L(w≻l) + (1-w) L(l≻w)``. They differ by log Z, which is 0 in the DPO family.
+        estimator: ``ema`` is the paper's Eq. 7 over the annotators of each global batch.
+        eta_init: reliability of every annotator before any evidence (the paper's 0.9).
+        alpha: EMA step per optimizer step in which the annotator occurs (the paper's 0.1).
+        alpha_per_labels: n₀; when set, an annotator with n_k labels in the step moves by 1-(1-alpha)^(n_k/n₀), so that the
+            weight of old evidence depends on the labels seen and not on how they were batched.
+        eta_clamp: ε; every reliability stays in [ε, 1-ε], which keeps its logit finite.
+        eta_floor: lower bound on reliabilities. 0.5 forbids adversaries, and thereby hides them.
+        warmup_steps: optimizer steps in which the E-step ignores the model (Δ taken as 0) and η keeps its start. Needed by
+            reference-free losses, whose margins before training say nothing about preferences.
+        link_tau: τ; the E-step reads Δ/τ. The loss itself never does.
+        prior: (a, b) pseudo-labels right and wrong that every sweep adds to every annotator.
+        sweep: exact full-batch EM at fixed weights: ``none``, ``end`` (of training), or ``epoch`` (each end of an epoch, and
+            the end of training). A sweep costs one forward pass over the data.
+        sweep_max_iterations: bound on the M-steps of one sweep; 1 is a single M-step from the current η.
+        sweep_tolerance: a sweep has converged once no reliability moves by more than this in one iteration.
+    """
+
+    objective: Objective = "induced"
+    estimator: Estimator = "ema"
+    eta_init: float = 0.9
+    alpha: float = 0.1
+    alpha_per_labels: float | None = None
+    eta_clamp: float = 1e-4
+    eta_floor: float | None = None
+    warmup_steps: int = 0
+    link_tau: float = 1.0
+    # Four labels, three of them right: human preference labels agree with a consensus about three times in four, and four
+    # labels are outvoted by any annotator worth estimating, yet hold one with two labels between .50 and .83 instead of
+    # letting EM drive it to the clamp. a > b also breaks the label-switching symmetry in favour of honest annotators.
+    prior: tuple[float, float] = (3.0, 1.0)
+    sweep: Sweep = "none"
+    sweep_max_iterations: int = 1000
+    sweep_tolerance: float = 1e-6
+
+    @property
+    def eta_bounds(self) -> tuple[float, float]:
+        """The interval that every reliability is kept in: the clamp, raised to the floor where there is one."""
+        lower = self.eta_clamp if self.eta_floor is None else max(self.eta_clamp, self.eta_floor)
+        return lower, 1.0 - self.eta_clamp
+
+    def validate(self) -> None:
+        """Raises :class:`ConfigError` with one line that names the first setting that is out of its range."""
+        self._choice("objective", Objective)
+        self._choice("estimator", Estimator)
+        self._choice("sweep", Sweep)
+        self._number("eta_clamp", lambda x: 0 < x < 0.5, "between 0 and 0.5")
+        if self.eta_floor is not None:
+            self._number("eta_floor", lambda x: 0 <= x < 1 - self.eta_clamp, "null, or at least 0 and below 1 - eta_clamp")
+        lower, upper = self.eta_bounds
+        self._number("eta_init", lambda x: lower <= x <= upper, f"between {lower} and {upper} (eta_clamp, eta_floor)")
+        self._number("alpha", lambda x: 0 < x <= 1, "above 0 and at most 1")
+        if self.alpha_per_labels is not None:
+            self._number("alpha_per_labels", lambda x: x > 0, "null, or a number of labels above 0")
+        self._number("warmup_steps", lambda x: x >= 0 and x == int(x), "a whole number of steps, 0 or more")
+        self._number("link_tau", lambda x: x > 0, "above 0")
+        self._check_prior()
+        self._number("sweep_max_iterations", lambda x: x >= 1 and x == int(x), "a whole number, 1 or more")
+        self._number("sweep_tolerance", lambda x: x > 0, "above 0")
+
+    def _choice(self, name: str, literal: Any) -> None:
+        value, options = getattr(self, name), get_args(literal)
+        if value not in options:
+            raise ConfigError(f"model.rpo.{name} must be one of {', '.join(options)}; got {value!r}")
+
+    def _number(self, name: str, accepts: Callable[[float], bool], expected: str) -> None:
+        value = getattr(self, name)
+        if not _is_finite_number(value) or not accepts(value):
+            raise ConfigError(f"model.rpo.{name} must be {expected}; got {value!r}")
+
+    def _check_prior(self) -> None:
+        pair = self.prior
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_is_finite_number(x) and x >= 0 for x in pair):
+            raise ConfigError(f"model.rpo.prior must be two pseudo-counts [right, wrong], each 0 or more; got {pair!r}")
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,122 @@
+"""Exact full-batch EM over the reliabilities, the policy held fixed: the iteration that RE-PO's Theorem 4.1 is about."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.em.votes import Votes
+
+logger = logging.getLogger(__name__)
+
+
+class SweepResult(NamedTuple):
+    """What :func:`full_batch_em` found; the same on every rank.
+
+    Attributes:
+        eta: float64 [K], the reliabilities.
+        log_likelihood: float64 [], observed log-posterior at ``eta`` (log-likelihood of the votes plus log-prior, up to the
+            prior's constant).
+        iterations: M-steps taken.
+        converged: whether the last of them moved every reliability by less than ``sweep_tolerance``.
+        counts: float64 [K], labels of each annotator.
+        right_sums: float64 [K], their posteriors of being right at ``eta``, summed.
+    """
+
+    eta: Tensor
+    log_likelihood: Tensor
+    iterations: int
+    converged: bool
+    counts: Tensor
+    right_sums: Tensor
+
+
+@torch.no_grad()
+def full_batch_em(
+    delta: Tensor,
+    votes: Votes,
+    eta: Tensor,
+    settings: EMSettings,
+    all_reduce: Callable[[Tensor], None] | None = None,
+) -> SweepResult:
+    r"""Iterates E- and M-step over all pairs until the reliabilities stand still.
+
+    ::
+
+        E   w_i = σ(Δ_i/τ + Σ_v s_v logit η_v)
+        M   η_k = (Σ right_k + a) / (n_k + a + b)
+
+    with (a, b) = ``settings.prior``, pseudo-labels right and wrong. The M-step is the posterior mode under a Beta(a+1, b+1)
+    prior (whose log-density is a log η + b log(1-η) up to a constant) and, the same number, the posterior mean under
+    Beta(a, b); the objective that rises is the former's. Clamp and floor keep it rising, since the M-step's objective is
+    concave in η. An annotator without labels ends at a/(a+b), and stays where it is when a = b = 0.
+
+    Args:
+        delta: margins Δ [P] of this rank's pairs.
+        votes: their labels [P, V]; pairs to be left out have sign 0 throughout.
+        eta: start [K], the same on every rank.
+        settings: prior, τ, clamp, tolerance, bound on the iterations.
+        all_reduce: sums a tensor in place over the ranks that hold different pairs. One collective of 8 K bytes for the
+            counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same iteration.
+
+    Raises:
+        ValueError: a margin is NaN or infinite (on every rank, whichever rank holds it).
+    """
+    reduce = all_reduce or (lambda _: None)
+    a, b = settings.prior
+    eta = eta.double().clamp(*settings.eta_bounds)
+    logit_prior = delta.double() / settings.link_tau
+    counts = torch.zeros_like(eta).index_add_(0, votes.annotator.flatten(), votes.sign.abs().double().flatten())
+    reduce(counts)
+
+    right, objective = _e_step(logit_prior, votes, eta, settings.prior, reduce)
+    converged, iterations = False, 0
+    while not converged and iterations < settings.sweep_max_iterations:
+        mode = (right + a) / (counts + a + b)
+        moved = torch.where(counts + a + b > 0, mode, eta).clamp(*settings.eta_bounds)
+        converged = (moved - eta).abs().max().item() < settings.sweep_tolerance
+        right, risen = _e_step(logit_prior, votes, moved, settings.prior, reduce)
+        _check_rise(objective.item(), risen.item(), iterations)
+        eta, objective, iterations = moved, risen, iterations + 1
+    if not converged:
+        logger.warning(
+            "the EM sweep stopped after %d iterations with reliabilities still moving; raise model.rpo.sweep_max_iterations",
+            iterations,
+        )
+    return SweepResult(eta, objective, iterations, converged, counts, right)
+
+
+def _e_step(
+    logit_prior: Tensor, votes: Votes, eta: Tensor, prior: tuple[float, float], reduce: Callable[[Tensor], None]
+) -> tuple[Tensor, Tensor]:
+    """Right posteriors per annotator [K] and the observed log-posterior [], over all ranks."""
+    log_eta, log_err = eta.log(), torch.log1p(-eta)
+    right_if_chosen, right_if_rejected = votes.sign > 0, votes.sign < 0
+    log_right, log_wrong = log_eta[votes.annotator], log_err[votes.annotator]
+    says_chosen = torch.where(right_if_chosen, log_right, torch.where(right_if_rejected, log_wrong, 0.0)).sum(-1)
+    says_rejected = torch.where(right_if_chosen, log_wrong, torch.where(right_if_rejected, log_right, 0.0)).sum(-1)
+    chosen = F.logsigmoid(logit_prior) + says_chosen
+    rejected = F.logsigmoid(-logit_prior) + says_rejected
+
+    w = torch.sigmoid(logit_prior + says_chosen - says_rejected).unsqueeze(-1)
+    right = torch.where(right_if_chosen, w, torch.where(right_if_rejected, 1 - w, 0.0))
+    packed = torch.zeros(eta.numel() + 1, dtype=torch.float64, device=eta.device)
+    packed.index_add_(0, votes.annotator.flatten(), right.flatten())
+    packed[-1] = torch.logaddexp(chosen, rejected).sum()
+    reduce(packed)
+    log_prior = (prior[0] * log_eta + prior[1] * log_err).sum()
+    return packed[:-1], packed[-1] + log_prior
+
+
+def _check_rise(before: float, after: float, iteration: int) -> None:
+    if not after == after or abs(after) == float("inf"):
+        raise ValueError("the margins given to the EM sweep hold a NaN or an infinity")
+    # Sums of a million float64 terms agree to about twelve digits; a true fall means that E- and M-step disagree.
+    if after < before - 1e-9 * (1 + abs(before)):
+        logger.warning("the EM objective fell from %.6f to %.6f at iteration %d; it should never", before, after, iteration)

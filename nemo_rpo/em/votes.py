@@ -1,0 +1,48 @@
+"""Who said what about each pair. Shapes: P pairs, V votes of one pair (padded to the widest), K annotators."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Votes(NamedTuple):
+    """The labels of a batch of pairs, several annotators a pair.
+
+    Attributes:
+        annotator: int64 [P, V], index in [0, K) of the annotator of each vote; any valid index where ``sign`` is 0.
+        sign: [P, V], +1 the annotator agrees that chosen is better, -1 they said that rejected is better, 0 a tie or
+            padding. A 0 is no evidence: it moves neither the posterior of the pair nor the reliability of the annotator.
+    """
+
+    annotator: Tensor
+    sign: Tensor
+
+    @classmethod
+    def single(cls, annotator: Tensor) -> Votes:
+        """One label a pair, chosen being what the annotator preferred: ``annotator`` int64 [P].
+
+        >>> Votes.single(torch.tensor([4, 0])).sign
+        tensor([[1.],
+                [1.]])
+        """
+        column = annotator.unsqueeze(-1)
+        return cls(column, torch.ones_like(column, dtype=torch.float32))
+
+    def share(self) -> Tensor:
+        """Share of the signed votes that say chosen, float32 [P]: the soft label of plain DPO on grouped pairs.
+
+        A pair without a signed vote gives ½, the soft label that prefers neither.
+
+        >>> Votes(torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([[1, 1, -1], [0, 0, 0]])).share()
+        tensor([0.6667, 0.5000])
+        """
+        sign = self.sign.float()
+        cast = sign.abs().sum(-1)
+        return torch.where(cast > 0, 0.5 + 0.5 * sign.sum(-1) / cast.clamp(min=1), 0.5)
+
+    def has_evidence(self) -> Tensor:
+        """Whether a pair has at least one signed vote, bool [P]."""
+        return (self.sign != 0).any(-1)
