@@ -22,9 +22,9 @@ def robust_loss(terms: LossTerms, w: Tensor, objective: Objective = "induced") -
         induced   -w log σ(Δ) - (1-w) log σ(-Δ),  Δ = L(l≻w) - L(w≻l)     (RE-PO, Eq. 5)
         weighted   w L(w≻l) + (1-w) L(l≻w)
 
-    They differ by log Z, Z = e^{-L(w≻l)} + e^{-L(l≻w)}: the same where Z ≡ 1 (``terms.exact``, the DPO family), while e.g.
-    IPO keeps its square only under ``weighted``. An anchor (a term that is no preference, such as CPO's NLL) stands outside
-    the induced probability in both, and is weighted by the posterior of the side it belongs to.
+    They differ by log Z, Z = e^{-L(w≻l)} + e^{-L(l≻w)}: the same where Z ≡ 1 (``terms.exact``, the DPO family), while
+    e.g. IPO keeps its square only under ``weighted``. An anchor (a term that is no preference, such as CPO's NLL)
+    stands outside the induced probability in both, and is weighted by the posterior of the side it belongs to.
 
     With w detached, d(induced)/dΔ = σ(Δ) - w, exactly the gradient of the observed likelihood (Fisher's identity).
 

@@ -17,7 +17,8 @@ def posterior_logit(delta: Tensor, votes: Votes, logit_eta: Tensor, tau: float =
         w / (1-w)  =  σ(Δ/τ) / σ(-Δ/τ)  ·  Π_v (η_v / (1-η_v))^{s_v}
         logit w    =  Δ/τ + Σ_v s_v logit η_v
 
-    For one label with s = +1 this is Eq. 4 of RE-PO, ``w = pη / (pη + (1-p)(1-η))``, in its stable form ``σ(Δ + logit η)``.
+    For one label with s = +1 this is Eq. 4 of RE-PO, ``w = pη / (pη + (1-p)(1-η))``,
+    in its stable form ``σ(Δ + logit η)``.
 
     Args:
         delta: Δ = L(l≻w) - L(w≻l) [P], any float dtype; detached here.

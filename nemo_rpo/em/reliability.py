@@ -1,7 +1,8 @@
 """The M-step of the annotators: running reliabilities, moved once per optimizer step (RE-PO, Algorithm 1).
 
-The order inside a step is: posteriors from the η that the step began with, accumulation over its micro-batches, one sum over
-the ranks that hold different pairs, and ``commit`` together with the optimizer step, or ``rollback`` with a skipped one.
+The order inside a step is: posteriors from the η that the step began with, accumulation over its micro-batches, one sum
+over the ranks that hold different pairs, and ``commit`` together with the optimizer step, or ``rollback`` with a
+skipped one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from nemo_rpo.em.settings import EMSettings
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
-# Pending sums live on a grid of 2⁻³⁰. Float64 adds multiples of it without rounding up to 2²³ labels of one annotator in one
-# step, so the sums do not depend on the order of micro-batches, ranks or GPU atomics: runs repeat bit for bit.
+# Pending sums live on a grid of 2⁻³⁰. Float64 adds multiples of it without rounding up to 2²³ labels of one annotator
+# in one step, so the sums do not depend on the order of micro-batches, ranks or GPU atomics: runs repeat bit for bit.
 _GRID = 2.0**30
 
 
@@ -33,8 +34,8 @@ class AnnotatorReliability:
         label_counts: float64 [K], labels committed so far (warm-up steps are not evidence and do not count).
         right_sums: float64 [K], sum of their posteriors of being right.
         step: optimizer steps committed so far.
-        pending: float64 [2, K], this step's sums of right posteriors and of labels. Summed in place over the data-parallel
-            group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own.
+        pending: float64 [2, K], this step's sums of right posteriors and of labels. Summed in place over the
+            data-parallel group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own.
     """
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
@@ -83,8 +84,8 @@ class AnnotatorReliability:
     def reduce(self, all_reduce: Callable[[Tensor], None]) -> None:
         """Sums ``pending`` over the ranks that hold different pairs; ``all_reduce`` sums a tensor in place.
 
-        One collective of 16 K bytes, not differentiable. Data-parallel ranks only: tensor and context ranks hold copies of
-        the same pairs, and of the pipeline stages only the last one has seen a loss.
+        One collective of 16 K bytes, not differentiable. Data-parallel ranks only: tensor and context ranks hold copies
+        of the same pairs, and of the pipeline stages only the last one has seen a loss.
         """
         all_reduce(self.pending)
 
@@ -132,7 +133,7 @@ class AnnotatorReliability:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict` bit for bit; :class:`CheckpointError` if it is of another number of annotators."""
+        """Restores :meth:`state_dict` bit for bit; :class:`CheckpointError` if K differs."""
         saved = state["eta"].numel()
         if saved != self.num_annotators:
             raise CheckpointError(f"the checkpoint knows {saved} annotators, the data {self.num_annotators}")

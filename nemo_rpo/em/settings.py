@@ -1,4 +1,4 @@
-"""The settings of the EM, and the only place where their defaults stand (the YAML block ``model.rpo`` inherits them)."""
+"""The settings of the EM, and the only place for their defaults (the YAML block ``model.rpo`` inherits them)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ class EMSettings:
     """How annotators are believed, and how that belief is updated.
 
     Attributes:
-        objective: ``induced`` is the paper's Eq. 5, ``-w log p - (1-w) log(1-p)`` with the preference probability p that the
-            loss induces; ``weighted`` is ``w L(w≻l) + (1-w) L(l≻w)``. They differ by log Z, which is 0 in the DPO family.
+        objective: ``induced`` is the paper's Eq. 5, ``-w log p - (1-w) log(1-p)`` with the preference probability p
+            that the loss induces; ``weighted`` is ``w L(w≻l) + (1-w) L(l≻w)``. They differ by log Z, which is 0 in the
+            DPO family.
         estimator: ``ema`` is the paper's Eq. 7 over the annotators of each global batch.
         eta_init: reliability of every annotator before any evidence (the paper's 0.9).
         alpha: EMA step per optimizer step in which the annotator occurs (the paper's 0.1).
-        alpha_per_labels: n₀; when set, an annotator with n_k labels in the step moves by 1-(1-alpha)^(n_k/n₀), so that the
-            weight of old evidence depends on the labels seen and not on how they were batched.
+        alpha_per_labels: n₀; when set, an annotator with n_k labels in the step moves by 1-(1-alpha)^(n_k/n₀), so that
+            the weight of old evidence depends on the labels seen and not on how they were batched.
         eta_clamp: ε; every reliability stays in [ε, 1-ε], which keeps its logit finite.
         eta_floor: lower bound on reliabilities. 0.5 forbids adversaries, and thereby hides them.
-        warmup_steps: optimizer steps in which the E-step ignores the model (Δ taken as 0) and η keeps its start. Needed by
-            reference-free losses, whose margins before training say nothing about preferences.
+        warmup_steps: optimizer steps in which the E-step ignores the model (Δ taken as 0) and η keeps its start. Needed
+            by reference-free losses, whose margins before training say nothing about preferences.
         link_tau: τ; the E-step reads Δ/τ. The loss itself never does.
         prior: (a, b) pseudo-labels right and wrong that every sweep adds to every annotator.
-        sweep: exact full-batch EM at fixed weights: ``none``, ``end`` (of training), or ``epoch`` (each end of an epoch, and
-            the end of training). A sweep costs one forward pass over the data.
+        sweep: exact full-batch EM at fixed weights: ``none``, ``end`` (of training), or ``epoch`` (each end of an
+            epoch, and the end of training). A sweep costs one forward pass over the data.
         sweep_max_iterations: bound on the M-steps of one sweep; 1 is a single M-step from the current η.
         sweep_tolerance: a sweep has converged once no reliability moves by more than this in one iteration.
     """
@@ -47,9 +48,10 @@ class EMSettings:
     eta_floor: float | None = None
     warmup_steps: int = 0
     link_tau: float = 1.0
-    # Four labels, three of them right: human preference labels agree with a consensus about three times in four, and four
-    # labels are outvoted by any annotator worth estimating, yet hold one with two labels between .50 and .83 instead of
-    # letting EM drive it to the clamp. a > b also breaks the label-switching symmetry in favour of honest annotators.
+    # Four labels, three of them right: human preference labels agree with a consensus about three times in four, and
+    # four labels are outvoted by any annotator worth estimating, yet hold one with two labels between .50 and .83
+    # instead of letting EM drive it to the clamp. a > b also breaks the label-switching symmetry in favour of honest
+    # annotators.
     prior: tuple[float, float] = (3.0, 1.0)
     sweep: Sweep = "none"
     sweep_max_iterations: int = 1000
@@ -68,7 +70,7 @@ class EMSettings:
         self._choice("sweep", Sweep)
         self._number("eta_clamp", lambda x: 0 < x < 0.5, "between 0 and 0.5")
         if self.eta_floor is not None:
-            self._number("eta_floor", lambda x: 0 <= x < 1 - self.eta_clamp, "null, or at least 0 and below 1 - eta_clamp")
+            self._number("eta_floor", lambda x: 0 <= x < 1 - self.eta_clamp, "null, or from 0 to below 1 - eta_clamp")
         lower, upper = self.eta_bounds
         self._number("eta_init", lambda x: lower <= x <= upper, f"between {lower} and {upper} (eta_clamp, eta_floor)")
         self._number("alpha", lambda x: 0 < x <= 1, "above 0 and at most 1")

@@ -1,8 +1,9 @@
-"""Exact full-batch EM over the reliabilities, the policy held fixed: the iteration that RE-PO's Theorem 4.1 is about."""
+"""Exact full-batch EM over the reliabilities with the policy held fixed: the iteration of RE-PO's Theorem 4.1."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ class SweepResult(NamedTuple):
 
     Attributes:
         eta: float64 [K], the reliabilities.
-        log_likelihood: float64 [], observed log-posterior at ``eta`` (log-likelihood of the votes plus log-prior, up to the
-            prior's constant).
+        log_likelihood: float64 [], observed log-posterior at ``eta`` (log-likelihood of the votes plus log-prior, up to
+            the prior's constant).
         iterations: M-steps taken.
         converged: whether the last of them moved every reliability by less than ``sweep_tolerance``.
         counts: float64 [K], labels of each annotator.
@@ -52,10 +53,10 @@ def full_batch_em(
         E   w_i = σ(Δ_i/τ + Σ_v s_v logit η_v)
         M   η_k = (Σ right_k + a) / (n_k + a + b)
 
-    with (a, b) = ``settings.prior``, pseudo-labels right and wrong. The M-step is the posterior mode under a Beta(a+1, b+1)
-    prior (whose log-density is a log η + b log(1-η) up to a constant) and, the same number, the posterior mean under
-    Beta(a, b); the objective that rises is the former's. Clamp and floor keep it rising, since the M-step's objective is
-    concave in η. An annotator without labels ends at a/(a+b), and stays where it is when a = b = 0.
+    with (a, b) = ``settings.prior``, pseudo-labels right and wrong. The M-step is the posterior mode under a Beta(a+1,
+    b+1) prior (whose log-density is a log η + b log(1-η) up to a constant) and, the same number, the posterior mean
+    under Beta(a, b); the objective that rises is the former's. Clamp and floor keep it rising, since the M-step's
+    objective is concave in η. An annotator without labels ends at a/(a+b), and stays where it is when a = b = 0.
 
     Args:
         delta: margins Δ [P] of this rank's pairs.
@@ -63,10 +64,11 @@ def full_batch_em(
         eta: start [K], the same on every rank.
         settings: prior, τ, clamp, tolerance, bound on the iterations.
         all_reduce: sums a tensor in place over the ranks that hold different pairs. One collective of 8 K bytes for the
-            counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same iteration.
+            counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same
+            iteration.
 
     Raises:
-        ValueError: a margin is NaN or infinite (on every rank, whichever rank holds it).
+        ValueError: a margin is NaN (on every rank, whichever rank holds it).
     """
     reduce = all_reduce or (lambda _: None)
     a, b = settings.prior
@@ -86,7 +88,8 @@ def full_batch_em(
         eta, objective, iterations = moved, risen, iterations + 1
     if not converged:
         logger.warning(
-            "the EM sweep stopped after %d iterations with reliabilities still moving; raise model.rpo.sweep_max_iterations",
+            "the EM sweep stopped after %d iterations with reliabilities still moving; "
+            "raise model.rpo.sweep_max_iterations",
             iterations,
         )
     return SweepResult(eta, objective, iterations, converged, counts, right)
@@ -115,8 +118,8 @@ def _e_step(
 
 
 def _check_rise(before: float, after: float, iteration: int) -> None:
-    if not after == after or abs(after) == float("inf"):
-        raise ValueError("the margins given to the EM sweep hold a NaN or an infinity")
+    if math.isnan(after):
+        raise ValueError("the margins given to the EM sweep hold a NaN")
     # Sums of a million float64 terms agree to about twelve digits; a true fall means that E- and M-step disagree.
     if after < before - 1e-9 * (1 + abs(before)):
-        logger.warning("the EM objective fell from %.6f to %.6f at iteration %d; it should never", before, after, iteration)
+        logger.warning("the EM objective fell from %.6f to %.6f at iteration %d; it never should", before, after, iteration)

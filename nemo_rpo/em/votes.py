@@ -14,7 +14,8 @@ class Votes(NamedTuple):
     Attributes:
         annotator: int64 [P, V], index in [0, K) of the annotator of each vote; any valid index where ``sign`` is 0.
         sign: [P, V], +1 the annotator agrees that chosen is better, -1 they said that rejected is better, 0 a tie or
-            padding. A 0 is no evidence: it moves neither the posterior of the pair nor the reliability of the annotator.
+            padding. A 0 is no evidence: it moves neither the posterior of the pair nor the reliability of the
+            annotator.
     """
 
     annotator: Tensor
