@@ -1,0 +1,85 @@
+"""The shape of a GPT model, independent of where it came from (a YAML block, a Hugging Face ``config.json``, a checkpoint)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_rpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GPTArchitecture:
+    """What has to be known to build the model; sizes are global, before any tensor or pipeline split.
+
+    ``rope_scaling`` holds Llama-3.1's frequency scaling (``factor``, ``low_freq_factor``, ``high_freq_factor``, ``original_max_position_embeddings``) or is empty.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    vocab_size: int
+    max_position_embeddings: int
+    normalization: str = "rmsnorm"  # rmsnorm | layernorm
+    layernorm_epsilon: float = 1e-5
+    activation: str = "swiglu"  # swiglu | gelu
+    bias: bool = False
+    qkv_bias: bool = False
+    qk_layernorm: bool = False
+    rotary_base: float = 10000.0
+    rotary_percentage: float = 1.0
+    rope_scaling: dict[str, float] = field(default_factory=dict)
+    share_embeddings_and_output_weights: bool = False
+    init_method_std: float = 0.02
+
+    def check_parallel(self, tensor: int, pipeline: int, virtual: int | None) -> None:
+        """Raises :class:`ConfigError` naming the first size that ``tensor_model_parallel_size`` or the pipeline sizes do not divide."""
+        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "hidden_size"):
+            if getattr(self, name) % tensor:
+                raise ConfigError(
+                    f"model.tensor_model_parallel_size={tensor} does not divide the model's {name}={getattr(self, name)}; choose a divisor of it"
+                )
+        stages = pipeline * (virtual or 1)
+        if self.num_layers % stages:
+            what = f"model.pipeline_model_parallel_size={pipeline}" + (f" × virtual_pipeline_model_parallel_size={virtual}" if virtual else "")
+            raise ConfigError(f"{what} does not divide the model's num_layers={self.num_layers}; choose a divisor of it")
+
+    def padded_vocab_size(self, divisible_by: int, tensor: int) -> int:
+        """The vocabulary padded to a multiple of ``divisible_by``, the same for every tensor-parallel size so that checkpoints reshard."""
+        padded = -(-self.vocab_size // divisible_by) * divisible_by
+        if padded % tensor:
+            raise ConfigError(
+                f"model.make_vocab_size_divisible_by={divisible_by} pads the vocabulary to {padded}, which tensor_model_parallel_size={tensor} does not divide"
+            )
+        return padded
+
+
+def architecture_from_yaml(model: Any, vocab_size: int) -> GPTArchitecture:
+    """The architecture that ``model.*`` describes, for training from freshly initialised weights. Raises :class:`ConfigError` for a missing size."""
+    for name in ("num_layers", "hidden_size", "num_attention_heads"):
+        if getattr(model, name) is None:
+            raise ConfigError(f"model.{name} is not set; set it, or start from a checkpoint with pretrained_checkpoint.restore_from_path")
+    heads = model.num_attention_heads
+    return GPTArchitecture(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
+        num_attention_heads=heads,
+        num_query_groups=model.num_query_groups or heads,
+        kv_channels=model.kv_channels or model.hidden_size // heads,
+        vocab_size=vocab_size,
+        max_position_embeddings=model.max_position_embeddings or model.encoder_seq_length,
+        normalization=model.normalization,
+        layernorm_epsilon=model.layernorm_epsilon,
+        activation=model.activation,
+        bias=model.bias,
+        qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_layernorm,
+        rotary_base=model.rotary_base,
+        rotary_percentage=model.rotary_percentage,
+        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+        init_method_std=model.init_method_std,
+    )

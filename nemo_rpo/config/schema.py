@@ -1,0 +1,180 @@
+"""The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
+
+Every default stands here once. ``null`` means "derived", and the comment says from what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_rpo.em.settings import EMSettings
+
+
+@dataclass
+class DPOTrainerConfig:
+    max_epochs: int = 1
+    max_steps: int = -1  # -1: max_epochs decides
+    val_check_interval: float = 0.1  # a fraction of an epoch if below 1 (1.0: every epoch), else optimizer steps; 0 turns validation off
+    save_interval: int = 100  # optimizer steps between checkpoints; 0: only at the end
+    limit_train_batches: float = 1.0  # a fraction of the epoch if at most 1.0, else a number of global batches
+    limit_val_batches: float = 1.0
+    gradient_clip_val: float = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    num_nodes: int = 1
+    devices: int | None = None  # ranks a node; null: what torchrun started
+    accelerator: str = "gpu"  # gpu | cpu
+    precision: str = "bf16"  # bf16 | 32
+    dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
+
+
+@dataclass
+class CheckpointCallbackConfig:
+    monitor: str = "val_loss"  # any metric of metrics.jsonl
+    mode: str = "min"  # min | max
+    save_top_k: int = 3  # best checkpoints kept beside the last one
+    save_last: bool = True
+
+
+@dataclass
+class ExpManagerConfig:
+    explicit_log_dir: str | None = None  # null: exp_dir/name
+    exp_dir: str = "results"
+    name: str = "megatron_gpt_rpo"
+    resume_if_exists: bool = True
+    resume_ignore_no_checkpoint: bool = True
+    max_time_per_run: str | None = None  # DD:HH:MM:SS; the run saves and stops before it
+    create_tensorboard_logger: bool = False
+    create_wandb_logger: bool = False
+    wandb_logger_kwargs: dict[str, Any] = field(default_factory=dict)
+    checkpoint_callback_params: CheckpointCallbackConfig = field(default_factory=CheckpointCallbackConfig)
+
+
+@dataclass
+class PretrainedConfig:
+    restore_from_path: str | None = None  # a Hugging Face folder or a checkpoint of this package; null: fresh weights from model.*
+
+
+@dataclass
+class DPOConfig:
+    ref_policy_kl_penalty: float = 0.2  # β of the preference loss
+    log_prob_forward_micro_batch_size: int | None = None  # null: micro_batch_size, so that policy and reference share the batch shape
+    preference_loss: str = "dpo"  # used where model.rpo.base_loss is null
+    preference_loss_weight: float = 1.0
+    preference_average_log_probs: bool = False
+    sft_loss_weight: float = 0.0
+    sft_average_log_probs: bool | None = None  # null: preference_average_log_probs
+    gt_reward_scale: float = 1.0
+
+
+@dataclass
+class RPOConfig(EMSettings):
+    """``model.rpo``: the EM's settings (inherited) and how it meets the loss, the data and the reference."""
+
+    enabled: bool = True  # false: the plain preference loss, every label taken at its word
+    base_loss: str | None = None  # null: model.dpo.preference_loss
+    loss_options: dict[str, Any] = field(default_factory=dict)  # further options of the base loss, e.g. {gamma: 0.5}
+    allow_noise_model: bool = False  # let a loss that already models label noise (cDPO, rDPO) run under the EM
+    reference: str = "swapped"  # resident: a second model; swapped: its weights wait on the CPU; cached: log-probs computed once
+    reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
+    step0_tolerance: float | None = None  # largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16
+
+
+@dataclass
+class SchedConfig:
+    name: str = "CosineAnnealing"  # CosineAnnealing | linear | constant
+    warmup_steps: int = 10
+    constant_steps: int = 0  # steps at min_lr after the decay, as NeMo counts them
+    min_lr: float = 0.0
+    max_steps: int | None = None  # null: the run's number of steps
+
+
+@dataclass
+class OptimConfig:
+    name: str = "distributed_fused_adam"  # distributed_fused_adam | adam (adamw and fused_adam mean adam)
+    lr: float = 9e-6
+    weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-8
+    overlap_grad_sync: bool = False
+    overlap_param_sync: bool = False
+    sched: SchedConfig = field(default_factory=SchedConfig)
+
+
+@dataclass
+class TokenizerConfig:
+    library: str = "huggingface"
+    type: str | None = None  # a local folder; null: the folder of pretrained_checkpoint
+    use_chat_template: bool = False
+
+
+@dataclass
+class DataConfig:
+    data_prefix: dict[str, Any] = field(default_factory=dict)  # train, validation: a file or a list of files
+    layout: str = "auto"
+    annotator_key: str = "annotator"
+    pair_id_key: str = "pair_id"
+    group_votes: bool = True  # all labels of one pair share one posterior and one forward
+    invalid_pairs: str = "error"  # error | drop: pairs that are empty, identical or too long
+    allow_new_annotators: bool = False  # on resume
+    seq_length: int | None = None  # null: encoder_seq_length
+    pad_length_to_multiple_of: int = 1
+    num_workers: int = 2
+    cache_dir: str | None = None  # null: .nemo_rpo_cache beside the data
+    default_chosen_reward: float = 1.0
+    default_rejected_reward: float = 0.0
+
+
+@dataclass
+class ModelConfig:
+    micro_batch_size: int = 1  # pairs
+    global_batch_size: int = 64  # pairs
+    seed: int = 1234
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+    activations_checkpoint_granularity: str | None = None  # full | selective
+    activations_checkpoint_method: str | None = None  # uniform | block
+    activations_checkpoint_num_layers: int | None = None
+    encoder_seq_length: int = 1024
+    # The architecture: read from the checkpoint where there is one.
+    max_position_embeddings: int | None = None
+    num_layers: int | None = None
+    hidden_size: int | None = None
+    ffn_hidden_size: int | None = None
+    num_attention_heads: int | None = None
+    num_query_groups: int | None = None
+    kv_channels: int | None = None
+    normalization: str = "rmsnorm"
+    layernorm_epsilon: float = 1e-5
+    activation: str = "swiglu"
+    bias: bool = False
+    qkv_bias: bool = False
+    qk_layernorm: bool = False
+    rotary_base: float = 10000.0
+    rotary_percentage: float = 1.0
+    share_embeddings_and_output_weights: bool = False
+    make_vocab_size_divisible_by: int = 128
+    init_method_std: float = 0.02
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    rpo: RPOConfig = field(default_factory=RPOConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class RunConfig:
+    """The root of the tree."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    exp_manager: ExpManagerConfig = field(default_factory=ExpManagerConfig)
+    pretrained_checkpoint: PretrainedConfig = field(default_factory=PretrainedConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
