@@ -1,0 +1,154 @@
+"""Builds Megatron-Core's GPTModel from an architecture: which layer spec, which fusions, which precision."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # "Apex is not installed": `facts` says in plain words what is in use
+    from megatron.core import parallel_state
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+    from megatron.core.transformer.module import Float16Module
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.attention import CausalSDPA
+from nemo_rpo.megatron.norm import TorchNorm
+
+_DTYPES = {"bf16": torch.bfloat16, "32": torch.float32}
+_NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
+
+
+def uses_transformer_engine(cfg: RunConfig) -> bool:
+    """TE's layer spec on GPUs that have it; Megatron's local spec with SDPA attention everywhere else."""
+    return cfg.trainer.accelerator == "gpu" and importlib.util.find_spec("transformer_engine") is not None
+
+
+def uses_apex() -> bool:
+    """NVIDIA's apex, found by the kernel that Megatron needs from it (PyPI's package of that name is another one)."""
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+
+
+def kernel_facts(cfg: RunConfig) -> dict[str, str]:
+    """What the start-up log says about kernels, in use or not."""
+    te, gpu = uses_transformer_engine(cfg), cfg.trainer.accelerator == "gpu"
+    return {
+        "layer spec": "Transformer Engine" if te else "Megatron local, SDPA attention",
+        "fused bias/activation/dropout": "in use" if gpu else "not on a CPU",
+        "gradient accumulation fusion": "in use" if gpu and uses_apex() else "not in use (needs NVIDIA apex on a GPU)",
+        "optimizer kernel": "Transformer Engine / apex FusedAdam" if te or (gpu and uses_apex()) else "torch AdamW",
+    }
+
+
+def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> TransformerConfig:
+    """Megatron's configuration object for ``architecture`` under the run's layout and precision."""
+    model, on_gpu, te = cfg.model, cfg.trainer.accelerator == "gpu", uses_transformer_engine(cfg)
+    dtype = _DTYPES[cfg.trainer.precision]
+    swiglu = architecture.activation == "swiglu"
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_query_groups,
+        kv_channels=architecture.kv_channels,
+        normalization=_NORMS[architecture.normalization],
+        layernorm_epsilon=architecture.layernorm_epsilon,
+        gated_linear_unit=swiglu,
+        activation_func=F.silu if swiglu else F.gelu,
+        add_bias_linear=architecture.bias,
+        add_qkv_bias=architecture.qkv_bias,
+        qk_layernorm=architecture.qk_layernorm,
+        init_method_std=architecture.init_method_std,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        attention_softmax_in_fp32=True,
+        tensor_model_parallel_size=model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=model.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
+        context_parallel_size=model.context_parallel_size,
+        sequence_parallel=model.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        recompute_granularity=model.activations_checkpoint_granularity,
+        recompute_method=model.activations_checkpoint_method,
+        recompute_num_layers=model.activations_checkpoint_num_layers,
+        use_cpu_initialization=not on_gpu,
+        perform_initialization=True,
+        # Fusions are CUDA kernels; TE brings its own norm and attention.
+        gradient_accumulation_fusion=on_gpu and uses_apex(),
+        bias_activation_fusion=on_gpu and (swiglu or architecture.bias),
+        bias_dropout_fusion=on_gpu,
+        masked_softmax_fusion=on_gpu,
+        apply_rope_fusion=te,
+        persist_layer_norm=False,
+        # Set by MegatronGPTRPOModel once the optimizer exists.
+        deallocate_pipeline_outputs=True,
+    )
+
+
+def _block_spec(config: TransformerConfig, architecture: GPTArchitecture, te: bool, vp_stage: int | None) -> Any:
+    if te:
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_layernorm)
+    layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_layernorm, normalization=config.normalization)
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = CausalSDPA
+    if architecture.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = TorchNorm
+    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TorchNorm)
+
+
+def _rope_arguments(architecture: GPTArchitecture) -> dict[str, Any]:
+    arguments = {"rotary_base": architecture.rotary_base, "rotary_percent": architecture.rotary_percentage}
+    scaling = architecture.rope_scaling
+    if scaling:
+        fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        for name, value in fixed.items():  # Megatron-Core knows Llama-3.1's constants and takes the factor alone
+            if scaling.get(name, value) != value:
+                raise ConfigError(f"rope_scaling.{name}={scaling[name]} in the checkpoint's config.json is not supported by Megatron-Core (it uses {value})")
+        arguments |= {"rope_scaling": True, "rope_scaling_factor": scaling["factor"]}
+    return arguments
+
+
+def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[torch.nn.Module]:
+    """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet wrapped for data parallelism.
+
+    Raises :class:`ConfigError` if the layout does not divide the model. Issues no collective.
+    """
+    model = cfg.model
+    architecture.check_parallel(model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size)
+    vocab = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, model.tensor_model_parallel_size)
+    config, te = transformer_config(architecture, cfg), uses_transformer_engine(cfg)
+    virtual = model.virtual_pipeline_model_parallel_size
+    chunks = []
+    for stage in range(virtual or 1):
+        vp_stage = stage if virtual else None
+        chunk = GPTModel(
+            config=config,
+            transformer_layer_spec=_block_spec(config, architecture, te, vp_stage),
+            vocab_size=vocab,
+            max_sequence_length=architecture.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            parallel_output=True,
+            share_embeddings_and_output_weights=architecture.share_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            vp_stage=vp_stage,
+            **_rope_arguments(architecture),
+        )
+        if cfg.trainer.accelerator == "gpu":
+            chunk.cuda(torch.cuda.current_device())
+        chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+    return chunks
