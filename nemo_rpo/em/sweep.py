@@ -122,4 +122,6 @@ def _check_rise(before: float, after: float, iteration: int) -> None:
         raise ValueError("the margins given to the EM sweep hold a NaN")
     # Sums of a million float64 terms agree to about twelve digits; a true fall means that E- and M-step disagree.
     if after < before - 1e-9 * (1 + abs(before)):
-        logger.warning("the EM objective fell from %.6f to %.6f at iteration %d; it never should", before, after, iteration)
+        logger.warning(
+            "the EM objective fell from %.6f to %.6f at iteration %d; it never should", before, after, iteration
+        )

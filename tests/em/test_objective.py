@@ -1,0 +1,129 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nemo_rpo.em import Votes, posterior, robust_loss
+
+
+@dataclass
+class Terms:
+    """The columns of :class:`nemo_rpo.losses.LossTerms` that the objective reads."""
+
+    chosen: Tensor
+    rejected: Tensor
+    exact: bool = False
+    anchor_chosen: Tensor | None = None
+    anchor_rejected: Tensor | None = None
+
+    @property
+    def delta(self) -> Tensor:
+        return self.rejected - self.chosen
+
+
+def dpo(margin: Tensor) -> Terms:
+    return Terms(-F.logsigmoid(margin), -F.logsigmoid(-margin), exact=True)
+
+
+def ipo(margin: Tensor, beta: float = 0.1) -> Terms:
+    return Terms((margin - 1 / (2 * beta)) ** 2, (-margin - 1 / (2 * beta)) ** 2)
+
+
+def e_step(delta: Tensor, eta: float) -> Tensor:
+    logit_eta = torch.tensor([eta], dtype=torch.float64).logit()
+    return posterior(delta, Votes.single(torch.zeros(delta.numel(), dtype=torch.long)), logit_eta)
+
+
+MARGINS = torch.linspace(-6, 6, 25, dtype=torch.float64)
+
+
+def test_a_perfect_annotator_gives_the_plain_loss():
+    for objective in ("induced", "weighted"):
+        torch.testing.assert_close(robust_loss(dpo(MARGINS), e_step(MARGINS, 1.0), objective), -F.logsigmoid(MARGINS))
+
+
+def test_a_coin_gives_no_gradient():
+    margin = MARGINS.clone().requires_grad_()
+    for terms, delta in ((dpo(margin), margin), (ipo(margin), ipo(margin).delta)):
+        (gradient,) = torch.autograd.grad(robust_loss(terms, e_step(delta, 0.5)).sum(), margin)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
+def test_the_first_step_is_cdpos():
+    margin = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    eps = 0.1
+    conservative = -(1 - eps) * F.logsigmoid(margin) - eps * F.logsigmoid(-margin)
+    robust = robust_loss(dpo(margin), e_step(margin, 1 - eps))
+    torch.testing.assert_close(robust, conservative)
+    (expected,) = torch.autograd.grad(conservative.sum(), margin)
+    (actual,) = torch.autograd.grad(robust.sum(), margin)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("make", [dpo, ipo])
+def test_the_objectives_differ_by_log_z(make):
+    terms = make(MARGINS)
+    w = torch.rand(MARGINS.shape, dtype=torch.float64)
+    log_z = torch.logaddexp(-terms.chosen, -terms.rejected)
+    difference = robust_loss(terms, w, "induced") - robust_loss(terms, w, "weighted")
+    torch.testing.assert_close(difference, log_z, rtol=1e-10, atol=1e-10)
+
+
+def test_fishers_identity():
+    """With w detached the gradient is p - w, and that is the observed likelihood's own."""
+    eta = 0.8
+    margin = MARGINS.clone().requires_grad_()
+    w = e_step(margin, eta)
+    (gradient,) = torch.autograd.grad(robust_loss(dpo(margin), w).sum(), margin)
+    torch.testing.assert_close(gradient, torch.sigmoid(MARGINS) - w)
+    observed = -torch.log(eta * torch.sigmoid(margin) + (1 - eta) * torch.sigmoid(-margin))
+    (expected,) = torch.autograd.grad(observed.sum(), margin)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_gradient_weights_of_the_published_comparison():
+    margin = torch.tensor([-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(robust_loss(dpo(margin), e_step(margin, 0.9)).sum(), margin)
+    expected = torch.tensor([0.019, 0.262, 0.499, 0.400, 0.230, 0.042, 0.002], dtype=torch.float64)
+    torch.testing.assert_close(-gradient, expected, rtol=0, atol=5e-4)
+
+
+def test_the_posteriors_gradient_is_not_followed():
+    margin = MARGINS.clone().requires_grad_()
+    w = torch.sigmoid(margin * 2)
+    (gradient,) = torch.autograd.grad(robust_loss(dpo(margin), w).sum(), margin)
+    torch.testing.assert_close(gradient, torch.sigmoid(MARGINS) - w.detach())
+
+
+def test_anchors_follow_the_side_they_belong_to():
+    anchor_chosen, anchor_rejected = torch.tensor([5.0]), torch.tensor([7.0])
+    terms = Terms(torch.tensor([1.0]), torch.tensor([2.0]), False, anchor_chosen, anchor_rejected)
+    w = torch.tensor([0.25])
+    preference = -0.25 * F.logsigmoid(torch.tensor(1.0)) - 0.75 * F.logsigmoid(torch.tensor(-1.0))
+    assert robust_loss(terms, w, "induced").item() == pytest.approx(preference.item() + 0.25 * 5 + 0.75 * 7)
+    assert robust_loss(terms, w, "weighted").item() == pytest.approx(0.25 * 1 + 0.75 * 2 + 0.25 * 5 + 0.75 * 7)
+
+
+@pytest.mark.parametrize("objective", ["induced", "weighted"])
+@pytest.mark.parametrize("make", [dpo, ipo])
+@given(w=st.sampled_from([0.0, 1e-30, 0.5, 1.0]), margin=st.floats(-1e4, 1e4, width=32))
+def test_stays_finite(make, objective, w, margin):
+    leaf = torch.tensor([margin], requires_grad=True)
+    loss = robust_loss(make(leaf), torch.tensor([w]), objective)
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
+
+
+def test_a_ruled_out_side_may_have_overflowed():
+    terms = Terms(torch.tensor([1.0]), torch.tensor([float("inf")]), exact=True)
+    assert robust_loss(terms, torch.tensor([1.0])).item() == 1.0
+
+
+def test_low_precision_losses_are_combined_in_float32():
+    terms = dpo(torch.randn(3))
+    terms.chosen, terms.rejected = terms.chosen.bfloat16(), terms.rejected.bfloat16()
+    assert robust_loss(terms, torch.rand(3)).dtype == torch.float32
