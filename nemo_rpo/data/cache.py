@@ -1,0 +1,156 @@
+"""Tokenised pairs on disk, memory-mapped: a million of them cost a process no memory until it looks at one.
+
+Shapes: n pairs, v votes, K annotators. A cache folder holds
+
+    tokens.bin        int32, prompt and two responses of every distinct text, end to end
+    offsets.npy       int64 [n, 3], where prompt, chosen and rejected begin in it
+    lengths.npy       int32 [n, 3]
+    vote_start.npy    int64 [n+1]      annotator.npy  int32 [v]      sign.npy  int8 [v], ±1
+    gold.npy          int8 [n]         columns.npy    float32 [c, n]
+    content_hash.npy  uint8 [n, 16]    source.npy     int64 [n, 2], file and row
+    pair_id.bin       UTF-8, end to end               pair_id_start.npy  int64 [n+1]
+    annotators.jsonl  meta.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.errors import DataError
+
+
+class TokenizedPair(NamedTuple):
+    """One pair as the model sees it.
+
+    Attributes:
+        prompt_ids, chosen_ids, rejected_ids: int32 [p], [c], [r]; prompt + response fits into seq_length.
+        annotator: int64 [v] of the pair's votes.
+        sign: int8 [v], +1 for chosen, −1 for rejected; at least one vote.
+        pair_id: the data's id, or a hash of the pair's content.
+        content_hash: 16 bytes over the three id sequences, in this orientation.
+        columns: side columns by name, NaN where unknown.
+        gold: +1 chosen, −1 rejected, ``None`` unknown.
+    """
+
+    prompt_ids: np.ndarray
+    chosen_ids: np.ndarray
+    rejected_ids: np.ndarray
+    annotator: np.ndarray
+    sign: np.ndarray
+    pair_id: str
+    content_hash: bytes
+    columns: dict[str, float]
+    gold: int | None
+
+
+class PreferenceCache:
+    """Random access to the pairs of a finished cache folder.
+
+    Attributes:
+        folder: where it lies.
+        annotators: the table that ``annotator`` indexes.
+        lengths: int32 [n, 3], tokens of prompt, chosen and rejected.
+        gold: int8 [n], +1 chosen, −1 rejected, 0 unknown.
+        columns: float32 [n] by name.
+        content_hash: uint8 [n, 16].
+        report: counts of the build: rows, pairs, votes, ties, what was dropped and why.
+        pad_id, bos_id, eos_id, vocab_size: the tokenizer's; ``max_token_id`` is the largest id in the data.
+        max_votes: votes of the pair that has most.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        tokens = self.folder / "tokens.bin"
+        if tokens.stat().st_size != 4 * meta["tokens"]:
+            raise DataError(f"the token cache {self.folder} is damaged; delete that folder and start again")
+        self.report: dict[str, Any] = meta["report"]
+        self.files: list[str] = meta["files"]
+        self.pad_id: int = meta["pad_id"]
+        self.bos_id: int | None = meta["bos_id"]
+        self.eos_id: int | None = meta["eos_id"]
+        self.vocab_size: int = meta["vocab_size"]
+        self.max_token_id: int = meta["max_token_id"]
+        self.max_votes: int = meta["max_votes"]
+        self.lengths = self._array("lengths")
+        self.gold = self._array("gold")
+        self.content_hash = self._array("content_hash")
+        self.columns = dict(zip(meta["columns"], self._array("columns"), strict=True))
+        self._tokens = np.memmap(tokens, dtype=np.int32, mode="r")
+        self._offsets, self._vote_start = self._array("offsets"), self._array("vote_start")
+        self._annotator, self._sign = self._array("annotator"), self._array("sign")
+        self._pair_id_start = self._array("pair_id_start")
+        self._pair_ids = np.memmap(self.folder / "pair_id.bin", dtype=np.uint8, mode="r")
+        self._source = self._array("source")
+        self._own_annotators = AnnotatorTable.load(self.folder / "annotators.jsonl")
+        self.use_annotators(self._own_annotators)
+
+    def _array(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def use_annotators(self, table: AnnotatorTable) -> None:
+        """Index annotators as ``table`` does from now on; it has all of this cache's.
+
+        On resume it is the checkpoint's table: ``saved.extended(cache.annotators, allow_new=…)``.
+        """
+        self._position = self._own_annotators.positions(table)
+        self.annotators = table
+
+    def votes(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Annotators int64 [v] and signs int8 [v] of pair ``i``."""
+        votes = slice(self._vote_start[i], self._vote_start[i + 1])
+        return self._position[self._annotator[votes]], np.array(self._sign[votes])
+
+    def all_votes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every vote, in pair order: pair int64 [v], annotator int64 [v], sign int8 [v]."""
+        pair = np.repeat(np.arange(len(self)), np.diff(self._vote_start))
+        return pair, self._position[self._annotator], np.array(self._sign)
+
+    def pair_id(self, i: int) -> str:
+        return self._pair_ids[self._pair_id_start[i] : self._pair_id_start[i + 1]].tobytes().decode("utf-8")
+
+    def where(self, i: int) -> str:
+        """``file:row`` of the first row that speaks of pair ``i``."""
+        file, row = self._source[i]
+        return f"{self.files[file]}:{row}"
+
+    def pair(self, i: int) -> TokenizedPair:
+        """Pair ``i``, 0 ≤ i < n: constant time, touching only the pages its tokens lie on."""
+        annotator, sign = self.votes(i)
+        prompt, chosen, rejected = (
+            np.array(self._tokens[start : start + length])
+            for start, length in zip(self._offsets[i], self.lengths[i], strict=True)
+        )
+        return TokenizedPair(
+            prompt_ids=prompt,
+            chosen_ids=chosen,
+            rejected_ids=rejected,
+            annotator=annotator,
+            sign=sign,
+            pair_id=self.pair_id(i),
+            content_hash=self.content_hash[i].tobytes(),
+            columns={name: float(values[i]) for name, values in self.columns.items()},
+            gold=int(self.gold[i]) or None,
+        )
+
+    def summary(self) -> str:
+        """The build's counts in one sentence for the log."""
+        report = self.report
+        text = (
+            f"{report['pairs']:,} pairs from {report['rows']:,} rows; {report['votes']:,} votes of "
+            f"{report['annotators']:,} annotators, {report['ties']:,} of them ties"
+        )
+        if report["votes_without_annotator"] and report["annotators"] > 1:
+            text += f"; {report['votes_without_annotator']:,} votes without an annotator's id share one"
+        if report["truncated_prompts"]:
+            text += f"; {report['truncated_prompts']:,} prompts cut from the left"
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
+        return f"{text}; left out: {dropped or 'none'}"

@@ -1,0 +1,184 @@
+"""Writes the files of a :class:`nemo_rpo.data.cache.PreferenceCache` into an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.encode import OK, PROBLEMS, RawText, encode
+from nemo_rpo.data.files import count_rows
+from nemo_rpo.data.formats import read_rows
+from nemo_rpo.data.pairs import PairLedger, PairTable
+from nemo_rpo.data.tokenizer import PreferenceTokenizer
+from nemo_rpo.errors import DataError
+
+Progress = Callable[[int, int], None]
+NO_SIGNED_VOTE = "no signed vote"
+
+
+class _Texts(NamedTuple):
+    """What tokenising left to know about each text: shapes as in :class:`nemo_rpo.data.encode.EncodedChunk`."""
+
+    start: np.ndarray  # int64 [T], of its prompt in tokens.bin
+    lengths: np.ndarray
+    problem: np.ndarray
+    content_hash: np.ndarray
+    truncated: int
+    tokens: int
+    max_token_id: int
+
+
+def write_cache(spec: CacheSpec, folder: Path, ingredients: dict, num_workers: int, progress: Progress | None) -> None:
+    """Read, tokenise, group and write; one pass over the data, in memory only what is known about each pair.
+
+    Raises:
+        DataError: bad rows, and under ``invalid_pairs=error`` the first pair that cannot be trained on.
+    """
+    tokenizer = PreferenceTokenizer.load(spec.tokenizer)
+    ledger = PairLedger(spec.group_votes)
+    total = sum(count_rows(path) for path in spec.paths)
+    texts = _new_texts(spec, ledger)
+    with (folder / "tokens.bin").open("wb") as file:
+        encoded = _collect(
+            encode(texts, tokenizer, spec.tokenizer, spec.seq_length, num_workers),
+            file.write,
+            lambda: progress(ledger.rows, total) if progress else None,
+        )
+        _sync(file)
+    table = ledger.close()
+    keep, dropped = _judge(spec, table, encoded)
+    _write_pairs(folder, spec, table, encoded, keep)
+    report = {
+        "rows": table.rows,
+        "pairs": int(keep.sum()),
+        "votes": table.votes,
+        "ties": table.ties,
+        "annotators": len(table.annotators),
+        "votes_without_annotator": table.without_annotator,
+        "truncated_prompts": encoded.truncated,
+        "dropped": dropped,
+    }
+    meta = {
+        "report": report,
+        "ingredients": ingredients,
+        "files": [str(path) for path in spec.paths],
+        "columns": list(table.columns),
+        "tokens": encoded.tokens,
+        "max_token_id": encoded.max_token_id,
+        "max_votes": int(np.diff(table.vote_start)[keep].max()),
+        "pad_id": tokenizer.pad_id,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "vocab_size": tokenizer.vocab_size,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _new_texts(spec: CacheSpec, ledger: PairLedger) -> Iterator[RawText]:
+    for row in read_rows(spec.paths, spec.keys):
+        if ledger.add(row) is not None:
+            yield RawText(row.where, row.prompt, row.chosen, row.rejected)
+
+
+def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Callable[[], None]) -> _Texts:
+    lengths, problem, content_hash = [], [], []
+    truncated, max_token_id = 0, -1
+    for chunk in chunks:
+        write(chunk.tokens.tobytes())
+        lengths.append(chunk.lengths)
+        problem.append(chunk.problem)
+        content_hash.append(chunk.content_hash)
+        truncated += chunk.truncated
+        max_token_id = max(max_token_id, int(chunk.tokens.max(initial=-1)))
+        after_chunk()
+    all_lengths, all_problem = np.concatenate(lengths), np.concatenate(problem)
+    end = np.cumsum(np.where(all_problem == OK, all_lengths.sum(1, dtype=np.int64), 0))
+    start = np.concatenate([[0], end[:-1]])
+    return _Texts(start, all_lengths, all_problem, np.concatenate(content_hash), truncated, int(end[-1]), max_token_id)
+
+
+def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray, dict[str, int]]:
+    """Which pairs stay, bool [n], and how many are left out by reason.
+
+    Ties are legitimate data without evidence: they are left out under either policy.
+    """
+    voted = np.diff(table.vote_start) > 0
+    problem = texts.problem[table.text]
+    invalid = voted & (problem != OK)
+    if invalid.any() and spec.invalid_pairs == "error":
+        first = int(np.argmax(invalid))
+        file, row = table.source[first]
+        raise DataError(
+            f"{file}:{row}: {_explain(spec, texts, table.text[first])}; set model.data.invalid_pairs=drop to leave "
+            f"such pairs out ({int(invalid.sum())} of {len(table)} pairs)"
+        )
+    dropped = {NO_SIGNED_VOTE: int((~voted).sum())}
+    dropped |= {name: int((invalid & (problem == code)).sum()) for code, name in enumerate(PROBLEMS) if code != OK}
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    keep = voted & ~invalid
+    if not keep.any():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise DataError(f"{spec.paths[0]}: no pair of {len(table)} can be trained on ({reasons})")
+    return keep, dropped
+
+
+def _explain(spec: CacheSpec, texts: _Texts, text: int) -> str:
+    name = PROBLEMS[texts.problem[text]]
+    if name != "over-long completion":
+        return name
+    longest = int(texts.lengths[text, 1:].max())
+    return (
+        f"{name} ({longest} tokens; seq_length {spec.seq_length} leaves {spec.seq_length - 1} beside one token of "
+        "prompt, and completions are never cut)"
+    )
+
+
+def _write_pairs(folder: Path, spec: CacheSpec, table: PairTable, texts: _Texts, keep: np.ndarray) -> None:
+    text, turned = table.text[keep], table.turned[keep]
+    prompt, first, second = texts.lengths[text].T
+    first_start = texts.start[text] + prompt
+    chosen_start = np.where(turned, first_start + first, first_start)
+    rejected_start = np.where(turned, first_start, first_start + first)
+    votes = np.diff(table.vote_start)
+    kept_votes = np.repeat(keep, votes)
+    annotator = table.annotator[kept_votes]
+    file_index = {str(path): i for i, path in enumerate(spec.paths)}
+    source = [(file_index[table.source[i][0]], table.source[i][1]) for i in np.flatnonzero(keep)]
+    names = [table.pair_id[i].encode("utf-8") for i in np.flatnonzero(keep)]
+    arrays = {
+        "offsets": np.stack([texts.start[text], chosen_start, rejected_start], axis=1),
+        "lengths": np.stack([prompt, np.where(turned, second, first), np.where(turned, first, second)], axis=1),
+        "vote_start": np.concatenate([[0], np.cumsum(votes[keep])]),
+        "annotator": annotator.astype(np.int32),
+        "sign": table.sign[kept_votes],
+        "gold": table.gold[keep],
+        "columns": np.stack([values[keep] for values in table.columns.values()])
+        if table.columns
+        else np.empty((0, int(keep.sum())), dtype=np.float32),
+        "content_hash": texts.content_hash[text, turned.astype(np.int64)],
+        "source": np.array(source, dtype=np.int64),
+        "pair_id_start": np.concatenate([[0], np.cumsum([len(name) for name in names])]),
+    }
+    for name, values in arrays.items():
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, values)
+            _sync(file)
+    (folder / "pair_id.bin").write_bytes(b"".join(names))
+    labels = np.bincount(annotator, minlength=len(table.annotators))
+    AnnotatorTable(replace(known, labels=int(labels[k])) for k, known in enumerate(table.annotators.annotators)).save(
+        folder / "annotators.jsonl"
+    )
+
+
+def _sync(file) -> None:
+    # The folder is renamed into place: its contents must not arrive on the disk after its name.
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,96 @@
+"""Pairs to the tensors of a micro-batch, under NeMo-Aligner's names.
+
+Shapes: n pairs, S padded length, V votes of the pair that has most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_rpo.data.cache import TokenizedPair
+
+IGNORE = -100  # the label of a position that is not scored, as in torch's cross entropy
+
+
+def padded_length(lengths: np.ndarray, multiple_of: int, seq_length: int) -> int:
+    """S for a batch: its longest prompt + response, rounded up to ``multiple_of``, at most ``seq_length`` so rounded.
+
+    Args:
+        lengths: int [n, 3] of prompt, chosen and rejected, of the whole *global* batch: every rank then finds the same
+            S without a word between them.
+
+    >>> padded_length(np.array([[5, 4, 7], [3, 2, 2]]), multiple_of=8, seq_length=64)
+    16
+    """
+    longest = int((lengths[:, 0] + lengths[:, 1:].max(1)).max())
+    return -(-min(longest, seq_length) // multiple_of) * multiple_of
+
+
+def collate(
+    pairs: Sequence[TokenizedPair],
+    pair_index: np.ndarray,
+    valid: np.ndarray,
+    seq_length: int,
+    pad_id: int,
+    max_votes: int,
+) -> dict[str, Tensor]:
+    """A micro-batch.
+
+    Args:
+        pairs: the pairs, each of which fits into ``seq_length``.
+        pair_index: int64 [n], their indices in the cache.
+        valid: bool [n]; False for a row that only fills up the batch. Such a row carries the tokens of a real pair, so
+            that nothing computed from it is NaN, and no vote.
+        seq_length: S.
+        pad_id: a real token id, right of every sequence.
+        max_votes: V, the same on every rank.
+
+    Returns:
+        ``chosen``, ``rejected`` int64 [n, S]: prompt + response, right-padded.
+        ``chosen_labels``, ``rejected_labels`` int64 [n, S]: the token ids at response positions, −100 elsewhere; not
+        shifted (the model's output at position t−1 predicts the label at t).
+        ``chosen_length``, ``rejected_length`` int64 [n]: response tokens.
+        ``position_ids`` int64 [S].
+        ``annotator`` int64 [n, V], 0 where there is no vote; ``sign`` float32 [n, V], ±1, and 0 there.
+        ``gold`` int64 [n]: +1, −1, or 0 without one.
+        ``valid`` bool [n]; ``pair_index`` int64 [n]; every side column float32 [n].
+    """
+    batch: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        batch[side], batch[f"{side}_labels"], batch[f"{side}_length"] = _side(
+            [(pair.prompt_ids, getattr(pair, f"{side}_ids")) for pair in pairs], seq_length, pad_id
+        )
+    batch["position_ids"] = torch.arange(seq_length)
+    batch["annotator"], batch["sign"] = _votes(pairs, valid, max_votes)
+    batch["gold"] = torch.tensor([pair.gold or 0 for pair in pairs])
+    batch["valid"] = torch.from_numpy(np.asarray(valid, dtype=bool))
+    batch["pair_index"] = torch.from_numpy(np.asarray(pair_index, dtype=np.int64))
+    for name in pairs[0].columns:
+        batch[name] = torch.tensor([pair.columns[name] for pair in pairs], dtype=torch.float32)
+    return batch
+
+
+def _side(
+    sequences: list[tuple[np.ndarray, np.ndarray]], seq_length: int, pad_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    ids = torch.full((len(sequences), seq_length), pad_id, dtype=torch.int64)
+    labels = torch.full((len(sequences), seq_length), IGNORE, dtype=torch.int64)
+    for i, (prompt, response) in enumerate(sequences):
+        begin, end = len(prompt), len(prompt) + len(response)
+        ids[i, :begin] = torch.from_numpy(prompt)
+        ids[i, begin:end] = labels[i, begin:end] = torch.from_numpy(response).long()
+    return ids, labels, torch.tensor([len(response) for _, response in sequences])
+
+
+def _votes(pairs: Sequence[TokenizedPair], valid: np.ndarray, max_votes: int) -> tuple[Tensor, Tensor]:
+    annotator = torch.zeros((len(pairs), max_votes), dtype=torch.int64)
+    sign = torch.zeros((len(pairs), max_votes), dtype=torch.float32)
+    for i, pair in enumerate(pairs):
+        if valid[i]:
+            annotator[i, : len(pair.annotator)] = torch.from_numpy(pair.annotator)
+            sign[i, : len(pair.sign)] = torch.from_numpy(pair.sign).float()
+    return annotator, sign

@@ -1,0 +1,73 @@
+"""Cache, sampler and collate together: the micro-batches of any step for one data-parallel rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from torch import Tensor
+
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.collate import collate, padded_length
+from nemo_rpo.data.sampler import PADDING, GlobalBatchSampler, shard
+
+Batch = dict[str, Tensor]
+
+
+class PreferenceDataset:
+    """Global batches of a cache, as this rank's share of them.
+
+    Args:
+        cache: the pairs.
+        sampler: their order.
+        data_parallel_rank, data_parallel_size, micro_batch_size: the share; ranks of one model replica pass the same.
+        seq_length: no batch is longer.
+        pad_to_multiple_of: the padded length is a multiple of it (tensor and context parallel sizes, FP8).
+    """
+
+    def __init__(
+        self,
+        cache: PreferenceCache,
+        sampler: GlobalBatchSampler,
+        *,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        micro_batch_size: int,
+        seq_length: int,
+        pad_to_multiple_of: int,
+    ) -> None:
+        self.cache = cache
+        self.sampler = sampler
+        self.data_parallel_rank = data_parallel_rank
+        self.data_parallel_size = data_parallel_size
+        self.micro_batch_size = micro_batch_size
+        self.seq_length = seq_length
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __len__(self) -> int:
+        """Global batches an epoch."""
+        return self.sampler.steps_per_epoch
+
+    def global_batch(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of global batch ``step``, all of one padded length; keys as in :func:`collate`."""
+        indices = self.sampler.batch(step)
+        length = padded_length(
+            self.cache.lengths[indices[indices != PADDING]], self.pad_to_multiple_of, self.seq_length
+        )
+        shares = shard(indices, self.data_parallel_rank, self.data_parallel_size, self.micro_batch_size)
+        return [self._micro_batch(share, filler=int(indices[0]), length=length) for share in shares]
+
+    def batches(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Global batches ``first`` … ``last − 1``, the next one being prepared by a thread while one is in use."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+            upcoming: Future | None = pool.submit(self.global_batch, first) if first < last else None
+            for step in range(first, last):
+                current = upcoming.result()
+                upcoming = pool.submit(self.global_batch, step + 1) if step + 1 < last else None
+                yield current
+
+    def _micro_batch(self, share: np.ndarray, filler: int, length: int) -> Batch:
+        valid = share != PADDING
+        pairs = [self.cache.pair(int(i)) for i in np.where(valid, share, filler)]
+        return collate(pairs, share, valid, length, self.cache.pad_id, self.cache.max_votes)

@@ -1,0 +1,162 @@
+"""Texts to tokens, in this process or in several, a chunk at a time and in order."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import NamedTuple
+
+import numpy as np
+
+from nemo_rpo.data.rows import Text
+from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.truncation import fits, truncate_prompt
+from nemo_rpo.errors import DataError
+
+CHUNK = 256  # texts a task: milliseconds of work against microseconds of hand-over
+# Below this many texts a pool costs more than it saves: every worker imports the tokenizer library for seconds.
+SPAWN_FROM = 4096
+
+OK = 0
+PROBLEMS = ("", "empty completion", "identical completions", "over-long completion", "empty prompt")
+_EMPTY, _IDENTICAL, _OVER_LONG, _NO_PROMPT = range(1, len(PROBLEMS))
+
+
+class RawText(NamedTuple):
+    """A prompt and its two responses as read at ``where`` (``file:row``)."""
+
+    where: str
+    prompt: Text
+    first: Text
+    second: Text
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """Tokens of m texts; a text with a problem has none.
+
+    Attributes:
+        tokens: int32, prompt, first and second response of every text, end to end.
+        lengths: int32 [m, 3] of the three; of a text with a problem the lengths it would have had.
+        problem: int8 [m], index into :data:`PROBLEMS`.
+        content_hash: uint8 [m, 2, 16], BLAKE2b of the ids, the responses in the text's order and turned.
+        truncated: prompts that were cut.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    problem: np.ndarray
+    content_hash: np.ndarray
+    truncated: int
+
+
+def encode(
+    texts: Iterable[RawText], tokenizer: PreferenceTokenizer, spec: TokenizerSpec, seq_length: int, num_workers: int
+) -> Iterator[EncodedChunk]:
+    """Chunks of tokens in the order of ``texts``, which is read no further ahead than the workers need.
+
+    Args:
+        num_workers: processes to tokenise in; with fewer than 2, or a few thousand texts, this one does it alone.
+    """
+    texts = iter(texts)
+    head = list(islice(texts, SPAWN_FROM)) if num_workers > 1 else []
+    if len(head) < SPAWN_FROM:
+        for chunk in _chunks(chain(head, texts)):
+            yield encode_chunk(chunk, tokenizer, seq_length)
+        return
+    # spawn: a fork after torch has started its threads can deadlock, and would inherit the builder's file lock.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(spec, seq_length))
+    try:
+        pending: deque = deque()
+        for chunk in _chunks(chain(head, texts)):
+            pending.append(pool.submit(_work, chunk))
+            if len(pending) > 4 * num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as exc:
+        raise DataError(
+            "a tokenising process died: out of memory, or the main script lacks its `if __name__ == '__main__'` guard; "
+            f"lower model.data.num_workers (now {num_workers})"
+        ) from exc
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_length: int) -> EncodedChunk:
+    """Tokenise, truncate and judge each text. Raises :class:`DataError` naming the row that cannot be rendered."""
+    parts: list[np.ndarray] = []
+    lengths = np.zeros((len(texts), 3), dtype=np.int32)
+    problem = np.zeros(len(texts), dtype=np.int8)
+    content_hash = np.zeros((len(texts), 2, 16), dtype=np.uint8)
+    truncated = 0
+    for i, text in enumerate(texts):
+        prompt, first, second = _render(text, tokenizer)
+        lengths[i] = len(prompt), len(first), len(second)
+        problem[i] = _problem(text, prompt, first, second, seq_length)
+        if problem[i] != OK:
+            continue
+        kept = truncate_prompt(prompt, max(len(first), len(second)), seq_length, tokenizer.bos_id)
+        truncated += len(kept) < len(prompt)
+        parts += [kept, first, second]
+        lengths[i, 0] = len(kept)
+        content_hash[i] = _hash(kept, first, second), _hash(kept, second, first)
+    tokens = np.concatenate(parts).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
+    return EncodedChunk(tokens, lengths, problem, content_hash, truncated)
+
+
+def _render(text: RawText, tokenizer: PreferenceTokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    try:
+        prompt, first = tokenizer.render(text.prompt, text.first)
+        other_prompt, second = tokenizer.render(text.prompt, text.second)
+    except DataError as exc:
+        raise DataError(f"{text.where}: {exc}") from exc
+    if not np.array_equal(prompt, other_prompt):
+        raise DataError(f"{text.where}: the chat template of {tokenizer.name} gives the responses different prompts")
+    return prompt, first, second
+
+
+def _problem(text: RawText, prompt: np.ndarray, first: np.ndarray, second: np.ndarray, seq_length: int) -> int:
+    # Emptiness is a matter of the text: a template gives an empty answer its end-of-turn token all the same.
+    if _is_blank(text.first) or _is_blank(text.second):
+        return _EMPTY
+    if np.array_equal(first, second):
+        return _IDENTICAL
+    if not fits(max(len(first), len(second)), seq_length):
+        return _OVER_LONG
+    return _NO_PROMPT if len(prompt) == 0 else OK
+
+
+def _is_blank(text: Text) -> bool:
+    return not (text if isinstance(text, str) else "".join(message["content"] for message in text)).strip()
+
+
+def _hash(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    digest = hashlib.blake2b(np.array([len(prompt), len(chosen)], dtype="<i8").tobytes(), digest_size=16)
+    for ids in (prompt, chosen, rejected):
+        digest.update(ids.astype("<i4").tobytes())
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
+def _chunks(texts: Iterator[RawText]) -> Iterator[list[RawText]]:
+    while chunk := list(islice(texts, CHUNK)):
+        yield chunk
+
+
+_worker: tuple[PreferenceTokenizer, int]
+
+
+def _start(spec: TokenizerSpec, seq_length: int) -> None:
+    global _worker
+    _worker = PreferenceTokenizer.load(spec), seq_length
+
+
+def _work(texts: list[RawText]) -> EncodedChunk:
+    return encode_chunk(texts, *_worker)

@@ -1,0 +1,124 @@
+"""Records of JSONL, gzipped JSONL and Parquet files, each with the file and row it came from."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.errors import DataError, missing_extra
+
+Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fields of one row, untouched."""
+
+    file: str
+    row: int
+    fields: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+def as_paths(paths: Paths) -> list[Path]:
+    """One file or several; raises :class:`DataError` for a file that is not there."""
+    listed = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not listed:
+        raise DataError("no data file given; set model.data.data_prefix")
+    for path in listed:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name the JSONL, JSONL.gz or Parquet files in it")
+        if not path.is_file():
+            raise DataError(f"data file {path} does not exist; check model.data.data_prefix")
+    return listed
+
+
+def read_records(path: Path) -> Iterator[Record | DataError]:
+    """The rows of one file in order; a line that is no JSON object is yielded as its error, and reading goes on.
+
+    Damage that ends the file (a truncated gzip or Parquet, an unreadable disk) and a file without rows are raised.
+    """
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    row = 0
+    for row, fields in rows:
+        yield fields if isinstance(fields, DataError) else Record(str(path), row, fields)
+    if row == 0:
+        raise DataError(f"{path} has no rows")
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a file for a progress bar: Parquet's own count, else its lines."""
+    if path.suffix == ".parquet":
+        with _open_parquet(path) as file:
+            return file.metadata.num_rows
+    return sum(1 for _ in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    line = 0
+    try:
+        with opened(path, "rb") as file:
+            for line, text in enumerate(file, start=1):  # noqa: B007  the except clauses name it
+                yield text
+    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        raise DataError(f"{path}:{line + 1}: damaged or truncated gzip ({exc}); copy the file again") from exc
+    except OSError as exc:
+        raise DataError(f"{path}:{line + 1}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    for row, line in enumerate(_lines(path), start=1):
+        if line.isspace():
+            continue
+        try:
+            # utf-8-sig: editors on Windows put a byte-order mark at the head of the file.
+            fields = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
+        except UnicodeDecodeError as exc:
+            yield row, DataError(f"{path}:{row}: not UTF-8 ({exc.reason} at byte {exc.start})")
+        except json.JSONDecodeError as exc:
+            yield row, DataError(f"{path}:{row}: bad JSON ({exc.msg} at column {exc.colno})")
+        else:
+            if not isinstance(fields, dict):
+                fields = DataError(f"{path}:{row}: expected a JSON object a line, found a {type(fields).__name__}")
+            yield row, fields
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+
+    row = 0
+    with _open_parquet(path) as file:
+        try:
+            # Small batches: to_pylist() is what costs memory, and long chats are a megabyte per hundred rows.
+            for batch in file.iter_batches(batch_size=256):
+                for row, fields in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
+                    yield row, fields
+        except (pyarrow.ArrowException, OSError) as exc:
+            raise DataError(f"{path}:{row + 1}: damaged Parquet ({_first_line(exc)}); copy the file again") from exc
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as exc:
+        raise missing_extra("pyarrow", "hf") from exc
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as exc:
+        raise DataError(f"{path}: no Parquet file, or a truncated one ({_first_line(exc)})") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).splitlines()[0].rstrip(".") if str(exc) else type(exc).__name__

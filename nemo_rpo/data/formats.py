@@ -1,0 +1,99 @@
+"""Preference rows from files in any of the field's layouts, read one by one and never held."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nemo_rpo.data.files import Paths, Record, as_paths, read_records
+from nemo_rpo.data.layouts import ranked, voted, winner
+from nemo_rpo.data.rows import PreferenceRow
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+Parser = Callable[[Record, RowFormat], PreferenceRow]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A parser, and the fields whose presence in a row tells its layout."""
+
+    parse: Parser
+    marks: tuple[frozenset[str], ...]
+
+    def recognises(self, fields: dict) -> bool:
+        return any(mark <= fields.keys() for mark in self.marks)
+
+
+def _marks(*alternatives: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(names.split()) for names in alternatives)
+
+
+# In the order of detection: the more particular marks first.
+LAYOUTS: dict[str, Layout] = {
+    "votes": Layout(voted.votes, _marks("response_a response_b votes")),
+    "multipref": Layout(
+        voted.multipref,
+        _marks(
+            "completion_a completion_b normal_worker_annotations", "completion_a completion_b expert_worker_annotations"
+        ),
+    ),
+    "nemo_rl": Layout(ranked.nemo_rl, _marks("context completions")),
+    "nemo_aligner": Layout(winner.nemo_aligner, _marks("chosen_response rejected_response")),
+    "hf": Layout(winner.hf, _marks("chosen rejected")),
+}
+
+
+def detect_layout(record: Record) -> str:
+    """The layout whose marking fields the record has; :class:`DataError` with the fields seen if there is none."""
+    for name, layout in LAYOUTS.items():
+        if layout.recognises(record.fields):
+            return name
+    raise DataError(
+        f"{record.where}: no known layout has these fields: {', '.join(sorted(record.fields)) or 'none'}; "
+        f"rename them, or set model.data.layout to one of {', '.join(LAYOUTS)}"
+    )
+
+
+def parse(record: Record, keys: RowFormat, layout: str) -> PreferenceRow:
+    """One record under a named layout; :class:`DataError` with file, row and field where it does not fit."""
+    return LAYOUTS[layout].parse(record, keys)
+
+
+def read_rows(
+    paths: Paths, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
+) -> Iterator[PreferenceRow]:
+    """The rows of one or several files (``.parquet``, ``.gz``, anything else is JSONL), in order.
+
+    Args:
+        paths: files of one layout each.
+        keys: layout and keys; with layout ``auto`` the first readable row of each file decides for that file, and the
+            decision is logged.
+        on_error: called with the error of every bad row, which is then left out; ``None`` raises the first one.
+
+    Raises:
+        DataError: a file that is missing, empty or damaged; without ``on_error`` also the first bad row.
+        ConfigError: an unknown layout.
+    """
+    keys = keys or RowFormat()
+    if keys.layout != "auto" and keys.layout not in LAYOUTS:
+        raise ConfigError(f"model.data.layout is '{keys.layout}'; it can be auto, {', '.join(LAYOUTS)}")
+    for path in as_paths(paths):
+        layout = None if keys.layout == "auto" else keys.layout
+        for record in read_records(path):
+            try:
+                if isinstance(record, DataError):
+                    raise record
+                if layout is None:
+                    layout = detect_layout(record)
+                    log.info("%s: layout '%s', from the fields of row %d", path, layout, record.row)
+                row = parse(record, keys, layout)
+            except DataError as exc:
+                if on_error is None:
+                    raise
+                on_error(exc)
+            else:
+                yield row

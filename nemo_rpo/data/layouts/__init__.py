@@ -1,0 +1,1 @@
+"""The layouts that preference data comes in, one file a family."""

@@ -1,0 +1,74 @@
+"""Layouts with several labels a row: our own ``votes`` and MultiPref's."""
+
+from __future__ import annotations
+
+from nemo_rpo.data.files import Record
+from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.data.rows import PreferenceRow, Vote
+from nemo_rpo.data.settings import RowFormat
+
+_SIGNS = {"a": +1, "b": -1, "tie": 0}
+_MULTIPREF_FIELDS = ("normal_worker_annotations", "expert_worker_annotations")
+
+
+def votes(record: Record, keys: RowFormat) -> PreferenceRow:
+    """``{"pair_id", "prompt", "response_a", "response_b", "votes": [{"annotator": "w1", "vote": "a"|"b"|"tie"}, …]}``.
+
+    ``gold``, ``a`` or ``b``, may stand beside them; a gold ``tie`` says as little about either response as none.
+    """
+    fields = Fields(record)
+    cast = tuple(Vote(vote.annotator(keys), _sign(vote, "vote")) for vote in fields.objects("votes"))
+    gold = _sign(fields, "gold") if fields.values.get("gold") not in (None, "") else 0
+    return PreferenceRow(
+        record.file,
+        record.row,
+        fields.pair_id(keys),
+        fields.conversation("prompt"),
+        fields.conversation("response_a"),
+        fields.conversation("response_b"),
+        cast,
+        fields.columns(),
+        gold or None,
+    )
+
+
+def multipref(record: Record, keys: RowFormat) -> PreferenceRow:
+    """MultiPref (Miranda et al. 2024): ``text``, ``completion_a``, ``completion_b`` and two lists of annotations.
+
+    Each annotation has an ``evaluator`` and an ``overall_pref``: ``A-is-clearly-better``, ``A-is-slightly-better``,
+    ``Tie``, …. The strength and ``overall_confidence`` of a label are not used: one annotator is one reliability.
+    """
+    fields = Fields(record)
+    cast = []
+    for name in _MULTIPREF_FIELDS:
+        if fields.values.get(name) is not None:
+            cast += [Vote(_evaluator(label, keys), _overall(label)) for label in fields.objects(name)]
+    return PreferenceRow(
+        record.file,
+        record.row,
+        fields.pair_id(keys, fallback="comparison_id"),
+        fields.conversation("text" if "text" in fields.values else "prompt"),
+        fields.conversation("completion_a"),
+        fields.conversation("completion_b"),
+        tuple(cast),
+        fields.columns(),
+    )
+
+
+def _sign(fields: Fields, name: str) -> int:
+    value = fields.text(name)
+    if value not in _SIGNS:
+        raise fields.wrong_type(name, "'a', 'b' or 'tie'", value)
+    return _SIGNS[value]
+
+
+def _overall(label: Fields) -> int:
+    value = label.text("overall_pref")
+    side = value.split("-", 1)[0].lower()
+    if side not in _SIGNS:
+        raise label.wrong_type("overall_pref", "'A-is-…-better', 'B-is-…-better' or 'Tie'", value)
+    return _SIGNS[side]
+
+
+def _evaluator(label: Fields, keys: RowFormat) -> str | None:
+    return label.annotator(keys) if keys.annotator_required else label.identity("evaluator", required=True)

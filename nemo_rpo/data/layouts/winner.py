@@ -1,0 +1,70 @@
+"""Layouts that name a winner a row: NeMo-Aligner's and TRL's (plain, conversational, explicit or implicit prompt)."""
+
+from __future__ import annotations
+
+from nemo_rpo.data.files import Record
+from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.data.rows import Messages, PreferenceRow, Text, Vote
+from nemo_rpo.data.settings import RowFormat
+
+ASSISTANT_TURN = "\n\nAssistant:"  # as in Anthropic's HH data, the usual plain text without a prompt field
+
+
+def nemo_aligner(record: Record, keys: RowFormat) -> PreferenceRow:
+    """``{"prompt", "chosen_response", "rejected_response"}``, the prompt text or messages; rewards are optional."""
+    fields = Fields(record)
+    prompt = fields.conversation("prompt")
+    return _row(fields, keys, prompt, fields.conversation("chosen_response"), fields.conversation("rejected_response"))
+
+
+def hf(record: Record, keys: RowFormat) -> PreferenceRow:
+    """``{"prompt", "chosen", "rejected"}`` as TRL reads it. Without ``prompt`` it is what the two sides share."""
+    fields = Fields(record)
+    chosen, rejected = fields.conversation("chosen"), fields.conversation("rejected")
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise fields.error("'chosen' and 'rejected' must both be strings or both be lists of messages")
+    prompt = fields.conversation("prompt") if fields.values.get("prompt") is not None else None
+    if isinstance(chosen, str):
+        if prompt is None:
+            prompt, chosen, rejected = _split_dialogue(fields, chosen, rejected)
+    elif prompt is None or chosen[0]["role"] != "assistant":
+        # Data sets in the manner of UltraFeedback repeat the prompt at the head of both sides.
+        prompt, chosen, rejected = _split_messages(fields, chosen, rejected)
+    return _row(fields, keys, prompt, chosen, rejected)
+
+
+def _row(fields: Fields, keys: RowFormat, prompt: Text, chosen: Text, rejected: Text) -> PreferenceRow:
+    vote = Vote(fields.annotator(keys), +1)
+    return PreferenceRow(
+        fields.record.file, fields.record.row, fields.pair_id(keys), prompt, chosen, rejected, (vote,), fields.columns()
+    )
+
+
+def _split_messages(fields: Fields, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    shared = 0
+    # The last message of either side is a response, also when the two are the same.
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if side[shared]["role"] != "assistant":
+            raise fields.error(
+                f"'chosen' and 'rejected' answer different prompts: message {shared + 1} of '{name}' is the first that "
+                f"differs and is the {side[shared]['role']}'s"
+            )
+    if shared == 0:
+        raise fields.error("field 'prompt' is missing, and 'chosen' and 'rejected' start with the response")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _split_dialogue(fields: Fields, chosen: str, rejected: str) -> tuple[str, str, str]:
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    prefix = chosen[: min(len(chosen), len(rejected)) if same is None else same]
+    turn = prefix.rfind(ASSISTANT_TURN)
+    if turn < 0:
+        # The longest common prefix would cut inside a word, or take the shared first words of two answers for a prompt.
+        raise fields.error(
+            f"field 'prompt' is missing, and 'chosen' and 'rejected' share no {ASSISTANT_TURN.strip()!r} turn to "
+            f"end one; fields seen: {', '.join(sorted(fields.values))}"
+        )
+    cut = turn + len(ASSISTANT_TURN)
+    return chosen[:cut], chosen[cut:], rejected[cut:]

@@ -1,0 +1,239 @@
+"""From rows to pairs: which rows speak of the same two responses, and which of the two is called chosen.
+
+Shapes: T texts (distinct prompt with its two responses), n pairs, v votes, r rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_rpo.data import columns as side_columns
+from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.rows import PreferenceRow, Text
+from nemo_rpo.errors import DataError
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Every pair but for its tokens.
+
+    Attributes:
+        text: int64 [n], the text whose responses the pair compares.
+        turned: bool [n], True where ``chosen`` is the text's second response.
+        pair_id: [n] ids, the file's or the hash of the content.
+        vote_start: int64 [n+1]; the votes of pair i are ``vote_start[i]:vote_start[i+1]``.
+        annotator: int64 [v], index into ``annotators``.
+        sign: int8 [v], +1 for chosen and −1 for rejected; ties are left out.
+        gold: int8 [n], +1 chosen, −1 rejected, 0 unknown.
+        columns: float32 [n] each, NaN where a pair has no value.
+        source: [n] ``(file, row)`` of the first row that speaks of the pair.
+        annotators: sorted by id.
+        rows, votes, ties, without_annotator: counts over the files.
+    """
+
+    text: np.ndarray
+    turned: np.ndarray
+    pair_id: list[str]
+    vote_start: np.ndarray
+    annotator: np.ndarray
+    sign: np.ndarray
+    gold: np.ndarray
+    columns: dict[str, np.ndarray]
+    source: list[tuple[str, int]]
+    annotators: AnnotatorTable
+    rows: int
+    votes: int
+    ties: int
+    without_annotator: int
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+class PairLedger:
+    """Reads rows one by one and keeps of each what :class:`PairTable` needs: some hundred bytes, never its text.
+
+    Two rows speak of the same pair if they have the same pair id or, both without one, the same prompt and the same two
+    responses in either order.
+
+    Args:
+        group_votes: all labels of a pair make one pair with several votes, chosen being the response with most of them
+            (of equal ones, the one recorded first). Off: each signed label is a pair, chosen being what it prefers.
+    """
+
+    def __init__(self, group_votes: bool) -> None:
+        self.group_votes = group_votes
+        self._texts: dict[str, int] = {}  # pair id or content hash -> text
+        self._digests: list[tuple[bytes, bytes, bytes]] = []  # of each text: prompt, first and second response
+        self._first: list[tuple[str, int]] = []  # of each text: where it was read first
+        self._ids: list[str] = []
+        self._row_text, self._row_turned, self._row_gold = array("q"), array("b"), array("b")
+        self._row_source: list[tuple[str, int]] = []
+        self._vote_row, self._vote_annotator, self._vote_sign = array("q"), array("q"), array("b")
+        self._annotators: dict[str, int] = {}
+        self._annotator_seen: list[str] = []
+        self._columns: dict[str, tuple[array, array]] = {}
+        self._without_annotator = 0
+
+    def add(self, row: PreferenceRow) -> int | None:
+        """Enter a row. Returns the index of its text if that is new (it counts up from 0), else ``None``.
+
+        Raises:
+            DataError: the row has the pair id of an earlier one and other texts, or another gold label.
+        """
+        digests = (_digest(row.prompt), _digest(row.chosen), _digest(row.rejected))
+        content = _content_id(*digests)
+        # An id of the data and a content hash never meet: the hash is not looked up where there is an id.
+        key = content if row.pair_id is None else f"id:{row.pair_id}"
+        text = self._texts.setdefault(key, len(self._digests))
+        new = text == len(self._digests)
+        if new:
+            self._digests.append(digests)
+            self._first.append((row.file, row.row))
+            self._ids.append(content if row.pair_id is None else row.pair_id)
+        self._enter(row, text, self._is_turned(row, text, digests))
+        return text if new else None
+
+    def _is_turned(self, row: PreferenceRow, text: int, digests: tuple[bytes, bytes, bytes]) -> bool:
+        if digests == self._digests[text]:
+            return False
+        prompt, chosen, rejected = digests
+        if (prompt, rejected, chosen) == self._digests[text]:
+            return True
+        file, number = self._first[text]
+        raise DataError(
+            f"{row.where}: pair_id '{row.pair_id}' already stands for other texts at {file}:{number}; "
+            "give each pair its own id, or set model.data.pair_id_key to the field that has it"
+        )
+
+    def _enter(self, row: PreferenceRow, text: int, turned: bool) -> None:
+        entry = len(self._row_text)
+        orientation = -1 if turned else 1
+        self._row_text.append(text)
+        self._row_turned.append(turned)
+        self._row_gold.append((row.gold or 0) * orientation)
+        self._row_source.append((row.file, row.row))
+        for vote in row.votes:
+            annotator = VIRTUAL if vote.annotator is None else vote.annotator
+            self._without_annotator += vote.annotator is None
+            index = self._annotators.setdefault(annotator, len(self._annotators))
+            if index == len(self._annotator_seen):
+                self._annotator_seen.append(row.where)
+            self._vote_row.append(entry)
+            self._vote_annotator.append(index)
+            self._vote_sign.append(vote.sign * orientation)
+        for name, value in row.columns.items():
+            rows, values = self._columns.setdefault(name, (array("q"), array("f")))
+            rows.append(entry)
+            values.append(value)
+
+    @property
+    def rows(self) -> int:
+        """Rows entered so far."""
+        return len(self._row_text)
+
+    def close(self) -> PairTable:
+        """Group and orient what was entered."""
+        vote_row, sign = _as(self._vote_row, np.int64), _as(self._vote_sign, np.int8)
+        order, annotators = self._sorted_annotators(sign)
+        annotator = order[_as(self._vote_annotator, np.int64)]
+        signed = sign != 0
+        votes, ties = len(sign), int((~signed).sum())
+        vote_row, sign, annotator = vote_row[signed], sign[signed], annotator[signed]
+        entry, member = self._group(vote_row) if self.group_votes else self._split(vote_row)
+
+        by_pair = np.argsort(member, kind="stable")
+        member, sign, annotator = member[by_pair], sign[by_pair], annotator[by_pair]
+        balance = np.bincount(member, weights=sign, minlength=len(entry))
+        turned = balance < 0
+        text = _as(self._row_text, np.int64)[entry]
+        gold = self._gold()[text] * np.where(turned, -1, 1)
+        return PairTable(
+            text=text,
+            turned=turned,
+            pair_id=[self._ids[t] for t in text],
+            vote_start=np.concatenate([[0], np.cumsum(np.bincount(member, minlength=len(entry)))]).astype(np.int64),
+            annotator=annotator,
+            sign=(sign * np.where(turned, -1, 1)[member]).astype(np.int8),
+            gold=gold.astype(np.int8),
+            columns=side_columns.turned(self._pair_columns(entry, text), turned),
+            source=[self._row_source[e] for e in entry],
+            annotators=annotators,
+            rows=self.rows,
+            votes=votes,
+            ties=ties,
+            without_annotator=self._without_annotator,
+        )
+
+    def _group(self, vote_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One pair a text: the entry (row) each pair comes from [n], and the pair each signed vote belongs to [v]."""
+        texts = _as(self._row_text, np.int64)
+        _, entry = np.unique(texts, return_index=True)
+        return entry, texts[vote_row]
+
+    def _split(self, vote_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One pair a signed vote, and one without votes for each row that has none, in the order of rows."""
+        silent = np.setdiff1d(np.arange(len(self._row_text)), vote_row)
+        entry = np.concatenate([vote_row, silent])
+        order = np.argsort(entry, kind="stable")
+        pair_of_vote = np.empty(len(entry), dtype=np.int64)
+        pair_of_vote[order] = np.arange(len(entry))
+        return entry[order], pair_of_vote[: len(vote_row)]
+
+    def _sorted_annotators(self, sign: np.ndarray) -> tuple[np.ndarray, AnnotatorTable]:
+        votes = np.bincount(
+            _as(self._vote_annotator, np.int64), weights=sign != 0, minlength=len(self._annotators)
+        ).astype(np.int64)
+        table = AnnotatorTable.sorted(
+            Annotator(annotator, int(votes[k]), self._annotator_seen[k]) for annotator, k in self._annotators.items()
+        )
+        return np.array([table.index(annotator) for annotator in self._annotators], dtype=np.int64), table
+
+    def _gold(self) -> np.ndarray:
+        """Gold of each text in the text's own order, int64 [T]."""
+        gold = np.zeros(len(self._digests), dtype=np.int64)
+        for entry, (text, value) in enumerate(zip(self._row_text, self._row_gold, strict=True)):
+            if value and gold[text] == -value:
+                file, row = self._row_source[entry]
+                raise DataError(f"{file}:{row}: pair '{self._ids[text]}' has the opposite gold label in an earlier row")
+            gold[text] = value or gold[text]
+        return gold
+
+    def _pair_columns(self, entry: np.ndarray, text: np.ndarray) -> dict[str, np.ndarray]:
+        """Columns in the text's own order, float32 [n]; grouped rows give the mean of the values they have."""
+        by_row = {}
+        for name, (rows, values) in self._columns.items():
+            full = np.full(len(self._row_text), np.nan, dtype=np.float32)
+            full[_as(rows, np.int64)] = _as(values, np.float32)
+            by_row[name] = full
+        by_row = side_columns.turned(by_row, _as(self._row_turned, np.int8).astype(bool))
+        if not self.group_votes:
+            return {name: values[entry] for name, values in by_row.items()}
+        row_text = _as(self._row_text, np.int64)
+        return {name: _mean_by(row_text, values, len(self._digests))[text] for name, values in by_row.items()}
+
+
+def _mean_by(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
+    known = ~np.isnan(values)
+    total = np.bincount(group[known], weights=values[known], minlength=groups)
+    count = np.bincount(group[known], minlength=groups)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _digest(text: Text) -> bytes:
+    # The type is hashed too: a message list is not the text that happens to spell it.
+    content = "s" + text if isinstance(text, str) else "m" + json.dumps(text, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _content_id(prompt: bytes, chosen: bytes, rejected: bytes) -> str:
+    return hashlib.blake2b(prompt + b"".join(sorted((chosen, rejected))), digest_size=16).hexdigest()
+
+
+def _as(values: array, dtype: type) -> np.ndarray:
+    return np.frombuffer(values, dtype=dtype) if len(values) else np.empty(0, dtype=dtype)

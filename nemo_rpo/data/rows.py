@@ -1,0 +1,47 @@
+"""One row of a preference file, whatever its layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Messages = list[dict[str, Any]]  # [{"role": "user", "content": "…"}, …]
+Text = str | Messages
+
+
+class Vote(NamedTuple):
+    """One annotator's label on one pair: ``sign`` +1 for the row's ``chosen``, −1 for its ``rejected``, 0 for a tie."""
+
+    annotator: str | None
+    sign: int
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """Two responses to one prompt and what was said about them.
+
+    Attributes:
+        file: the file as the user named it.
+        row: 1-based line (JSONL) or record (Parquet) number.
+        pair_id: the pair's id in the file, ``None`` without one.
+        prompt: text or messages, without either response.
+        chosen: the response recorded first or as the better one; every sign below is relative to it.
+        rejected: the other response.
+        votes: the labels, one an annotator and utterance; ties have sign 0.
+        columns: numeric side information (:data:`nemo_rpo.data.columns.NAMES`), relative to ``chosen``.
+        gold: +1 if the gold label is ``chosen``, −1 if ``rejected``, ``None`` without one.
+    """
+
+    file: str
+    row: int
+    pair_id: str | None
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    votes: tuple[Vote, ...]
+    columns: dict[str, float] = field(default_factory=dict)
+    gold: int | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.row}"

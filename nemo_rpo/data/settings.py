@@ -1,0 +1,26 @@
+"""How a preference file is to be read; ``model.data`` inherits these settings and their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RowFormat:
+    """Where in a row the pair, the labels and the annotators stand.
+
+    A key that is not the default is a promise: a row without it is then an error, so that a misspelt key cannot turn
+    two hundred annotators into one.
+    """
+
+    layout: str = "auto"  # auto: from the fields of the first row; or a name of nemo_rpo.data.formats.LAYOUTS
+    annotator_key: str = "annotator"
+    pair_id_key: str = "pair_id"
+
+    @property
+    def annotator_required(self) -> bool:
+        return self.annotator_key != RowFormat.annotator_key
+
+    @property
+    def pair_id_required(self) -> bool:
+        return self.pair_id_key != RowFormat.pair_id_key
