@@ -36,7 +36,7 @@ def robust_loss(terms: LossTerms, w: Tensor, objective: Objective = "induced") -
     w = w.detach()
     chosen, rejected = _at_least_float32(terms.chosen), _at_least_float32(terms.rejected)
     if objective == "induced" and not terms.exact:
-        delta = rejected - chosen
+        delta = _at_least_float32(terms.delta)
         chosen, rejected = -F.logsigmoid(delta), -F.logsigmoid(-delta)
     loss = _weighted(w, chosen) + _weighted(1 - w, rejected)
     if terms.anchor_chosen is not None:
