@@ -21,7 +21,7 @@ class Annotator:
     Attributes:
         id: the id in the data.
         labels: signed labels given (a tie is no label).
-        first_seen: ``file:row`` of the first of them.
+        first_seen: ``file:row`` of the first row that names them.
     """
 
     id: str

@@ -65,10 +65,15 @@ class PreferenceCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        try:
+            self._open()
+        except (OSError, ValueError, KeyError) as exc:
+            raise DataError(f"the token cache {folder} is damaged ({exc}); delete that folder and start again") from exc
+        self.use_annotators(self._own_annotators)
+
+    def _open(self) -> None:
         meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
-        tokens = self.folder / "tokens.bin"
-        if tokens.stat().st_size != 4 * meta["tokens"]:
-            raise DataError(f"the token cache {self.folder} is damaged; delete that folder and start again")
+        self._tokens = np.memmap(self.folder / "tokens.bin", dtype=np.int32, mode="r", shape=(meta["tokens"],))
         self.report: dict[str, Any] = meta["report"]
         self.files: list[str] = meta["files"]
         self.pad_id: int = meta["pad_id"]
@@ -81,14 +86,12 @@ class PreferenceCache:
         self.gold = self._array("gold")
         self.content_hash = self._array("content_hash")
         self.columns = dict(zip(meta["columns"], self._array("columns"), strict=True))
-        self._tokens = np.memmap(tokens, dtype=np.int32, mode="r")
         self._offsets, self._vote_start = self._array("offsets"), self._array("vote_start")
         self._annotator, self._sign = self._array("annotator"), self._array("sign")
         self._pair_id_start = self._array("pair_id_start")
         self._pair_ids = np.memmap(self.folder / "pair_id.bin", dtype=np.uint8, mode="r")
         self._source = self._array("source")
         self._own_annotators = AnnotatorTable.load(self.folder / "annotators.jsonl")
-        self.use_annotators(self._own_annotators)
 
     def _array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")

@@ -55,7 +55,7 @@ def write_cache(spec: CacheSpec, folder: Path, ingredients: dict, num_workers: i
         _sync(file)
     table = ledger.close()
     keep, dropped = _judge(spec, table, encoded)
-    _write_pairs(folder, spec, table, encoded, keep)
+    _write_pairs(folder, table, encoded, keep)
     report = {
         "rows": table.rows,
         "pairs": int(keep.sum()),
@@ -69,7 +69,7 @@ def write_cache(spec: CacheSpec, folder: Path, ingredients: dict, num_workers: i
     meta = {
         "report": report,
         "ingredients": ingredients,
-        "files": [str(path) for path in spec.paths],
+        "files": table.files,
         "columns": list(table.columns),
         "tokens": encoded.tokens,
         "max_token_id": encoded.max_token_id,
@@ -115,10 +115,9 @@ def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray
     invalid = voted & (problem != OK)
     if invalid.any() and spec.invalid_pairs == "error":
         first = int(np.argmax(invalid))
-        file, row = table.source[first]
         raise DataError(
-            f"{file}:{row}: {_explain(spec, texts, table.text[first])}; set model.data.invalid_pairs=drop to leave "
-            f"such pairs out ({int(invalid.sum())} of {len(table)} pairs)"
+            f"{table.where(first)}: {_explain(spec, texts, table.text[first])}; "
+            f"set model.data.invalid_pairs=drop to leave such pairs out ({int(invalid.sum())} of {len(table)} pairs)"
         )
     dropped = {NO_SIGNED_VOTE: int((~voted).sum())}
     dropped |= {name: int((invalid & (problem == code)).sum()) for code, name in enumerate(PROBLEMS) if code != OK}
@@ -141,7 +140,7 @@ def _explain(spec: CacheSpec, texts: _Texts, text: int) -> str:
     )
 
 
-def _write_pairs(folder: Path, spec: CacheSpec, table: PairTable, texts: _Texts, keep: np.ndarray) -> None:
+def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray) -> None:
     text, turned = table.text[keep], table.turned[keep]
     prompt, first, second = texts.lengths[text].T
     first_start = texts.start[text] + prompt
@@ -150,8 +149,6 @@ def _write_pairs(folder: Path, spec: CacheSpec, table: PairTable, texts: _Texts,
     votes = np.diff(table.vote_start)
     kept_votes = np.repeat(keep, votes)
     annotator = table.annotator[kept_votes]
-    file_index = {str(path): i for i, path in enumerate(spec.paths)}
-    source = [(file_index[table.source[i][0]], table.source[i][1]) for i in np.flatnonzero(keep)]
     names = [table.pair_id[i].encode("utf-8") for i in np.flatnonzero(keep)]
     arrays = {
         "offsets": np.stack([texts.start[text], chosen_start, rejected_start], axis=1),
@@ -164,7 +161,7 @@ def _write_pairs(folder: Path, spec: CacheSpec, table: PairTable, texts: _Texts,
         if table.columns
         else np.empty((0, int(keep.sum())), dtype=np.float32),
         "content_hash": texts.content_hash[text, turned.astype(np.int64)],
-        "source": np.array(source, dtype=np.int64),
+        "source": table.source[keep],
         "pair_id_start": np.concatenate([[0], np.cumsum([len(name) for name in names])]),
     }
     for name, values in arrays.items():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -155,7 +158,14 @@ _worker: tuple[PreferenceTokenizer, int]
 
 def _start(spec: TokenizerSpec, seq_length: int) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = PreferenceTokenizer.load(spec), seq_length
+
+
+def _end_with_parent() -> None:
+    # A killed builder cannot stop its pool, and a worker would wait for its next task for ever.
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _work(texts: list[RawText]) -> EncodedChunk:

@@ -57,11 +57,11 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a file for a progress bar: Parquet's own count, else its lines."""
+    """Rows of a file for a progress bar: Parquet's own count, else its lines that are not blank."""
     if path.suffix == ".parquet":
         with _open_parquet(path) as file:
             return file.metadata.num_rows
-    return sum(1 for _ in _lines(path))
+    return sum(not line.isspace() for line in _lines(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -31,7 +31,8 @@ class PairTable:
         sign: int8 [v], +1 for chosen and −1 for rejected; ties are left out.
         gold: int8 [n], +1 chosen, −1 rejected, 0 unknown.
         columns: float32 [n] each, NaN where a pair has no value.
-        source: [n] ``(file, row)`` of the first row that speaks of the pair.
+        source: int64 [n, 2], index into ``files`` and row number of the first row that speaks of the pair.
+        files: names as in the rows, in the order they were first read.
         annotators: sorted by id.
         rows, votes, ties, without_annotator: counts over the files.
     """
@@ -44,7 +45,8 @@ class PairTable:
     sign: np.ndarray
     gold: np.ndarray
     columns: dict[str, np.ndarray]
-    source: list[tuple[str, int]]
+    source: np.ndarray
+    files: list[str]
     annotators: AnnotatorTable
     rows: int
     votes: int
@@ -53,6 +55,10 @@ class PairTable:
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def where(self, i: int) -> str:
+        file, row = self.source[i]
+        return f"{self.files[file]}:{row}"
 
 
 class PairLedger:
@@ -69,11 +75,13 @@ class PairLedger:
     def __init__(self, group_votes: bool) -> None:
         self.group_votes = group_votes
         self._texts: dict[str, int] = {}  # pair id or content hash -> text
-        self._digests: list[tuple[bytes, bytes, bytes]] = []  # of each text: prompt, first and second response
-        self._first: list[tuple[str, int]] = []  # of each text: where it was read first
+        self._digests: list[bytes] = []  # of each text: prompt, first and second response
+        self._first = array("q")  # of each text: the entry that brought it
         self._ids: list[str] = []
+        self._files: dict[str, int] = {}
+        # One entry a row.
         self._row_text, self._row_turned, self._row_gold = array("q"), array("b"), array("b")
-        self._row_source: list[tuple[str, int]] = []
+        self._row_file, self._row_number = array("q"), array("q")
         self._vote_row, self._vote_annotator, self._vote_sign = array("q"), array("q"), array("b")
         self._annotators: dict[str, int] = {}
         self._annotator_seen: list[str] = []
@@ -93,31 +101,31 @@ class PairLedger:
         text = self._texts.setdefault(key, len(self._digests))
         new = text == len(self._digests)
         if new:
-            self._digests.append(digests)
-            self._first.append((row.file, row.row))
+            self._digests.append(b"".join(digests))
+            self._first.append(self.rows)
             self._ids.append(content if row.pair_id is None else row.pair_id)
         self._enter(row, text, self._is_turned(row, text, digests))
         return text if new else None
 
     def _is_turned(self, row: PreferenceRow, text: int, digests: tuple[bytes, bytes, bytes]) -> bool:
-        if digests == self._digests[text]:
-            return False
         prompt, chosen, rejected = digests
-        if (prompt, rejected, chosen) == self._digests[text]:
+        if prompt + chosen + rejected == self._digests[text]:
+            return False
+        if prompt + rejected + chosen == self._digests[text]:
             return True
-        file, number = self._first[text]
         raise DataError(
-            f"{row.where}: pair_id '{row.pair_id}' already stands for other texts at {file}:{number}; "
+            f"{row.where}: pair_id '{row.pair_id}' already stands for other texts at {self._where(self._first[text])}; "
             "give each pair its own id, or set model.data.pair_id_key to the field that has it"
         )
 
     def _enter(self, row: PreferenceRow, text: int, turned: bool) -> None:
-        entry = len(self._row_text)
+        entry = self.rows
         orientation = -1 if turned else 1
         self._row_text.append(text)
         self._row_turned.append(turned)
         self._row_gold.append((row.gold or 0) * orientation)
-        self._row_source.append((row.file, row.row))
+        self._row_file.append(self._files.setdefault(row.file, len(self._files)))
+        self._row_number.append(row.row)
         for vote in row.votes:
             annotator = VIRTUAL if vote.annotator is None else vote.annotator
             self._without_annotator += vote.annotator is None
@@ -162,7 +170,8 @@ class PairLedger:
             sign=(sign * np.where(turned, -1, 1)[member]).astype(np.int8),
             gold=gold.astype(np.int8),
             columns=side_columns.turned(self._pair_columns(entry, text), turned),
-            source=[self._row_source[e] for e in entry],
+            source=np.stack([_as(self._row_file, np.int64)[entry], _as(self._row_number, np.int64)[entry]], axis=1),
+            files=list(self._files),
             annotators=annotators,
             rows=self.rows,
             votes=votes,
@@ -194,13 +203,17 @@ class PairLedger:
         )
         return np.array([table.index(annotator) for annotator in self._annotators], dtype=np.int64), table
 
+    def _where(self, entry: int) -> str:
+        return f"{list(self._files)[self._row_file[entry]]}:{self._row_number[entry]}"
+
     def _gold(self) -> np.ndarray:
         """Gold of each text in the text's own order, int64 [T]."""
         gold = np.zeros(len(self._digests), dtype=np.int64)
         for entry, (text, value) in enumerate(zip(self._row_text, self._row_gold, strict=True)):
             if value and gold[text] == -value:
-                file, row = self._row_source[entry]
-                raise DataError(f"{file}:{row}: pair '{self._ids[text]}' has the opposite gold label in an earlier row")
+                raise DataError(
+                    f"{self._where(entry)}: pair '{self._ids[text]}' has the opposite gold label in an earlier row"
+                )
             gold[text] = value or gold[text]
         return gold
 

@@ -78,12 +78,13 @@ class GlobalBatchSampler:
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.num_pairs, dtype=np.int64)
-        if self._order is None or self._order[0] != epoch:
+        order = self._order  # a local: the prefetch thread and the trainer may stand in different epochs
+        if order is None or order[0] != epoch:
             # NumPy keeps the raw stream of a bit generator fixed between releases, but not what Generator.permutation
             # makes of it; sorting the raw numbers resumes in the same order under any version.
             raw = np.random.PCG64([self.seed, epoch]).random_raw(self.num_pairs)
-            self._order = epoch, np.argsort(raw, kind="stable").astype(np.int64)
-        return self._order[1]
+            self._order = order = epoch, np.argsort(raw, kind="stable").astype(np.int64)
+        return order[1]
 
 
 def shard(

@@ -36,12 +36,15 @@ class Fields:
         value = self.require(name)
         if not isinstance(value, str):
             raise self.wrong_type(name, "a string", value)
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as exc:  # half an emoji, cut by a program that counts UTF-16 units: JSON lets it pass
+            raise self.error(f"field '{self.path}{name}' has a lone surrogate at character {exc.start}") from exc
         return value
 
     def conversation(self, name: str) -> Text:
         """A string, or a list of messages."""
-        value = self.require(name)
-        return value if isinstance(value, str) else self.messages(name)
+        return self.text(name) if isinstance(self.require(name), str) else self.messages(name)
 
     def messages(self, name: str) -> Messages:
         """A non-empty list of ``{"role": str, "content": str, …}``; keys without a value are left out."""
@@ -75,15 +78,18 @@ class Fields:
         return value
 
     def identity(self, name: str, *, required: bool) -> str | None:
-        """An id, a string or an integer; ``None`` if absent or null and not required."""
-        if self.values.get(name) is None and not required:
+        """An id, a string or an integer; ``None`` if absent, null or blank and not required."""
+        value = self.values.get(name)
+        if value is None or value == "" or value != value:  # NaN is how tables write a missing number
+            if required:
+                self.require(name)
+                raise self.error(f"field '{self.path}{name}' is blank")
             return None
-        value = self.require(name)
         if isinstance(value, float) and value.is_integer():  # tables that hold nulls turn integer ids into floats
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise self.wrong_type(name, "an id (a string or an integer)", value)
-        return str(value)
+        return self.text(name) if isinstance(value, str) else str(value)
 
     def pair_id(self, keys: RowFormat, fallback: str | None = None) -> str | None:
         found = self.identity(keys.pair_id_key, required=keys.pair_id_required and fallback not in self.values)

@@ -29,7 +29,10 @@ def hf(record: Record, keys: RowFormat) -> PreferenceRow:
             prompt, chosen, rejected = _split_dialogue(fields, chosen, rejected)
     elif prompt is None or chosen[0]["role"] != "assistant":
         # Data sets in the manner of UltraFeedback repeat the prompt at the head of both sides.
-        prompt, chosen, rejected = _split_messages(fields, chosen, rejected)
+        shared, chosen, rejected = _split_messages(fields, chosen, rejected)
+        if prompt is not None and not _says(shared, prompt):
+            raise fields.error("'chosen' and 'rejected' are whole conversations, and field 'prompt' is not in them")
+        prompt = shared
     return _row(fields, keys, prompt, chosen, rejected)
 
 
@@ -38,6 +41,12 @@ def _row(fields: Fields, keys: RowFormat, prompt: Text, chosen: Text, rejected: 
     return PreferenceRow(
         fields.record.file, fields.record.row, fields.pair_id(keys), prompt, chosen, rejected, (vote,), fields.columns()
     )
+
+
+def _says(conversation: Messages, prompt: Text) -> bool:
+    if isinstance(prompt, str):
+        return any(message["content"].strip() == prompt.strip() for message in conversation)
+    return all(message in conversation for message in prompt)
 
 
 def _split_messages(fields: Fields, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
