@@ -115,7 +115,7 @@ class PreferenceLoss(ABC):
     @property
     def reference_free(self) -> bool:
         """No frozen policy is compared with, so Δ ≠ 0 before the first step: warm the E-step up."""
-        return not self.needs & {"reference", "base_logps", "turn_log_ratios"}
+        return not self.needs & {"reference", "base_logps"}
 
 
 @dataclass(frozen=True)

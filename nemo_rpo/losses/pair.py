@@ -49,12 +49,10 @@ class PairLogprobs:
 
     def __post_init__(self) -> None:
         for name in _LOGPS:
-            object.__setattr__(self, name, _widen(getattr(self, name)))
-        widened = {
-            name: (_widen(chosen), _widen(rejected)) for name, (chosen, rejected) in self.response_columns.items()
-        }
+            object.__setattr__(self, name, widen(getattr(self, name)))
+        widened = {name: (widen(chosen), widen(rejected)) for name, (chosen, rejected) in self.response_columns.items()}
         object.__setattr__(self, "response_columns", widened)
-        object.__setattr__(self, "pair_columns", {name: _widen(value) for name, value in self.pair_columns.items()})
+        object.__setattr__(self, "pair_columns", {name: widen(value) for name, value in self.pair_columns.items()})
         self._check_sides()
         self._check_shapes()
 
@@ -162,7 +160,8 @@ def _describe(need: str) -> str:
     return f"the column '{need}' ({COLUMNS[need].meaning})" if need in COLUMNS else f"the column '{need}'"
 
 
-def _widen(value: Any) -> Any:
+def widen(value: Any) -> Any:
+    """A floating tensor in float32 or wider, and anything else as it is."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.to(torch.promote_types(value.dtype, torch.float32))
     return value

@@ -1,9 +1,14 @@
-"""Losses that need no reference policy: SimPO and CPO."""
+"""Losses that need no reference policy: SimPO, CPO, ORPO, ASFT.
+
+Their Δ is not 0 before training: the initial model's own likelihoods would already judge labels. Warm the E-step up.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,14 +30,13 @@ class SimPO(PreferenceLoss):
         beta: β.
         gamma_beta_ratio: γ/β, the parametrisation of the authors' code (TRL's ``simpo_gamma`` is γ itself).
 
-    >>> import torch
     >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]),
     ...                  chosen_length=torch.tensor([30]), rejected_length=torch.tensor([41]))
     >>> SimPO(beta=2.5, gamma_beta_ratio=0.55)(x)
     tensor([1.8973])
     """
 
-    needs = frozenset({"policy", "lengths"})
+    needs: ClassVar[frozenset[str]] = frozenset({"policy", "lengths"})
 
     beta: float = number(2.5, above=0)
     gamma_beta_ratio: float = number(0.55, at_least=0)
@@ -56,7 +60,6 @@ class CPO(AnchoredLoss, LogisticLoss):
         nll: per token of the row (``mean``, what released code trains on), or ``sum`` (the paper's equation).
         link_terms: see :class:`AnchoredLoss`.
 
-    >>> import torch
     >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]),
     ...                  chosen_length=torch.tensor([30]), rejected_length=torch.tensor([41]))
     >>> CPO(beta=0.1)(x), CPO(beta=0.1, cpo_alpha=0.0)(x)
@@ -80,3 +83,83 @@ class CPO(AnchoredLoss, LogisticLoss):
             return None
         chosen, _ = x.mean_policy() if self.nll == "mean" else x.policy()
         return -self.cpo_alpha * chosen
+
+
+@dataclass(frozen=True)
+class OddsLoss(AnchoredLoss):
+    r"""A loss of the odds o(y) = log p/(1-p), p(y) = π(y)^{1/|y|}, beside the NLL of the chosen response.
+
+    Options:
+        beta: weight of the preference part (the papers' λ).
+        nll_weight: weight of the anchor, the NLL a token; 0 trains on the preference part alone.
+        link_terms: see :class:`AnchoredLoss`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"policy", "lengths"})
+
+    beta: float = number(0.1, above=0)
+    nll_weight: float = number(1.0, at_least=0)
+
+    def odds(self, x: PairLogprobs) -> tuple[Tensor, Tensor]:
+        """o of chosen and rejected, [pairs] each."""
+        chosen, rejected = (logp - _log1mexp(logp) for logp in x.mean_policy())
+        return chosen, rejected
+
+    def anchor(self, x: PairLogprobs) -> Tensor | None:
+        return -self.nll_weight * x.mean_policy()[0] if self.nll_weight else None
+
+
+@register("orpo")
+@dataclass(frozen=True)
+class ORPO(OddsLoss):
+    r"""Odds-Ratio Preference Optimization (2403.07691).
+
+    L = NLL(w)/|w| - λ log σ(o_w - o_l).  Exact on the preference part, Δ = o_w - o_l; λ is its importance in the loss
+    and no part of the link.
+
+    Options: see :class:`OddsLoss`.
+
+    >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]),
+    ...                  chosen_length=torch.tensor([30]), rejected_length=torch.tensor([41]))
+    >>> ORPO(beta=1.0, nll_weight=0.0)(x), ORPO(beta=0.1)(x)
+    (tensor([0.7959]), tensor([1.4796]))
+    """
+
+    exact: ClassVar[bool] = True
+
+    def pair(self, x: PairLogprobs) -> Tensor:
+        return -self.beta * F.logsigmoid(self.delta(x))
+
+    def delta(self, x: PairLogprobs) -> Tensor:
+        chosen, rejected = self.odds(x)
+        return chosen - rejected
+
+
+@register("asft")
+@dataclass(frozen=True)
+class ASFT(OddsLoss):
+    r"""Aligned Supervised Fine-Tuning (2409.10571; as given in 2502.01237). Not the *Anchored* SFT of 2509.23753.
+
+    L = NLL(w)/|w| + λ [-log σ(o_w) - log σ(-o_l)].  The preference part moves p_w up and p_l down in absolute terms;
+    ORPO's is this plus log Z.  Δ = λ (o_w - o_l).
+
+    Options: see :class:`OddsLoss`; ``beta=1, nll_weight=0`` is the pure alignment loss.
+
+    >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]),
+    ...                  chosen_length=torch.tensor([30]), rejected_length=torch.tensor([41]))
+    >>> ASFT(beta=1.0, nll_weight=0.0)(x), ASFT(beta=0.1)(x)
+    (tensor([1.7351]), tensor([1.5735]))
+    """
+
+    def pair(self, x: PairLogprobs) -> Tensor:
+        chosen, rejected = self.odds(x)
+        return -self.beta * (F.logsigmoid(chosen) + F.logsigmoid(-rejected))
+
+    def delta(self, x: PairLogprobs) -> Tensor:
+        chosen, rejected = self.odds(x)
+        return self.beta * (chosen - rejected)
+
+
+def _log1mexp(logp: Tensor) -> Tensor:
+    """log(1 - e^{logp}) for logp ≤ 0, finite also at certainty, which low precision reaches."""
+    return torch.log(-torch.expm1(logp.clamp(max=-torch.finfo(logp.dtype).eps)))

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from nemo_rpo.losses.base import PreferenceLoss
-from nemo_rpo.losses.options import flag, number
+from nemo_rpo.losses.log_ratio import LogRatioLoss
+from nemo_rpo.losses.options import flag
 from nemo_rpo.losses.pair import PairLogprobs
 from nemo_rpo.losses.registry import register
 
 
+@dataclass(frozen=True)
+class GapRegression(PreferenceLoss):
+    """L = (h - t)² of a log-ratio difference h that turns with the pair, and a gap t that stays.  Δ = 4 h t."""
+
+    @abstractmethod
+    def regressor(self, x: PairLogprobs) -> Tensor:
+        """h [pairs], in nats."""
+
+    @abstractmethod
+    def target(self, x: PairLogprobs) -> Tensor | float:
+        """t, in nats."""
+
+    def pair(self, x: PairLogprobs) -> Tensor:
+        return (self.regressor(x) - self.target(x)).square()
+
+    def delta(self, x: PairLogprobs) -> Tensor:
+        return 4 * self.regressor(x) * self.target(x)
+
+
 @register("ipo")
 @dataclass(frozen=True)
-class IPO(PreferenceLoss):
+class IPO(LogRatioLoss, GapRegression):
     r"""Identity Preference Optimization (2310.12036) of summed log-probs, as in the paper and NeMo-Aligner.
 
     L = (h - 1/(2β))²,  h = a_w - a_l,  a = log π/π_ref.  Δ = 2h/β: turning the pair round keeps the target.
 
     Options:
-        beta: β (the paper's τ); the target margin is 1/(2β).
-        average_log_probs: a per token of the response.
+        beta: β (the paper's τ); the target of h is 1/(2β).
+        average_log_probs: a per token of the response; ``ipo_avg`` is this.
 
     >>> import torch
     >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]), torch.tensor([-44.25]), torch.tensor([-50.0]))
@@ -29,22 +50,11 @@ class IPO(PreferenceLoss):
     tensor([1.5625])
     """
 
-    beta: float = number(0.1, above=0)
-    average_log_probs: bool = flag(False)
+    def regressor(self, x: PairLogprobs) -> Tensor:
+        return self.difference(x)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"policy", "reference", "lengths"} if self.average_log_probs else {"policy", "reference"})
-
-    def pair(self, x: PairLogprobs) -> Tensor:
-        return (self._difference(x) - 1 / (2 * self.beta)).square()
-
-    def delta(self, x: PairLogprobs) -> Tensor:
-        return 2 / self.beta * self._difference(x)
-
-    def _difference(self, x: PairLogprobs) -> Tensor:
-        chosen, rejected = x.log_ratios(self.average_log_probs)
-        return chosen - rejected
+    def target(self, x: PairLogprobs) -> float:
+        return 1 / (2 * self.beta)
 
 
 @register("ipo_avg")
