@@ -1,41 +1,43 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
-Every default stands here once. ``null`` means "derived", and the comment says from what.
+Every default stands here once. ``null`` means "derived", and the comment says from what. A choice is a ``Literal`` and
+a range is part of the type (:mod:`nemo_rpo.config.constraints`): values are checked against this file alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from nemo_rpo.config.constraints import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 from nemo_rpo.em.settings import EMSettings
 
 
 @dataclass
 class DPOTrainerConfig:
-    max_epochs: int = 1
-    max_steps: int = -1  # -1: max_epochs decides
-    val_check_interval: float = 0.1  # a fraction of an epoch if below 1 (1.0: every epoch), else optimizer steps; 0 turns validation off
-    save_interval: int = 100  # optimizer steps between checkpoints; 0: only at the end
-    limit_train_batches: float = 1.0  # a fraction of the epoch if at most 1.0, else a number of global batches
-    limit_val_batches: float = 1.0
-    gradient_clip_val: float = 1.0
+    max_epochs: Count = 1
+    max_steps: Annotated[int, Range(-1)] = -1  # -1: max_epochs decides
+    val_check_interval: Batches = 0.1  # a float is a share of an epoch, a whole number counts steps; 0: no validation
+    save_interval: WholeNumber = 100  # optimizer steps between checkpoints; 0: only at the end
+    limit_train_batches: Batches = 1.0  # a float is a share of the epoch, a whole number counts global batches
+    limit_val_batches: Batches = 1.0
+    gradient_clip_val: NonNegative = 1.0  # 0: no clipping
 
 
 @dataclass
 class TrainerConfig:
-    num_nodes: int = 1
-    devices: int | None = None  # ranks a node; null: what torchrun started
-    accelerator: str = "gpu"  # gpu | cpu
-    precision: str = "bf16"  # bf16 | 32
+    num_nodes: Count = 1
+    devices: Count | None = None  # ranks a node; null: what torchrun started
+    accelerator: Literal["gpu", "cpu"] = "gpu"
+    precision: Literal["bf16", "32"] = "bf16"
     dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
 
 
 @dataclass
 class CheckpointCallbackConfig:
     monitor: str = "val_loss"  # any metric of metrics.jsonl
-    mode: str = "min"  # min | max
-    save_top_k: int = 3  # best checkpoints kept beside the last one
+    mode: Literal["min", "max"] = "min"
+    save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
 
 
@@ -60,12 +62,12 @@ class PretrainedConfig:
 
 @dataclass
 class DPOConfig:
-    ref_policy_kl_penalty: float = 0.2  # β of the preference loss
-    log_prob_forward_micro_batch_size: int | None = None  # null: micro_batch_size, so that policy and reference share the batch shape
+    ref_policy_kl_penalty: Positive = 0.2  # β of the preference loss
+    log_prob_forward_micro_batch_size: Count | None = None  # null: micro_batch_size, so that policy and reference share the batch shape
     preference_loss: str = "dpo"  # used where model.rpo.base_loss is null
-    preference_loss_weight: float = 1.0
+    preference_loss_weight: NonNegative = 1.0
     preference_average_log_probs: bool = False
-    sft_loss_weight: float = 0.0
+    sft_loss_weight: NonNegative = 0.0
     sft_average_log_probs: bool | None = None  # null: preference_average_log_probs
     gt_reward_scale: float = 1.0
 
@@ -78,27 +80,27 @@ class RPOConfig(EMSettings):
     base_loss: str | None = None  # null: model.dpo.preference_loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # further options of the base loss, e.g. {gamma: 0.5}
     allow_noise_model: bool = False  # let a loss that already models label noise (cDPO, rDPO) run under the EM
-    reference: str = "swapped"  # resident: a second model; swapped: its weights wait on the CPU; cached: log-probs computed once
+    reference: Literal["resident", "swapped", "cached"] = "swapped"  # resident: a second model; swapped: its weights wait on the CPU; cached: log-probs computed once
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
-    step0_tolerance: float | None = None  # largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16
+    step0_tolerance: Positive | None = None  # largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16
 
 
 @dataclass
 class SchedConfig:
-    name: str = "CosineAnnealing"  # CosineAnnealing | linear | constant
-    warmup_steps: int = 10
-    constant_steps: int = 0  # steps at min_lr after the decay, as NeMo counts them
-    min_lr: float = 0.0
-    max_steps: int | None = None  # null: the run's number of steps
+    name: Literal["CosineAnnealing", "linear", "constant"] = "CosineAnnealing"
+    warmup_steps: WholeNumber = 10
+    constant_steps: WholeNumber = 0  # steps at min_lr after the decay, as NeMo counts them
+    min_lr: NonNegative = 0.0
+    max_steps: Count | None = None  # null: the run's number of steps
 
 
 @dataclass
 class OptimConfig:
-    name: str = "distributed_fused_adam"  # distributed_fused_adam | adam (adamw and fused_adam mean adam)
-    lr: float = 9e-6
-    weight_decay: float = 0.1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-8
+    name: Literal["distributed_fused_adam", "adam"] = "distributed_fused_adam"  # adamw and fused_adam mean adam
+    lr: Positive = 9e-6
+    weight_decay: NonNegative = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Positive = 1e-8
     overlap_grad_sync: bool = False
     overlap_param_sync: bool = False
     sched: SchedConfig = field(default_factory=SchedConfig)
@@ -106,7 +108,7 @@ class OptimConfig:
 
 @dataclass
 class TokenizerConfig:
-    library: str = "huggingface"
+    library: Literal["huggingface"] = "huggingface"
     type: str | None = None  # a local folder; null: the folder of pretrained_checkpoint
     use_chat_template: bool = False
 
@@ -118,11 +120,11 @@ class DataConfig:
     annotator_key: str = "annotator"
     pair_id_key: str = "pair_id"
     group_votes: bool = True  # all labels of one pair share one posterior and one forward
-    invalid_pairs: str = "error"  # error | drop: pairs that are empty, identical or too long
+    invalid_pairs: Literal["error", "drop"] = "error"  # pairs that are empty, identical or too long
     allow_new_annotators: bool = False  # on resume
-    seq_length: int | None = None  # null: encoder_seq_length
-    pad_length_to_multiple_of: int = 1
-    num_workers: int = 2
+    seq_length: Count | None = None  # null: encoder_seq_length
+    pad_length_to_multiple_of: Count = 1
+    num_workers: WholeNumber = 2
     cache_dir: str | None = None  # null: .nemo_rpo_cache beside the data
     default_chosen_reward: float = 1.0
     default_rejected_reward: float = 0.0
@@ -130,39 +132,39 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    micro_batch_size: int = 1  # pairs
-    global_batch_size: int = 64  # pairs
-    seed: int = 1234
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int | None = None
-    context_parallel_size: int = 1
+    micro_batch_size: Count = 1  # pairs
+    global_batch_size: Count = 64  # pairs
+    seed: WholeNumber = 1234
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    virtual_pipeline_model_parallel_size: Count | None = None
+    context_parallel_size: Count = 1
     sequence_parallel: bool = False
-    activations_checkpoint_granularity: str | None = None  # full | selective
-    activations_checkpoint_method: str | None = None  # uniform | block
-    activations_checkpoint_num_layers: int | None = None
-    encoder_seq_length: int = 1024
+    activations_checkpoint_granularity: Literal["full", "selective"] | None = None
+    activations_checkpoint_method: Literal["uniform", "block"] | None = None
+    activations_checkpoint_num_layers: Count | None = None
+    encoder_seq_length: Count = 1024
     # The architecture: read from the checkpoint where there is one.
-    max_position_embeddings: int | None = None
-    num_layers: int | None = None
-    hidden_size: int | None = None
-    ffn_hidden_size: int | None = None
-    num_attention_heads: int | None = None
-    num_query_groups: int | None = None
-    kv_channels: int | None = None
-    normalization: str = "rmsnorm"
-    layernorm_epsilon: float = 1e-5
-    activation: str = "swiglu"
+    max_position_embeddings: Count | None = None
+    num_layers: Count | None = None
+    hidden_size: Count | None = None
+    ffn_hidden_size: Count | None = None
+    num_attention_heads: Count | None = None
+    num_query_groups: Count | None = None
+    kv_channels: Count | None = None
+    normalization: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    layernorm_epsilon: Positive = 1e-5
+    activation: Literal["swiglu", "gelu"] = "swiglu"
     bias: bool = False
     qkv_bias: bool = False
     qk_layernorm: bool = False
-    rotary_base: float = 10000.0
-    rotary_percentage: float = 1.0
+    rotary_base: Positive = 10000.0
+    rotary_percentage: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     share_embeddings_and_output_weights: bool = False
-    make_vocab_size_divisible_by: int = 128
-    init_method_std: float = 0.02
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
+    make_vocab_size_divisible_by: Count = 128
+    init_method_std: Positive = 0.02
+    hidden_dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
     dpo: DPOConfig = field(default_factory=DPOConfig)
     rpo: RPOConfig = field(default_factory=RPOConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

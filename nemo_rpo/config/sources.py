@@ -1,0 +1,125 @@
+"""Where settings come from: YAML files, the files in their ``defaults:``, and ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.errors import ConfigError, missing_extra
+
+try:
+    from omegaconf import OmegaConf
+except ImportError as exc:
+    raise missing_extra("omegaconf", "mcore") from exc
+
+from yaml import YAMLError
+
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w.\[\]]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The settings of one file; ``where`` names it in messages."""
+
+    where: str
+    tree: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Override:
+    """One ``key=value`` of the command line; ``delete`` stands for Hydra's ``~key``."""
+
+    where: str
+    key: str
+    value: Any
+    delete: bool = False
+
+
+def find_config(name: str, config_path: str | Path | None) -> Path:
+    """The YAML file that ``--config-name`` (with or without ``.yaml``) or a path means.
+
+    Without ``config_path`` it is looked for in ``conf`` and ``.`` of the working folder, then in the ``conf`` beside
+    the package of a source checkout.
+    """
+    file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
+    folders = [Path(config_path)] if config_path else [Path("conf"), Path(), Path(__file__).parents[2] / "conf"]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise ConfigError(
+        f"no {file} in {', '.join(str(folder) for folder in folders)}"
+        + (f"; there are: {', '.join(known)}" if known else "; give its folder with --config-path")
+    )
+
+
+def read_files(path: Path, notices: list[str], parents: tuple[Path, ...] = ()) -> list[Source]:
+    """``path`` and the files of its ``defaults:`` in the order of merging, Hydra's: itself last, or at ``_self_``.
+
+    Entries that Hydra would call optional are config groups of NeMo, which mean nothing here; they go to ``notices``.
+    """
+    if path.resolve() in parents:
+        raise ConfigError(f"{path}: its defaults: lead back to itself")
+    tree = _read(path)
+    entries = tree.pop("defaults", None) or []
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: defaults: must be a list of YAML files beside it; got {entries!r}")
+    sources, own = [], Source(f"in {path}", tree)
+    for entry in [*entries, *([] if "_self_" in entries else ["_self_"])]:
+        if entry == "_self_":
+            sources.append(own)
+        elif isinstance(entry, str) and "@" not in entry:
+            beside = find_config(entry, path.parent)
+            sources += read_files(beside, notices, (*parents, path.resolve()))
+        elif (group := _optional_group(entry)) is not None:
+            notices.append(f"defaults: {group}")
+        else:
+            raise ConfigError(f"{path}: defaults: takes names of YAML files beside it; got {_flow(entry)}")
+    return sources
+
+
+def parse_override(text: str) -> Override:
+    """``key=value``, with Hydra's signs: ``+key=`` and ``++key=`` mean the same here, ``~key`` takes a setting back."""
+    match = _OVERRIDE.fullmatch(text)
+    if match is None or (match["value"] is None) != (match["sign"] == "~"):
+        raise ConfigError(f"override {text!r} is not key=value")
+    if match["sign"] == "~":
+        return Override(f"override {text}", match["key"], None, delete=True)
+    try:
+        # Hydra's "key=" is the empty text, YAML's is null.
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={match['value']}"]))["v"] if match["value"] else ""
+    except YAMLError as exc:
+        advice = "quote the value, and put a space after each ':'"
+        raise ConfigError(f"override {text!r}: {_problem(exc)}; {advice}") from exc
+    return Override(f"override {text}", match["key"], value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except YAMLError as exc:
+        raise ConfigError(f"{path}: {_problem(exc)}") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold sections such as model: and trainer:; got {tree!r}")
+    return tree
+
+
+def _problem(exc: YAMLError) -> str:
+    mark = getattr(exc, "problem_mark", None)
+    return (f"line {mark.line + 1}: " if mark else "") + str(getattr(exc, "problem", None) or exc)
+
+
+def _optional_group(entry: Any) -> str | None:
+    if isinstance(entry, dict) and len(entry) == 1 and str(next(iter(entry))).startswith("optional "):
+        return _flow(entry)
+    return None
+
+
+def _flow(entry: Any) -> str:
+    if isinstance(entry, dict):
+        return ", ".join(f"{key}:" if value is None else f"{key}: {value}" for key, value in entry.items())
+    return str(entry)

@@ -1,0 +1,113 @@
+"""What can be known to be wrong before a rank does any work."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
+
+from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.typed import Mismatch, convert, hints_of
+from nemo_rpo.errors import ConfigError
+
+
+def validate_config(cfg: RunConfig) -> None:
+    """Checks every value against its type and range, and the settings against each other.
+
+    Raises:
+        ConfigError: one line that names the first setting to change.
+    """
+    _check_values(cfg, "")
+    cfg.model.rpo.validate()
+    base_loss(cfg.model)
+    _check_layout(cfg)
+    _check_recompute(cfg)
+    _check_data(cfg)
+    _check_steps(cfg)
+
+
+def validate_parallel(cfg: RunConfig, world_size: int) -> None:
+    """Checks the layout against the ``world_size`` ranks that there are.
+
+    Raises:
+        ConfigError: the ranks are not what the configuration asks for, cannot be split into TP × PP × CP, or do not
+            divide the global batch.
+    """
+    model, trainer = cfg.model, cfg.trainer
+    if trainer.devices is not None and trainer.num_nodes * trainer.devices != world_size:
+        asked = f"trainer.num_nodes={trainer.num_nodes} × trainer.devices={trainer.devices}"
+        raise ConfigError(f"{asked} asks for {trainer.num_nodes * trainer.devices} ranks, but there are {world_size}")
+    sizes = {
+        "tensor_model_parallel_size": model.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
+        "context_parallel_size": model.context_parallel_size,
+    }
+    model_parallel = 1
+    for size in sizes.values():
+        model_parallel *= size
+    if world_size % model_parallel:
+        named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {model_parallel}")
+    data_parallel = world_size // model_parallel
+    if model.global_batch_size % (model.micro_batch_size * data_parallel):
+        raise ConfigError(
+            f"model.global_batch_size={model.global_batch_size} is no multiple of "
+            f"model.micro_batch_size={model.micro_batch_size} × {data_parallel} data-parallel ranks: "
+            f"choose a multiple of {model.micro_batch_size * data_parallel}"
+        )
+
+
+def _check_values(section: Any, prefix: str) -> None:
+    for name, hint in hints_of(type(section)).items():
+        value = getattr(section, name)
+        if is_dataclass(hint):
+            _check_values(value, f"{prefix}{name}.")
+            continue
+        try:
+            convert(hint, value)
+        except Mismatch as exc:
+            raise ConfigError(f"{prefix}{name} must be {exc}; got {value!r}") from exc
+
+
+def _check_layout(cfg: RunConfig) -> None:
+    model = cfg.model
+    if model.sequence_parallel and model.tensor_model_parallel_size == 1:
+        raise ConfigError("model.sequence_parallel needs model.tensor_model_parallel_size above 1")
+    if model.virtual_pipeline_model_parallel_size and model.pipeline_model_parallel_size == 1:
+        raise ConfigError(
+            f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size} needs "
+            "model.pipeline_model_parallel_size above 1"
+        )
+    if cfg.trainer.accelerator == "cpu" and model.context_parallel_size > 1:
+        raise ConfigError(
+            f"model.context_parallel_size={model.context_parallel_size} needs trainer.accelerator=gpu: "
+            "ring attention comes with Transformer Engine"
+        )
+    if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
+        raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
+
+
+def _check_recompute(cfg: RunConfig) -> None:
+    model = cfg.model
+    if model.activations_checkpoint_granularity == "full" and model.activations_checkpoint_method is None:
+        raise ConfigError("model.activations_checkpoint_granularity=full needs activations_checkpoint_method")
+
+
+def _check_data(cfg: RunConfig) -> None:
+    prefix = cfg.model.data.data_prefix
+    for split, files in prefix.items():
+        name = f"model.data.data_prefix.{split}"
+        if split not in ("train", "validation"):
+            raise ConfigError(f"unknown key {name}: there are train and validation")
+        if not (isinstance(files, str) or (isinstance(files, list) and all(isinstance(file, str) for file in files))):
+            raise ConfigError(f"{name} must be a file or a list of files; got {files!r}")
+    if not prefix.get("train"):
+        raise ConfigError("model.data.data_prefix.train is not set: give the file of training pairs")
+
+
+def _check_steps(cfg: RunConfig) -> None:
+    sched = cfg.model.optim.sched
+    if sched.min_lr > cfg.model.optim.lr:
+        raise ConfigError(f"model.optim.sched.min_lr={sched.min_lr:g} is above model.optim.lr={cfg.model.optim.lr:g}")
+    if cfg.trainer.dpo.max_steps == 0:
+        raise ConfigError("trainer.dpo.max_steps=0 trains nothing: set a number of steps, or -1 for max_epochs")
