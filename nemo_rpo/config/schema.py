@@ -30,6 +30,7 @@ class TrainerConfig:
     devices: Count | None = None  # ranks a node; null: what torchrun started
     accelerator: Literal["gpu", "cpu"] = "gpu"
     precision: Literal["bf16", "32"] = "bf16"
+    log_every_n_steps: Count = 10  # where stderr is no terminal; metrics.jsonl has every step
     dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
 
 
@@ -57,13 +58,15 @@ class ExpManagerConfig:
 
 @dataclass
 class PretrainedConfig:
-    restore_from_path: str | None = None  # a Hugging Face folder or a checkpoint of this package; null: fresh weights from model.*
+    # A Hugging Face folder or a checkpoint of this package; null: fresh weights of the shape that model.* gives.
+    restore_from_path: str | None = None
 
 
 @dataclass
 class DPOConfig:
     ref_policy_kl_penalty: Positive = 0.2  # β of the preference loss
-    log_prob_forward_micro_batch_size: Count | None = None  # null: micro_batch_size, so that policy and reference share the batch shape
+    # null: micro_batch_size, so that policy and reference share the batch shape and differ by nothing at step 0.
+    log_prob_forward_micro_batch_size: Count | None = None
     preference_loss: str = "dpo"  # used where model.rpo.base_loss is null
     preference_loss_weight: NonNegative = 1.0
     preference_average_log_probs: bool = False
@@ -80,9 +83,11 @@ class RPOConfig(EMSettings):
     base_loss: str | None = None  # null: model.dpo.preference_loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # further options of the base loss, e.g. {gamma: 0.5}
     allow_noise_model: bool = False  # let a loss that already models label noise (cDPO, rDPO) run under the EM
-    reference: Literal["resident", "swapped", "cached"] = "swapped"  # resident: a second model; swapped: its weights wait on the CPU; cached: log-probs computed once
+    # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once.
+    reference: Literal["resident", "swapped", "cached"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
-    step0_tolerance: Positive | None = None  # largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16
+    # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16.
+    step0_tolerance: Positive | None = None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -55,6 +56,23 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
             f"model.micro_batch_size={model.micro_batch_size} × {data_parallel} data-parallel ranks: "
             f"choose a multiple of {model.micro_batch_size * data_parallel}"
         )
+    micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
+    if model.virtual_pipeline_model_parallel_size and micro_batches % model.pipeline_model_parallel_size:
+        raise ConfigError(
+            f"{micro_batches} micro-batches a step (model.global_batch_size={model.global_batch_size}) are no multiple of "
+            f"model.pipeline_model_parallel_size={model.pipeline_model_parallel_size}, as the interleaved schedule needs"
+        )
+
+
+def time_limit(cfg: RunConfig) -> int | None:
+    """``exp_manager.max_time_per_run`` (DD:HH:MM:SS) in seconds, or None. Raises :class:`ConfigError` for another form."""
+    text = cfg.exp_manager.max_time_per_run
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", text):
+        raise ConfigError(f"exp_manager.max_time_per_run must be DD:HH:MM:SS, such as 00:03:55:00; got {text!r}")
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _check_values(section: Any, prefix: str) -> None:
@@ -85,12 +103,19 @@ def _check_layout(cfg: RunConfig) -> None:
         )
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
+    if model.optim.overlap_param_sync and model.optim.name != "distributed_fused_adam":
+        raise ConfigError("model.optim.overlap_param_sync needs model.optim.name=distributed_fused_adam")
 
 
 def _check_recompute(cfg: RunConfig) -> None:
     model = cfg.model
-    if model.activations_checkpoint_granularity == "full" and model.activations_checkpoint_method is None:
-        raise ConfigError("model.activations_checkpoint_granularity=full needs activations_checkpoint_method")
+    granularity = model.activations_checkpoint_granularity
+    for name in ("activations_checkpoint_method", "activations_checkpoint_num_layers"):
+        given = getattr(model, name)
+        if granularity == "full" and given is None:
+            raise ConfigError(f"model.activations_checkpoint_granularity=full needs model.{name}")
+        if granularity != "full" and given is not None:
+            raise ConfigError(f"model.{name}={given} needs model.activations_checkpoint_granularity=full")
 
 
 def _check_data(cfg: RunConfig) -> None:
@@ -106,6 +131,7 @@ def _check_data(cfg: RunConfig) -> None:
 
 
 def _check_steps(cfg: RunConfig) -> None:
+    time_limit(cfg)
     sched = cfg.model.optim.sched
     if sched.min_lr > cfg.model.optim.lr:
         raise ConfigError(f"model.optim.sched.min_lr={sched.min_lr:g} is above model.optim.lr={cfg.model.optim.lr:g}")

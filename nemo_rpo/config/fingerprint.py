@@ -1,0 +1,64 @@
+"""The settings that a resumed run must share with the run it continues."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.typed import leaves
+
+# Free to change on resume: where the run stands and what it prints, how work is split over ranks and memory, how long it
+# goes on, and paths (the data's own identity is checked by its content).
+_FREE = (
+    "exp_manager",
+    "pretrained_checkpoint",
+    "trainer.num_nodes",
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.log_every_n_steps",
+    "trainer.dpo.max_epochs",
+    "trainer.dpo.max_steps",
+    "trainer.dpo.val_check_interval",
+    "trainer.dpo.save_interval",
+    "trainer.dpo.limit_val_batches",
+    "model.micro_batch_size",
+    "model.tensor_model_parallel_size",
+    "model.pipeline_model_parallel_size",
+    "model.virtual_pipeline_model_parallel_size",
+    "model.context_parallel_size",
+    "model.sequence_parallel",
+    "model.activations_checkpoint_granularity",
+    "model.activations_checkpoint_method",
+    "model.activations_checkpoint_num_layers",
+    "model.dpo.log_prob_forward_micro_batch_size",
+    "model.rpo.reference",
+    "model.rpo.reference_cache",
+    "model.rpo.step0_tolerance",
+    "model.optim.name",
+    "model.optim.overlap_grad_sync",
+    "model.optim.overlap_param_sync",
+    "model.tokenizer.type",
+    "model.data.data_prefix",
+    "model.data.num_workers",
+    "model.data.cache_dir",
+    "model.data.pad_length_to_multiple_of",
+    "model.data.allow_new_annotators",
+)
+
+
+def config_fingerprint(cfg: RunConfig) -> dict[str, Any]:
+    """Dotted key → plain value of every setting that decides what is learnt; equal for runs that may continue each other.
+
+    Layout, paths and logging are left out, so that a run resumes on another number of ranks and from a moved folder.
+    """
+    keys = [key for key, _ in leaves(RunConfig) if not any(key == free or key.startswith(free + ".") for free in _FREE)]
+    values = {key: attrgetter(key)(cfg) for key in keys}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """One phrase per setting that differs; a setting that only one of them knows (another version) is no difference."""
+    return [
+        f"{key} was {saved[key]} and is {current[key]}" for key in saved if key in current and saved[key] != current[key]
+    ]
