@@ -8,8 +8,8 @@ from typing import Any
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.typed import leaves
 
-# Free to change on resume: where the run stands and what it prints, how work is split over ranks and memory, how long it
-# goes on, and paths (the data's own identity is checked by its content).
+# Free to change on resume: where the run stands and what it prints, how work is split over ranks and memory, how long
+# it goes on, and paths (the data's own identity is checked by its content).
 _FREE = (
     "exp_manager",
     "pretrained_checkpoint",
@@ -48,17 +48,16 @@ _FREE = (
 
 
 def config_fingerprint(cfg: RunConfig) -> dict[str, Any]:
-    """Dotted key → plain value of every setting that decides what is learnt; equal for runs that may continue each other.
+    """Dotted key → plain value of every setting that decides what is learnt; equal where one run may continue another.
 
     Layout, paths and logging are left out, so that a run resumes on another number of ranks and from a moved folder.
     """
-    keys = [key for key, _ in leaves(RunConfig) if not any(key == free or key.startswith(free + ".") for free in _FREE)]
-    values = {key: attrgetter(key)(cfg) for key in keys}
+    free = tuple(f"{key}." for key in _FREE)
+    values = {key: attrgetter(key)(cfg) for key, _ in leaves(RunConfig) if not f"{key}.".startswith(free)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def fingerprint_differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """One phrase per setting that differs; a setting that only one of them knows (another version) is no difference."""
-    return [
-        f"{key} was {saved[key]} and is {current[key]}" for key in saved if key in current and saved[key] != current[key]
-    ]
+    changed = [key for key in saved if key in current and saved[key] != current[key]]
+    return [f"{key} was {saved[key]} and is {current[key]}" for key in changed]

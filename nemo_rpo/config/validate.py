@@ -56,11 +56,16 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
             f"model.micro_batch_size={model.micro_batch_size} × {data_parallel} data-parallel ranks: "
             f"choose a multiple of {model.micro_batch_size * data_parallel}"
         )
-    micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
+    _check_interleaving(cfg, model.global_batch_size // (model.micro_batch_size * data_parallel))
+
+
+def _check_interleaving(cfg: RunConfig, micro_batches: int) -> None:
+    model = cfg.model
     if model.virtual_pipeline_model_parallel_size and micro_batches % model.pipeline_model_parallel_size:
         raise ConfigError(
-            f"{micro_batches} micro-batches a step (model.global_batch_size={model.global_batch_size}) are no multiple of "
-            f"model.pipeline_model_parallel_size={model.pipeline_model_parallel_size}, as the interleaved schedule needs"
+            f"model.global_batch_size={model.global_batch_size} is {micro_batches} micro-batches on every rank; "
+            "the interleaved schedule needs a multiple of "
+            f"model.pipeline_model_parallel_size={model.pipeline_model_parallel_size}"
         )
 
 

@@ -92,8 +92,12 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         masked_softmax_fusion=on_gpu,
         apply_rope_fusion=te,
         persist_layer_norm=False,
-        # Set by MegatronGPTRPOModel once the optimizer exists.
-        deallocate_pipeline_outputs=True,
+        # Freeing a sent activation early is safe on a CUDA stream; gloo may not have read it yet.
+        deallocate_pipeline_outputs=on_gpu,
+        # With two stages an interleaved schedule sends both ways between one pair of ranks; batched, gloo and NCCL
+        # match those messages by order and mix them up. The overlapped exchange keeps each direction apart.
+        overlap_p2p_comm=model.virtual_pipeline_model_parallel_size is not None,
+        batch_p2p_comm=model.virtual_pipeline_model_parallel_size is None,
     )
 
 

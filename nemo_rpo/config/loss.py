@@ -1,0 +1,42 @@
+"""Which loss a configuration asks for. The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from nemo_rpo.config.schema import ModelConfig
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.losses import PreferenceLoss, build_loss, loss_class
+
+
+def base_loss(model: ModelConfig) -> PreferenceLoss:
+    """The base loss with its options: ``model.dpo``'s shared ones where the loss has them, then ``model.rpo.loss_options``.
+
+    Raises:
+        ConfigError: unknown loss or option; a loss that the EM must not be put on top of.
+    """
+    name = model.rpo.base_loss or model.dpo.preference_loss
+    known = {spec.name for spec in fields(loss_class(name))}
+    shared = {
+        "beta": model.dpo.ref_policy_kl_penalty,
+        "average_log_probs": model.dpo.preference_average_log_probs,
+        "gt_reward_scale": model.dpo.gt_reward_scale,
+    }
+    options = {option: value for option, value in shared.items() if option in known} | model.rpo.loss_options
+    loss = build_loss(name, **options)
+    if model.rpo.enabled:
+        _refuse_double_correction(loss, model)
+    return loss
+
+
+def _refuse_double_correction(loss: PreferenceLoss, model: ModelConfig) -> None:
+    if loss.models_noise and not model.rpo.allow_noise_model:
+        raise ConfigError(
+            f"the loss '{loss.name}' already models label noise, and the EM would correct it a second time: "
+            "set model.rpo.enabled=false, or model.rpo.allow_noise_model=true to force it"
+        )
+    if loss.needs_link_tau and model.rpo.link_tau == 1.0 and not model.rpo.allow_noise_model:
+        raise ConfigError(
+            f"the margins of the loss '{loss.name}' are hundreds of nats, so every posterior would be 0 or 1: "
+            "set model.rpo.link_tau to their scale, or model.rpo.allow_noise_model=true to force it"
+        )

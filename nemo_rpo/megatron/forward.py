@@ -1,0 +1,61 @@
+"""One micro-batch through the model: tokens in, log-probs of both responses out, and the pieces of the loss that follow from them.
+
+Chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage receives ``[s, 2·pairs, h]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em import Votes
+from nemo_rpo.losses import COLUMNS, PairLogprobs
+from nemo_rpo.megatron.logprob import sequence_logprobs
+
+MicroBatch = dict[str, Tensor]
+REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def run_model(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
+    """The stage's output: hidden states ``[s, 2·pairs, h]``, or vocabulary-parallel logits ``[2·pairs, s, V/T]`` on the last stage."""
+    tokens = torch.cat((batch["chosen"], batch["rejected"]))
+    positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
+    return model(input_ids=tokens, position_ids=positions, attention_mask=None)
+
+
+def response_logprobs(logits: Tensor, batch: MicroBatch, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Summed log-probs of chosen and rejected, fp32 ``[pairs]`` each; collectives of :func:`token_logprobs`."""
+    labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
+    chosen, rejected = sequence_logprobs(logits, labels, vocab_size).chunk(2)
+    return chosen, rejected
+
+
+def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> PairLogprobs:
+    """What a loss sees of the micro-batch: log-probs, lengths, and every side column that the data carries."""
+    known = {name: column for name, column in COLUMNS.items() if column.source == "row"}
+    responses = {
+        name: (batch[f"{name}_chosen"], batch[f"{name}_rejected"])
+        for name, column in known.items()
+        if column.belongs_to == "response" and f"{name}_chosen" in batch and f"{name}_rejected" in batch
+    }
+    labels = {name: batch[name] for name, column in known.items() if column.belongs_to == "label" and name in batch}
+    return PairLogprobs(
+        policy_chosen=chosen,
+        policy_rejected=rejected,
+        reference_chosen=batch.get(REFERENCE_KEYS[0]),
+        reference_rejected=batch.get(REFERENCE_KEYS[1]),
+        chosen_length=batch["chosen_length"],
+        rejected_length=batch["rejected_length"],
+        response_columns=responses,
+        pair_columns=labels,
+    )
+
+
+def votes_of(batch: MicroBatch) -> Votes:
+    return Votes(batch["annotator"], batch["sign"])

@@ -1,0 +1,163 @@
+"""The parameters of Megatron's GPTModel, spread over tensor and pipeline ranks → a Hugging Face folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
+from nemo_rpo.megatron.huggingface.config import exported_config
+from nemo_rpo.megatron.huggingface.mapping import MegatronTensor, hf_shapes, megatron_tensors
+from nemo_rpo.megatron.huggingface.sharding import LocalShard, local_shards
+from nemo_rpo.megatron.huggingface.writer import HuggingFaceFolderWriter
+
+T = TypeVar("T")
+_TensorId = tuple[str, "int | None"]  # sharded key, layer
+_Offset = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _RemoteShard:
+    """A shard as the other ranks know it; ``rank`` is global."""
+
+    rank: int
+    shape: tuple[int, ...]
+    global_shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+_Inventory = dict[_TensorId, dict[_Offset, _RemoteShard]]
+
+
+class _FirstRank:
+    """The rank of the model-parallel group that writes, and what went wrong there.
+
+    Its peers wait for it in collectives, so a full disk must not raise in their midst: later steps are left out, and
+    :meth:`agree` raises on every rank of the group.
+    """
+
+    def __init__(self) -> None:
+        self.group = parallel_state.get_model_parallel_group()
+        self.rank = dist.get_process_group_ranks(self.group)[0]
+        self.here = dist.get_rank() == self.rank
+        self._failure: str | None = None
+
+    def run(self, step: Callable[..., T], *args: Any) -> T | None:
+        """``step(*args)``, only on the first rank and only while nothing has failed."""
+        if self.here and self._failure is None:
+            try:
+                return step(*args)
+            except RPOError as exc:
+                self._failure = str(exc)
+        return None
+
+    def agree(self) -> None:
+        """Raises :class:`CheckpointError` on every rank if a step failed. Broadcasts one short object in the group."""
+        message = [self._failure]
+        dist.broadcast_object_list(message, src=self.rank, group=self.group)
+        if message[0] is not None:
+            raise CheckpointError(message[0])
+
+
+@torch.no_grad()
+def export_hf(
+    chunks: Sequence[torch.nn.Module],
+    architecture: GPTArchitecture,
+    folder: str | Path,
+    tokenizer_folder: str | Path | None = None,
+    source_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes the model as the Hugging Face folder ``folder``, which must be new or empty.
+
+    It holds safetensors in ``dtype`` (None: the parameters' own), with an index where there are several files of at most
+    ``max_shard_size``; ``config.json`` (every key of ``source_config`` kept, or one made from ``architecture``); and the
+    tokenizer files of ``tokenizer_folder``. Rows that pad the vocabulary are left out.
+
+    Collective over the model-parallel (tensor × pipeline) group of data-parallel rank 0; the other data-parallel ranks
+    return at once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard once
+    inside that group: the model's bytes in all. Not differentiable. Each rank holds one shard of others beside its
+    parameters; the group's first rank, which writes, one whole tensor and one output file on the host.
+
+    Raises :class:`CheckpointError` on every rank of the group if the folder cannot be written, and :class:`ConfigError` if
+    ``chunks``, ``architecture`` and ``source_config`` do not belong together.
+    """
+    if parallel_state.get_data_parallel_rank(with_context_parallel=True) != 0:
+        return
+    first = _FirstRank()
+    shards = list(local_shards(chunks))
+    inventory = _inventory(shards, first.group)
+    tensors = megatron_tensors(architecture)
+    _check_complete(tensors, inventory)
+    dtype = dtype or shards[0].data.dtype
+    config = exported_config(architecture, source_config, dtype)
+
+    writer = first.run(HuggingFaceFolderWriter, folder, hf_shapes(tensors), dtype, max_shard_size, tokenizer_folder)
+    first.agree()
+    mine = {(shard.key, shard.layer, shard.offset): shard.data for shard in shards}
+    for tensor in tensors:
+        for name, data in _gather(tensor, inventory, mine, dtype, first).items():
+            first.run(writer.add, name, data)
+    first.run(lambda: writer.finish(config))
+    first.agree()
+
+
+def _inventory(shards: Sequence[LocalShard], group: dist.ProcessGroup) -> _Inventory:
+    """Who holds what, the same on every rank; a shard that several ranks hold copies of comes from the first of them."""
+    rank = dist.get_rank()
+    mine = [
+        ((s.key, s.layer), s.offset, _RemoteShard(rank, tuple(s.data.shape), s.global_shape, s.data.dtype)) for s in shards
+    ]
+    everyones: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyones, mine, group=group)
+    inventory: _Inventory = {}
+    for theirs in everyones:
+        for tensor_id, offset, shard in theirs:
+            inventory.setdefault(tensor_id, {}).setdefault(offset, shard)
+    return inventory
+
+
+def _check_complete(tensors: Sequence[MegatronTensor], inventory: _Inventory) -> None:
+    for tensor in tensors:
+        held = list(inventory.get((tensor.key, tensor.layer), {}).values())
+        if not held or sum(math.prod(shard.shape) for shard in held) != math.prod(held[0].global_shape):
+            raise ConfigError(f"the model has no whole {tensor.key} (layer {tensor.layer}), but its architecture needs one")
+        tensor.check_shape(held[0].global_shape)
+    for key, layer in inventory.keys() - {(tensor.key, tensor.layer) for tensor in tensors}:
+        raise ConfigError(f"the model's {key} (layer {layer}) has no Hugging Face counterpart in its architecture")
+
+
+def _gather(
+    tensor: MegatronTensor,
+    inventory: _Inventory,
+    mine: Mapping[tuple[str, int | None, _Offset], Tensor],
+    dtype: torch.dtype,
+    first: _FirstRank,
+) -> dict[str, Tensor]:
+    """The Hugging Face tensors that ``tensor`` is made of, whole, on the first rank's host; nothing elsewhere."""
+    shapes = hf_shapes([tensor]) if first.here else {}
+    whole = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    device = next(iter(mine.values())).device
+    for offset, shard in inventory[(tensor.key, tensor.layer)].items():
+        if shard.rank == dist.get_rank():
+            data = mine[(tensor.key, tensor.layer, offset)].contiguous()
+        else:
+            data = torch.empty(shard.shape, dtype=shard.dtype, device=device)
+        dist.broadcast(data, src=shard.rank, group=first.group)
+        if not first.here:
+            continue
+        data = data.cpu()
+        columns = tuple(slice(start, start + size) for start, size in zip(offset[1:], shard.shape[1:], strict=True))
+        for name, theirs, ours in tensor.overlaps(offset[0], shard.shape[0]):
+            whole[name][(theirs, *columns)].copy_(data[ours])
+    return whole

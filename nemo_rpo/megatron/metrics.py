@@ -1,0 +1,70 @@
+"""The figures of one step, summed on the device while its micro-batches run. No figure waits for the device before the step is over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.losses import PairLogprobs
+
+# Sums over the valid pairs of the global batch; `means` turns them into the names that a person reads.
+_SUMS = (
+    "pairs", "loss", "preference_loss", "sft_loss", "acc",
+    "rewards_chosen", "rewards_rejected", "rewards_squared", "logps_chosen", "logps_rejected",
+    "posterior", "flipped", "abs_delta",
+)  # fmt: skip
+
+
+class StepMetrics:
+    """Sums of one optimizer step (or one validation pass), float64 on the device.
+
+    ``sums`` is added up over ranks together with the EM's statistics; after that :meth:`means` is the same everywhere.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+
+    def reset(self) -> None:
+        self.sums.zero_()
+
+    @torch.no_grad()
+    def add(self, x: PairLogprobs, valid: Tensor, loss: Tensor, preference: Tensor, sft: Tensor, w: Tensor, delta: Tensor) -> None:
+        """Adds one micro-batch; every argument is per pair ``[pairs]``, invalid pairs count nowhere."""
+        reference_chosen = 0.0 if x.reference_chosen is None else x.reference_chosen
+        reference_rejected = 0.0 if x.reference_rejected is None else x.reference_rejected
+        chosen, rejected = x.policy_chosen - reference_chosen, x.policy_rejected - reference_rejected
+        rows = torch.stack(
+            [
+                torch.ones_like(loss), loss, preference, sft, (chosen > rejected).float(),
+                chosen, rejected, chosen.square() + rejected.square(), x.policy_chosen, x.policy_rejected,
+                w, (w < 0.5).float(), delta.abs(),
+            ]
+        ).double()  # fmt: skip
+        self.sums += torch.where(valid, rows, 0.0).sum(-1)
+
+    def means(self) -> dict[str, float]:
+        """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (plain log-probs under reference-free losses), ``margin`` their difference.
+
+        Waits for the device, once.
+        """
+        total = dict(zip(_SUMS, self.sums.tolist(), strict=True))
+        n = max(total["pairs"], 1.0)
+        mean = {name: value / n for name, value in total.items()}
+        rewards_all = (mean["rewards_chosen"] + mean["rewards_rejected"]) / 2
+        variance = mean["rewards_squared"] / 2 - rewards_all**2
+        return {
+            "loss": mean["loss"],
+            "preference_loss": mean["preference_loss"],
+            "sft_loss": mean["sft_loss"],
+            "acc": mean["acc"],
+            "rewards_chosen_mean": mean["rewards_chosen"],
+            "rewards_rejected_mean": mean["rewards_rejected"],
+            "rewards_all_mean": rewards_all,
+            "rewards_all_std": max(variance, 0.0) ** 0.5,
+            "margin": mean["rewards_chosen"] - mean["rewards_rejected"],
+            "logps_chosen_mean": mean["logps_chosen"],
+            "logps_rejected_mean": mean["logps_rejected"],
+            "em/posterior_mean": mean["posterior"],
+            "em/frac_flipped": mean["flipped"],
+            "em/abs_delta_mean": mean["abs_delta"],
+        }

@@ -1,0 +1,215 @@
+"""The engine: a Megatron GPT policy, its frozen reference, and the EM, behind the interface of NeMo-Aligner's ``MegatronGPTDPOModel``.
+
+A training step, in order: reference log-probs of the global batch; forward and backward over its micro-batches, in which the last pipeline stage computes posteriors with the η the step began
+with and adds up the evidence; one reduction of that evidence; the optimizer step; and, only if the weights moved, the commit of η.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
+from torch import Tensor
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.em import AnnotatorReliability, robust_loss
+from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.build import build_model_chunks
+from nemo_rpo.megatron.forward import REFERENCE_KEYS, MicroBatch, pair_logprobs, response_logprobs, run_model, to_device, votes_of
+from nemo_rpo.megatron.metrics import StepMetrics
+from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
+from nemo_rpo.megatron.reference import ReferencePolicy
+from nemo_rpo.megatron.statistics import reduce_to_all_ranks
+
+Batch = list[MicroBatch]
+
+
+class MegatronGPTRPOModel:
+    """Policy, reference, optimizer and annotator reliabilities of one run, on this rank.
+
+    A *batch* is this rank's share of a global batch: a list of micro-batches of equal shape (:mod:`nemo_rpo.data.collate`), on the CPU.
+
+    Args:
+        cfg: the run.
+        architecture: the model's shape.
+        num_annotators: K.
+        total_steps: optimizer steps of the run, for the schedule.
+        device: this rank's device.
+        load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None keeps the random ones.
+    """
+
+    def __init__(self, cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device,
+                 load_weights: Callable[[list[torch.nn.Module]], None] | None = None) -> None:  # fmt: skip
+        self.cfg, self.architecture, self.device = cfg, architecture, device
+        self.loss = base_loss(cfg.model)
+        self.em = AnnotatorReliability(num_annotators, cfg.model.rpo, device)
+        self.metrics = StepMetrics(device)
+        chunks = build_model_chunks(architecture, cfg)
+        if load_weights is not None:
+            load_weights(chunks)
+        needs_live_reference = not self.loss.reference_free and cfg.model.rpo.reference != "cached"
+        resident = partial(build_model_chunks, architecture, cfg) if cfg.model.rpo.reference == "resident" else None
+        self.reference = ReferencePolicy(chunks, resident) if needs_live_reference else None
+        self.config = get_model_config(chunks[0])
+        self.model = wrap_data_parallel(chunks, self.config, cfg)
+        self.optimizer = build_optimizer(self.model, cfg)
+        self.scheduler = build_scheduler(self.optimizer, cfg, total_steps)
+        self._connect_schedule()
+
+    def _connect_schedule(self) -> None:
+        """What Megatron's schedules call back: when to synchronise gradients, how to finish them."""
+        config = self.config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
+        one = len(self.model) == 1
+        if self.cfg.model.optim.overlap_grad_sync:
+            config.no_sync_func = self.model[0].no_sync if one else [chunk.no_sync for chunk in self.model]
+            config.grad_sync_func = None if one else [chunk.start_grad_sync for chunk in self.model]
+        if self.cfg.model.optim.overlap_param_sync:
+            config.param_sync_func = self.model[0].start_param_sync if one else [chunk.start_param_sync for chunk in self.model]
+
+    # --- one micro-batch -----------------------------------------------------------------------------------------------------------------
+
+    def get_forward_output_and_loss_func(self, validation_step: bool = False, logprobs_only: bool = False, num_microbatches: int = 1) -> Callable:
+        """The function that Megatron's schedules call for each micro-batch: ``(iterator, model) -> (output, loss function)``.
+
+        The loss function runs on the last stage: on log-probs alone it returns ``{"chosen": [pairs], "rejected": [pairs]}``, else ``(loss, {})`` with the loss scaled so that micro-batches and
+        data-parallel ranks add up to the mean over the valid pairs of the global batch.
+        """
+        # Every training pair is valid (the sampler draws no others), so the global count is known without a collective.
+        # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
+        scale = num_microbatches * parallel.data_parallel_size() / self.cfg.model.global_batch_size
+
+        def fwd_output_and_loss_func(data_iterator: Iterable[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None) -> tuple[Tensor, Callable]:
+            batch = to_device(next(data_iterator), self.device)
+            output = run_model(model, batch)
+
+            def logprobs_func(logits: Tensor, non_loss_data: bool = True) -> dict[str, Tensor]:
+                chosen, rejected = response_logprobs(logits, batch, self.architecture.vocab_size)
+                return {"chosen": chosen, "rejected": rejected}
+
+            def loss_func(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+                chosen, rejected = response_logprobs(logits, batch, self.architecture.vocab_size)
+                loss = self.loss_func(pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step)
+                return (loss * scale).sum(), {}
+
+            return output, logprobs_func if logprobs_only else loss_func
+
+        return fwd_output_and_loss_func
+
+    def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
+        """The loss of each pair ``[pairs]``, 0 where invalid; adds to the step's metrics and, in training, to the EM's evidence.
+
+        No collective, no wait for the device.
+        """
+        rpo, dpo, votes, valid = self.cfg.model.rpo, self.cfg.model.dpo, votes_of(batch), batch["valid"]
+        terms = self.loss.terms(x)
+        w = self.em.posterior(terms.delta.detach(), votes) if rpo.enabled else votes.share()
+        preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
+        sft = self.sft_loss_func(x, w)
+        loss = torch.where(valid, dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft, 0.0)
+        if collect_evidence and rpo.enabled:
+            self.em.accumulate(w, votes, valid)
+        self.metrics.add(x, valid, loss, preference, sft, w, terms.delta)
+        return loss
+
+    def sft_loss_func(self, x: PairLogprobs, w: Tensor) -> Tensor:
+        """Negative log-likelihood of the response believed to be better: ``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``, token-averaged under ``sft_average_log_probs``."""
+        dpo = self.cfg.model.dpo
+        average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
+        chosen, rejected = x.mean_policy() if average else x.policy()
+        return -(w * chosen + (1 - w) * rejected)
+
+    # --- one global batch ----------------------------------------------------------------------------------------------------------------
+
+    def get_loss_and_metrics(self, batch: Batch, forward_only: bool) -> tuple[float, dict[str, float]]:
+        """Forward (and, in training, backward) over the batch; loss and metrics of the *global* batch, the same on every rank.
+
+        Collectives: the model's own, the gradient reduction, and :func:`reduce_to_all_ranks` over the EM's sums and the metrics.
+        """
+        self._run(self.get_forward_output_and_loss_func(forward_only, num_microbatches=len(batch)), batch, self.model, forward_only=forward_only)
+        if forward_only:
+            reduce_to_all_ranks(self.metrics.sums)
+        else:
+            reduce_to_all_ranks(self.metrics.sums, self.em.pending)
+        metrics = self.metrics.means()
+        return metrics["loss"], metrics
+
+    @torch.no_grad()
+    def get_logprob_batch(self, batch: Batch, model: list[torch.nn.Module] | None = None) -> list[dict[str, Tensor]]:
+        """Summed log-probs of both responses, one ``{"chosen", "rejected"}`` of fp32 ``[pairs]`` a micro-batch, on last-stage ranks; an empty list on the others, which have no use for them.
+
+        Collectives: the model's own.
+        """
+        function = self.get_forward_output_and_loss_func(logprobs_only=True)
+        return self._run(function, batch, model or self.model, forward_only=True, collect_non_loss_data=True)
+
+    def get_ref_policy_logprobs(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """:meth:`get_logprob_batch` of the frozen reference."""
+        assert self.reference is not None, "a reference-free loss or a cached reference has no live reference"
+        with self.reference.active(self.model) as model:
+            return self.get_logprob_batch(batch, model)
+
+    def add_ref_policy_logprobs(self, batch: Batch) -> None:
+        """Puts the live reference's log-probs into the batch, in place, where the loss compares with a reference and the batch has none yet."""
+        if self.reference is None:
+            return
+        for micro_batch, logprobs in zip(batch, self.get_ref_policy_logprobs(batch) or [None] * len(batch), strict=True):
+            if logprobs is not None:
+                micro_batch.update(zip(REFERENCE_KEYS, (logprobs["chosen"], logprobs["rejected"]), strict=True))
+
+    def _run(self, function: Callable, batch: Batch, model: list[torch.nn.Module], forward_only: bool, collect_non_loss_data: bool = False) -> list[Any]:
+        iterators = [iter(batch) for _ in model]
+        pairs, seq_length = batch[0]["chosen"].shape
+        return get_forward_backward_func()(
+            forward_step_func=function,
+            data_iterator=iterators if len(model) > 1 else iterators[0],
+            model=model if len(model) > 1 else model[0],
+            num_microbatches=len(batch),
+            seq_length=seq_length,
+            micro_batch_size=2 * pairs,
+            forward_only=forward_only,
+            collect_non_loss_data=collect_non_loss_data,
+        )
+
+    # --- around a step -------------------------------------------------------------------------------------------------------------------
+
+    def prepare_for_training_step(self) -> None:
+        """Clears gradients, metrics and the step's evidence; training mode."""
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
+            chunk.train()
+        self.optimizer.zero_grad()
+        self.metrics.reset()
+        self.em.rollback()
+
+    def finish_training_step(self) -> StepOutcome:
+        """Advances the learning rate, steps the optimizer, and commits η with it; a step with a NaN or infinite gradient moves neither weights nor η."""
+        self.scheduler.step(1)
+        outcome = guarded_step(self.optimizer, self.cfg.trainer.dpo.gradient_clip_val)
+        if outcome.updated and self.cfg.model.rpo.enabled:
+            self.em.commit()
+        else:
+            self.em.rollback()
+        return outcome
+
+    def prepare_for_validation_step(self) -> None:
+        for chunk in self.model:
+            chunk.eval()
+        self.metrics.reset()
+
+    def finish_validation_step(self) -> None:
+        for chunk in self.model:
+            chunk.train()
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]

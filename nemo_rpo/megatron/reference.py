@@ -1,0 +1,60 @@
+"""The frozen reference policy: a second model, or the same model with its weights swapped.
+
+Both run the policy's own code on the policy's own batch shapes, so before the first update every margin is exactly 0. (Cached log-probs: :mod:`nemo_rpo.megatron.reference_cache`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class ReferencePolicy:
+    """Holds the weights that ``chunks`` have now.
+
+    Args:
+        chunks: this rank's model chunks before they are wrapped for data parallelism.
+        build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
+            weights wait in host memory and are swapped in for each reference forward (three copies of the weights
+            between host and device a step).
+    """
+
+    def __init__(self, chunks: list[torch.nn.Module], build_resident: Callable[[], list[torch.nn.Module]] | None) -> None:
+        self._policy = chunks
+        self._resident = None
+        self._weights: list[Tensor] = []
+        if build_resident is None:
+            self._weights = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(chunks)]
+            return
+        self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
+        _write(self._resident, list(_parameters(chunks)))
+
+    @contextlib.contextmanager
+    def active(self, policy: list[torch.nn.Module]) -> Iterator[list[torch.nn.Module]]:
+        """The chunks to run the reference forward with: the resident ones, or ``policy`` (wrapped) holding the reference's weights until the block is left.
+
+        No collective.
+        """
+        if self._resident is not None:
+            yield self._resident
+            return
+        trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
+        _write(self._policy, self._weights)
+        try:
+            yield policy
+        finally:
+            _write(self._policy, trained)
+
+
+def _parameters(chunks: list[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:
+    for chunk in chunks:
+        yield from chunk.parameters()
+
+
+@torch.no_grad()
+def _write(chunks: list[torch.nn.Module], weights: list[Tensor]) -> None:
+    for parameter, weight in zip(_parameters(chunks), weights, strict=True):
+        parameter.copy_(weight)
