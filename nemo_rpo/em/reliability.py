@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.exact import exactly_summable
 from nemo_rpo.em.posterior import posterior
 from nemo_rpo.em.settings import EMSettings
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
-
-# Pending sums live on a grid of 2⁻³⁰. Float64 adds multiples of it without rounding up to 2²³ labels of one annotator
-# in one step, so the sums do not depend on the order of micro-batches, ranks or GPU atomics: runs repeat bit for bit.
-_GRID = 2.0**30
 
 
 class AnnotatorReliability:
@@ -35,7 +32,8 @@ class AnnotatorReliability:
         right_sums: float64 [K], sum of their posteriors of being right.
         step: optimizer steps committed so far.
         pending: float64 [2, K], this step's sums of right posteriors and of labels. Summed in place over the
-            data-parallel group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own.
+            data-parallel group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own. The
+            sums are exact (:mod:`nemo_rpo.em.exact`), so batching and layout leave no trace in them.
     """
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
@@ -77,8 +75,7 @@ class AnnotatorReliability:
         agreed = w.double().unsqueeze(-1)
         # where and not a product: an invalid row may hold any margin, NaN included.
         right = torch.where(sign > 0, agreed, torch.where(sign < 0, 1 - agreed, 0.0))
-        right = (right * _GRID).round() / _GRID
-        columns = torch.stack((right.flatten(), (sign != 0).flatten().double()))
+        columns = torch.stack((exactly_summable(right).flatten(), (sign != 0).flatten().double()))
         self.pending.index_add_(1, votes.annotator.flatten(), columns)
 
     def reduce(self, all_reduce: Callable[[Tensor], None]) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_rpo.em.exact import exactly_summable
 from nemo_rpo.em.settings import EMSettings
 from nemo_rpo.em.votes import Votes
 
 logger = logging.getLogger(__name__)
+
+# Votes whose float64 intermediates are held at once; a full pass over 10⁷ of them then needs megabytes beside the data.
+_CHUNK_VOTES = 1 << 18
 
 
 class SweepResult(NamedTuple):
@@ -53,19 +57,20 @@ def full_batch_em(
         E   w_i = σ(Δ_i/τ + Σ_v s_v logit η_v)
         M   η_k = (Σ right_k + a) / (n_k + a + b)
 
-    with (a, b) = ``settings.prior``, pseudo-labels right and wrong. The M-step is the posterior mode under a Beta(a+1,
-    b+1) prior (whose log-density is a log η + b log(1-η) up to a constant) and, the same number, the posterior mean
-    under Beta(a, b); the objective that rises is the former's. Clamp and floor keep it rising, since the M-step's
-    objective is concave in η. An annotator without labels ends at a/(a+b), and stays where it is when a = b = 0.
+    with (a, b) = ``settings.prior``, pseudo-labels right and wrong. The fixed point is the posterior mode of logit η_k
+    under a Beta(a, b) prior; on the scale of η itself the same number is the mode under Beta(a+1, b+1), and it is
+    a log η + b log(1-η) that the objective adds per annotator. With no labels it is the mean of Beta(a, b), a/(a+b);
+    when a = b = 0 an annotator without labels stays where it is. Clamp and floor keep the objective rising, since the
+    M-step's own objective is concave in η.
 
     Args:
-        delta: margins Δ [P] of this rank's pairs.
+        delta: margins Δ [P] of this rank's pairs, any float dtype (computed in float64).
         votes: their labels [P, V]; pairs to be left out have sign 0 throughout.
         eta: start [K], the same on every rank.
         settings: prior, τ, clamp, tolerance, bound on the iterations.
         all_reduce: sums a tensor in place over the ranks that hold different pairs. One collective of 8 K bytes for the
             counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same
-            iteration.
+            iteration with the same bits in η, however the pairs are spread over them.
 
     Raises:
         ValueError: a margin is NaN (on every rank, whichever rank holds it).
@@ -73,17 +78,18 @@ def full_batch_em(
     reduce = all_reduce or (lambda _: None)
     a, b = settings.prior
     eta = eta.double().clamp(*settings.eta_bounds)
-    logit_prior = delta.double() / settings.link_tau
-    counts = torch.zeros_like(eta).index_add_(0, votes.annotator.flatten(), votes.sign.abs().double().flatten())
+    counts = torch.zeros_like(eta)
+    for _, chunk in _chunks(delta, votes):
+        counts.index_add_(0, chunk.annotator.flatten(), chunk.sign.abs().double().flatten())
     reduce(counts)
 
-    right, objective = _e_step(logit_prior, votes, eta, settings.prior, reduce)
+    right, objective = _e_step(delta, votes, eta, settings, reduce)
     converged, iterations = False, 0
     while not converged and iterations < settings.sweep_max_iterations:
         mode = (right + a) / (counts + a + b)
         moved = torch.where(counts + a + b > 0, mode, eta).clamp(*settings.eta_bounds)
         converged = (moved - eta).abs().max().item() < settings.sweep_tolerance
-        right, risen = _e_step(logit_prior, votes, moved, settings.prior, reduce)
+        right, risen = _e_step(delta, votes, moved, settings, reduce)
         _check_rise(objective.item(), risen.item(), iterations)
         eta, objective, iterations = moved, risen, iterations + 1
     if not converged:
@@ -96,25 +102,38 @@ def full_batch_em(
 
 
 def _e_step(
-    logit_prior: Tensor, votes: Votes, eta: Tensor, prior: tuple[float, float], reduce: Callable[[Tensor], None]
+    delta: Tensor, votes: Votes, eta: Tensor, settings: EMSettings, reduce: Callable[[Tensor], None]
 ) -> tuple[Tensor, Tensor]:
     """Right posteriors per annotator [K] and the observed log-posterior [], over all ranks."""
     log_eta, log_err = eta.log(), torch.log1p(-eta)
-    right_if_chosen, right_if_rejected = votes.sign > 0, votes.sign < 0
-    log_right, log_wrong = log_eta[votes.annotator], log_err[votes.annotator]
-    says_chosen = torch.where(right_if_chosen, log_right, torch.where(right_if_rejected, log_wrong, 0.0)).sum(-1)
-    says_rejected = torch.where(right_if_chosen, log_wrong, torch.where(right_if_rejected, log_right, 0.0)).sum(-1)
-    chosen = F.logsigmoid(logit_prior) + says_chosen
-    rejected = F.logsigmoid(-logit_prior) + says_rejected
-
-    w = torch.sigmoid(logit_prior + says_chosen - says_rejected).unsqueeze(-1)
-    right = torch.where(right_if_chosen, w, torch.where(right_if_rejected, 1 - w, 0.0))
     packed = torch.zeros(eta.numel() + 1, dtype=torch.float64, device=eta.device)
-    packed.index_add_(0, votes.annotator.flatten(), right.flatten())
-    packed[-1] = torch.logaddexp(chosen, rejected).sum()
+    for margin, chunk in _chunks(delta, votes):
+        right, evidence = _e_step_of_chunk(margin / settings.link_tau, chunk, log_eta, log_err)
+        packed.index_add_(0, chunk.annotator.flatten(), exactly_summable(right).flatten())
+        packed[-1] += evidence.sum()
     reduce(packed)
-    log_prior = (prior[0] * log_eta + prior[1] * log_err).sum()
-    return packed[:-1], packed[-1] + log_prior
+    a, b = settings.prior
+    return packed[:-1], packed[-1] + (a * log_eta + b * log_err).sum()
+
+
+def _e_step_of_chunk(margin: Tensor, votes: Votes, log_eta: Tensor, log_err: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior that each vote is right [p, V] (0 for a tie), and log-evidence of each pair [p]."""
+    says_chosen, says_rejected = votes.sign > 0, votes.sign < 0
+    log_right, log_wrong = log_eta[votes.annotator], log_err[votes.annotator]
+    if_chosen = torch.where(says_chosen, log_right, torch.where(says_rejected, log_wrong, 0.0)).sum(-1)
+    if_rejected = torch.where(says_chosen, log_wrong, torch.where(says_rejected, log_right, 0.0)).sum(-1)
+    w = torch.sigmoid(margin + if_chosen - if_rejected).unsqueeze(-1)
+    right = torch.where(says_chosen, w, torch.where(says_rejected, 1 - w, 0.0))
+    return right, torch.logaddexp(F.logsigmoid(margin) + if_chosen, F.logsigmoid(-margin) + if_rejected)
+
+
+def _chunks(delta: Tensor, votes: Votes) -> Iterator[tuple[Tensor, Votes]]:
+    """The pairs in pieces, margins widened to float64 and ids to int64 only there."""
+    pairs = max(1, _CHUNK_VOTES // max(1, votes.sign.shape[-1]))
+    for margin, annotator, sign in zip(
+        delta.split(pairs), votes.annotator.split(pairs), votes.sign.split(pairs), strict=True
+    ):
+        yield margin.double(), Votes(annotator.long(), sign)
 
 
 def _check_rise(before: float, after: float, iteration: int) -> None:

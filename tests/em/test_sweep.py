@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nemo_rpo.em.sweep as sweep_module
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior
 
 from .worlds import World, make_world
@@ -198,9 +199,23 @@ def test_shards_end_at_the_same_eta_as_the_whole(world):
     for result in results:
         assert torch.equal(result.eta, results[0].eta)
         assert result.iterations == whole.iterations
-        torch.testing.assert_close(result.eta, whole.eta, rtol=0, atol=1e-12)
+        assert torch.equal(result.eta, whole.eta)
+        assert torch.equal(result.right_sums, whole.right_sums)
         torch.testing.assert_close(result.log_likelihood, whole.log_likelihood)
         torch.testing.assert_close(result.counts, whole.counts)
+
+
+def test_memory_is_bounded_by_chunks_that_change_nothing(world, monkeypatch):
+    whole = sweep(world)
+    monkeypatch.setattr(sweep_module, "_CHUNK_VOTES", 7)
+    chunked = sweep(world)
+    assert torch.equal(chunked.eta, whole.eta) and chunked.iterations == whole.iterations
+
+
+def test_narrow_storage_is_widened_where_it_is_used(world):
+    narrow = Votes(world.votes.annotator.int(), world.votes.sign.to(torch.int8))
+    wide = sweep(world._replace(delta=world.delta.float().double()))
+    assert torch.equal(sweep(world._replace(delta=world.delta.float(), votes=narrow)).eta, wide.eta)
 
 
 def test_a_nan_margin_stops_every_rank():
