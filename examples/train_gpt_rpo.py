@@ -1,0 +1,11 @@
+"""Trains with the settings of a YAML file and ``key=value`` overrides: the same as ``nemo-rpo train``.
+
+torchrun --nproc-per-node 8 examples/train_gpt_rpo.py --config-name gpt_rpo model.rpo.sweep=epoch
+"""
+
+import sys
+
+from nemo_rpo.cli import main
+
+if __name__ == "__main__":  # checkpoint writers start processes that import this file
+    sys.exit(main(["train", *sys.argv[1:]]))

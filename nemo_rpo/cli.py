@@ -1,0 +1,86 @@
+"""The ``nemo-rpo`` command. A subcommand is one line of the table below and one module in ``nemo_rpo.commands``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nemo_rpo import __version__
+from nemo_rpo.launch import run_on_ranks
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand; its module is imported when it is called, so that ``--help`` needs none of the heavy packages."""
+
+    summary: str
+    module: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "train": Command(
+        "align a model on preference pairs and learn whom to believe",
+        "nemo_rpo.commands.train",
+        (
+            "nemo-rpo train --config-name gpt_rpo --nproc-per-node 8 pretrained_checkpoint.restore_from_path=MODEL "
+            "'model.data.data_prefix={train: [train.jsonl], validation: [val.jsonl]}'",
+            "torchrun --nproc-per-node 8 examples/train_gpt_rpo.py --config-name gpt_rpo model.rpo.sweep=epoch",
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit status: 0, 2 for a mistake in the command, its settings or its data."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name, *rest = argv or ["--help"]
+    if name not in COMMANDS:
+        parser = _overview()
+        parser.parse_args([name])  # --help and --version end here
+        parser.error(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
+    status = 0
+
+    def body() -> None:
+        nonlocal status
+        module = importlib.import_module(COMMANDS[name].module)
+        parser = _parser(name)
+        module.add_arguments(parser)
+        status = module.run(parser.parse_intermixed_args(rest)) or 0
+
+    return run_on_ranks(body) or status
+
+
+def _overview() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="nemo-rpo",
+        usage="nemo-rpo COMMAND …",
+        description="Robust preference optimization on Megatron-Core.",
+        epilog=f"commands:\n{commands}\n\n{_examples(*COMMANDS)}\n\nnemo-rpo COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nemo-rpo {__version__}")
+    parser.add_argument("command", help=argparse.SUPPRESS)
+    return parser
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"nemo-rpo {name}",
+        description=COMMANDS[name].summary,
+        epilog=_examples(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _examples(*names: str) -> str:
+    return "\n".join(["examples:", *(f"  {example}" for name in names for example in COMMANDS[name].examples)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

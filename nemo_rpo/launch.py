@@ -1,0 +1,106 @@
+"""How a run starts its ranks and how it ends: one line for a user's mistake, failure on every rank, no hang."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+from nemo_rpo.errors import RPOError
+
+USER_ERROR = 2
+INTERRUPTED = 128 + signal.SIGINT
+
+# A rank other than 0 waits before it speaks: where all ranks fail alike, rank 0 speaks, and torchrun ends the rest
+# within about 0.1 s of its exit. The ranks of a node wait in turn, so that of several only the first is heard.
+_FIRST_RANK_SPEAKS_S = 1.0
+_BETWEEN_RANKS_S = 0.5
+# The error of a collective is usually the echo of a peer that is gone and has said why.
+_PEER_SPEAKS_S = 10.0
+_LOST_PEER = re.compile(r"gloo/transport|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket Timeout")
+
+
+def run_on_ranks(main: Callable[[], None]) -> int:
+    """Runs the body of an entry point on this rank and returns its exit status; the one place that prints errors.
+
+    An :class:`RPOError` becomes one line ``error: …`` and status 2. Where ranks fail alike only global rank 0 prints;
+    where one fails alone it prints with its number. Any other exception is a bug and prints its traceback, status 1.
+    With several ranks a failing process leaves at once, past any cleanup that could wait for the others; torchrun then
+    ends them. Nothing is initialised here; a process group that ``main`` leaves open is closed.
+
+    SIGTERM keeps its default action, and with several ranks so does SIGINT: a Python handler would wait for the
+    collective that a rank is in. Files are safe from that, as from a power cut: they appear under their name complete.
+    """
+    if _world_size() > 1:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        main()
+    except RPOError as exc:
+        return _leave("error{}: " + " ".join(str(exc).split()), USER_ERROR)
+    except KeyboardInterrupt:
+        return _leave("interrupted{}", INTERRUPTED)
+    except Exception as exc:
+        if _world_size() == 1:
+            raise
+        if _LOST_PEER.search(str(exc)):
+            time.sleep(_PEER_SPEAKS_S)
+        return _leave("unexpected error{}: " + traceback.format_exc(), 1)
+    _close_process_group()
+    return 0
+
+
+def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> int:
+    """Runs ``python -m module arguments`` on ``ranks`` processes of this machine under torchrun.
+
+    Returns the exit status: 0, or that of the rank that failed first, whose own line has said why.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # torchrun's own choice, without its warning.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.disable(logging.ERROR)  # a failed rank has said what is wrong; torchrun would add its table and traceback
+    try:
+        launch = ["--standalone", "--nproc-per-node", str(ranks), "--module", module, *arguments]
+        torchrun.run(torchrun.parse_args(launch))
+    except ChildFailedError as exc:
+        _, failure = exc.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"error: rank {failure.rank} was ended by {name}", file=sys.stderr, flush=True)
+            return 128 - failure.exitcode
+        return failure.exitcode
+    except SignalException as exc:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 128 + exc.sigval
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0
+
+
+def _leave(text: str, status: int) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        time.sleep(_FIRST_RANK_SPEAKS_S + _BETWEEN_RANKS_S * int(os.environ.get("LOCAL_RANK", "0")))
+    print(text.replace("{}", f" on rank {rank}" if rank else "", 1), file=sys.stderr, flush=True)
+    if _world_size() > 1:
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _close_process_group() -> None:
+    # Looked up, not imported: commands that never meet a process group need not load torch.distributed.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

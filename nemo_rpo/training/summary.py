@@ -1,0 +1,84 @@
+"""What a person reads at the end: the annotators, the course of the run, and the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_LAST = 10  # a single batch says little about where a run ended
+_ENDS = 10  # annotators shown at each end of a long table
+_WIDTH = 32  # of an annotator's id
+
+
+@dataclass(frozen=True)
+class AnnotatorRow:
+    """One annotator: labels seen, reliability η, and the η it started from."""
+
+    annotator: str
+    labels: int
+    eta: float
+    start: float
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart; the first is flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def annotator_table(annotators: Sequence[AnnotatorRow]) -> str:
+    """Id, labels, η and its change, the least reliable first; of many only the ten at each end."""
+    ranked = sorted(annotators, key=lambda row: (row.eta, row.annotator))
+    cells = [
+        [_short(row.annotator), f"{row.labels:,}", f"{row.eta:.3f}", f"{row.eta - row.start:+.3f}"] for row in ranked
+    ]
+    if len(cells) > 2 * _ENDS:
+        cells = [*cells[:_ENDS], [f"… {len(cells) - 2 * _ENDS:,} more", "", "", ""], *cells[-_ENDS:]]
+    return format_table(["annotator", "labels", "η", "change"], cells)
+
+
+def course_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``."""
+    train = [row for row in rows if row["split"] == "train"]
+    val = [row for row in rows if row["split"] == "val"]
+    lines = []
+    if train:
+        last = train[-_LAST:]
+        lines.append(_course(f"train, step {train[0]['step']}", train[:1]))
+        lines.append(_course(f"train, mean of steps {last[0]['step']} to {last[-1]['step']}", last))
+    if val:
+        lines += [_course(f"validation, step {row['step']}", [row]) for row in (val[0], val[-1])[: len(val)]]
+    return format_table(["", "loss", "accuracy", "margin"], lines)
+
+
+def final_report(
+    annotators: Sequence[AnnotatorRow], metrics: Sequence[Mapping[str, Any]], files: Sequence[str | Path]
+) -> str:
+    """The closing text of a run; ``metrics`` are the rows of its ``metrics.jsonl``."""
+    parts = []
+    if annotators:
+        parts.append(f"Annotators ({len(annotators):,}), by reliability η\n{annotator_table(annotators)}")
+    if metrics:
+        parts.append(f"Course of the run\n{course_table(metrics)}")
+    if files:
+        parts.append("Files written\n" + "\n".join(f"  {file}" for file in files))
+    return "\n\n".join(parts)
+
+
+def _course(label: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [label, *(_mean([row.get(name) for row in rows]) for name in ("loss", "acc", "margin"))]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.4f}" if known else "–"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _WIDTH else name[: _WIDTH - 1] + "…"
