@@ -47,24 +47,28 @@ def open_cache(
     Raises:
         DataError: bad data or tokenizer, a cache folder that cannot be written, or the time-out.
     """
-    cache_dir = spec.paths[0].parent / CACHE_FOLDER if cache_dir is None else Path(cache_dir)
-    ingredients = spec.ingredients()
-    folder = cache_dir / f"{spec.paths[0].name.split('.')[0]}-{cache_key(ingredients)[:20]}"
+    folder = cache_folder(spec, cache_dir)
     if not folder.is_dir():
         try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            _build_once(spec, folder, ingredients, num_workers, wait_timeout, progress)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _build_once(spec, folder, num_workers, wait_timeout, progress)
         except OSError as exc:
             raise DataError(
-                f"cannot write the token cache in {cache_dir} ({exc.strerror or exc}); set model.data.cache_dir"
+                f"cannot write the token cache in {folder.parent} ({exc.strerror or exc}); set model.data.cache_dir"
             ) from exc
     cache = PreferenceCache(folder)
     log.info("%s: %s", ", ".join(str(path) for path in spec.paths), cache.summary())
     return cache
 
 
+def cache_folder(spec: CacheSpec, cache_dir: Path | None) -> Path:
+    """Where the cache of ``spec`` lies or will lie."""
+    parent = spec.paths[0].parent / CACHE_FOLDER if cache_dir is None else Path(cache_dir)
+    return parent / f"{spec.paths[0].name.split('.')[0]}-{cache_key(spec.ingredients())[:20]}"
+
+
 def _build_once(
-    spec: CacheSpec, folder: Path, ingredients: dict, num_workers: int, wait_timeout: float, progress: Progress | None
+    spec: CacheSpec, folder: Path, num_workers: int, wait_timeout: float, progress: Progress | None
 ) -> None:
     failure = _Failure(folder.with_name(f"{folder.name}.failed.json"))
     seen = failure.read()
@@ -80,7 +84,7 @@ def _build_once(
         workplace = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
         workplace.mkdir()
         try:
-            write_cache(spec, workplace, ingredients, num_workers, progress)
+            write_cache(spec, workplace, num_workers, progress)
             _publish(workplace, folder)
             failure.clear()
         except RPOError as exc:

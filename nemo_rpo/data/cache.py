@@ -92,6 +92,8 @@ class PreferenceCache:
         self._pair_ids = np.memmap(self.folder / "pair_id.bin", dtype=np.uint8, mode="r")
         self._source = self._array("source")
         self._own_annotators = AnnotatorTable.load(self.folder / "annotators.jsonl")
+        if len(self._own_annotators) != self.report["annotators"]:
+            raise ValueError(f"annotators.jsonl has {len(self._own_annotators)} of {self.report['annotators']} lines")
 
     def _array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")

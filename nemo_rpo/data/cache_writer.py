@@ -36,7 +36,7 @@ class _Texts(NamedTuple):
     max_token_id: int
 
 
-def write_cache(spec: CacheSpec, folder: Path, ingredients: dict, num_workers: int, progress: Progress | None) -> None:
+def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progress | None) -> None:
     """Read, tokenise, group and write; one pass over the data, in memory only what is known about each pair.
 
     Raises:
@@ -68,7 +68,6 @@ def write_cache(spec: CacheSpec, folder: Path, ingredients: dict, num_workers: i
     }
     meta = {
         "report": report,
-        "ingredients": ingredients,
         "files": table.files,
         "columns": list(table.columns),
         "tokens": encoded.tokens,

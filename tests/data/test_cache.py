@@ -1,0 +1,355 @@
+"""What goes into a cache, what comes out, what is left out and why, and when it is built again."""
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nemo_rpo.data import build, cache_spec
+from nemo_rpo.data.annotators import Annotator, AnnotatorTable
+from nemo_rpo.data.build import open_cache
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.errors import ConfigError, DataError
+
+from .conftest import TEXT, write_jsonl
+
+WORDS = " ".join(TEXT).split()
+
+
+def sentence(rng, words=8):
+    return " ".join(rng.choice(WORDS) for _ in range(words))
+
+
+def random_rows(n, seed=0):
+    rng = random.Random(seed)
+    for i in range(n):
+        votes = [{"annotator": f"w{rng.randrange(9)}", "vote": rng.choice(["a", "a", "b", "tie"])} for _ in range(3)]
+        yield {
+            "pair_id": f"pair-{i}",
+            "prompt": sentence(rng, rng.randrange(1, 20)),
+            "response_a": f"{sentence(rng)} {i}",
+            "response_b": sentence(rng, 5),
+            "votes": votes,
+            "gold": rng.choice(["a", "b", "tie"]),
+            "margin": rng.random(),
+        }
+
+
+@pytest.fixture
+def spec(tmp_path, tokenizer_folder):
+    def make(rows, **changes):
+        path = write_jsonl(tmp_path / "train.jsonl", list(rows))
+        settings = dict(seq_length=64, group_votes=True, invalid_pairs="error")
+        tokenizer = TokenizerSpec(str(tokenizer_folder), use_chat_template=False)
+        return CacheSpec(paths=path, keys=RowFormat(), tokenizer=tokenizer, **(settings | changes))
+
+    return make
+
+
+def opened(spec, **options):
+    return open_cache(spec, None, **({"num_workers": 0, "wait_timeout": 60} | options))
+
+
+def test_pairs_come_back_as_they_were_said(spec, tokenizer):
+    rows = list(random_rows(300))
+    cache = opened(spec(rows))
+    by_id = {row["pair_id"]: row for row in rows}
+    sign = {"a": 1, "b": -1}
+    for i in range(len(cache)):
+        pair = cache.pair(i)
+        row = by_id[pair.pair_id]
+        cast = [(vote["annotator"], sign[vote["vote"]]) for vote in row["votes"] if vote["vote"] != "tie"]
+        turn = -1 if sum(s for _, s in cast) < 0 else 1
+        first, second = ("response_a", "response_b") if turn > 0 else ("response_b", "response_a")
+        prompt_ids, chosen_ids = tokenizer.render(row["prompt"], row[first])
+        assert pair.prompt_ids.tolist() == prompt_ids.tolist()
+        assert pair.chosen_ids.tolist() == chosen_ids.tolist()
+        assert pair.rejected_ids.tolist() == tokenizer.render(row["prompt"], row[second])[1].tolist()
+        assert [(cache.annotators.ids[k], s) for k, s in zip(pair.annotator, pair.sign, strict=True)] == [
+            (annotator, s * turn) for annotator, s in cast
+        ]
+        assert pair.gold == (sign[row["gold"]] * turn if row["gold"] != "tie" else None)
+        assert pair.columns == {"margin": pytest.approx(row["margin"] * turn)}
+        assert cache.lengths[i].tolist() == [len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)]
+        assert cache.where(i).endswith(f"train.jsonl:{rows.index(row) + 1}")
+    silent = sum(all(vote["vote"] == "tie" for vote in row["votes"]) for row in rows)
+    assert silent > 0
+    assert len(cache) == 300 - silent
+    assert cache.report["dropped"] == {"no signed vote": silent}
+    ties = sum(vote["vote"] == "tie" for row in rows for vote in row["votes"])
+    assert (cache.report["rows"], cache.report["votes"], cache.report["ties"]) == (300, 900, ties)
+    assert cache.max_votes == 3
+    assert cache.max_token_id == max(int(cache.pair(i).chosen_ids.max()) for i in range(len(cache))) < cache.vocab_size
+
+
+def test_all_votes_are_the_pairs_votes(spec):
+    cache = opened(spec(random_rows(60)))
+    pair, annotator, sign = cache.all_votes()
+    assert annotator.tolist() == [k for i in range(len(cache)) for k in cache.pair(i).annotator]
+    assert sign.tolist() == [s for i in range(len(cache)) for s in cache.pair(i).sign]
+    assert np.bincount(pair).min() >= 1
+    assert np.bincount(annotator, minlength=9).tolist() == cache.annotators.labels.tolist()
+
+
+def test_the_log_says_what_was_left_out(spec, caplog):
+    rows = [
+        *random_rows(20),
+        {"pair_id": "e", "prompt": "x", "response_a": " ", "response_b": "y", "votes": [{"vote": "a"}]},
+    ]
+    with caplog.at_level("INFO"):
+        opened(spec(rows, invalid_pairs="drop"))
+    assert "1 empty completion" in caplog.text
+    assert "1 votes without an annotator's id share one" in caplog.text
+
+
+def test_processes_change_nothing(spec, monkeypatch):
+    rows = list(random_rows(700))
+    monkeypatch.setattr("nemo_rpo.data.encode.SPAWN_FROM", 100)
+    one, two = spec(rows), spec(rows, invalid_pairs="drop")
+    seen = []
+    alone = opened(one)
+    pool = opened(two, num_workers=2, progress=lambda done, total: seen.append((done, total)))
+    for name in ("tokens.bin", "offsets.npy", "content_hash.npy", "annotator.npy", "pair_id.bin"):
+        assert (alone.folder / name).read_bytes() == (pool.folder / name).read_bytes()
+    assert seen[-1] == (700, 700)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_a_bad_row_ends_a_parallel_build_with_its_name(spec, monkeypatch):
+    monkeypatch.setattr("nemo_rpo.data.encode.SPAWN_FROM", 100)
+    rows = [*random_rows(600), '{"prompt"']
+    with pytest.raises(DataError, match=r"train\.jsonl:601: bad JSON"):
+        opened(spec(rows), num_workers=2)
+
+
+def hf_row(chosen, rejected, prompt="why so?"):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+INVALID = {
+    "empty completion": hf_row("", "no"),
+    "identical completions": hf_row("the same", "the same"),
+    "over-long completion": hf_row("no", "word " * 70),
+}
+
+
+@pytest.mark.parametrize("reason", INVALID)
+def test_a_pair_that_cannot_be_trained_on_is_an_error_that_counts_them(spec, reason):
+    rows = [hf_row("yes", "no"), INVALID[reason], hf_row("a", "b"), {**INVALID[reason], "prompt": "again?"}]
+    with pytest.raises(DataError) as caught:
+        opened(spec(rows))
+    message = str(caught.value)
+    assert "train.jsonl:2: " + reason in message
+    assert "set model.data.invalid_pairs=drop to leave such pairs out (2 of 4 pairs)" in message
+    assert "\n" not in message
+
+
+def test_invalid_pairs_are_dropped_and_counted_by_reason(spec):
+    cache = opened(spec([hf_row("yes", "no"), *INVALID.values()], invalid_pairs="drop"))
+    assert len(cache) == 1
+    assert cache.report["dropped"] == dict.fromkeys(INVALID, 1)
+    assert cache.annotators.labels.tolist() == [1]
+
+
+def test_an_empty_answer_is_empty_though_the_template_ends_its_turn(spec):
+    messages = [{"role": "assistant", "content": ""}]
+    row = hf_row(messages, [{"role": "assistant", "content": "x"}], [{"role": "user", "content": "?"}])
+    with pytest.raises(DataError, match="empty completion"):
+        opened(spec([row]))
+
+
+def test_responses_that_differ_in_text_and_not_in_tokens_are_identical(tmp_path, spec):
+    from .conftest import train_tokenizer
+
+    folder = train_tokenizer(tmp_path / "lowercasing")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    wanted = dataclasses.replace(spec([hf_row("Yes", "yes")]), tokenizer=TokenizerSpec(str(folder), False))
+    with pytest.raises(DataError, match=r"train\.jsonl:1: identical completions"):
+        opened(wanted)
+
+
+def test_a_pair_of_ties_only_is_no_error_even_if_invalid(spec):
+    tied = {"prompt": "x", "response_a": "", "response_b": "y", "votes": [{"vote": "tie"}]}
+    cache = opened(spec([tied, *random_rows(5, seed=3)]))
+    assert cache.report["dropped"]["no signed vote"] >= 1
+
+
+def test_nothing_left_is_an_error(spec):
+    with pytest.raises(DataError, match=r"no pair of 1 can be trained on \(1 empty completion\)"):
+        opened(spec([INVALID["empty completion"]], invalid_pairs="drop"))
+
+
+def test_long_prompts_lose_their_left_and_completions_nothing(spec, tokenizer):
+    prompt = " ".join(random.Random(1).choice(WORDS) for _ in range(200))
+    cache = opened(spec([hf_row("yes it is", "no", prompt)]))
+    whole, response = tokenizer.render(prompt, "yes it is")
+    pair = cache.pair(0)
+    assert len(pair.prompt_ids) + len(pair.chosen_ids) == 64
+    assert pair.prompt_ids[0] == tokenizer.bos_id
+    assert pair.prompt_ids[1:].tolist() == whole[len(whole) - len(pair.prompt_ids) + 1 :].tolist()
+    assert pair.chosen_ids.tolist() == response.tolist()
+    assert cache.report["truncated_prompts"] == 1
+
+
+def test_messages_without_a_template_name_the_row(spec, tmp_path):
+    from .conftest import train_tokenizer
+
+    folder = train_tokenizer(tmp_path / "plain", chat_template=None)
+    rows = [hf_row("a", "b"), hf_row("a", "b", [{"role": "user", "content": "x"}])]
+    wanted = dataclasses.replace(spec(rows), tokenizer=TokenizerSpec(str(folder), False))
+    with pytest.raises(DataError, match=r"train\.jsonl:2: the row has messages"):
+        opened(wanted)
+
+
+def test_the_content_hash_knows_orientation_and_nothing_of_rows(spec):
+    rows = [hf_row("yes", "no"), hf_row("x", "y")]
+    first = opened(spec(rows))
+    turned = opened(spec([hf_row("other", "one"), hf_row("no", "yes"), hf_row("x", "y")]))
+    hashes = [first.pair(i).content_hash for i in range(2)]
+    assert first.pair(0).pair_id == turned.pair(1).pair_id
+    assert turned.pair(1).content_hash != hashes[0]
+    assert turned.pair(2).content_hash == hashes[1]
+    assert len({len(h) for h in hashes}) == 1 and len(hashes[0]) == 16
+
+
+def test_one_row_a_vote(spec):
+    cache = opened(spec(random_rows(50), group_votes=False))
+    assert len(cache) == cache.report["votes"] - cache.report["ties"]
+    assert all(cache.pair(i).sign.tolist() == [1] for i in range(len(cache)))
+    assert cache.max_votes == 1
+
+
+def test_a_second_start_tokenises_nothing(spec, monkeypatch):
+    wanted = spec(random_rows(30))
+    first = opened(wanted)
+    monkeypatch.setattr(PreferenceTokenizer, "load", lambda *_: pytest.fail("loaded the tokenizer"))
+    monkeypatch.setattr(build, "write_cache", lambda *_: pytest.fail("built again"))
+    second = opened(wanted)
+    assert second.folder == first.folder
+    assert second.report == first.report
+
+
+def test_moved_data_keep_their_cache(spec, tmp_path):
+    wanted = spec(random_rows(10))
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    shutil.copy(wanted.paths[0], other)
+    moved = dataclasses.replace(wanted, paths=other / "train.jsonl")
+    folders = {open_cache(s, tmp_path / "c", num_workers=0, wait_timeout=9).folder for s in (wanted, moved)}
+    assert len(folders) == 1
+
+
+@pytest.mark.parametrize(
+    "ingredient",
+    [
+        *("data", "order of files", "layout", "annotator_key", "pair_id_key", "group_votes", "invalid_pairs"),
+        *("tokenizer", "template", "use_chat_template", "seq_length", "truncation", "version"),
+    ],
+)
+def test_every_ingredient_is_in_the_key(spec, tmp_path, tokenizer_folder, monkeypatch, ingredient):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_folder, folder)
+    second = write_jsonl(tmp_path / "more.jsonl", list(random_rows(3, seed=9)))
+    wanted = spec(random_rows(5))
+    wanted = dataclasses.replace(wanted, tokenizer=TokenizerSpec(str(folder), False), paths=[*wanted.paths, second])
+    before = cache_spec.cache_key(wanted.ingredients())
+    assert before == cache_spec.cache_key(wanted.ingredients())
+    changes = {
+        "layout": {"keys": RowFormat(layout="votes")},
+        "annotator_key": {"keys": RowFormat(annotator_key="worker")},
+        "pair_id_key": {"keys": RowFormat(pair_id_key="id")},
+        "use_chat_template": {"tokenizer": TokenizerSpec(str(folder), True)},
+        "seq_length": {"seq_length": 65},
+        "group_votes": {"group_votes": False},
+        "invalid_pairs": {"invalid_pairs": "drop"},
+        "order of files": {"paths": wanted.paths[::-1]},
+    }
+    if ingredient == "data":
+        second.write_text(second.read_text().replace("pair-0", "pair-X"))
+    elif ingredient == "tokenizer":
+        (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    elif ingredient == "template":
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+    elif ingredient in ("version", "truncation"):
+        name = {"version": "CACHE_VERSION", "truncation": "TRUNCATION_RULE"}[ingredient]
+        monkeypatch.setattr(cache_spec, name, "another")
+    changed = dataclasses.replace(wanted, **changes.get(ingredient, {}))
+    assert cache_spec.cache_key(changed.ingredients()) != before
+
+
+def test_resume_keeps_the_indices_of_the_checkpoint(spec):
+    cache = opened(spec(random_rows(40)))
+    ids = [[cache.annotators.ids[k] for k in cache.pair(i).annotator] for i in range(len(cache))]
+    saved = AnnotatorTable([Annotator("w5", 1, ""), Annotator("gone", 1, "")])
+    table = saved.extended(cache.annotators, allow_new=True)
+    cache.use_annotators(table)
+    assert table.index("w5") == 0
+    assert ids == [[table.ids[k] for k in cache.pair(i).annotator] for i in range(len(cache))]
+    with pytest.raises(DataError, match=r"train\.jsonl:\d+: annotator 'w0' \(and 7 more\)"):
+        saved.extended(cache.annotators, allow_new=False)
+
+
+def test_bad_settings_and_folders_are_named(spec, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.data\.invalid_pairs is 'ignore'; it can be error or drop"):
+        spec(random_rows(1), invalid_pairs="ignore")
+    wanted = spec(random_rows(5))
+    with pytest.raises(DataError, match=r"absent\.jsonl does not exist"):
+        dataclasses.replace(wanted, paths=tmp_path / "absent.jsonl")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write the token cache in .*file.*; set model\.data\.cache_dir"):
+        open_cache(wanted, tmp_path / "file", num_workers=0, wait_timeout=1)
+
+
+@pytest.mark.parametrize("damage", ["tokens.bin", "lengths.npy", "meta.json", "annotators.jsonl"])
+def test_a_damaged_cache_is_named(spec, damage):
+    cache = opened(spec(random_rows(10)))
+    path = cache.folder / damage
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"token cache .* is damaged .*; delete that folder"):
+        PreferenceCache(cache.folder)
+
+
+def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
+    """A worker's memory grows by the pages it looks at: far less than the 2 GB of tokens, or one object a pair."""
+    folder = opened(spec(random_rows(50))).folder
+    n, tokens = 200_000, 500_000_000
+    for name in ("lengths", "gold", "content_hash", "source"):
+        array = np.load(folder / f"{name}.npy")
+        np.save(folder / f"{name}.npy", np.resize(array, (n, *array.shape[1:])))
+    offsets = np.sort(np.random.default_rng(0).integers(0, tokens - 100, n))
+    np.save(folder / "offsets.npy", np.stack([offsets] * 3, axis=1))
+    np.save(folder / "vote_start.npy", np.arange(n + 1))
+    np.save(folder / "annotator.npy", np.zeros(n, dtype=np.int32))
+    np.save(folder / "sign.npy", np.ones(n, dtype=np.int8))
+    np.save(folder / "columns.npy", np.zeros((1, n), dtype=np.float32))
+    np.save(folder / "pair_id_start.npy", np.minimum(np.arange(n + 1), 100))
+    os.truncate(folder / "tokens.bin", 4 * tokens)  # sparse: it takes no disk either
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"tokens": tokens}))
+    script = """
+import resource, sys
+import numpy as np
+from nemo_rpo.data.cache import PreferenceCache
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+cache = PreferenceCache(sys.argv[1])
+assert len(cache) == 200_000
+int(np.asarray(cache.lengths).sum())
+for i in range(0, 200_000, 2000):
+    cache.pair(i)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40 * 1024, "KiB; the tokens are 2,000,000"
+    assert resource.getpagesize() <= 65536, "the bound above assumes small pages"
