@@ -13,6 +13,7 @@ _ELSEWHERE = {
     "loss_type": "model.rpo.base_loss",
     "loss": "model.rpo.base_loss",
     "learning_rate": "model.optim.lr",
+    "wd": "model.optim.weight_decay",
     "per_device_train_batch_size": "model.micro_batch_size",
     "batch_size": "model.global_batch_size",
     "max_length": "model.encoder_seq_length",

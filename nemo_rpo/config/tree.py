@@ -57,7 +57,7 @@ class SettingsTree:
             if setting is None and path in NULL_IS_DEFAULT:
                 setting = OmegaConf.select(self._defaults, path)
             try:
-                OmegaConf.update(self._tree, path, setting, force_add=True)
+                OmegaConf.update(self._tree, path, setting, merge=self._both_mappings(path, setting), force_add=True)
             except (OmegaConfBaseException, IndexError) as exc:
                 raise ConfigError(f"{path}: {_first_line(exc)} ({where})") from exc
             self._origin[owner or path] = where
@@ -90,6 +90,10 @@ class SettingsTree:
         """" (in conf/x.yaml)" for what was set, "" for a default."""
         where = self._origin.get(path)
         return f" ({where})" if where else ""
+
+    def _both_mappings(self, path: str, value: Any) -> bool:
+        held = OmegaConf.select(self._tree, path, throw_on_resolution_failure=False)
+        return isinstance(value, dict) and OmegaConf.is_dict(held)
 
     def _note_foreign(self, path: str) -> bool:
         name = path if path in ONLY_WITH or path in MIRRORS else ignored_as(path)

@@ -64,7 +64,7 @@ def convert(hint: Any, value: Any) -> Any:
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _within(convert(args[0], value), hint)
+        return _within(args[0], value, hint)
     if origin is Literal:
         return _choice(value, hint)
     if origin in (Union, types.UnionType):
@@ -80,11 +80,14 @@ def convert(hint: Any, value: Any) -> Any:
     return _scalar(hint, value)
 
 
-def _within(value: Any, hint: Any) -> Any:
-    for extra in get_args(hint)[1:]:
-        if isinstance(extra, Range) and value not in extra:
-            raise Mismatch(expected(hint))
-    return value
+def _within(base: Any, value: Any, hint: Any) -> Any:
+    try:
+        number = convert(base, value)
+    except Mismatch:
+        number = None
+    if number is None or any(isinstance(extra, Range) and number not in extra for extra in get_args(hint)[1:]):
+        raise Mismatch(expected(hint))
+    return number
 
 
 def _choice(value: Any, hint: Any) -> Any:

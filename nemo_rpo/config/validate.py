@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from nemo_rpo.config.loss import base_loss
@@ -22,6 +23,7 @@ def validate_config(cfg: RunConfig) -> None:
     cfg.model.rpo.validate()
     base_loss(cfg.model)
     _check_layout(cfg)
+    _check_length(cfg)
     _check_recompute(cfg)
     _check_data(cfg)
     _check_steps(cfg)
@@ -70,7 +72,7 @@ def _check_interleaving(cfg: RunConfig, micro_batches: int) -> None:
 
 
 def time_limit(cfg: RunConfig) -> int | None:
-    """``exp_manager.max_time_per_run`` (DD:HH:MM:SS) in seconds, or None. Raises :class:`ConfigError` for another form."""
+    """``exp_manager.max_time_per_run`` (DD:HH:MM:SS) in seconds, or None; :class:`ConfigError` for another form."""
     text = cfg.exp_manager.max_time_per_run
     if text is None:
         return None
@@ -110,6 +112,17 @@ def _check_layout(cfg: RunConfig) -> None:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
     if model.optim.overlap_param_sync and model.optim.name != "distributed_fused_adam":
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.name=distributed_fused_adam")
+
+
+def _check_length(cfg: RunConfig) -> None:
+    model = cfg.model
+    pieces = model.tensor_model_parallel_size if model.sequence_parallel else 1
+    if model.context_parallel_size > 1:
+        pieces *= 2 * model.context_parallel_size  # two chunks a rank, so that causal attention is balanced
+    name = "encoder_seq_length" if model.data.seq_length is None else "data.seq_length"
+    length = attrgetter(name)(model)
+    if length % pieces:
+        raise ConfigError(f"model.{name}={length} must be a multiple of {pieces} (sequence and context parallel ranks)")
 
 
 def _check_recompute(cfg: RunConfig) -> None:

@@ -1,0 +1,172 @@
+"""What is known to be wrong before a rank works, in exact words."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import pytest
+
+from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differences
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.typed import leaves
+from nemo_rpo.config.validate import time_limit, validate_config, validate_parallel
+from nemo_rpo.errors import ConfigError
+
+
+def config(**settings) -> RunConfig:
+    """A valid configuration with dotted settings (``__`` for dots) put in."""
+    cfg = RunConfig()
+    cfg.model.data.data_prefix = {"train": "train.jsonl"}
+    for path, value in settings.items():
+        *sections, name = path.split("__")
+        setattr(attrgetter(".".join(sections))(cfg), name, value)
+    return cfg
+
+
+def test_the_defaults_with_data_are_valid() -> None:
+    validate_config(config())
+    validate_parallel(config(), 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model__micro_batch_size": 0}, "model.micro_batch_size must be a whole number, at least 1; got 0"),
+        ({"trainer__precision": "fp8"}, "trainer.precision must be one of bf16, 32; got 'fp8'"),
+        (
+            {"model__rpo__eta_init": 1.5},
+            "model.rpo.eta_init must be between 0.0001 and 0.9999 (eta_clamp, eta_floor); got 1.5",
+        ),
+        ({"model__sequence_parallel": True}, "model.sequence_parallel needs model.tensor_model_parallel_size above 1"),
+        (
+            {"model__sequence_parallel": True, "model__tensor_model_parallel_size": 4, "model__encoder_seq_length": 30},
+            "model.encoder_seq_length=30 must be a multiple of 4 (sequence and context parallel ranks)",
+        ),
+        (
+            {"model__virtual_pipeline_model_parallel_size": 2},
+            "model.virtual_pipeline_model_parallel_size=2 needs model.pipeline_model_parallel_size above 1",
+        ),
+        (
+            {"trainer__accelerator": "cpu", "model__context_parallel_size": 2},
+            "model.context_parallel_size=2 needs trainer.accelerator=gpu: ring attention comes with Transformer Engine",
+        ),
+        (
+            {"model__activations_checkpoint_granularity": "full"},
+            "model.activations_checkpoint_granularity=full needs model.activations_checkpoint_method",
+        ),
+        (
+            {"model__activations_checkpoint_num_layers": 1},
+            "model.activations_checkpoint_num_layers=1 needs model.activations_checkpoint_granularity=full",
+        ),
+        (
+            {"model__optim__overlap_param_sync": True},
+            "model.optim.overlap_param_sync needs model.optim.overlap_grad_sync",
+        ),
+        (
+            {"model__optim__sched__min_lr": 1e-3},
+            "model.optim.sched.min_lr=0.001 is above model.optim.lr=9e-06",
+        ),
+        (
+            {"trainer__dpo__max_steps": 0},
+            "trainer.dpo.max_steps=0 trains nothing: set a number of steps, or -1 for max_epochs",
+        ),
+        (
+            {"exp_manager__max_time_per_run": "4h"},
+            "exp_manager.max_time_per_run must be DD:HH:MM:SS, such as 00:03:55:00; got '4h'",
+        ),
+        (
+            {"model__data__data_prefix": {}},
+            "model.data.data_prefix.train is not set: give the file of training pairs",
+        ),
+        (
+            {"model__data__data_prefix": {"train": [0.5, "a"]}},
+            "model.data.data_prefix.train must be a file or a list of files; got [0.5, 'a']",
+        ),
+        (
+            {"model__data__data_prefix": {"train": "a", "val": "b"}},
+            "unknown key model.data.data_prefix.val: there are train and validation",
+        ),
+        ({"model__rpo__base_loss": "dpoo"}, "unknown loss 'dpoo'; did you mean 'dpo'?"),
+        ({"model__rpo__loss_options": {"gamma": 1}}, "the loss 'dpo' has no option 'gamma'"),
+        ({"model__rpo__base_loss": "cdpo"}, "the loss 'cdpo' already models label noise"),
+        ({"model__rpo__base_loss": "sppo"}, "the margins of the loss 'sppo'"),
+    ],
+)
+def test_one_line_names_the_setting(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_config(config(**settings))
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_noise_models_and_saturating_links_can_be_had_on_purpose() -> None:
+    validate_config(config(model__rpo__base_loss="cdpo", model__rpo__enabled=False))
+    validate_config(config(model__rpo__base_loss="cdpo", model__rpo__allow_noise_model=True))
+    validate_config(config(model__rpo__base_loss="sppo", model__rpo__link_tau=100.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "message"),
+    [
+        (
+            {"trainer__devices": 8, "trainer__num_nodes": 2},
+            4,
+            "trainer.num_nodes=2 × trainer.devices=8 asks for 16 ranks, but there are 4",
+        ),
+        (
+            {"model__tensor_model_parallel_size": 2, "model__pipeline_model_parallel_size": 2},
+            6,
+            "6 ranks are no multiple of model.tensor_model_parallel_size=2 × model.pipeline_model_parallel_size=2: "
+            "start a multiple of 4",
+        ),
+        (
+            {"model__global_batch_size": 20, "model__micro_batch_size": 4, "model__tensor_model_parallel_size": 2},
+            8,
+            "model.global_batch_size=20 is no multiple of model.micro_batch_size=4 × 4 data-parallel ranks: "
+            "choose a multiple of 16",
+        ),
+        (
+            {
+                "model__global_batch_size": 3,
+                "model__pipeline_model_parallel_size": 2,
+                "model__virtual_pipeline_model_parallel_size": 2,
+            },
+            2,
+            "model.global_batch_size=3 is 3 micro-batches on every rank; the interleaved schedule needs a multiple of "
+            "model.pipeline_model_parallel_size=2",
+        ),
+    ],
+)
+def test_layouts_that_do_not_fit_the_ranks(settings: dict, ranks: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_parallel(config(**settings), ranks)
+    assert str(caught.value) == message
+
+
+def test_time_limit_in_seconds() -> None:
+    assert time_limit(config()) is None
+    assert time_limit(config(exp_manager__max_time_per_run="01:02:03:04")) == 93784
+
+
+def test_fingerprint_holds_what_is_learnt_and_not_where_it_runs() -> None:
+    moved = config(
+        model__tensor_model_parallel_size=4,
+        model__micro_batch_size=8,
+        model__optim__name="adam",
+        model__rpo__reference="cached",
+        trainer__devices=4,
+        trainer__dpo__max_epochs=9,
+        exp_manager__explicit_log_dir="/elsewhere",
+        model__data__data_prefix={"train": "/elsewhere/train.jsonl"},
+    )
+    assert config_fingerprint(moved) == config_fingerprint(config())
+    changed = config_fingerprint(config(model__optim__lr=1e-5, model__rpo__prior=(1.0, 1.0)))
+    assert fingerprint_differences(config_fingerprint(config()), changed) == [
+        "model.rpo.prior was [3.0, 1.0] and is [1.0, 1.0]",
+        "model.optim.lr was 9e-06 and is 1e-05",
+    ]
+
+
+def test_fingerprint_ignores_settings_of_another_version() -> None:
+    saved = config_fingerprint(config())
+    assert set(saved) < {key for key, _ in leaves(RunConfig)}
+    assert not fingerprint_differences({**saved, "model.gone": 1}, {**saved, "model.new": 2})
