@@ -1,8 +1,8 @@
 """NVIDIA's Reward-aware Preference Optimization (2406.11704), under NeMo-Aligner's names.
 
 "RPO" here is *reward-aware*: it matches the policy's margin u = β (a_w - a_l) to the gap g = scale · m of given
-rewards, m = reward(chosen) - reward(rejected), the column ``margin``. The gap is the label's and stays when
-the pair is turned round; under the EM it must not be negative, or a label would be doubted for what its own reward says.
+rewards, m = reward(chosen) - reward(rejected), the column ``margin``. The gap is the label's and stays when the pair is
+turned round; under the EM it must not be negative, or a label would be doubted for what its own reward says.
 """
 
 from __future__ import annotations

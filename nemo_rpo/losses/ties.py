@@ -53,5 +53,6 @@ class TODO(LogRatioLoss):
         """log P of (chosen better, rejected better, tie) [pairs, 3], for an EM over three outcomes."""
         u = self.implicit_margin(x)
         odds = math.log(math.expm1(-2 * self.theta)) if self.theta < 0 else -math.inf
-        tie = odds + F.logsigmoid(self.theta - u) + F.logsigmoid(self.theta + u)
+        # The sum of the two comes first: it is the same number for u and -u, and Δ of a tie exactly 0.
+        tie = odds + (F.logsigmoid(self.theta - u) + F.logsigmoid(self.theta + u))
         return torch.stack([F.logsigmoid(u + self.theta), F.logsigmoid(self.theta - u), tie], -1)
