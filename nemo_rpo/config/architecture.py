@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nemo_rpo.errors import ConfigError
@@ -35,17 +35,26 @@ class GPTArchitecture:
     share_embeddings_and_output_weights: bool = False
     init_method_std: float = 0.02
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for ``run.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPTArchitecture:
+        return cls(**values)
+
     def check_parallel(self, tensor: int, pipeline: int, virtual: int | None) -> None:
-        """Raises :class:`ConfigError` naming the first size that ``tensor_model_parallel_size`` or the pipeline sizes do not divide."""
+        """Raises :class:`ConfigError` for a size that ``tensor_model_parallel_size`` does not divide, or more stages than layers."""
         for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "hidden_size"):
             if getattr(self, name) % tensor:
                 raise ConfigError(
                     f"model.tensor_model_parallel_size={tensor} does not divide the model's {name}={getattr(self, name)}; choose a divisor of it"
                 )
         stages = pipeline * (virtual or 1)
-        if self.num_layers % stages:
-            what = f"model.pipeline_model_parallel_size={pipeline}" + (f" × virtual_pipeline_model_parallel_size={virtual}" if virtual else "")
-            raise ConfigError(f"{what} does not divide the model's num_layers={self.num_layers}; choose a divisor of it")
+        if self.num_layers < stages:
+            virtually = f" × virtual_pipeline_model_parallel_size={virtual}" if virtual else ""
+            what = f"model.pipeline_model_parallel_size={pipeline}{virtually}"
+            raise ConfigError(f"{what} makes {stages} stages of the model's num_layers={self.num_layers}; make fewer")
 
     def padded_vocab_size(self, divisible_by: int, tensor: int) -> int:
         """The vocabulary padded to a multiple of ``divisible_by``, the same for every tensor-parallel size so that checkpoints reshard."""

@@ -49,6 +49,17 @@ def kernel_facts(cfg: RunConfig) -> dict[str, str]:
     }
 
 
+def _pipeline_layout(num_layers: int, stages: int) -> list[list[str]] | None:
+    """The layers of each stage where they do not divide evenly: one more in the first ones (the last has the output layer).
+
+    None where they do, which Megatron-Core splits by itself.
+    """
+    if num_layers % stages == 0:
+        return None
+    layout = [["decoder"] * (num_layers // stages + (stage < num_layers % stages)) for stage in range(stages)]
+    return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
+
+
 def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> TransformerConfig:
     """Megatron's configuration object for ``architecture`` under the run's layout and precision."""
     model, on_gpu, te = cfg.model, cfg.trainer.accelerator == "gpu", uses_transformer_engine(cfg)
@@ -75,6 +86,9 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
+        pipeline_model_parallel_layout=_pipeline_layout(
+            architecture.num_layers, model.pipeline_model_parallel_size * (model.virtual_pipeline_model_parallel_size or 1)
+        ),
         context_parallel_size=model.context_parallel_size,
         sequence_parallel=model.sequence_parallel,
         params_dtype=dtype,

@@ -13,6 +13,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.megatron.adam import install_where_needed
 
 _DECAY_STYLES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "constant"}
 
@@ -45,9 +46,10 @@ def wrap_data_parallel(chunks: list[torch.nn.Module], config: TransformerConfig,
 
 
 def build_optimizer(chunks: list[DistributedDataParallel], cfg: RunConfig) -> Any:
-    """The Megatron optimizer for ``chunks``; with torch's AdamW underneath its state exists from the start."""
+    """The Megatron optimizer for ``chunks``, plain or distributed."""
     optim, bf16 = cfg.model.optim, cfg.trainer.precision == "bf16"
-    optimizer = get_megatron_optimizer(
+    install_where_needed()
+    return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=optim.lr,
@@ -64,27 +66,6 @@ def build_optimizer(chunks: list[DistributedDataParallel], cfg: RunConfig) -> An
         ),
         chunks,
     )
-    _allocate_torch_adam_state(optimizer)
-    return optimizer
-
-
-def _allocate_torch_adam_state(optimizer: Any) -> None:
-    """Gives torch's AdamW its (zero) state before the first step.
-
-    Fused Adam keeps its step count in the parameter group, torch's AdamW beside each parameter and only after a first step; Megatron's distributed optimizer reads that count when it loads
-    a checkpoint. AdamW treats a zero state exactly as an absent one.
-    """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        adam = part.optimizer
-        if not isinstance(adam, torch.optim.AdamW):
-            continue
-        for group in adam.param_groups:
-            for parameter in group["params"]:
-                adam.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
 
 
 def build_scheduler(optimizer: Any, cfg: RunConfig, total_steps: int) -> OptimizerParamScheduler:

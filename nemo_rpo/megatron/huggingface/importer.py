@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,25 +18,38 @@ from nemo_rpo.megatron.huggingface.weights import SafetensorsFolder
 def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, architecture: GPTArchitecture) -> None:
     """Fills ``chunks`` (GPTModel, bare or wrapped) in place from the safetensors in ``folder``, cast to the parameters' dtype.
 
-    Each rank reads its own slices only, straight from the memory-mapped files, and never holds more than one of them beside its parameters. Rows that pad the vocabulary become zero in the embeddings
-    and in the output layer; no token id reaches them, and log-probs and generation mask their columns, so the value is only a definite one. With a mixed-precision optimizer already built, its
-    fp32 copies still hold the old weights: call its ``reload_model_params()``. Issues no collective.
+    Each rank reads only its own slices, straight from the memory-mapped files, one at a time. Rows that pad the vocabulary
+    become zero in the embeddings and the output layer: no token id reaches them, and log-probs and generation mask their
+    columns, so any definite value would do. An optimizer that was built before keeps fp32 copies of the old weights: call
+    its ``reload_model_params()``. Issues no collective.
 
-    Raises :class:`CheckpointError` (missing, damaged or misshapen tensor: on every rank alike) or :class:`ConfigError` (``chunks`` were built from another architecture).
+    Raises :class:`CheckpointError` for a missing, damaged or misshapen tensor, on every rank alike, and :class:`ConfigError`
+    if ``chunks`` were built from another architecture.
     """
     tensors = {(tensor.key, tensor.layer): tensor for tensor in megatron_tensors(architecture)}
+    shards = list(local_shards(chunks))
+    _check_architecture(shards, tensors)
     with SafetensorsFolder(folder) as weights:
         weights.check(hf_shapes(tensors.values()), tied=architecture.share_embeddings_and_output_weights)
-        for shard in local_shards(chunks):
-            tensor = tensors.get((shard.key, shard.layer))
-            if tensor is None:
-                raise ConfigError(f"the model's {shard.key} (layer {shard.layer}) has no Hugging Face counterpart; build the model from the folder's architecture")
-            tensor.check_shape(shard.global_shape)
-            _fill(shard, tensor, weights)
+        for shard in shards:
+            _fill(shard, tensors[(shard.key, shard.layer)], weights)
+
+
+def _check_architecture(shards: Sequence[LocalShard], tensors: Mapping[tuple[str, int | None], MegatronTensor]) -> None:
+    """The model has every tensor of the layers that are here, and no others; raises :class:`ConfigError` otherwise."""
+    here = {(shard.key, shard.layer) for shard in shards}
+    layers = {layer for _, layer in here if layer is not None}
+    unlike = (here - tensors.keys()) | {(key, layer) for key, layer in tensors.keys() - here if layer in layers}
+    if unlike:
+        key, layer = min(unlike, key=str)
+        which = "model" if (key, layer) in here else "folder's architecture"
+        raise ConfigError(f"only the {which} has a {key}; build the model from the folder's architecture")
+    for shard in shards:
+        tensors[(shard.key, shard.layer)].check_shape(shard.global_shape)
 
 
 def _fill(shard: LocalShard, tensor: MegatronTensor, weights: SafetensorsFolder) -> None:
-    columns = tuple(slice(start, start + size) for start, size in zip(shard.offset[1:], shard.data.shape[1:], strict=True))
+    columns = tuple(slice(start, start + n) for start, n in zip(shard.offset[1:], shard.data.shape[1:], strict=True))
     filled = 0
     for name, theirs, ours in tensor.overlaps(shard.offset[0], shard.data.shape[0]):
         shard.data[ours].copy_(weights.read(name, (theirs, *columns)))

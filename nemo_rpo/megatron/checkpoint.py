@@ -1,0 +1,122 @@
+"""Saving and loading of a run's tensors with Megatron's ``dist_checkpointing``: weights, optimizer, schedule, EM state, random state.
+
+A checkpoint folder holds the distributed checkpoint, ``run.json`` (where the run stood; everything a person may want to read) and ``annotators.jsonl``. Weights and optimizer are saved in
+global coordinates, so another tensor-, pipeline- or data-parallel layout can load them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.model import MegatronGPTRPOModel
+
+RUN_FILE = "run.json"
+# Optimizer state in the coordinates of the weights: the one format of the distributed optimizer that every layout reads.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+def _unwrapped(chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The GPTModels inside data-parallel and precision wrappers."""
+    unwrapped = []
+    for chunk in chunks:
+        while hasattr(chunk, "module"):
+            chunk = chunk.module
+        unwrapped.append(chunk)
+    return unwrapped
+
+
+def _chunk_names(chunks: list[torch.nn.Module]) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
+
+
+def _model_state(chunks: list[torch.nn.Module]) -> dict[str, Any]:
+    chunks = _unwrapped(chunks)
+    return {name: chunk.sharded_state_dict() for name, chunk in zip(_chunk_names(chunks), chunks, strict=True)}
+
+
+def _load_model_state(chunks: list[torch.nn.Module], state: dict[str, Any]) -> None:
+    chunks = _unwrapped(chunks)
+    for name, chunk in zip(_chunk_names(chunks), chunks, strict=True):
+        chunk.load_state_dict(state[name])
+
+
+def _layout() -> dict[str, int]:
+    return {
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "data_parallel_size": parallel_state.get_data_parallel_world_size(),
+    }
+
+
+def _random_state() -> ShardedObject:
+    """This rank's random state, as one cell of a (pipeline, tensor, data) grid; it can only be read back under the same grid."""
+    state = {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state(), "tracker": tensor_parallel.get_cuda_rng_tracker().get_states()}
+    layout = _layout()
+    shape = tuple(layout[f"{name}_model_parallel_size"] for name in ("pipeline", "tensor")) + (layout["data_parallel_size"],)
+    rank = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_data_parallel_rank())
+    return ShardedObject("random_state", state, shape, rank, replica_id=0)
+
+
+def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) -> None:
+    """Writes the distributed checkpoint and ``run.json`` into the existing, empty ``folder``. Collective over the world; the caller renames the folder when it is whole."""
+    state = _model_state(model.model)
+    state["optimizer"] = model.optimizer.sharded_state_dict(state, metadata=_METADATA)
+    state["scheduler"] = model.scheduler.state_dict()
+    state["em"] = model.em.state_dict()
+    state["random_state"] = _random_state()
+    dist_checkpointing.save(state, str(folder))
+    if torch.distributed.get_rank() == 0:
+        run = {**run, "architecture": model.architecture.to_dict(), "layout": _layout(), "optimizer": model.cfg.model.optim.name}
+        (folder / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a checkpoint. Raises :class:`CheckpointError` if the folder is no checkpoint of this package."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{folder} is not a checkpoint of nemo_rpo ({exc}); name a folder that holds {RUN_FILE}") from exc
+
+
+def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
+    """Restores everything :func:`save_state` wrote, under any layout. Collective over the world.
+
+    The random state comes back only under the layout that wrote it; without dropout nothing draws from it. Annotators that joined since start at ``eta_init``.
+
+    Raises:
+        CheckpointError: the checkpoint was written with the other kind of optimizer.
+    """
+    run = read_run(folder)
+    if run["optimizer"] != model.cfg.model.optim.name:
+        raise CheckpointError(f"{folder} was written with model.optim.name={run['optimizer']}; resume with the same, not {model.cfg.model.optim.name}")
+    state = _model_state(model.model)
+    state["optimizer"] = model.optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
+    if run["layout"] == _layout():
+        state["random_state"] = _random_state()
+    state = dist_checkpointing.load(state, str(folder))
+    _load_model_state(model.model, state)
+    model.optimizer.load_state_dict(state["optimizer"])
+    model.scheduler.load_state_dict(state["scheduler"])
+    model.em.load_state_dict(state["em"])
+    if "random_state" in state:
+        torch.set_rng_state(state["random_state"]["cpu"])
+        torch.cuda.set_rng_state(state["random_state"]["device"])
+        tensor_parallel.get_cuda_rng_tracker().set_states(state["random_state"]["tracker"])
+
+
+def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:
+    """Reads only the weights of a checkpoint into model chunks that are not wrapped for data parallelism yet. Collective over the world."""
+    _load_model_state(chunks, dist_checkpointing.load(_model_state(chunks), str(folder)))
+
+
+def architecture_of(folder: Path) -> GPTArchitecture:
+    """The architecture of a checkpoint."""
+    return GPTArchitecture.from_dict(read_run(folder)["architecture"])
