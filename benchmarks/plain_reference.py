@@ -42,8 +42,9 @@ class Settings:
     eta_init: float = 0.9
     ema_rate: float = 0.1
     eta_epsilon: float = 1e-4
-    prior: tuple[float, float] = (2.0, 2.0)
+    prior: tuple[float, float] = (3.0, 1.0)  # pseudo-labels right and wrong
     sweep_iterations: int = 100
+    sweep: str = "epoch"  # or "end": only after the last step
 
 
 def read_pairs(path: Path, tokenizer) -> tuple[torch.Tensor, torch.Tensor, list[str | None]]:
@@ -111,27 +112,28 @@ def train(world: Path, method: str, s: Settings, seed: int) -> dict:
         for k in annotator[batch].unique():
             eta[k] = (1 - s.ema_rate) * eta[k] + s.ema_rate * w[annotator[batch] == k].mean()
         eta.clamp_(s.eta_epsilon, 1 - s.eta_epsilon)
+        if (step + 1) % steps == 0:
+            running = eta
+            with torch.no_grad():
+                margins = s.beta * (log_ratio(model, chosen, rejected) - reference)
+            swept = sweep(margins, annotator, running, s)
+            eta = swept if s.sweep == "epoch" else running
 
     result = {"accuracy": clean_accuracy(model, world, tokenizer)}
     if method == "re_dpo":
-        with torch.no_grad():
-            delta = s.beta * (log_ratio(model, chosen, rejected) - reference)
-        swept = sweep(delta, annotator, eta, s)
-        result |= {
-            "ema": dict(zip(ids, eta.tolist(), strict=True)),
-            "sweep": dict(zip(ids, swept.tolist(), strict=True)),
-        }
+        result |= {"ema": dict(zip(ids, running.tolist(), strict=True))}
+        result |= {"sweep": dict(zip(ids, swept.tolist(), strict=True))}
     return result
 
 
 def sweep(delta: torch.Tensor, annotator: torch.Tensor, eta: torch.Tensor, s: Settings) -> torch.Tensor:
-    """Full-batch EM over the reliabilities with the policy fixed, under a Beta(a, b) prior (its mode)."""
+    """Full-batch EM over the reliabilities with the policy fixed, under a prior worth a right and b wrong labels."""
     a, b = s.prior
     for _ in range(s.sweep_iterations):
         w = posterior(delta, eta[annotator])
         total = torch.zeros_like(eta).index_add_(0, annotator, w)
         count = torch.bincount(annotator, minlength=len(eta))
-        eta = ((total + a - 1) / (count + a + b - 2)).clamp(s.eta_epsilon, 1 - s.eta_epsilon)
+        eta = ((total + a) / (count + a + b)).clamp(s.eta_epsilon, 1 - s.eta_epsilon)
     return eta
 
 
