@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -112,9 +112,9 @@ class PairLogprobs:
         return self.chosen_length.to(dtype).clamp(min=1), self.rejected_length.to(dtype).clamp(min=1)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for spec in fields(self)[:6]:
-            if (value := getattr(self, spec.name)) is not None:
-                yield spec.name, value
+        for name in (*_LOGPS, *_LENGTHS):
+            if (value := getattr(self, name)) is not None:
+                yield name, value
         for name, (chosen, rejected) in self.response_columns.items():
             yield f"{name} (chosen)", chosen
             yield f"{name} (rejected)", rejected
@@ -142,11 +142,8 @@ class PairLogprobs:
 
 
 _LOGPS = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-_FIELDS_OF = {
-    "policy": ("policy_chosen", "policy_rejected"),
-    "reference": ("reference_chosen", "reference_rejected"),
-    "lengths": ("chosen_length", "rejected_length"),
-}
+_LENGTHS = ("chosen_length", "rejected_length")
+_FIELDS_OF = {"policy": _LOGPS[:2], "reference": _LOGPS[2:], "lengths": _LENGTHS}
 _MEANING_OF = {
     "policy": "log-probs of the policy",
     "reference": "log-probs of the reference policy",

@@ -50,7 +50,8 @@ class Mean:
 class LogMeanExp:
     r"""L = -β' log mean exp(-ℓ/β'), the soft minimum by which Dr. DPO turns away from hopeless pairs.
 
-    t = exp(-ℓ/β') and s = -β' t, hence ∇L = Σ t_i ∇ℓ_i / Σ t_i, a softmax-weighted mean. For ℓ ≥ 0, t ≤ 1.
+    t = exp(-ℓ/β') and s = -β' t, hence ∇L = Σ t_i ∇ℓ_i / Σ t_i, a softmax-weighted mean. For ℓ ≥ 0, t ≤ 1; it
+    leaves float32 only where every pair of the batch has a loss of more than 87 β'.
     """
 
     beta: float

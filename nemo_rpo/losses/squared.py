@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from nemo_rpo.losses.base import PreferenceLoss
 from nemo_rpo.losses.log_ratio import LogRatioLoss
-from nemo_rpo.losses.options import flag
 from nemo_rpo.losses.pair import PairLogprobs
 from nemo_rpo.losses.registry import register
 
@@ -64,6 +64,9 @@ class TokenAverageIPO(IPO):
 
     L = (h - 1/(2β))²,  h = a_w/|w| - a_l/|l|.
 
+    Options:
+        beta: β; the target of h, a token, is 1/(2β).
+
     >>> import torch
     >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]), torch.tensor([-44.25]), torch.tensor([-50.0]),
     ...                  chosen_length=torch.tensor([30]), rejected_length=torch.tensor([41]))
@@ -71,4 +74,4 @@ class TokenAverageIPO(IPO):
     tensor([23.8966])
     """
 
-    average_log_probs: bool = flag(True)
+    average_log_probs: ClassVar[bool] = True
