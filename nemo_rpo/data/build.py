@@ -27,7 +27,7 @@ def open_cache(
     cache_dir: Path | None,
     *,
     num_workers: int,
-    wait_timeout: float,
+    wait_timeout: float = 6 * 3600,
     progress: Progress | None = None,
 ) -> PreferenceCache:
     """The cache of ``spec``, built first if there is none.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -58,14 +59,16 @@ class PreferenceDataset:
         shares = shard(indices, self.data_parallel_rank, self.data_parallel_size, self.micro_batch_size)
         return [self._micro_batch(share, filler=int(indices[0]), length=length) for share in shares]
 
-    def batches(self, first: int, last: int) -> Iterator[list[Batch]]:
-        """Global batches ``first`` … ``last − 1``, the next one being prepared by a thread while one is in use."""
+    def batches(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
+        """The global batches of ``steps`` in turn, the next one being prepared by a thread while one is in use."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
-            upcoming: Future | None = pool.submit(self.global_batch, first) if first < last else None
-            for step in range(first, last):
-                current = upcoming.result()
-                upcoming = pool.submit(self.global_batch, step + 1) if step + 1 < last else None
-                yield current
+            upcoming: deque[Future] = deque()
+            for step in steps:
+                upcoming.append(pool.submit(self.global_batch, step))
+                if len(upcoming) > 1:
+                    yield upcoming.popleft().result()
+            while upcoming:
+                yield upcoming.popleft().result()
 
     def _micro_batch(self, share: np.ndarray, filler: int, length: int) -> Batch:
         valid = share != PADDING

@@ -224,6 +224,14 @@ def test_the_content_hash_knows_orientation_and_nothing_of_rows(spec):
     assert len({len(h) for h in hashes}) == 1 and len(hashes[0]) == 16
 
 
+def test_a_pair_turned_by_its_votes_has_the_hash_of_its_new_orientation(spec):
+    recorded = opened(spec([hf_row("yes", "no")])).pair(0)
+    said_b = {"prompt": "why so?", "response_a": "no", "response_b": "yes", "votes": [{"vote": "b"}]}
+    assert opened(spec([said_b])).pair(0).content_hash == recorded.content_hash
+    said_a = {**said_b, "votes": [{"vote": "a"}]}
+    assert opened(spec([said_a])).pair(0).content_hash != recorded.content_hash
+
+
 def test_one_row_a_vote(spec):
     cache = opened(spec(random_rows(50), group_votes=False))
     assert len(cache) == cache.report["votes"] - cache.report["ties"]
