@@ -70,10 +70,10 @@ def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> int:
         launch = ["--standalone", "--nproc-per-node", str(ranks), "--module", module, *arguments]
         torchrun.run(torchrun.parse_args(launch))
     except ChildFailedError as exc:
-        _, failure = exc.get_first_failure()
+        rank, failure = exc.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            print(f"error: rank {failure.rank} was ended by {name}", file=sys.stderr, flush=True)
+            print(f"error: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
             return 128 - failure.exitcode
         return failure.exitcode
     except SignalException as exc:

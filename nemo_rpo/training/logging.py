@@ -37,7 +37,7 @@ class RunLog:
             self._progress = Progress(total_steps, resume_step or 0, cfg.trainer.log_every_n_steps)
 
     def train(self, step: int, metrics: Mapping[str, Any], *, seconds: float, pairs: int, tokens: int) -> None:
-        """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` without validation or saving."""
+        """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` leave out validation."""
         if self._progress is None:
             return
         self._progress.step(step, metrics, seconds, pairs, tokens)
