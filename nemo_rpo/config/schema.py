@@ -40,6 +40,7 @@ class CheckpointCallbackConfig:
     mode: Literal["min", "max"] = "min"
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
+    save_hf_on_train_end: bool = True  # the final policy as a Hugging Face folder, beside the checkpoints
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Greedy text from a model spread over tensor and pipeline ranks, through the same schedules that train it.
 
-No key-value cache: every new token runs the whole prefix again, which is what makes it exact under every layout. Meant for
-checks and for evaluation sets, not for serving.
+No key-value cache: every new token runs the whole prefix again, which is what makes it exact under every layout. Meant
+for checks and for evaluation sets, not for serving.
 
 Shapes: b rows of a micro-batch, s padded length, v vocabulary of this tensor-parallel rank (V of all ranks).
 """
@@ -25,9 +25,9 @@ def pipeline_forward(
 ) -> list[T]:
     """Runs ``micro_batches`` (token ids ``[b, s]``, all of one shape) forward and reads the logits where they are.
 
-    Returns ``[read(logits [b, s, v], i) for i-th micro-batch]`` on the last pipeline stage, an empty list on the others. The
-    interleaved schedule needs a number of micro-batches that the pipeline size divides. Point-to-point over the pipeline
-    group and the model's own tensor-parallel collectives; no gradients; dropout off.
+    Returns ``[read(logits [b, s, v], i) for i-th micro-batch]`` on the last pipeline stage, an empty list on the
+    others. The interleaved schedule needs a number of micro-batches that the pipeline size divides. Point-to-point over
+    the pipeline group and the model's own tensor-parallel collectives; no gradients; dropout off.
     """
     b, s = micro_batches[0].shape
 
@@ -66,11 +66,12 @@ def greedy(
 ) -> list[list[int]]:
     """The most likely next token, again and again: for each prompt, its new token ids.
 
-    A row ends after ``eos_id`` (which is part of it; None: never) or ``max_new_tokens``; all end when the last one does.
-    ``vocab_size`` is the unpadded one: padded ids are never chosen, and of equal logits the lowest id is. Rows are padded on
-    the right, where no real token attends. Collective over the tensor and pipeline groups; data-parallel replicas may
-    generate from different prompts. Besides the forwards, each token costs an all-gather of ``[2, b]`` numbers over the
-    tensor group and a broadcast of ``b`` ids over the pipeline group. Returns the same on every rank of them.
+    A row ends after ``eos_id`` (which is part of it; None: never) or ``max_new_tokens``; all end when the last one
+    does. ``vocab_size`` is the unpadded one: padded ids are never chosen, and of equal logits the lowest id is. Rows
+    are padded on the right, where no real token attends. Collective over the tensor and pipeline groups; data-parallel
+    replicas may generate from different prompts. Besides the forwards, each token costs an all-gather of ``[2, b]``
+    numbers over the tensor group and a broadcast of ``b`` ids over the pipeline group. Returns the same on every rank
+    of them.
     """
     device = next(chunks[0].parameters()).device
     rows = [list(prompt) for prompt in prompts]
@@ -86,7 +87,9 @@ def greedy(
     return [row[start:] for row, start in zip(rows, starts, strict=True)]
 
 
-def _next_ids(chunks: Sequence[torch.nn.Module], rows: list[list[int]], vocab_size: int, device: torch.device) -> list[int]:
+def _next_ids(
+    chunks: Sequence[torch.nn.Module], rows: list[list[int]], vocab_size: int, device: torch.device
+) -> list[int]:
     """The greedy token after each of ``rows``, on every rank of the tensor and pipeline groups."""
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     # The interleaved schedule needs a multiple of the pipeline size; a plain pipeline is merely fuller with as many.
@@ -114,7 +117,10 @@ def _length_multiple(chunks: Sequence[Any]) -> int:
 def _micro_batches(
     rows: list[list[int]], count: int, multiple: int, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """``count`` equal micro-batches of right-padded ``rows`` (the last row repeated to fill them), and lengths ``[count, b]``."""
+    """``count`` equal micro-batches of right-padded ``rows`` and their lengths ``[count, b]``.
+
+    The last row is repeated until they are equal.
+    """
     rows = rows + [rows[-1]] * (-len(rows) % count)
     longest = -(-max(map(len, rows)) // multiple) * multiple
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
@@ -123,7 +129,10 @@ def _micro_batches(
 
 
 def _vocab_parallel_argmax(logits: Tensor, vocab_size: int) -> Tensor:
-    """Ids ``[b]`` of the largest of ``vocab_size`` logits from ``[b, v]`` on each tensor-parallel rank, the lowest of equals."""
+    """Ids ``[b]`` of the largest of ``vocab_size`` logits, of which each tensor-parallel rank has ``[b, v]``.
+
+    Of equal logits the lowest id, as ``torch.argmax`` has it on one rank.
+    """
     group = parallel_state.get_tensor_model_parallel_group()
     first_id = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
     ids = torch.arange(first_id, first_id + logits.shape[-1], device=logits.device)

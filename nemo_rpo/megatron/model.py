@@ -6,7 +6,8 @@ with and adds up the evidence; one reduction of that evidence; the optimizer ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,7 @@ class MegatronGPTRPOModel:
         # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
         scale = num_microbatches * parallel.data_parallel_size() / self.cfg.model.global_batch_size
 
-        def fwd_output_and_loss_func(data_iterator: Iterable[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None) -> tuple[Tensor, Callable]:
+        def fwd_output_and_loss_func(data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None) -> tuple[Tensor, Callable]:
             batch = to_device(next(data_iterator), self.device)
             output = run_model(model, batch)
 
@@ -135,13 +136,19 @@ class MegatronGPTRPOModel:
 
         Collectives: the model's own, the gradient reduction, and :func:`reduce_to_all_ranks` over the EM's sums and the metrics.
         """
-        self._run(self.get_forward_output_and_loss_func(forward_only, num_microbatches=len(batch)), batch, self.model, forward_only=forward_only)
         if forward_only:
-            reduce_to_all_ranks(self.metrics.sums)
+            self.prepare_for_validation_step()
+            self.validation_forward(batch)
+            metrics = self.finish_validation_step()
         else:
+            self._run(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
             reduce_to_all_ranks(self.metrics.sums, self.em.pending)
-        metrics = self.metrics.means()
+            metrics = self.metrics.means()
         return metrics["loss"], metrics
+
+    def validation_forward(self, batch: Batch) -> None:
+        """Adds one batch to the metrics of the validation pass under way; the EM learns nothing. Collectives: the model's own."""
+        self._run(self.get_forward_output_and_loss_func(validation_step=True), batch, self.model, forward_only=True)
 
     @torch.no_grad()
     def get_logprob_batch(self, batch: Batch, model: list[torch.nn.Module] | None = None) -> list[dict[str, Tensor]]:
@@ -202,11 +209,27 @@ class MegatronGPTRPOModel:
         return outcome
 
     def prepare_for_validation_step(self) -> None:
+        """Evaluation mode, metrics at zero. Any number of :meth:`validation_forward` may follow."""
         for chunk in self.model:
             chunk.eval()
         self.metrics.reset()
 
-    def finish_validation_step(self) -> None:
+    def finish_validation_step(self) -> dict[str, float]:
+        """The metrics over all batches since :meth:`prepare_for_validation_step`, the same on every rank; training mode.
+
+        Collectives: :func:`reduce_to_all_ranks` over the metrics.
+        """
+        for chunk in self.model:
+            chunk.train()
+        reduce_to_all_ranks(self.metrics.sums)
+        return self.metrics.means()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode inside the block, for log-probs outside a step."""
+        for chunk in self.model:
+            chunk.eval()
+        yield
         for chunk in self.model:
             chunk.train()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,8 @@ def initialize(cfg: RunConfig) -> torch.device:
 
     The layout must have been checked (:func:`nemo_rpo.config.validate.validate_parallel`): Megatron answers a bad one with an assertion.
     """
+    # Megatron's own, about its internals; one line a rank and a kind.
+    warnings.filterwarnings("ignore", module=r"megatron\.|torch\.distributed\.")
     if "RANK" not in os.environ:
         _single_process_environment()
     on_gpu = cfg.trainer.accelerator == "gpu"

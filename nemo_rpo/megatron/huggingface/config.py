@@ -1,7 +1,8 @@
 """``config.json`` of a Hugging Face folder ↔ :class:`GPTArchitecture`. No weights are read and no Megatron is needed.
 
-Key names are those of ``transformers``' ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config`` and ``Qwen3Config``. The rotary settings stand in ``rope_theta``/``rope_scaling`` up to transformers 4 and in
-``rope_parameters`` from transformers 5; both are read, the former are written since both releases read them.
+Key names are those of ``transformers``' ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config`` and ``Qwen3Config``. The
+rotary settings stand in ``rope_theta``/``rope_scaling`` up to transformers 4 and in ``rope_parameters`` from
+transformers 5; both are read, the former are written since both releases read them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from nemo_rpo.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+MODEL_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -52,24 +58,32 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
 def architecture_from_hf(folder: str | Path) -> GPTArchitecture:
     """The architecture of the model in ``folder``.
 
-    Raises :class:`CheckpointError` if ``config.json`` is missing, broken or lacks a size, and :class:`ConfigError` if it describes a model that is not supported (another ``model_type``, a
-    quantized model, a rotary scaling other than ``llama3``).
+    Raises :class:`CheckpointError` if ``config.json`` is missing, broken or lacks a size, and :class:`ConfigError` if
+    it describes a model that is not supported (another ``model_type``, a quantized model, a rotary scaling other than
+    ``llama3``).
     """
     return architecture_from_config(read_hf_config(folder), where=str(Path(folder) / "config.json"))
 
 
 def architecture_from_config(config: Mapping[str, Any], where: str = "config.json") -> GPTArchitecture:
-    """The architecture that the dictionary ``config`` describes; ``where`` names it in errors (raised as in :func:`architecture_from_hf`)."""
+    """The architecture that the dictionary ``config`` describes; ``where`` names it in errors.
+
+    Raises as :func:`architecture_from_hf` does.
+    """
     model_type = config.get("model_type")
     if model_type not in MODEL_CLASSES:
-        raise ConfigError(f"{where}: model_type {model_type!r} is not supported; supported are {', '.join(MODEL_CLASSES)}")
+        raise ConfigError(
+            f"{where}: model_type {model_type!r} is not supported; supported are {', '.join(MODEL_CLASSES)}"
+        )
     for name in _SIZES:
         if config.get(name) is None:
             raise CheckpointError(f"{where} has no {name}")
     if config.get("quantization_config"):
         raise ConfigError(f"{where}: quantization_config is set; start from the unquantized weights")
     if config.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"{where}: hidden_act {config['hidden_act']!r} is not supported; the supported models use 'silu'")
+        raise ConfigError(
+            f"{where}: hidden_act {config['hidden_act']!r} is not supported; the supported models use 'silu'"
+        )
     heads = config["num_attention_heads"]
     rotary_base, rope_scaling = _rope(config, where)
     return GPTArchitecture(
@@ -94,15 +108,19 @@ def architecture_from_config(config: Mapping[str, Any], where: str = "config.jso
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, float]]:
     """Rotary base and Llama-3.1 frequency scaling (empty where there is none)."""
-    rope = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = {
+        "rope_theta": config.get("rope_theta"),
+        **(config.get("rope_scaling") or {}),
+        **(config.get("rope_parameters") or {}),
+    }
     theta = rope["rope_theta"] or 10000.0  # the four models' common default; old Llama configurations leave it out
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ConfigError(f"{where}: partial_rotary_factor is not supported for {config['model_type']}; only full rotary embeddings are")
+        raise ConfigError(f"{where}: partial_rotary_factor is not supported; rotary embeddings must be full")
     if kind == "default":
         return float(theta), {}
     if kind != "llama3":
-        raise ConfigError(f"{where}: rotary scaling {kind!r} is not supported; supported are 'default' and 'llama3'")
+        raise ConfigError(f"{where}: rotary scaling {kind!r} is not supported; supported are default and llama3")
     for name in _LLAMA3_ROPE:
         if name not in rope:
             raise CheckpointError(f"{where}: rotary scaling 'llama3' has no {name}")
@@ -110,29 +128,45 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, float
 
 
 def _bias(config: Mapping[str, Any], where: str) -> bool:
-    """True if every linear layer of the block has a bias, which is all that Megatron-Core knows beside query-key-value biases."""
-    attention, mlp = bool(config.get("attention_bias", False)), bool(config.get("mlp_bias", False))
-    if config["model_type"] != "llama":  # Mistral and Qwen2 have fixed biases; Qwen3's attention_bias adds o_proj.bias alone
-        mlp = False
-    if attention != mlp and config["model_type"] in ("llama", "qwen3"):
-        raise ConfigError(f"{where}: attention_bias={attention} with mlp_bias={mlp} is not supported by Megatron-Core; both or neither")
-    return attention and mlp
+    """True if every linear layer has a bias; besides that, Megatron-Core only knows biases of query, key and value.
+
+    Llama and Qwen3 let ``attention_bias`` decide, which gives ``o_proj`` one too; Mistral and Qwen2 do not read it.
+    """
+    if config["model_type"] not in ("llama", "qwen3"):
+        return False
+    attention = bool(config.get("attention_bias", False))
+    mlp = config["model_type"] == "llama" and bool(config.get("mlp_bias", False))
+    if attention != mlp:
+        raise ConfigError(f"{where}: Megatron-Core cannot build attention_bias={attention} with mlp_bias={mlp}")
+    return attention
 
 
 def _full_attention_length(config: Mapping[str, Any], where: str) -> int:
-    """``max_position_embeddings``, cut to the sliding window where the model has an active one: up to that length, windowed attention *is* full causal attention."""
+    """``max_position_embeddings``, cut to the sliding window where the model has an active one.
+
+    The engine's attention is full; up to the window's length that is the same.
+    """
     longest, window = config["max_position_embeddings"], config.get("sliding_window")
-    active = config["model_type"] == "mistral" or (config["model_type"] in ("qwen2", "qwen3") and config.get("use_sliding_window", False))
+    active = config["model_type"] == "mistral" or (
+        config["model_type"] in ("qwen2", "qwen3") and config.get("use_sliding_window", False)
+    )
     if not active or window is None or window >= longest:
         return longest
-    logger.warning("%s: attention is full here, so sequences are limited to the model's sliding_window of %d tokens (not %d)", where, window, longest)
+    logger.warning(
+        "%s: attention is full here, so sequences are limited to the model's sliding_window of %d tokens (not %d)",
+        where,
+        window,
+        longest,
+    )
     return window
 
 
 def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
-    """A ``config.json`` for a model that has none: Llama, or Qwen2 (query-key-value biases), or Qwen3 (query-key norms).
+    """A ``config.json`` for a model that has none: Llama, or Qwen2 (query-key-value biases), or Qwen3 (query-key
+    norms).
 
-    Special token ids are left ``null``; they belong to the tokenizer. Raises :class:`ConfigError` if none of the supported models has this architecture.
+    Special token ids are left ``null``; they belong to the tokenizer. Raises :class:`ConfigError` if none of the
+    supported models has this architecture.
     """
     a = architecture
     model_type = "qwen3" if a.qk_layernorm else "qwen2" if a.qkv_bias and not a.bias else "llama"
@@ -145,7 +179,10 @@ def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
     }
     for name, differs in unlike.items():
         if differs:
-            raise ConfigError(f"model.{name}={getattr(a, name)} cannot be exported: none of {', '.join(MODEL_CLASSES)} is built that way")
+            families = ", ".join(MODEL_CLASSES)
+            raise ConfigError(
+                f"model.{name}={getattr(a, name)} cannot be exported: none of {families} is built that way"
+            )
     config = {
         "architectures": [MODEL_CLASSES[model_type]],
         "model_type": model_type,
@@ -170,15 +207,21 @@ def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
     return config | ({"attention_bias": a.bias, "mlp_bias": a.bias} if model_type == "llama" else {})
 
 
-def exported_config(architecture: GPTArchitecture, source_config: Mapping[str, Any] | None, dtype: torch.dtype) -> dict[str, Any]:
+def exported_config(
+    architecture: GPTArchitecture, source_config: Mapping[str, Any] | None, dtype: torch.dtype
+) -> dict[str, Any]:
     """The ``config.json`` of an export: all of ``source_config`` where there is one, with the dtype of the weights.
 
-    Raises :class:`ConfigError` if ``source_config`` describes another architecture, naming the first setting that differs.
+    Raises :class:`ConfigError` if ``source_config`` describes another architecture, naming the first setting that
+    differs.
     """
     config = dict(source_config) if source_config is not None else config_from_architecture(architecture)
     described = architecture_from_config(config, where="the exported config.json")
     for field in dataclasses.fields(GPTArchitecture):
         ours, theirs = getattr(architecture, field.name), getattr(described, field.name)
         if ours != theirs and field.name not in _NOT_IN_THE_WEIGHTS:
-            raise ConfigError(f"the source config.json has {field.name}={theirs}, the model {field.name}={ours}; give the config.json that this model came from")
+            raise ConfigError(
+                f"the source config.json has {field.name}={theirs}, the model {field.name}={ours}; "
+                "give the config.json that this model came from"
+            )
     return config | {"torch_dtype" if "dtype" not in config else "dtype": str(dtype).removeprefix("torch.")}

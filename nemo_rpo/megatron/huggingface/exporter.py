@@ -80,17 +80,17 @@ def export_hf(
 ) -> None:
     """Writes the model as the Hugging Face folder ``folder``, which must be new or empty.
 
-    It holds safetensors in ``dtype`` (None: the parameters' own), with an index where there are several files of at most
-    ``max_shard_size``; ``config.json`` (every key of ``source_config`` kept, or one made from ``architecture``); and the
-    tokenizer files of ``tokenizer_folder``. Rows that pad the vocabulary are left out.
+    It holds safetensors in ``dtype`` (None: the parameters' own), with an index where there are several files of at
+    most ``max_shard_size``; ``config.json`` (every key of ``source_config`` kept, or one made from ``architecture``);
+    and the tokenizer files of ``tokenizer_folder``. Rows that pad the vocabulary are left out.
 
     Collective over the model-parallel (tensor × pipeline) group of data-parallel rank 0; the other data-parallel ranks
-    return at once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard once
-    inside that group: the model's bytes in all. Not differentiable. Each rank holds one shard of others beside its
+    return at once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard
+    once inside that group: the model's bytes in all. Not differentiable. Each rank holds one shard of others beside its
     parameters; the group's first rank, which writes, one whole tensor and one output file on the host.
 
-    Raises :class:`CheckpointError` on every rank of the group if the folder cannot be written, and :class:`ConfigError` if
-    ``chunks``, ``architecture`` and ``source_config`` do not belong together.
+    Raises :class:`CheckpointError` on every rank of the group if the folder cannot be written, and :class:`ConfigError`
+    if ``chunks``, ``architecture`` and ``source_config`` do not belong together.
     """
     if parallel_state.get_data_parallel_rank(with_context_parallel=True) != 0:
         return
@@ -113,10 +113,11 @@ def export_hf(
 
 
 def _inventory(shards: Sequence[LocalShard], group: dist.ProcessGroup) -> _Inventory:
-    """Who holds what, the same on every rank; a shard that several ranks hold copies of comes from the first of them."""
+    """Who holds what, the same on every rank; of a shard that several ranks hold, the first one's copy counts."""
     rank = dist.get_rank()
     mine = [
-        ((s.key, s.layer), s.offset, _RemoteShard(rank, tuple(s.data.shape), s.global_shape, s.data.dtype)) for s in shards
+        ((s.key, s.layer), s.offset, _RemoteShard(rank, tuple(s.data.shape), s.global_shape, s.data.dtype))
+        for s in shards
     ]
     everyones: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyones, mine, group=group)
@@ -131,7 +132,9 @@ def _check_complete(tensors: Sequence[MegatronTensor], inventory: _Inventory) ->
     for tensor in tensors:
         held = list(inventory.get((tensor.key, tensor.layer), {}).values())
         if not held or sum(math.prod(shard.shape) for shard in held) != math.prod(held[0].global_shape):
-            raise ConfigError(f"the model has no whole {tensor.key} (layer {tensor.layer}), but its architecture needs one")
+            raise ConfigError(
+                f"the model has no whole {tensor.key} (layer {tensor.layer}), but its architecture needs one"
+            )
         tensor.check_shape(held[0].global_shape)
     for key, layer in inventory.keys() - {(tensor.key, tensor.layer) for tensor in tensors}:
         raise ConfigError(f"the model's {key} (layer {layer}) has no Hugging Face counterpart in its architecture")

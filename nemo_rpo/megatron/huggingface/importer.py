@@ -16,15 +16,16 @@ from nemo_rpo.megatron.huggingface.weights import SafetensorsFolder
 
 @torch.no_grad()
 def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, architecture: GPTArchitecture) -> None:
-    """Fills ``chunks`` (GPTModel, bare or wrapped) in place from the safetensors in ``folder``, cast to the parameters' dtype.
+    """Fills ``chunks`` (GPTModel, bare or wrapped) in place from the safetensors in ``folder``, cast to the parameters'
+    dtype.
 
-    Each rank reads only its own slices, straight from the memory-mapped files, one at a time. Rows that pad the vocabulary
-    become zero in the embeddings and the output layer: no token id reaches them, and log-probs and generation mask their
-    columns, so any definite value would do. An optimizer that was built before keeps fp32 copies of the old weights: call
-    its ``reload_model_params()``. Issues no collective.
+    Each rank reads only its own slices, straight from the memory-mapped files, one at a time. Rows that pad the
+    vocabulary become zero in the embeddings and the output layer: no token id reaches them, and log-probs and
+    generation mask their columns, so any definite value would do. An optimizer that was built before keeps fp32 copies
+    of the old weights: call its ``reload_model_params()``. Issues no collective.
 
-    Raises :class:`CheckpointError` for a missing, damaged or misshapen tensor, on every rank alike, and :class:`ConfigError`
-    if ``chunks`` were built from another architecture.
+    Raises :class:`CheckpointError` for a missing, damaged or misshapen tensor, on every rank alike, and
+    :class:`ConfigError` if ``chunks`` were built from another architecture.
     """
     tensors = {(tensor.key, tensor.layer): tensor for tensor in megatron_tensors(architecture)}
     shards = list(local_shards(chunks))

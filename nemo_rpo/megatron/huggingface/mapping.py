@@ -1,14 +1,18 @@
 """Which rows of which Hugging Face tensor make up each tensor of Megatron-Core's GPTModel.
 
-A Megatron tensor is named by its *sharded key*, the name it has in a distributed checkpoint (``ShardedTensor.key``): layers are an axis, not a part of the name, and the local and the Transformer
-Engine layer spec share the keys. Every such tensor is a stack of row runs of Hugging Face tensors, columns unchanged:
+A Megatron tensor is named by its *sharded key*, the name it has in a distributed checkpoint (``ShardedTensor.key``):
+layers are an axis, not a part of the name, and the local and the Transformer Engine layer spec share the keys. Every
+such tensor is a stack of row runs of Hugging Face tensors, columns unchanged:
 
-* ``linear_qkv`` interleaves by query group: the group's query heads, then its key head, then its value head (``n/g + 2`` blocks of ``d`` rows a group);
+* ``linear_qkv`` interleaves by query group: the group's n/g query heads, its key head, its value head, d rows each;
 * ``linear_fc1`` is all gate rows, then all up rows;
 * word embeddings and the output layer are followed by the rows that pad the vocabulary, which are in no run;
-* all else is one run, the tensor itself. Both sides rotate halves, not interleaved pairs, so rows of query and key keep their order inside a head.
+* all else is one run, the tensor itself.
 
-Shapes: n query heads, g query groups, d head size, h hidden size, f MLP size. The same runs, read one way, import, and read the other way, export.
+Both sides rotate halves of a head, not interleaved pairs, so its rows keep their order. The same runs, read one way,
+import; read the other way, they export.
+
+Shapes: n query heads, g query groups, d head size, h hidden size, f MLP size.
 """
 
 from __future__ import annotations
@@ -33,7 +37,10 @@ class RowRun:
 
 @dataclass(frozen=True)
 class MegatronTensor:
-    """One tensor of one layer (``layer`` is None outside the decoder layers) as row runs, in the order of its rows; a vector has no ``columns``."""
+    """One tensor of one layer as row runs, in the order of its rows.
+
+    ``layer`` is None outside the decoder layers, ``columns`` is None for a vector.
+    """
 
     key: str
     layer: int | None
@@ -50,15 +57,19 @@ class MegatronTensor:
         columns = () if self.columns is None else (self.columns,)
         padded = self.key in (EMBEDDING, OUTPUT) and shape[0] >= self.rows
         if shape[1:] != columns or (shape[0] != self.rows and not padded):
-            raise ConfigError(f"the model's {self.key} is {list(shape)}, the architecture needs {[self.rows, *columns]}; build the model from this architecture")
+            raise ConfigError(
+                f"the model's {self.key} is {list(shape)}, its architecture needs {[self.rows, *columns]}; "
+                "build the model from this architecture"
+            )
 
     def overlaps(self, offset: int, length: int) -> Iterator[tuple[str, slice, slice]]:
-        """The parts of rows ``offset … offset + length``: Hugging Face name, rows there, rows here (relative to ``offset``)."""
+        """The parts of rows ``offset … offset + length``: Hugging Face name, rows there, rows here from ``offset``."""
         begin = 0
         for run in self.runs:
             low, high = max(begin, offset), min(begin + run.length, offset + length)
             if low < high:
-                yield run.name, slice(run.start + low - begin, run.start + high - begin), slice(low - offset, high - offset)
+                theirs = slice(run.start + low - begin, run.start + high - begin)
+                yield run.name, theirs, slice(low - offset, high - offset)
             begin += run.length
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LocalShard:
-    """``data``, in place, is the block at ``offset`` of the tensor ``key`` (of ``layer``) whose whole shape is ``global_shape``."""
+    """A block of the tensor ``key`` (of ``layer``): ``data``, in place, stands at ``offset`` in ``global_shape``."""
 
     key: str
     layer: int | None
@@ -22,10 +22,12 @@ class LocalShard:
 
 
 def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
-    """Every parameter of ``chunks`` as one or two shards that share its memory; wrappers for 16-bit precision and data parallelism are looked through.
+    """Every parameter of ``chunks`` as one or two shards that share its memory; wrappers for 16-bit precision and data
+    parallelism are looked through.
 
-    A gated ``linear_fc1`` is two: each tensor-parallel rank stacks its gate rows on its up rows, which are not neighbours in the whole tensor. A tied output layer on its own pipeline stage comes
-    under the key of the word embeddings. Issues no collective.
+    A gated ``linear_fc1`` is two: each tensor-parallel rank stacks its gate rows on its up rows, which are not
+    neighbours in the whole tensor. A tied output layer on its own pipeline stage comes under the key of the word
+    embeddings. Issues no collective.
     """
     for chunk in chunks:
         while hasattr(chunk, "module"):
@@ -41,4 +43,6 @@ def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
 def _shard(entry: ShardedTensor) -> LocalShard:
     axes = entry.prepend_axis_num
     layer = entry.global_offset[0] if axes else None
-    return LocalShard(entry.key, layer, tuple(entry.global_offset[axes:]), tuple(entry.global_shape[axes:]), entry.data.detach())
+    return LocalShard(
+        entry.key, layer, tuple(entry.global_offset[axes:]), tuple(entry.global_shape[axes:]), entry.data.detach()
+    )

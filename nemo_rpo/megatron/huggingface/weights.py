@@ -81,8 +81,8 @@ class SafetensorsFolder:
         """Compares the folder with the tensors that the architecture has, from the files' headers.
 
         Every rank checks all of them, not its own share, so that a damaged folder stops every rank with the same
-        :class:`CheckpointError`: a tensor that is missing, has another shape, is not floating point, or has no place in the
-        model. A stored ``lm_head`` of a model that ties it is accepted if it equals the embeddings.
+        :class:`CheckpointError`: a tensor that is missing, has another shape, is not floating point, or has no place in
+        the model. A stored ``lm_head`` of a model that ties it is accepted if it equals the embeddings.
         """
         for name, shape in shapes.items():
             if name not in self._file_of:

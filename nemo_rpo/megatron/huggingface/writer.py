@@ -48,8 +48,8 @@ class HuggingFaceFolderWriter:
     ) -> None:
         """``shapes``: of every tensor that will be added, in file order; ``max_shard_size`` as in ``save_pretrained``.
 
-        Raises :class:`CheckpointError` if ``folder`` already holds something, cannot be made, or ``tokenizer_folder`` holds
-        no tokenizer.
+        Raises :class:`CheckpointError` if ``folder`` already holds something, cannot be made, or ``tokenizer_folder``
+        holds no tokenizer.
         """
         self.folder = Path(folder)
         self.partial = self.folder.parent / f".{self.folder.name}.partial"

@@ -1,0 +1,173 @@
+"""From a configuration to the parts of a run: data, architecture, model, reference."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.data.build import open_cache
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.dataset import PreferenceDataset
+from nemo_rpo.data.sampler import GlobalBatchSampler
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.megatron import parallel, reference_cache
+from nemo_rpo.megatron.checkpoint import RUN_FILE, architecture_of, load_weights
+from nemo_rpo.megatron.huggingface.config import architecture_from_hf
+from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+
+
+class Reference(Protocol):
+    """Whatever puts reference log-probs into a batch: the engine's live reference, or a cached one."""
+
+    def add_ref_policy_logprobs(self, batch: Batch) -> None: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One file of the data: its pairs, their order, and where their reference log-probs come from."""
+
+    cache: PreferenceCache
+    dataset: PreferenceDataset
+
+    def tokens(self, data_step: int) -> int:
+        """Tokens of one global batch, both responses with their prompts."""
+        lengths = self.cache.lengths[self.dataset.sampler.batch(data_step)]
+        return int(2 * lengths[:, 0].sum() + lengths[:, 1:].sum())
+
+
+def run_folder(cfg: RunConfig) -> Path:
+    manager = cfg.exp_manager
+    return Path(manager.explicit_log_dir) if manager.explicit_log_dir else Path(manager.exp_dir) / manager.name
+
+
+def tokenizer_folder(cfg: RunConfig) -> str:
+    folder = cfg.model.tokenizer.type or cfg.pretrained_checkpoint.restore_from_path
+    if folder is None:
+        raise ConfigError("model.tokenizer.type is not set: give the folder of a Hugging Face tokenizer")
+    return folder
+
+
+def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
+    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet."""
+    data = cfg.model.data
+    files = data.data_prefix[split]
+    spec = CacheSpec(
+        paths=[files] if isinstance(files, str) else files,
+        keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key) if split == "train" else RowFormat(data.layout),
+        tokenizer=TokenizerSpec(tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template),
+        seq_length=data.seq_length or cfg.model.encoder_seq_length,
+        group_votes=data.group_votes,
+        invalid_pairs=data.invalid_pairs,
+    )
+    return open_cache(spec, Path(data.cache_dir) if data.cache_dir else None, num_workers=data.num_workers)
+
+
+def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> PreferenceDataset:
+    """Shuffled global batches for training; in file order, the last one filled up, for anything that measures."""
+    model = cfg.model
+    multiple = model.data.pad_length_to_multiple_of
+    if model.sequence_parallel:  # each tensor-parallel rank holds an equal slice of the sequence
+        multiple *= model.tensor_model_parallel_size
+    sampler = GlobalBatchSampler(len(cache), model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle)
+    return PreferenceDataset(
+        cache,
+        sampler,
+        data_parallel_rank=parallel.data_parallel_rank(),
+        data_parallel_size=parallel.data_parallel_size(),
+        micro_batch_size=model.micro_batch_size,
+        seq_length=model.data.seq_length or model.encoder_seq_length,
+        pad_to_multiple_of=multiple,
+    )
+
+
+def open_splits(cfg: RunConfig) -> dict[str, Split]:
+    """``train`` (shuffled), ``sweep`` (the training pairs in order) and, where there is a file, ``validation``."""
+    train = open_split(cfg, "train")
+    splits = {
+        "train": Split(train, dataset_of(cfg, train, shuffle=True)),
+        "sweep": Split(train, dataset_of(cfg, train, shuffle=False)),
+    }
+    if cfg.model.data.data_prefix.get("validation"):
+        validation = open_split(cfg, "validation")
+        splits["validation"] = Split(validation, dataset_of(cfg, validation, shuffle=False))
+    return splits
+
+
+def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
+    """The model's shape, from the checkpoint it starts from, or from ``model.*``.
+
+    Raises:
+        CheckpointError, ConfigError: no such folder, neither format, or a tokenizer with ids beyond its vocabulary.
+    """
+    path = cfg.pretrained_checkpoint.restore_from_path
+    if path is None:
+        architecture = architecture_from_yaml(cfg.model, cache.vocab_size)
+    elif not os.path.isdir(path):
+        raise CheckpointError(f"pretrained_checkpoint.restore_from_path={path} is not a folder on this machine")
+    else:
+        architecture = architecture_of(Path(path)) if _is_ours(path) else architecture_from_hf(path)
+    if cache.max_token_id >= architecture.vocab_size:
+        raise ConfigError(
+            f"the tokenizer in {tokenizer_folder(cfg)} gives ids up to {cache.max_token_id}, but the model's vocabulary "
+            f"has {architecture.vocab_size}: set model.tokenizer.type to the tokenizer that belongs to the checkpoint"
+        )
+    length = cfg.model.data.seq_length or cfg.model.encoder_seq_length
+    if length > architecture.max_position_embeddings:
+        raise ConfigError(
+            f"model.encoder_seq_length={length} is longer than the {architecture.max_position_embeddings} positions "
+            "the model was made for: lower it"
+        )
+    return architecture
+
+
+def _is_ours(path: str) -> bool:
+    return (Path(path) / RUN_FILE).exists()
+
+
+def build_model(cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device) -> MegatronGPTRPOModel:
+    """The engine with its starting weights in place, which are also the reference's."""
+    path, load = cfg.pretrained_checkpoint.restore_from_path, None
+    if path is not None:
+        load = partial(load_weights, Path(path)) if _is_ours(path) else partial(load_hf_weights, folder=path, architecture=architecture)
+    return MegatronGPTRPOModel(cfg, architecture, num_annotators, total_steps, device, load)
+
+
+def references(cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split]) -> dict[str, Reference]:
+    """Where each split's reference log-probs come from. Cached ones are read, or computed now: ``model`` must hold its starting weights."""
+    if model.loss.reference_free or cfg.model.rpo.reference != "cached":
+        return dict.fromkeys(splits, model)
+    folder = Path(cfg.model.rpo.reference_cache or run_folder(cfg) / "reference")
+    made_with = {
+        "weights": reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
+        "precision": cfg.trainer.precision,
+    }
+    found: dict[str, Reference] = {}
+    for name, split in splits.items():
+        if name == "train":
+            continue  # the same pairs as "sweep", which visits each of them once
+        path = folder / f"{'train' if name == 'sweep' else name}.parquet"
+        found[name] = _cached_reference(path, model, split, made_with)
+    return {"train": found["sweep"], **found}
+
+
+def _cached_reference(path: Path, model: MegatronGPTRPOModel, split: Split, made_with: dict[str, Any]) -> Reference:
+    here = torch.tensor([float(path.exists())], device=model.device)
+    dist.broadcast(here, 0)  # rank 0 decides for all: a file may appear between two looks
+    if here.item():
+        return reference_cache.read(path, split.cache, made_with)
+    reference = reference_cache.compute(model, split.dataset.batches(range(len(split.dataset))), len(split.cache))
+    if dist.get_rank() == 0:
+        reference_cache.write(path, reference, split.cache, made_with)
+    return reference

@@ -1,0 +1,134 @@
+"""The loop: train, sweep, validate, save, in that order after each step that asks for it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nemo_rpo.config.fingerprint import config_fingerprint
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.validate import time_limit
+from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training.checkpoints import CheckpointStore
+from nemo_rpo.training.logging import RunLog
+from nemo_rpo.training.results import write_annotators
+from nemo_rpo.training.schedule import Schedule, batches_of
+from nemo_rpo.training.setup import Reference, Split
+from nemo_rpo.training.sweep import sweep_reliabilities
+
+
+class RPOTrainer:
+    """Trains ``model`` from optimizer step ``first_step`` (the steps already done) to the end of ``schedule``."""
+
+    def __init__(self, cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split], references: dict[str, Reference],
+                 schedule: Schedule, store: CheckpointStore, log: RunLog, folder: Path, first_step: int, started: float) -> None:  # fmt: skip
+        self.cfg, self.model, self.splits, self.references = cfg, model, splits, references
+        self.schedule, self.store, self.log, self.folder = schedule, store, log, folder
+        self.step, self.started = first_step, started
+        self.running_eta = model.em.eta
+        self.val_metrics: dict[str, float] = {}
+        self.skipped = 0
+
+    def fit(self) -> bool:
+        """Runs to the end; returns False if ``exp_manager.max_time_per_run`` stopped it after a checkpoint."""
+        steps = range(self.step + 1, self.schedule.total_steps + 1)
+        batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
+        for step, batch in zip(steps, batches, strict=True):
+            self.train_single_step(step, batch)
+            if self.sweeps(step):
+                self.sweep(step)
+            if "validation" in self.splits and self.schedule.validates(step):
+                self.run_validation(step)
+            out_of_time = self.out_of_time()
+            if self.schedule.saves(step) or out_of_time:
+                self.save(step)
+            if out_of_time and step < self.schedule.total_steps:
+                self.log.note(f"stopped at step {step}: exp_manager.max_time_per_run is nearly over; start again to go on")
+                return False
+        return True
+
+    def train_single_step(self, step: int, batch: Batch) -> None:
+        """One optimizer step and its line in ``metrics.jsonl``."""
+        began = time.perf_counter()
+        self.references["train"].add_ref_policy_logprobs(batch)
+        self.model.prepare_for_training_step()
+        _, metrics = self.model.get_loss_and_metrics(batch, forward_only=False)
+        outcome = self.model.finish_training_step()
+        if not outcome.updated:
+            self.skipped += 1
+            self.log.note(f"step {step} skipped: the gradient norm is {outcome.grad_norm}; weights and reliabilities stay as they were")
+        metrics |= {"grad_norm": outcome.grad_norm, "lr": self.model.learning_rate, "skipped": float(not outcome.updated), **self.em_metrics()}
+        metrics |= {"epoch": self.schedule.epoch(step), "consumed_samples": step * self.cfg.model.global_batch_size}
+        self.step = step
+        seconds, pairs = time.perf_counter() - began, self.cfg.model.global_batch_size
+        self.log.train(step, metrics, seconds=seconds, pairs=pairs, tokens=self.splits["train"].tokens(self.schedule.data_step(step)))
+
+    def em_metrics(self) -> dict[str, float]:
+        """Mean and least reliability now; without the EM there are none."""
+        if not self.cfg.model.rpo.enabled:
+            return {}
+        mean, least = torch.stack((self.model.em.eta.mean(), self.model.em.eta.min())).tolist()
+        return {"em/eta_mean": mean, "em/eta_min": least}
+
+    def sweeps(self, step: int) -> bool:
+        """Whether the exact full-batch EM runs after ``step``."""
+        when = self.cfg.model.rpo.sweep if self.cfg.model.rpo.enabled else "none"
+        return (when != "none" and step == self.schedule.total_steps) or (when == "epoch" and self.schedule.ends_epoch(step))
+
+    def sweep(self, step: int) -> None:
+        """The exact full-batch EM at the present weights; its η replaces the running one."""
+        self.running_eta = self.model.em.eta
+        found = sweep_reliabilities(self.model, self._batches("sweep"))
+        metrics = {
+            "em/log_posterior": float(found.log_likelihood),
+            "em/iterations": found.iterations,
+            "em/converged": float(found.converged),
+            "em/eta_moved": (found.eta - self.running_eta).abs().mean().item(),
+        }
+        self.log.record("sweep", step, {**metrics, **self.em_metrics()})
+
+    def run_validation(self, step: int) -> None:
+        """Loss and metrics over the validation pairs; the EM learns nothing from them."""
+        split = self.splits["validation"]
+        count = batches_of(self.cfg.trainer.dpo.limit_val_batches, len(split.dataset))
+        self.model.prepare_for_validation_step()
+        for batch in split.dataset.batches(range(count)):
+            self.references["validation"].add_ref_policy_logprobs(batch)
+            self.model.validation_forward(batch)
+        metrics = self.model.finish_validation_step()
+        self.val_metrics = {f"val_{name}": value for name, value in metrics.items()}
+        self.log.record("val", step, metrics)
+
+    def _batches(self, split: str) -> Any:
+        dataset = self.splits[split].dataset
+        for batch in dataset.batches(range(len(dataset))):
+            self.references[split].add_ref_policy_logprobs(batch)
+            yield batch
+
+    def save(self, step: int) -> None:
+        """A checkpoint, with everything that a resumed run needs to go on as if it had not stopped."""
+        run = {
+            "step": step,
+            "consumed_samples": step * self.cfg.model.global_batch_size,
+            "metrics": self.val_metrics,
+            "config": config_fingerprint(self.cfg),
+            "data": self.splits["train"].cache.folder.name,
+            "running_eta": self.running_eta.tolist(),
+        }
+        path = self.store.save(self.model, self.splits["train"].cache.annotators, run)
+        if dist.get_rank() == 0 and self.cfg.model.rpo.enabled:
+            write_annotators(self.folder, self.splits["train"].cache.annotators, self.model.em.eta.tolist(), self.running_eta.tolist())
+        self.log.note(f"saved {path}")
+
+    def out_of_time(self) -> bool:
+        """Whether ``max_time_per_run`` leaves less than a twentieth of itself; rank 0's clock decides. One broadcast, only where a limit is set."""
+        limit = time_limit(self.cfg)
+        if limit is None:
+            return False
+        over = torch.tensor([float(time.monotonic() - self.started > 0.95 * limit)], device=self.model.device)
+        dist.broadcast(over, 0)
+        return bool(over.item())
