@@ -32,10 +32,7 @@ class SettingsTree:
     """
 
     def __init__(self) -> None:
-        # OmegaConf 2.4 renamed it and warns about the old name, the only one that 2.3 has.
-        register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
-        for name, resolver in _RESOLVERS.items():
-            register(name, resolver, replace=True)
+        _register_resolvers()
         self._defaults = OmegaConf.create(_without_tuples(asdict(RunConfig())))
         self._tree = self._defaults.copy()
         self._origin: dict[str, str] = {}
@@ -100,6 +97,14 @@ class SettingsTree:
         if name is not None:
             self.foreign[name] = path
         return name is not None
+
+
+def _register_resolvers() -> None:
+    for name, resolver in _RESOLVERS.items():
+        try:
+            OmegaConf.register_resolver(name, resolver, replace=True)
+        except TypeError:  # OmegaConf 2.3, where this is the name of an older method
+            OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def _settings(path: str, value: Any) -> Iterator[tuple[str, Any]]:
