@@ -88,12 +88,13 @@ def parse_override(text: str) -> Override:
     if match["sign"] == "~":
         return Override(f"override {text}", match["key"], None, delete=True)
     advice = "quote the value, and put a space after each ':'"
+    # Hydra (and some YAML parsers) take {a:[b]} for {a: [b]}.
+    written = re.sub(r"(?<=\w):(?=[\[{])", ": ", match["value"]) if match["value"].startswith("{") else match["value"]
     try:
         # Hydra's "key=" is the empty text, YAML's is null.
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={match['value']}"]))["v"] if match["value"] else ""
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={written}"]))["v"] if written else ""
     except YAMLError as exc:
         raise ConfigError(f"override {text!r}: {_problem(exc)}; {advice}") from exc
-    # Hydra reads {a:[b]} as a mapping of a; to YAML it is a key of that name or, depending on the parser, nothing.
     if isinstance(value, dict) and any(":" in str(key) and below is None for key, below in value.items()):
         raise ConfigError(f"override {text!r}: a ':' without a space; {advice}")
     return Override(f"override {text}", match["key"], value)

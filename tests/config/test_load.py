@@ -164,9 +164,13 @@ def test_what_is_no_override(empty: str, override: str) -> None:
 
 
 def test_a_value_that_is_no_yaml(empty: str) -> None:
-    message = fails(empty, "model.data.data_prefix={train:[a]}")  # the parser's own words differ between versions
-    assert message.startswith("override 'model.data.data_prefix={train:[a]}': ")
-    assert message.endswith("; quote the value, and put a space after each ':'")
+    advice = "quote the value, and put a space after each ':'"
+    assert fails(empty, "model.data.data_prefix={train:a}") == (
+        f"override 'model.data.data_prefix={{train:a}}': a ':' without a space; {advice}"
+    )
+    message = fails(empty, "model.optim.betas=[0.9, ")  # the parser's own words differ between versions
+    assert message.startswith("override 'model.optim.betas=[0.9, ': line ") and message.endswith(f"; {advice}")
+    assert load_config(empty, ["model.data.data_prefix={train:[a]}"]).model.data.data_prefix == {"train": ["a"]}
 
 
 @pytest.mark.parametrize(
