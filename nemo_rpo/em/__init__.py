@@ -1,19 +1,32 @@
 """Whom to believe: posteriors of labels, reliabilities of annotators, and the loss between them. Torch only."""
 
+from nemo_rpo.em.buffer import BufferedReliability, MarginBuffer
+from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.estimate import Estimate, estimate
+from nemo_rpo.em.guards import warn_all
 from nemo_rpo.em.objective import robust_loss
 from nemo_rpo.em.posterior import posterior, posterior_logit
 from nemo_rpo.em.reliability import AnnotatorReliability
-from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.em.settings import BufferSettings, EMSettings
+from nemo_rpo.em.standard_error import standard_errors
 from nemo_rpo.em.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.votes import Votes
 
 __all__ = [
     "AnnotatorReliability",
+    "BufferSettings",
+    "BufferedReliability",
+    "Collectives",
     "EMSettings",
+    "Estimate",
+    "MarginBuffer",
     "SweepResult",
     "Votes",
+    "estimate",
     "full_batch_em",
     "posterior",
     "posterior_logit",
     "robust_loss",
+    "standard_errors",
+    "warn_all",
 ]

@@ -8,7 +8,7 @@ skipped one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,10 +36,14 @@ class AnnotatorReliability:
             sums are exact (:mod:`nemo_rpo.em.exact`), so batching and layout leave no trace in them.
     """
 
+    estimator: ClassVar[str] = "ema"
+
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
         if num_annotators < 1:
             raise ConfigError(f"the EM needs at least one annotator, got {num_annotators}")
         settings.validate()
+        if settings.estimator != self.estimator:
+            raise ConfigError(f"model.rpo.estimator is {settings.estimator}, but {self.estimator} was built")
         self.settings = settings
         self.pending = torch.zeros(2, num_annotators, dtype=torch.float64, device=device)
         self.label_counts = torch.zeros(num_annotators, dtype=torch.float64, device=device)
@@ -77,6 +81,9 @@ class AnnotatorReliability:
         right = torch.where(sign > 0, agreed, torch.where(sign < 0, 1 - agreed, 0.0))
         columns = torch.stack((exactly_summable(right).flatten(), (sign != 0).flatten().double()))
         self.pending.index_add_(1, votes.annotator.flatten(), columns)
+
+    def observe(self, pair: Tensor, delta: Tensor, valid: Tensor) -> None:
+        """Offers the margins of a micro-batch ``pair`` (index in the data set), [P] each; the EMA keeps none."""
 
     def reduce(self, all_reduce: Callable[[Tensor], None]) -> None:
         """Sums ``pending`` over the ranks that hold different pairs; ``all_reduce`` sums a tensor in place.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,12 +13,9 @@ from torch import Tensor
 
 from nemo_rpo.em.exact import exactly_summable
 from nemo_rpo.em.settings import EMSettings
-from nemo_rpo.em.votes import Votes
+from nemo_rpo.em.votes import Votes, chunks
 
 logger = logging.getLogger(__name__)
-
-# Votes whose float64 intermediates are held at once; a full pass over 10⁷ of them then needs megabytes beside the data.
-_CHUNK_VOTES = 1 << 18
 
 
 class SweepResult(NamedTuple):
@@ -79,7 +76,7 @@ def full_batch_em(
     a, b = settings.prior
     eta = eta.double().clamp(*settings.eta_bounds)
     counts = torch.zeros_like(eta)
-    for _, chunk in _chunks(delta, votes):
+    for _, chunk in chunks(delta, votes):
         counts.index_add_(0, chunk.annotator.flatten(), chunk.sign.abs().double().flatten())
     reduce(counts)
 
@@ -107,7 +104,7 @@ def _e_step(
     """Right posteriors per annotator [K] and the observed log-posterior [], over all ranks."""
     log_eta, log_err = eta.log(), torch.log1p(-eta)
     packed = torch.zeros(eta.numel() + 1, dtype=torch.float64, device=eta.device)
-    for margin, chunk in _chunks(delta, votes):
+    for margin, chunk in chunks(delta, votes):
         right, evidence = _e_step_of_chunk(margin / settings.link_tau, chunk, log_eta, log_err)
         packed.index_add_(0, chunk.annotator.flatten(), exactly_summable(right).flatten())
         packed[-1] += evidence.sum()
@@ -125,15 +122,6 @@ def _e_step_of_chunk(margin: Tensor, votes: Votes, log_eta: Tensor, log_err: Ten
     w = torch.sigmoid(margin + if_chosen - if_rejected).unsqueeze(-1)
     right = torch.where(says_chosen, w, torch.where(says_rejected, 1 - w, 0.0))
     return right, torch.logaddexp(F.logsigmoid(margin) + if_chosen, F.logsigmoid(-margin) + if_rejected)
-
-
-def _chunks(delta: Tensor, votes: Votes) -> Iterator[tuple[Tensor, Votes]]:
-    """The pairs in pieces, margins widened to float64 and ids to int64 only there."""
-    pairs = max(1, _CHUNK_VOTES // max(1, votes.sign.shape[-1]))
-    for margin, annotator, sign in zip(
-        delta.split(pairs), votes.annotator.split(pairs), votes.sign.split(pairs), strict=True
-    ):
-        yield margin.double(), Votes(annotator.long(), sign)
 
 
 def _check_rise(before: float, after: float, iteration: int) -> None:

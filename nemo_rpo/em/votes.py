@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Votes whose float64 intermediates are held at once; a full pass over 10⁷ of them then needs megabytes beside the data.
+_CHUNK_VOTES = 1 << 18
 
 
 class Votes(NamedTuple):
@@ -47,3 +51,11 @@ class Votes(NamedTuple):
     def has_evidence(self) -> Tensor:
         """Whether a pair has at least one signed vote, bool [P]."""
         return (self.sign != 0).any(-1)
+
+
+def chunks(delta: Tensor, votes: Votes) -> Iterator[tuple[Tensor, Votes]]:
+    """The pairs in bounded pieces: margins [p] widened to float64, votes [p, V] with ids widened to int64."""
+    pairs = max(1, _CHUNK_VOTES // max(1, votes.sign.shape[-1]))
+    pieces = zip(delta.split(pairs), votes.annotator.split(pairs), votes.sign.split(pairs), strict=True)
+    for margin, annotator, sign in pieces:
+        yield margin.double(), Votes(annotator.long(), sign)

@@ -1,16 +1,16 @@
 import itertools
 import logging
 import math
-import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import nemo_rpo.em.sweep as sweep_module
+import nemo_rpo.em.votes as votes_module
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior
 
+from .ranks import Ranks
 from .worlds import World, make_world
 
 NO_PRIOR = EMSettings(prior=(0.0, 0.0))
@@ -149,43 +149,9 @@ def test_pairs_without_evidence_change_nothing(world):
     torch.testing.assert_close(mine.log_likelihood, theirs.log_likelihood)
 
 
-class ThreadedAllReduce:
-    """A sum over threads standing for ranks."""
-
-    def __init__(self, ranks: int) -> None:
-        self.barrier = threading.Barrier(ranks, timeout=30)
-        self.parts: dict[int, torch.Tensor] = {}
-
-    def of(self, rank: int):
-        def all_reduce(tensor: torch.Tensor) -> None:
-            self.parts[rank] = tensor.clone()
-            self.barrier.wait()
-            tensor.copy_(sum(self.parts[r] for r in sorted(self.parts)))
-            self.barrier.wait()
-
-        return all_reduce
-
-
-def in_threads(ranks: int, work) -> list:
-    outcomes: list = [None] * ranks
-
-    def run(rank: int) -> None:
-        try:
-            outcomes[rank] = work(rank)
-        except Exception as error:
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
-
-
 def test_shards_end_at_the_same_eta_as_the_whole(world):
     whole = sweep(world)
-    reduction = ThreadedAllReduce(3)
+    ranks = Ranks(3)
     # Unequal shards, one of them empty: the last rank of a small data set holds nothing.
     parts = [slice(0, 2500), slice(2500, 4000), slice(4000, 4000)]
 
@@ -193,9 +159,9 @@ def test_shards_end_at_the_same_eta_as_the_whole(world):
         rows = parts[rank]
         votes = Votes(world.votes.annotator[rows], world.votes.sign[rows])
         eta = torch.full((5,), 0.9, dtype=torch.float64)
-        return full_batch_em(world.delta[rows], votes, eta, NO_PRIOR, reduction.of(rank))
+        return full_batch_em(world.delta[rows], votes, eta, NO_PRIOR, ranks.collectives(rank).all_reduce)
 
-    results = in_threads(3, work)
+    results = ranks.run(work)
     for result in results:
         assert torch.equal(result.eta, results[0].eta)
         assert result.iterations == whole.iterations
@@ -207,7 +173,7 @@ def test_shards_end_at_the_same_eta_as_the_whole(world):
 
 def test_memory_is_bounded_by_chunks_that_change_nothing(world, monkeypatch):
     whole = sweep(world)
-    monkeypatch.setattr(sweep_module, "_CHUNK_VOTES", 7)
+    monkeypatch.setattr(votes_module, "_CHUNK_VOTES", 7)
     chunked = sweep(world)
     assert torch.equal(chunked.eta, whole.eta) and chunked.iterations == whole.iterations
 
@@ -219,14 +185,14 @@ def test_narrow_storage_is_widened_where_it_is_used(world):
 
 
 def test_a_nan_margin_stops_every_rank():
-    reduction = ThreadedAllReduce(2)
+    ranks = Ranks(2)
     margins = [torch.tensor([1.0, float("nan")]), torch.tensor([0.5, 0.5])]
     votes = Votes.single(torch.zeros(2, dtype=torch.long))
 
     def work(rank: int):
-        return full_batch_em(margins[rank], votes, torch.tensor([0.9]), NO_PRIOR, reduction.of(rank))
+        return full_batch_em(margins[rank], votes, torch.tensor([0.9]), NO_PRIOR, ranks.collectives(rank).all_reduce)
 
-    errors = in_threads(2, work)
+    errors = ranks.run(work)
     assert all(isinstance(error, ValueError) and "NaN" in str(error) for error in errors)
 
 

@@ -1,0 +1,163 @@
+"""``estimator: buffer``: reliabilities from the margins of all pairs seen, refitted together now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.estimate import Estimate, estimate
+from nemo_rpo.em.reliability import AnnotatorReliability
+from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.em.votes import Votes
+from nemo_rpo.errors import CheckpointError, ConfigError
+
+_FIRST_REFIT = 8
+
+
+class MarginBuffer:
+    """One margin of every pair, in contiguous blocks over the data-parallel ranks: 4 bytes a pair.
+
+    Attributes:
+        num_pairs: pairs of the whole data set.
+        offset: first pair of this rank's block.
+        margins: float32 [block], NaN where the pair has not been seen.
+    """
+
+    def __init__(self, num_pairs: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu") -> None:
+        block = -(-num_pairs // world_size)
+        self.num_pairs = num_pairs
+        self.offset = min(rank * block, num_pairs)
+        size = min(block, num_pairs - self.offset)
+        # One slot more than pairs: rows of other ranks are written there instead of being selected away, which would
+        # wait for the device.
+        self._slots = torch.full((size + 1,), float("nan"), device=device)
+
+    @property
+    def margins(self) -> Tensor:
+        return self._slots[:-1]
+
+    @property
+    def block(self) -> slice:
+        """This rank's pairs, as a slice of the data set."""
+        return slice(self.offset, self.offset + len(self.margins))
+
+    def record(self, pair: Tensor, delta: Tensor, keep_first: bool) -> None:
+        """Stores the margins of a global batch, every rank keeping its own block.
+
+        Args:
+            pair: int64 [R], index in the data set; -1 for rows to be left out. A pair that occurs twice has one margin.
+            delta: float32 [R].
+            keep_first: leave pairs that have a margin as they are.
+        """
+        local = pair - self.offset
+        mine = (pair >= 0) & (local >= 0) & (local < len(self.margins))
+        slot = torch.where(mine, local, len(self.margins))
+        known = self._slots[slot]
+        self._slots[slot] = torch.where(known.isnan(), delta, known) if keep_first else delta
+
+    def load(self, margins: Tensor) -> None:
+        """Takes back this rank's block, or the margins of all pairs; :class:`CheckpointError` if it is neither."""
+        if len(margins) == self.num_pairs:
+            margins = margins[self.block]
+        if len(margins) != len(self.margins):
+            raise CheckpointError(f"the checkpoint has margins of {len(margins)} pairs, the data {self.num_pairs}")
+        self.margins.copy_(margins)
+
+
+class BufferedReliability(AnnotatorReliability):
+    """Reliabilities that are estimated from all margins so far instead of being remembered from step to step.
+
+    Drop-in for :class:`AnnotatorReliability`: between refits η stands still, ``accumulate`` has nothing to add, and a
+    step's rows travel as 12 bytes a pair (:meth:`observe`, :meth:`reduce`) whatever the number of annotators. At
+    commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.estimate.estimate` runs on the buffer. The fitted temperature belongs to
+    the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins are those of today's policy.
+
+    Every rank has to commit the same steps, since a refit issues collectives.
+
+    Attributes:
+        estimate: the last refit, or None before the first.
+    """
+
+    estimator: ClassVar[str] = "buffer"
+
+    def __init__(
+        self,
+        num_annotators: int,
+        settings: EMSettings,
+        buffer: MarginBuffer,
+        votes: Votes,
+        collectives: Collectives | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """``votes``: labels of the pairs of ``buffer.block`` [block, V]; may be memory-mapped."""
+        super().__init__(num_annotators, settings, device)
+        if len(votes.sign) != len(buffer.margins):
+            raise ConfigError(f"votes of {len(votes.sign)} pairs for a buffer of {len(buffer.margins)}")
+        self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
+        self.estimate: Estimate | None = None
+        self._rows: list[Tensor] = []
+
+    def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
+        """Nothing: the buffer recomputes the posteriors of all pairs at every refit."""
+
+    @torch.no_grad()
+    def observe(self, pair: Tensor, delta: Tensor, valid: Tensor) -> None:
+        """Notes the margins ``delta`` [P] of a micro-batch of pairs; ``pair`` [P] is the index in the data set."""
+        index = torch.where(valid & delta.isfinite(), pair, -1).long()
+        columns = (index.unsqueeze(-1).view(torch.int32), delta.float().unsqueeze(-1).view(torch.int32))
+        self._rows.append(torch.cat(columns, -1))
+
+    def reduce(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+        """Brings this step's rows to every rank: int32 [r, 3] -> [R, 3], 12 bytes a pair; not differentiable.
+
+        The engine's ``gather_rows`` concatenates over data-parallel ranks and broadcasts from the last pipeline stage.
+        """
+        empty = torch.empty(0, 3, dtype=torch.int32, device=self.pending.device)
+        self._rows = [gather_rows(torch.cat((empty, *self._rows)))]
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Stores the step's margins, and refits when it is time (then with the collectives of :func:`estimate`)."""
+        for rows in self._rows:
+            index, delta = rows[:, :2].contiguous().view(torch.int64), rows[:, 2:].contiguous().view(torch.float32)
+            keep_first = self.settings.buffer.margins == "prequential"
+            self.buffer.record(index.squeeze(-1), delta.squeeze(-1), keep_first)
+        self._rows = []
+        self.step += 1
+        if self._refit_is_due():
+            self.refit()
+
+    def _refit_is_due(self) -> bool:
+        # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η.
+        early = self.step >= _FIRST_REFIT and self.step & (self.step - 1) == 0
+        return not self.warming_up and (early or self.step % self.settings.buffer.refit_every == 0)
+
+    def rollback(self) -> None:
+        self._rows = []
+
+    def refit(self) -> Estimate:
+        """Fits all reliabilities to the margins so far, and takes them over if the margins carry information."""
+        seen = (~self.buffer.margins.isnan()).nonzero().squeeze(-1)
+        votes = Votes(*(column[seen.to(column.device)].to(self.eta.device) for column in self.votes))
+        found = estimate(self.buffer.margins[seen], votes, self.eta, self.settings, self.collectives)
+        if found.sweep is not None:
+            self.replace(found.eta)
+            self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
+        self.estimate = found
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`AnnotatorReliability.state_dict`, with this rank's block of ``margins`` and its ``offset``."""
+        if self._rows:
+            raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
+        return {**super().state_dict(), "margins": self.buffer.margins.clone(), "offset": self.buffer.offset}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`; ``margins`` may be this rank's block or those of all pairs."""
+        super().load_state_dict(state)
+        self.buffer.load(state["margins"])
+        self._rows = []
