@@ -106,12 +106,12 @@ def nested(settings: dict) -> dict:
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
-    """A tree as dotted keys; the files of a data_prefix are one setting."""
+    """A tree as dotted keys; the files of a data_prefix are one setting, and an empty section is none."""
     settings = {}
     for name, value in tree.items():
         if isinstance(value, dict) and name != "data_prefix":
             settings |= flat(value, f"{prefix}{name}.")
-        else:
+        elif value is not None:
             settings[prefix + name] = value
     return settings
 
