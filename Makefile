@@ -1,0 +1,54 @@
+# make demo: set up and run the embedded example.   make test: set up and run every test.
+# PYTHON: an interpreter of Python 3.11. TORCH: what pip installs as torch (a CPU build is enough for both).
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+PIP = bin/pip install --quiet --disable-pip-version-check
+
+export OMP_NUM_THREADS = 1
+
+.PHONY: demo test lint clean
+
+demo: .venv/.ready
+	.venv/bin/python examples/demo.py
+
+test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron
+	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py
+
+lint: .venv/.ready
+	.venv/bin/ruff check .
+
+# The project, with the oldest Megatron-Core it supports.
+.venv/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	.venv/$(PIP) "$(TORCH)"
+	.venv/$(PIP) megatron-core==0.16.1 -e '.[cpu,dev]'
+	touch $@
+
+# The newest one. It declares Python 3.12 and runs on 3.11; its wheel is unpacked, since pip will not install it there.
+.venv-mcore-0.19/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-mcore-0.19
+	.venv-mcore-0.19/$(PIP) "$(TORCH)" triton
+	.venv-mcore-0.19/$(PIP) einops six typing_extensions
+	.venv-mcore-0.19/bin/pip download --quiet --disable-pip-version-check --no-deps --python-version 3.12 \
+	  --only-binary=:all: --dest .venv-mcore-0.19/wheel megatron-core==0.19.2
+	.venv-mcore-0.19/bin/python -m zipfile -e .venv-mcore-0.19/wheel/megatron_core-0.19.2-*.whl \
+	  $$(.venv-mcore-0.19/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	.venv-mcore-0.19/$(PIP) psutil numpy omegaconf pyarrow tqdm filelock transformers tokenizers safetensors \
+	  pytest pytest-xdist hypothesis
+	.venv-mcore-0.19/$(PIP) --no-deps -e .
+	touch $@
+
+# TRL, whose released losses ours are compared with.
+.venv-trl/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/$(PIP) "$(TORCH)"
+	.venv-trl/$(PIP) trl==1.16.0 pytest hypothesis
+	.venv-trl/$(PIP) --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-mcore-0.19 .venv-trl runs
