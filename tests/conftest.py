@@ -1,0 +1,16 @@
+"""Shared by all tests. Its place puts this folder on the import path: tests say ``from torchrun import run_ranks``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from paths import SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data sets: ``$NEMO_RPO_DATA``, or ``../shared/data`` where it is not set."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} does not exist; set NEMO_RPO_DATA to the folder of shared data sets")
+    return SHARED_DATA

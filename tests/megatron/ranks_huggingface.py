@@ -1,0 +1,145 @@
+"""What each rank of ``test_huggingface.py`` does: import, forward, export, import again."""
+
+# ruff: noqa: E402 (what makes Megatron-Core run on a CPU comes before its import)
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from nemo_rpo.megatron import cpu
+
+cpu.install()
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from hf_models import CASES, SMALL_FILES
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.build import build_model_chunks
+from nemo_rpo.megatron.generate import greedy, pipeline_forward
+from nemo_rpo.megatron.huggingface.config import architecture_from_hf, read_hf_config
+from nemo_rpo.megatron.huggingface.exporter import export_hf
+from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+
+
+def run_config(layout: dict[str, int]) -> RunConfig:
+    cfg = RunConfig()
+    cfg.trainer.accelerator = "cpu"
+    for name, value in layout.items():
+        setattr(cfg.model, name, value)
+    return cfg
+
+
+def fresh_model(cfg: RunConfig, architecture: GPTArchitecture, seed: int) -> list[torch.nn.Module]:
+    torch.manual_seed(seed)
+    return build_model_chunks(architecture, cfg)
+
+
+def save_logits(chunks: list[torch.nn.Module], expected: Path, target: Path) -> None:
+    token_ids = safetensors.torch.load_file(expected)["token_ids"]
+    whole = pipeline_forward(
+        chunks, token_ids.chunk(2), lambda logits, _: gather_from_tensor_model_parallel_region(logits)
+    )
+    first_replica = parallel.data_parallel_rank() == parallel_state.get_tensor_model_parallel_rank() == 0
+    if parallel.is_last_stage() and first_replica:
+        safetensors.torch.save_file({"logits": torch.cat(whole).float()}, target)
+
+
+def parameters(chunks: list[torch.nn.Module]) -> dict[str, torch.Tensor]:
+    return {f"{i}.{name}": p.detach() for i, chunk in enumerate(chunks) for name, p in chunk.named_parameters()}
+
+
+def round_trip(name: str, cfg: RunConfig, models: Path, out: Path) -> None:
+    case, source, exported = CASES[name], models / name, out / name
+    cfg.trainer.precision, cfg.model.make_vocab_size_divisible_by = case.precision, case.vocabulary_multiple
+    architecture = architecture_from_hf(source)
+    chunks = fresh_model(cfg, architecture, seed=1)
+    load_hf_weights(chunks, source, architecture)
+    save_logits(chunks, source.with_suffix(".expected"), out / f"{name}.logits")
+    sizes = SMALL_FILES if case.files == "many" else "1GB"
+    export_hf(chunks, architecture, exported, None, read_hf_config(source), case.dtype, max_shard_size=sizes)
+    export_hf(chunks, architecture, out / f"{name}_without_source")
+    dist.barrier()
+    assert architecture_from_hf(exported) == architecture
+    again = fresh_model(cfg, architecture, seed=2)
+    load_hf_weights(again, exported, architecture)
+    for (key, one), other in zip(parameters(chunks).items(), parameters(again).values(), strict=True):
+        assert torch.equal(one, other), key
+
+
+def refusals(cfg: RunConfig, models: Path, out: Path) -> None:
+    """Every rank gets the same error, and nothing half-written stays."""
+    cfg.trainer.precision = "32"
+    architecture = architecture_from_hf(models / "llama")
+    chunks = fresh_model(cfg, architecture, seed=1)
+    messages = [
+        message_of(CheckpointError, lambda: load_hf_weights(chunks, models / "damaged", architecture)),
+        message_of(
+            ConfigError, lambda: load_hf_weights(chunks, models / "qwen2", architecture_from_hf(models / "qwen2"))
+        ),
+    ]
+    if parallel.data_parallel_rank() == 0:
+        messages.append(message_of(CheckpointError, lambda: export_hf(chunks, architecture, models / "llama")))
+        wrong = read_hf_config(models / "mistral")
+        messages.append(
+            message_of(ConfigError, lambda: export_hf(chunks, architecture, out / "wrong", source_config=wrong))
+        )
+        working, safetensors.torch.save_file = safetensors.torch.save_file, disk_is_full
+        messages.append(message_of(CheckpointError, lambda: export_hf(chunks, architecture, out / "full")))
+        safetensors.torch.save_file = working
+    dist.barrier()
+    (out / f"refusals.{dist.get_rank()}.json").write_text(json.dumps(messages))
+
+
+def disk_is_full(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def message_of(kind: type[Exception], step: object) -> str:
+    try:
+        step()
+    except kind as exc:
+        return str(exc)
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def tell_a_story(cfg: RunConfig, folder: Path, out: Path) -> None:
+    cfg.trainer.precision, cfg.model.make_vocab_size_divisible_by = "32", 128
+    architecture = architecture_from_hf(folder)
+    vocab = architecture.vocab_size
+    chunks = fresh_model(cfg, architecture, seed=1)
+    load_hf_weights(chunks, folder, architecture)
+    [story] = greedy(chunks, [[1]], 256, None, vocab)
+    export_hf(chunks, architecture, out / "stories", folder, read_hf_config(folder))
+    cfg.model.sequence_parallel = True
+    chunks = fresh_model(cfg, architecture, seed=1)
+    load_hf_weights(chunks, folder, architecture)
+    prompts = [[1], [1, *story[:7]], [1, *story[:2]]]
+    found = {"story": story, "batch": greedy(chunks, prompts, 12, story[9], vocab)}
+    (out / f"generated.{dist.get_rank()}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    """``argv``: a JSON object with the layouts to go through, one folder for each, and the models' folders."""
+    task = json.loads(sys.argv[1])
+    for out, layout in task["layouts"].items():
+        cfg, out = run_config(layout), Path(out)
+        parallel.initialize(cfg)
+        for name in CASES:
+            round_trip(name, cfg, Path(task["models"]), out)
+        refusals(cfg, Path(task["models"]), out)
+        if task["stories"]:
+            tell_a_story(cfg, Path(task["stories"]), out)
+        parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

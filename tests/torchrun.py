@@ -1,0 +1,57 @@
+"""Starts real ranks for a test: ``torchrun`` on this machine, on a free port, one thread a rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from paths import ROOT, TESTS
+
+
+def run_ranks(
+    script: str | Path,
+    nproc: int,
+    *args: str | Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 240,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``script`` (a file, or lines of code that it is handed as ``-c``) on ``nproc`` ranks.
+
+    ``nemo_rpo`` and this folder are importable there whether installed or not. With ``check``, a failed rank fails the
+    test with the end of what the ranks wrote. A run that outlives ``timeout`` seconds is a hang: all its ranks are
+    killed and ``subprocess.TimeoutExpired`` is raised.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(nproc)]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    if isinstance(script, Path):
+        launcher += [str(script)]
+    else:
+        launcher += ["--no-python", sys.executable, "-c", textwrap.dedent(script)]
+    paths = [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(env or {})
+    )
+    command = launcher + [str(arg) for arg in args]
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except BaseException:
+        # torchrun gives each rank a session of its own, where a signal to the launcher's group does not reach it.
+        for rank in psutil.Process(process.pid).children(recursive=True):
+            rank.kill()
+        process.kill()
+        process.communicate()
+        raise
+    result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    if check and result.returncode:
+        said, _, _ = stderr.partition("failed (exitcode")  # the ranks' own words; the launcher's summary follows
+        raise AssertionError(
+            f"{nproc} ranks of {script} ended with {result.returncode}\n{stdout[-3000:]}\n{said[-6000:]}"
+        )
+    return result
