@@ -99,7 +99,7 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
         data_parallel //= size
     layout = " × ".join(f"{name} {size}" for name, size in {**splits, "DP": data_parallel}.items())
     micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
-    batch = f"{data_parallel} ranks × {micro_batches} micro-batches × {model.micro_batch_size}"
+    batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     length = model.data.seq_length or model.encoder_seq_length
     loss = model.rpo.base_loss or model.dpo.preference_loss
     return {

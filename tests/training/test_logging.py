@@ -120,7 +120,7 @@ def test_start_up_names_the_layout_and_the_batch(capsys) -> None:
         "loss": "re_dpo, induced objective",
         "ranks": "8 (cpu): TP 2 × PP 2 × CP 1 × DP 2",
         "precision": "bf16",
-        "pairs a step": "64 = 2 ranks × 8 micro-batches × 4",
+        "pairs a step": "64 = DP 2 × 8 micro-batches × 4",
         "tokens a step": "at most 16,384 (two responses of up to 128 a pair)",
         "parameters": "1,234",
         "flash attention": "not in use",
