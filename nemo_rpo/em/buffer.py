@@ -73,8 +73,9 @@ class BufferedReliability(AnnotatorReliability):
 
     Drop-in for :class:`AnnotatorReliability`: between refits η stands still, ``accumulate`` has nothing to add, and a
     step's rows travel as 12 bytes a pair (:meth:`observe`, :meth:`reduce`) whatever the number of annotators. At
-    commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.estimate.estimate` runs on the buffer. The fitted temperature belongs to
-    the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins are those of today's policy.
+    commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.estimate.estimate` runs on the buffer. The fitted
+    temperature belongs to the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins are
+    those of today's policy.
 
     Every rank has to commit the same steps, since a refit issues collectives.
 
@@ -123,9 +124,9 @@ class BufferedReliability(AnnotatorReliability):
     def commit(self) -> None:
         """Stores the step's margins, and refits when it is time (then with the collectives of :func:`estimate`)."""
         for rows in self._rows:
-            index, delta = rows[:, :2].contiguous().view(torch.int64), rows[:, 2:].contiguous().view(torch.float32)
+            index, delta = rows[:, :2].reshape(-1).view(torch.int64), rows[:, 2].contiguous().view(torch.float32)
             keep_first = self.settings.buffer.margins == "prequential"
-            self.buffer.record(index.squeeze(-1), delta.squeeze(-1), keep_first)
+            self.buffer.record(index, delta, keep_first)
         self._rows = []
         self.step += 1
         if self._refit_is_due():

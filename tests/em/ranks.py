@@ -1,4 +1,4 @@
-"""Data-parallel ranks as threads of one process: collectives with the semantics of the real ones, without a launcher."""
+"""Data-parallel ranks as threads of one process: collectives that mean what the real ones mean, without a launcher."""
 
 from __future__ import annotations
 

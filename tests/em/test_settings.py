@@ -1,6 +1,6 @@
 import pytest
 
-from nemo_rpo.em import EMSettings
+from nemo_rpo.em import BufferSettings, EMSettings
 from nemo_rpo.errors import ConfigError
 
 
@@ -51,3 +51,18 @@ def test_a_start_below_the_floor_is_refused():
 
 def test_yaml_gives_lists_for_pairs():
     EMSettings(prior=[0, 0]).validate()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("margins", "last"), ("refit_every", 0), ("min_information", 1.0), ("temperature_max_error", 0.0)],
+)
+def test_a_bad_buffer_value_names_its_path(field, value):
+    with pytest.raises(ConfigError, match=rf"^model\.rpo\.buffer\.{field} must .*{value}"):
+        EMSettings(buffer=BufferSettings(**{field: value})).validate()
+
+
+def test_the_buffer_needs_a_proper_prior():
+    EMSettings(prior=(0, 0)).validate()
+    with pytest.raises(ConfigError, match=r"model\.rpo\.prior must be above 0 twice under estimator: buffer"):
+        EMSettings(estimator="buffer", prior=(3, 0)).validate()
