@@ -1,6 +1,7 @@
 """Errors that are answers: one line that names what to change.
 
-Entry points print the message of an :class:`RPOError` on one line and exit with status 2 on every rank; any other exception is a bug and keeps its traceback.
+Entry points print the message of an :class:`RPOError` on one line and exit with status 2 on every rank; any other
+exception is a bug and keeps its traceback.
 """
 
 

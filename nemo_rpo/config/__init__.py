@@ -1,1 +1,4 @@
-"""The run's configuration: one dataclass tree (`schema`), the only place for defaults; YAML files (`load`) name what differs."""
+"""The run's configuration:
+
+one dataclass tree (`schema`), the only place for defaults; YAML files (`load`) name what differs.
+"""

@@ -1,4 +1,6 @@
-"""The shape of a GPT model, independent of where it came from (a YAML block, a Hugging Face ``config.json``, a checkpoint)."""
+"""The shape of a GPT model, independent of where it came from (a YAML block, a Hugging Face ``config.json``, a
+checkpoint).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from nemo_rpo.errors import ConfigError
 class GPTArchitecture:
     """What has to be known to build the model; sizes are global, before any tensor or pipeline split.
 
-    ``rope_scaling`` holds Llama-3.1's frequency scaling (``factor``, ``low_freq_factor``, ``high_freq_factor``, ``original_max_position_embeddings``) or is empty.
+    ``rope_scaling`` holds Llama-3.1's frequency scaling (``factor``, ``low_freq_factor``, ``high_freq_factor``,
+    ``original_max_position_embeddings``) or is empty.
     """
 
     num_layers: int
@@ -44,11 +47,14 @@ class GPTArchitecture:
         return cls(**values)
 
     def check_parallel(self, tensor: int, pipeline: int, virtual: int | None) -> None:
-        """Raises :class:`ConfigError` for a size that ``tensor_model_parallel_size`` does not divide, or more stages than layers."""
+        """Raises :class:`ConfigError` for a size that ``tensor_model_parallel_size`` does not divide, or more stages
+        than layers.
+        """
         for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "hidden_size"):
             if getattr(self, name) % tensor:
                 raise ConfigError(
-                    f"model.tensor_model_parallel_size={tensor} does not divide the model's {name}={getattr(self, name)}; choose a divisor of it"
+                    f"model.tensor_model_parallel_size={tensor} does not divide the model's "
+                    f"{name}={getattr(self, name)}; choose a divisor of it"
                 )
         stages = pipeline * (virtual or 1)
         if self.num_layers < stages:
@@ -57,20 +63,29 @@ class GPTArchitecture:
             raise ConfigError(f"{what} makes {stages} stages of the model's num_layers={self.num_layers}; make fewer")
 
     def padded_vocab_size(self, divisible_by: int, tensor: int) -> int:
-        """The vocabulary padded to a multiple of ``divisible_by``, the same for every tensor-parallel size so that checkpoints reshard."""
+        """The vocabulary padded to a multiple of ``divisible_by``, the same for every tensor-parallel size so that
+        checkpoints reshard.
+        """
         padded = -(-self.vocab_size // divisible_by) * divisible_by
         if padded % tensor:
             raise ConfigError(
-                f"model.make_vocab_size_divisible_by={divisible_by} pads the vocabulary to {padded}, which tensor_model_parallel_size={tensor} does not divide"
+                f"model.make_vocab_size_divisible_by={divisible_by} pads the vocabulary to {padded}, which "
+                f"tensor_model_parallel_size={tensor} does not divide"
             )
         return padded
 
 
 def architecture_from_yaml(model: Any, vocab_size: int) -> GPTArchitecture:
-    """The architecture that ``model.*`` describes, for training from freshly initialised weights. Raises :class:`ConfigError` for a missing size."""
+    """The architecture that ``model.*`` describes, for training from freshly initialised weights.
+
+    Raises :class:`ConfigError` for a missing size.
+    """
     for name in ("num_layers", "hidden_size", "num_attention_heads"):
         if getattr(model, name) is None:
-            raise ConfigError(f"model.{name} is not set; set it, or start from a checkpoint with pretrained_checkpoint.restore_from_path")
+            raise ConfigError(
+                f"model.{name} is not set; set it, or start from a checkpoint with "
+                "pretrained_checkpoint.restore_from_path"
+            )
     heads = model.num_attention_heads
     return GPTArchitecture(
         num_layers=model.num_layers,

@@ -1,4 +1,7 @@
-"""Which loss a configuration asks for. The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``."""
+"""Which loss a configuration asks for.
+
+The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from nemo_rpo.losses import PreferenceLoss, build_loss, loss_class
 
 
 def base_loss(model: ModelConfig) -> PreferenceLoss:
-    """The base loss with its options: ``model.dpo``'s shared ones where the loss has them, then ``model.rpo.loss_options``.
+    """The base loss with its options: ``model.dpo``'s shared ones where the loss has them, then
+    ``model.rpo.loss_options``.
 
     Raises:
         ConfigError: unknown loss or option; a loss that the EM must not be put on top of.

@@ -84,7 +84,7 @@ class SettingsTree:
             raise ConfigError(f"{path}: {_first_line(exc)}{self.origin(path)}") from exc
 
     def origin(self, path: str) -> str:
-        """" (in conf/x.yaml)" for what was set, "" for a default."""
+        """ " (in conf/x.yaml)" for what was set, "" for a default."""
         where = self._origin.get(path)
         return f" ({where})" if where else ""
 

@@ -31,7 +31,10 @@ class TorchFusedAdam(torch.optim.Optimizer):
                 continue
             for parameter in parameters:
                 if not self.state[parameter]:
-                    self.state[parameter] = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+                    self.state[parameter] = {
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
             states = [self.state[parameter] for parameter in parameters]
             adamw(
                 parameters,
@@ -52,7 +55,10 @@ class TorchFusedAdam(torch.optim.Optimizer):
 
 
 def install_where_needed() -> bool:
-    """Makes Megatron's optimizers use :class:`TorchFusedAdam` if they would use torch's AdamW; returns whether they do."""
+    """Makes Megatron's optimizers use :class:`TorchFusedAdam` if they would use torch's AdamW;
+
+    returns whether they do.
+    """
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distributed
 

@@ -1,6 +1,7 @@
 """Causal attention through ``torch.nn.functional.scaled_dot_product_attention``.
 
-Megatron-Core's local ``DotProductAttention`` materialises the scores ``[b, n, s, s]`` in fp32; SDPA does not. Used by the local layer spec (CPU ranks, and GPUs without Transformer Engine).
+Megatron-Core's local ``DotProductAttention`` materialises the scores ``[b, n, s, s]`` in fp32; SDPA does not. Used by
+the local layer spec (CPU ranks, and GPUs without Transformer Engine).
 
 Shapes: s sequence, b batch, n heads of this tensor-parallel rank, g key/value groups of this rank, d head size.
 """
@@ -19,16 +20,27 @@ from torch import Tensor
 class CausalSDPA(MegatronModule):
     """Drop-in ``core_attention`` for causal self-attention without padding masks.
 
-    Rows are padded on the right, so under a causal mask no real token ever attends to padding and no further mask is needed. Issues no collective: heads are split over tensor-parallel ranks.
+    Rows are padded on the right, so under a causal mask no real token ever attends to padding and no further mask is
+    needed. Issues no collective: heads are split over tensor-parallel ranks.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str,
-                 attention_dropout: float | None = None, softmax_scale: float | None = None, **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config=config)
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """``query [s, b, n, d]``, ``key``/``value [s, b, g, d]`` -> context ``[s, b, n·d]``."""
         s, b, n, d = query.shape
         repeats = n // key.shape[2]
@@ -36,6 +48,11 @@ class CausalSDPA(MegatronModule):
             key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
         q_bnsd, k_bnsd, v_bnsd = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         context = F.scaled_dot_product_attention(
-            q_bnsd, k_bnsd, v_bnsd, is_causal=True, scale=self.softmax_scale, dropout_p=self.dropout if self.training else 0.0
+            q_bnsd,
+            k_bnsd,
+            v_bnsd,
+            is_causal=True,
+            scale=self.softmax_scale,
+            dropout_p=self.dropout if self.training else 0.0,
         )
         return context.permute(2, 0, 1, 3).reshape(s, b, n * d)

@@ -13,7 +13,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "Apex is not installed": `facts` says in plain words what is in use
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+    from megatron.core.models.gpt.gpt_layer_specs import (
+        get_gpt_layer_local_spec,
+        get_gpt_layer_with_transformer_engine_spec,
+    )
     from megatron.core.transformer.module import Float16Module
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -50,7 +53,8 @@ def kernel_facts(cfg: RunConfig) -> dict[str, str]:
 
 
 def _pipeline_layout(num_layers: int, stages: int) -> list[list[str]] | None:
-    """The layers of each stage where they do not divide evenly: one more in the first ones (the last has the output layer).
+    """The layers of each stage where they do not divide evenly: one more in the first ones (the last has the output
+    layer).
 
     None where they do, which Megatron-Core splits by itself.
     """
@@ -87,7 +91,8 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
         pipeline_model_parallel_layout=_pipeline_layout(
-            architecture.num_layers, model.pipeline_model_parallel_size * (model.virtual_pipeline_model_parallel_size or 1)
+            architecture.num_layers,
+            model.pipeline_model_parallel_size * (model.virtual_pipeline_model_parallel_size or 1),
         ),
         context_parallel_size=model.context_parallel_size,
         sequence_parallel=model.sequence_parallel,
@@ -135,18 +140,24 @@ def _rope_arguments(architecture: GPTArchitecture) -> dict[str, Any]:
         fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
         for name, value in fixed.items():  # Megatron-Core knows Llama-3.1's constants and takes the factor alone
             if scaling.get(name, value) != value:
-                raise ConfigError(f"rope_scaling.{name}={scaling[name]} in the checkpoint's config.json is not supported by Megatron-Core (it uses {value})")
+                raise ConfigError(
+                    f"rope_scaling.{name}={scaling[name]} in the checkpoint's config.json is not supported by "
+                    f"Megatron-Core (it uses {value})"
+                )
         arguments |= {"rope_scaling": True, "rope_scaling_factor": scaling["factor"]}
     return arguments
 
 
 def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[torch.nn.Module]:
-    """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet wrapped for data parallelism.
+    """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet
+    wrapped for data parallelism.
 
     Raises :class:`ConfigError` if the layout does not divide the model. Issues no collective.
     """
     model = cfg.model
-    architecture.check_parallel(model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size)
+    architecture.check_parallel(
+        model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
+    )
     vocab = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, model.tensor_model_parallel_size)
     config, te = transformer_config(architecture, cfg), uses_transformer_engine(cfg)
     virtual = model.virtual_pipeline_model_parallel_size

@@ -1,7 +1,9 @@
-"""Saving and loading of a run's tensors with Megatron's ``dist_checkpointing``: weights, optimizer, schedule, EM state, random state.
+"""Saving and loading of a run's tensors with Megatron's ``dist_checkpointing``: weights, optimizer, schedule, EM state,
+random state.
 
-A checkpoint folder holds the distributed checkpoint, ``run.json`` (where the run stood; everything a person may want to read) and ``annotators.jsonl``. Weights and optimizer are saved in
-global coordinates, so another tensor-, pipeline- or data-parallel layout can load them.
+A checkpoint folder holds the distributed checkpoint, ``run.json`` (where the run stood; everything a person may want to
+read) and ``annotators.jsonl``. Weights and optimizer are saved in global coordinates, so another tensor-, pipeline- or
+data-parallel layout can load them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 
 RUN_FILE = "run.json"
-# Optimizer state in the coordinates of the weights: the one format of the distributed optimizer that every layout reads.
+# Optimizer state in the coordinates of the weights: the one format of the distributed optimizer that every layout
+# reads.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
@@ -57,16 +60,34 @@ def _layout() -> dict[str, int]:
 
 
 def _random_state() -> ShardedObject:
-    """This rank's random state, as one cell of a (pipeline, tensor, data) grid; it can only be read back under the same grid."""
-    state = {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state(), "tracker": tensor_parallel.get_cuda_rng_tracker().get_states()}
+    """This rank's random state, as one cell of a (pipeline, tensor, data) grid;
+
+    it can only be read back under the same grid.
+    """
+    state = {
+        "cpu": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
     layout = _layout()
-    shape = tuple(layout[f"{name}_model_parallel_size"] for name in ("pipeline", "tensor")) + (layout["data_parallel_size"],)
-    rank = (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_data_parallel_rank())
+    shape = (
+        layout["pipeline_model_parallel_size"],
+        layout["tensor_model_parallel_size"],
+        layout["data_parallel_size"],
+    )
+    rank = (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(),
+    )
     return ShardedObject("random_state", state, shape, rank, replica_id=0)
 
 
 def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) -> None:
-    """Writes the distributed checkpoint and ``run.json`` into the existing, empty ``folder``. Collective over the world; the caller renames the folder when it is whole."""
+    """Writes the distributed checkpoint and ``run.json`` into the existing, empty ``folder``.
+
+    Collective over the world; the caller renames the folder when it is whole.
+    """
     state = _model_state(model.model)
     state["optimizer"] = model.optimizer.sharded_state_dict(state, metadata=_METADATA)
     state["scheduler"] = model.scheduler.state_dict()
@@ -74,7 +95,12 @@ def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) ->
     state["random_state"] = _random_state()
     dist_checkpointing.save(state, str(folder))
     if torch.distributed.get_rank() == 0:
-        run = {**run, "architecture": model.architecture.to_dict(), "layout": _layout(), "optimizer": model.cfg.model.optim.name}
+        run = {
+            **run,
+            "architecture": model.architecture.to_dict(),
+            "layout": _layout(),
+            "optimizer": model.cfg.model.optim.name,
+        }
         (folder / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
@@ -83,20 +109,26 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{folder} is not a checkpoint of nemo_rpo ({exc}); name a folder that holds {RUN_FILE}") from exc
+        raise CheckpointError(
+            f"{folder} is not a checkpoint of nemo_rpo ({exc}); name a folder that holds {RUN_FILE}"
+        ) from exc
 
 
 def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
     """Restores everything :func:`save_state` wrote, under any layout. Collective over the world.
 
-    The random state comes back only under the layout that wrote it; without dropout nothing draws from it. Annotators that joined since start at ``eta_init``.
+    The random state comes back only under the layout that wrote it; without dropout nothing draws from it. Annotators
+    that joined since start at ``eta_init``.
 
     Raises:
         CheckpointError: the checkpoint was written with the other kind of optimizer.
     """
     run = read_run(folder)
     if run["optimizer"] != model.cfg.model.optim.name:
-        raise CheckpointError(f"{folder} was written with model.optim.name={run['optimizer']}; resume with the same, not {model.cfg.model.optim.name}")
+        raise CheckpointError(
+            f"{folder} was written with model.optim.name={run['optimizer']}; resume with the same, not "
+            f"{model.cfg.model.optim.name}"
+        )
     state = _model_state(model.model)
     state["optimizer"] = model.optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
     if run["layout"] == _layout():
@@ -113,7 +145,10 @@ def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
 
 
 def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:
-    """Reads only the weights of a checkpoint into model chunks that are not wrapped for data parallelism yet. Collective over the world."""
+    """Reads only the weights of a checkpoint into model chunks that are not wrapped for data parallelism yet.
+
+    Collective over the world.
+    """
     _load_model_state(chunks, dist_checkpointing.load(_model_state(chunks), str(folder)))
 
 

@@ -1,15 +1,19 @@
 """Megatron-Core on a CPU: everything that makes the engine run over gloo ranks stands here and nowhere else.
 
-Megatron-Core is written for CUDA. Its mathematics, schedules and collectives do not need it; what stands in the way is device *names*. :func:`install` therefore
+Megatron-Core is written for CUDA. Its mathematics, schedules and collectives do not need it; what stands in the way is
+device *names*. :func:`install` therefore
 
-* answers ``torch.cuda.current_device()`` with the CPU and turns streams, events, NVTX ranges and cache calls into no-ops,
-* maps ``torch.cuda``'s random state to torch's own generator (``model_parallel_cuda_manual_seed`` then works as on a GPU),
+* answers ``torch.cuda.current_device()`` with the CPU and turns streams, events, NVTX ranges and cache calls into
+no-ops,
+* maps ``torch.cuda``'s random state to torch's own generator (``model_parallel_cuda_manual_seed`` then works as on a
+GPU),
 * lets the tensor factories and ``Tensor.cuda/.to`` read the device name ``"cuda"`` as ``"cpu"``,
 * lets ``Tensor.type()`` answer ``torch.cuda.FloatTensor``, which the optimizer asserts on,
 * keeps ``jit_fuser`` from compiling (a C++ build per fused operation would cost more than a CPU run).
 
-Only factories are wrapped, not every torch call (a ``TorchFunctionMode`` would tax each operation of the step). The changes hold for the whole process, so only the entry points of a
-``trainer.accelerator: cpu`` run call :func:`install`; importing this module changes nothing. With a usable GPU the engine never comes here.
+Only factories are wrapped, not every torch call (a ``TorchFunctionMode`` would tax each operation of the step). The
+changes hold for the whole process, so only the entry points of a ``trainer.accelerator: cpu`` run call :func:`install`;
+importing this module changes nothing. With a usable GPU the engine never comes here.
 
 What stays out of reach on a CPU: MoE routing, context parallelism and THD packing (Transformer Engine kernels), FP8.
 """
@@ -26,7 +30,20 @@ from typing import Any
 import torch
 
 CPU = torch.device("cpu")
-_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like", "as_tensor")
+_FACTORIES = (
+    "tensor",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "arange",
+    "rand",
+    "randn",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "as_tensor",
+)
 _installed = False
 
 

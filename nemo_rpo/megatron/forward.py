@@ -1,6 +1,8 @@
-"""One micro-batch through the model: tokens in, log-probs of both responses out, and the pieces of the loss that follow from them.
+"""One micro-batch through the model: tokens in, log-probs of both responses out, and the pieces of the loss that follow
+from them.
 
-Chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage receives ``[s, 2·pairs, h]``.
+Chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage receives
+``[s, 2·pairs, h]``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
 
 
 def run_model(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
-    """The stage's output: hidden states ``[s, 2·pairs, h]``, or vocabulary-parallel logits ``[2·pairs, s, V/T]`` on the last stage."""
+    """The stage's output:
+
+    hidden states ``[s, 2·pairs, h]``, or vocabulary-parallel logits ``[2·pairs, s, V/T]`` on the last stage.
+    """
     tokens = torch.cat((batch["chosen"], batch["rejected"]))
     positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
     return model(input_ids=tokens, position_ids=positions, attention_mask=None)

@@ -16,8 +16,9 @@ IGNORED = -100
 def mask_padded_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
     """Sets the columns of ``logits [..., V/T]`` that belong to vocabulary padding to the lowest float, in place.
 
-    The padding rows of the embedding exist so that every tensor-parallel size divides the vocabulary; they are not tokens. Left in, they would take probability from the real ones, and a
-    checkpoint's log-probs would differ from those of the model it came from.
+    The padding rows of the embedding exist so that every tensor-parallel size divides the vocabulary; they are not
+    tokens. Left in, they would take probability from the real ones, and a checkpoint's log-probs would differ from
+    those of the model it came from.
     """
     width = logits.shape[-1]
     first = parallel_state.get_tensor_model_parallel_rank() * width
@@ -30,9 +31,11 @@ def mask_padded_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
 def token_logprobs(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """log π(y_t | x, y_<t) of every response token, fp32 ``[n, s-1]``, 0 where the label is ignored.
 
-    Position t of ``logits [n, s, V/T]`` predicts ``labels [n, s]`` at t+1; labels are -100 outside the response. Differentiable in ``logits``.
+    Position t of ``logits [n, s, V/T]`` predicts ``labels [n, s]`` at t+1; labels are -100 outside the response.
+    Differentiable in ``logits``.
 
-    Collectives: two all-reduces (max, then the sum of exponentials) and one for the target's logit over the tensor-parallel group, fp32 ``[n, s-1]`` each.
+    Collectives: two all-reduces (max, then the sum of exponentials) and one for the target's logit over the
+        tensor-parallel group, fp32 ``[n, s-1]`` each.
     """
     targets = labels[:, 1:]
     answered = targets != IGNORED

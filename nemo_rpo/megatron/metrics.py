@@ -1,4 +1,7 @@
-"""The figures of one step, summed on the device while its micro-batches run. No figure waits for the device before the step is over."""
+"""The figures of one step, summed on the device while its micro-batches run.
+
+No figure waits for the device before the step is over.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ class StepMetrics:
         self.sums.zero_()
 
     @torch.no_grad()
-    def add(self, x: PairLogprobs, valid: Tensor, loss: Tensor, preference: Tensor, sft: Tensor, w: Tensor, delta: Tensor) -> None:
+    def add(
+        self, x: PairLogprobs, valid: Tensor, loss: Tensor, preference: Tensor, sft: Tensor, w: Tensor, delta: Tensor
+    ) -> None:
         """Adds one micro-batch; every argument is per pair ``[pairs]``, invalid pairs count nowhere."""
         reference_chosen = 0.0 if x.reference_chosen is None else x.reference_chosen
         reference_rejected = 0.0 if x.reference_rejected is None else x.reference_rejected
@@ -43,7 +48,8 @@ class StepMetrics:
         self.sums += torch.where(valid, rows, 0.0).sum(-1)
 
     def means(self) -> dict[str, float]:
-        """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (plain log-probs under reference-free losses), ``margin`` their difference.
+        """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (plain log-probs under
+        reference-free losses), ``margin`` their difference.
 
         Waits for the device, once.
         """

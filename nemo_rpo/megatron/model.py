@@ -1,7 +1,9 @@
-"""The engine: a Megatron GPT policy, its frozen reference, and the EM, behind the interface of NeMo-Aligner's ``MegatronGPTDPOModel``.
+"""The engine: a Megatron GPT policy, its frozen reference, and the EM, behind the interface of NeMo-Aligner's
+``MegatronGPTDPOModel``.
 
-A training step, in order: reference log-probs of the global batch; forward and backward over its micro-batches, in which the last pipeline stage computes posteriors with the η the step began
-with and adds up the evidence; one reduction of that evidence; the optimizer step; and, only if the weights moved, the commit of η.
+A training step, in order: reference log-probs of the global batch; forward and backward over its micro-batches, in
+which the last pipeline stage computes posteriors with the η the step began with and adds up the evidence; one reduction
+of that evidence; the optimizer step; and, only if the weights moved, the commit of η.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from nemo_rpo.em import AnnotatorReliability, robust_loss
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.build import build_model_chunks
-from nemo_rpo.megatron.forward import REFERENCE_KEYS, MicroBatch, pair_logprobs, response_logprobs, run_model, to_device, votes_of
+from nemo_rpo.megatron.forward import (
+    REFERENCE_KEYS,
+    MicroBatch,
+    pair_logprobs,
+    response_logprobs,
+    run_model,
+    to_device,
+    votes_of,
+)
 from nemo_rpo.megatron.metrics import StepMetrics
 from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
 from nemo_rpo.megatron.reference import ReferencePolicy
@@ -36,7 +46,8 @@ Batch = list[MicroBatch]
 class MegatronGPTRPOModel:
     """Policy, reference, optimizer and annotator reliabilities of one run, on this rank.
 
-    A *batch* is this rank's share of a global batch: a list of micro-batches of equal shape (:mod:`nemo_rpo.data.collate`), on the CPU.
+    A *batch* is this rank's share of a global batch: a list of micro-batches of equal shape
+    (:mod:`nemo_rpo.data.collate`), on the CPU.
 
     Args:
         cfg: the run.
@@ -44,11 +55,19 @@ class MegatronGPTRPOModel:
         num_annotators: K.
         total_steps: optimizer steps of the run, for the schedule.
         device: this rank's device.
-        load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None keeps the random ones.
+        load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
+            keeps the random ones.
     """
 
-    def __init__(self, cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device,
-                 load_weights: Callable[[list[torch.nn.Module]], None] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        cfg: RunConfig,
+        architecture: GPTArchitecture,
+        num_annotators: int,
+        total_steps: int,
+        device: torch.device,
+        load_weights: Callable[[list[torch.nn.Module]], None] | None = None,
+    ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
         self.em = AnnotatorReliability(num_annotators, cfg.model.rpo, device)
@@ -75,21 +94,30 @@ class MegatronGPTRPOModel:
             config.no_sync_func = self.model[0].no_sync if one else [chunk.no_sync for chunk in self.model]
             config.grad_sync_func = None if one else [chunk.start_grad_sync for chunk in self.model]
         if self.cfg.model.optim.overlap_param_sync:
-            config.param_sync_func = self.model[0].start_param_sync if one else [chunk.start_param_sync for chunk in self.model]
+            config.param_sync_func = (
+                self.model[0].start_param_sync if one else [chunk.start_param_sync for chunk in self.model]
+            )
 
-    # --- one micro-batch -----------------------------------------------------------------------------------------------------------------
+    # --- one micro-batch
+    # -----------------------------------------------------------------------------------------------------------------
 
-    def get_forward_output_and_loss_func(self, validation_step: bool = False, logprobs_only: bool = False, num_microbatches: int = 1) -> Callable:
-        """The function that Megatron's schedules call for each micro-batch: ``(iterator, model) -> (output, loss function)``.
+    def get_forward_output_and_loss_func(
+        self, validation_step: bool = False, logprobs_only: bool = False, num_microbatches: int = 1
+    ) -> Callable:
+        """The function that Megatron's schedules call for each micro-batch: ``(iterator, model) -> (output, loss
+        function)``.
 
-        The loss function runs on the last stage: on log-probs alone it returns ``{"chosen": [pairs], "rejected": [pairs]}``, else ``(loss, {})`` with the loss scaled so that micro-batches and
-        data-parallel ranks add up to the mean over the valid pairs of the global batch.
+        The loss function runs on the last stage: on log-probs alone it returns ``{"chosen": [pairs], "rejected":
+        [pairs]}``, else ``(loss, {})`` with the loss scaled so that micro-batches and data-parallel ranks add up to the
+        mean over the valid pairs of the global batch.
         """
         # Every training pair is valid (the sampler draws no others), so the global count is known without a collective.
         # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
         scale = num_microbatches * parallel.data_parallel_size() / self.cfg.model.global_batch_size
 
-        def fwd_output_and_loss_func(data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None) -> tuple[Tensor, Callable]:
+        def fwd_output_and_loss_func(
+            data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None
+        ) -> tuple[Tensor, Callable]:
             batch = to_device(next(data_iterator), self.device)
             output = run_model(model, batch)
 
@@ -99,7 +127,9 @@ class MegatronGPTRPOModel:
 
             def loss_func(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
                 chosen, rejected = response_logprobs(logits, batch, self.architecture.vocab_size)
-                loss = self.loss_func(pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step)
+                loss = self.loss_func(
+                    pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step
+                )
                 return (loss * scale).sum(), {}
 
             return output, logprobs_func if logprobs_only else loss_func
@@ -107,7 +137,8 @@ class MegatronGPTRPOModel:
         return fwd_output_and_loss_func
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
-        """The loss of each pair ``[pairs]``, 0 where invalid; adds to the step's metrics and, in training, to the EM's evidence.
+        """The loss of each pair ``[pairs]``, 0 where invalid; adds to the step's metrics and, in training, to the EM's
+        evidence.
 
         No collective, no wait for the device.
         """
@@ -123,18 +154,22 @@ class MegatronGPTRPOModel:
         return loss
 
     def sft_loss_func(self, x: PairLogprobs, w: Tensor) -> Tensor:
-        """Negative log-likelihood of the response believed to be better: ``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``, token-averaged under ``sft_average_log_probs``."""
+        """``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``: the likelihood of the response believed to be better,
+        token-averaged under ``sft_average_log_probs``.
+        """
         dpo = self.cfg.model.dpo
         average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
         chosen, rejected = x.mean_policy() if average else x.policy()
         return -(w * chosen + (1 - w) * rejected)
 
-    # --- one global batch ----------------------------------------------------------------------------------------------------------------
+    # --- one global batch
 
     def get_loss_and_metrics(self, batch: Batch, forward_only: bool) -> tuple[float, dict[str, float]]:
-        """Forward (and, in training, backward) over the batch; loss and metrics of the *global* batch, the same on every rank.
+        """Forward (and, in training, backward) over the batch; loss and metrics of the *global* batch, the same on
+        every rank.
 
-        Collectives: the model's own, the gradient reduction, and :func:`reduce_to_all_ranks` over the EM's sums and the metrics.
+        Collectives: the model's own, the gradient reduction, and :func:`reduce_to_all_ranks` over the EM's sums and the
+            metrics.
         """
         if forward_only:
             self.prepare_for_validation_step()
@@ -147,12 +182,16 @@ class MegatronGPTRPOModel:
         return metrics["loss"], metrics
 
     def validation_forward(self, batch: Batch) -> None:
-        """Adds one batch to the metrics of the validation pass under way; the EM learns nothing. Collectives: the model's own."""
+        """Adds one batch to the metrics of the validation pass under way;
+
+        the EM learns nothing. Collectives: the model's own.
+        """
         self._run(self.get_forward_output_and_loss_func(validation_step=True), batch, self.model, forward_only=True)
 
     @torch.no_grad()
     def get_logprob_batch(self, batch: Batch, model: list[torch.nn.Module] | None = None) -> list[dict[str, Tensor]]:
-        """Summed log-probs of both responses, one ``{"chosen", "rejected"}`` of fp32 ``[pairs]`` a micro-batch, on last-stage ranks; an empty list on the others, which have no use for them.
+        """Summed log-probs of both responses, one ``{"chosen", "rejected"}`` of fp32 ``[pairs]`` a micro-batch, on
+        last-stage ranks; an empty list on the others, which have no use for them.
 
         Collectives: the model's own.
         """
@@ -166,14 +205,25 @@ class MegatronGPTRPOModel:
             return self.get_logprob_batch(batch, model)
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
-        """Puts the live reference's log-probs into the batch, in place, where the loss compares with a reference and the batch has none yet."""
+        """Puts the live reference's log-probs into the batch, in place, where the loss compares with a reference and
+        the batch has none yet.
+        """
         if self.reference is None:
             return
-        for micro_batch, logprobs in zip(batch, self.get_ref_policy_logprobs(batch) or [None] * len(batch), strict=True):
+        for micro_batch, logprobs in zip(
+            batch, self.get_ref_policy_logprobs(batch) or [None] * len(batch), strict=True
+        ):
             if logprobs is not None:
                 micro_batch.update(zip(REFERENCE_KEYS, (logprobs["chosen"], logprobs["rejected"]), strict=True))
 
-    def _run(self, function: Callable, batch: Batch, model: list[torch.nn.Module], forward_only: bool, collect_non_loss_data: bool = False) -> list[Any]:
+    def _run(
+        self,
+        function: Callable,
+        batch: Batch,
+        model: list[torch.nn.Module],
+        forward_only: bool,
+        collect_non_loss_data: bool = False,
+    ) -> list[Any]:
         iterators = [iter(batch) for _ in model]
         pairs, seq_length = batch[0]["chosen"].shape
         return get_forward_backward_func()(
@@ -187,7 +237,8 @@ class MegatronGPTRPOModel:
             collect_non_loss_data=collect_non_loss_data,
         )
 
-    # --- around a step -------------------------------------------------------------------------------------------------------------------
+    # --- around a step ------------------------------------------------------------------------------------------------
+    # -------------------
 
     def prepare_for_training_step(self) -> None:
         """Clears gradients, metrics and the step's evidence; training mode."""
@@ -199,7 +250,10 @@ class MegatronGPTRPOModel:
         self.em.rollback()
 
     def finish_training_step(self) -> StepOutcome:
-        """Advances the learning rate, steps the optimizer, and commits η with it; a step with a NaN or infinite gradient moves neither weights nor η."""
+        """Advances the learning rate, steps the optimizer, and commits η with it;
+
+        a step with a NaN or infinite gradient moves neither weights nor η.
+        """
         self.scheduler.step(1)
         outcome = guarded_step(self.optimizer, self.cfg.trainer.dpo.gradient_clip_val)
         if outcome.updated and self.cfg.model.rpo.enabled:
@@ -215,7 +269,8 @@ class MegatronGPTRPOModel:
         self.metrics.reset()
 
     def finish_validation_step(self) -> dict[str, float]:
-        """The metrics over all batches since :meth:`prepare_for_validation_step`, the same on every rank; training mode.
+        """The metrics over all batches since :meth:`prepare_for_validation_step`, the same on every rank; training
+        mode.
 
         Collectives: :func:`reduce_to_all_ranks` over the metrics.
         """

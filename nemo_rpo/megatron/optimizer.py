@@ -20,13 +20,18 @@ _DECAY_STYLES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "c
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one optimizer step did: whether the weights moved, and the gradient norm before clipping (nan or inf when it was skipped for that)."""
+    """What one optimizer step did:
+
+    whether the weights moved, and the gradient norm before clipping (nan or inf when it was skipped for that).
+    """
 
     updated: bool
     grad_norm: float
 
 
-def wrap_data_parallel(chunks: list[torch.nn.Module], config: TransformerConfig, cfg: RunConfig) -> list[DistributedDataParallel]:
+def wrap_data_parallel(
+    chunks: list[torch.nn.Module], config: TransformerConfig, cfg: RunConfig
+) -> list[DistributedDataParallel]:
     """Megatron's DDP around each chunk: gradients are averaged over the data-parallel group, in fp32."""
     optim = cfg.model.optim
     ddp_config = DistributedDataParallelConfig(
@@ -71,7 +76,8 @@ def build_optimizer(chunks: list[DistributedDataParallel], cfg: RunConfig) -> An
 def build_scheduler(optimizer: Any, cfg: RunConfig, total_steps: int) -> OptimizerParamScheduler:
     """Linear warm-up, then cosine, linear or constant; ``constant_steps`` at ``min_lr`` close the run.
 
-    The engine advances it *before* an optimizer step, so that step n runs at the rate of n: the first step is not spent at rate 0, and the last one reaches ``min_lr``.
+    The engine advances it *before* an optimizer step, so that step n runs at the rate of n: the first step is not spent
+    at rate 0, and the last one reaches ``min_lr``.
     """
     sched = cfg.model.optim.sched
     decay_end = max((sched.max_steps or total_steps) - sched.constant_steps, sched.warmup_steps + 1)
@@ -95,8 +101,8 @@ def build_scheduler(optimizer: Any, cfg: RunConfig, total_steps: int) -> Optimiz
 def guarded_step(optimizer: Any, clip_grad: float) -> StepOutcome:
     """Clips and steps, unless the gradient norm is NaN or infinite; then nothing moves, on any rank.
 
-    Megatron's own ``step`` checks for overflow only under a loss scaler, so fp32 and bf16 would step into the NaN. The norm is global (one all-reduce inside Megatron), hence every rank takes
-    the same branch.
+    Megatron's own ``step`` checks for overflow only under a loss scaler, so fp32 and bf16 would step into the NaN. The
+    norm is global (one all-reduce inside Megatron), hence every rank takes the same branch.
     """
     overflow = optimizer.prepare_grads()
     grad_norm = float(optimizer.get_grad_norm())

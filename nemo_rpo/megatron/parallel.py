@@ -1,6 +1,7 @@
 """Process groups: which rank holds which slice of the model and which share of the batch.
 
-One process is one rank. ``initialize`` reads torchrun's environment (a single process needs none), starts NCCL on GPUs or gloo on CPUs, and builds Megatron-Core's groups.
+One process is one rank. ``initialize`` reads torchrun's environment (a single process needs none), starts NCCL on GPUs
+or gloo on CPUs, and builds Megatron-Core's groups.
 """
 
 from __future__ import annotations
@@ -26,14 +27,22 @@ def _single_process_environment() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 1,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }.items():
         os.environ.setdefault(name, str(value))
 
 
 def initialize(cfg: RunConfig) -> torch.device:
-    """Starts ``torch.distributed`` and Megatron's model-parallel groups; seeds the model-parallel random state. Returns this rank's device.
+    """Starts ``torch.distributed`` and Megatron's model-parallel groups; seeds the model-parallel random state. Returns
+    this rank's device.
 
-    The layout must have been checked (:func:`nemo_rpo.config.validate.validate_parallel`): Megatron answers a bad one with an assertion.
+    The layout must have been checked (:func:`nemo_rpo.config.validate.validate_parallel`): Megatron answers a bad one
+    with an assertion.
     """
     # Megatron's own, about its internals; one line a rank and a kind.
     warnings.filterwarnings("ignore", module=r"megatron\.|torch\.distributed\.")

@@ -1,6 +1,7 @@
 """The frozen reference policy: a second model, or the same model with its weights swapped.
 
-Both run the policy's own code on the policy's own batch shapes, so before the first update every margin is exactly 0. (Cached log-probs: :mod:`nemo_rpo.megatron.reference_cache`.)
+Both run the policy's own code on the policy's own batch shapes, so before the first update every margin is exactly 0.
+(Cached log-probs: :mod:`nemo_rpo.megatron.reference_cache`.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class ReferencePolicy:
             between host and device a step).
     """
 
-    def __init__(self, chunks: list[torch.nn.Module], build_resident: Callable[[], list[torch.nn.Module]] | None) -> None:
+    def __init__(
+        self, chunks: list[torch.nn.Module], build_resident: Callable[[], list[torch.nn.Module]] | None
+    ) -> None:
         self._policy = chunks
         self._resident = None
         self._weights: list[Tensor] = []
@@ -34,7 +37,8 @@ class ReferencePolicy:
 
     @contextlib.contextmanager
     def active(self, policy: list[torch.nn.Module]) -> Iterator[list[torch.nn.Module]]:
-        """The chunks to run the reference forward with: the resident ones, or ``policy`` (wrapped) holding the reference's weights until the block is left.
+        """The chunks to run the reference forward with: the resident ones, or ``policy`` (wrapped) holding the
+        reference's weights until the block is left.
 
         No collective.
         """

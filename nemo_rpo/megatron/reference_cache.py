@@ -1,7 +1,9 @@
 """Reference log-probs computed once and kept, keyed by what each pair holds, never by where it stands.
 
-A Parquet file a split: ``pair_id``, ``content_hash`` (16 bytes over prompt, chosen and rejected ids), ``ref_chosen_logps``, ``ref_rejected_logps`` (fp32, summed over the response); its
-metadata names the weights and the precision they were computed with. Reordered, filtered or differently batched data finds its log-probs again; changed text does not, and is an error.
+A Parquet file a split: ``pair_id``, ``content_hash`` (16 bytes over prompt, chosen and rejected ids),
+``ref_chosen_logps``, ``ref_rejected_logps`` (fp32, summed over the response); its metadata names the weights and the
+precision they were computed with. Reordered, filtered or differently batched data finds its log-probs again; changed
+text does not, and is an error.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class CachedReference:
 
 
 def weights_fingerprint(path: str | None) -> str:
-    """Tells weights apart without reading them whole: names and sizes of the files under ``path``, and the first MiB of each."""
+    """Tells weights apart without reading them whole:
+
+    names and sizes of the files under ``path``, and the first MiB of each.
+    """
     digest = hashlib.sha256()
     for file in sorted(Path(path).rglob("*")) if path else []:
         if file.suffix in (".safetensors", ".bin", ".distcp", ".json"):
@@ -51,15 +56,19 @@ def weights_fingerprint(path: str | None) -> str:
 
 @torch.no_grad()
 def compute(model: MegatronGPTRPOModel, batches: Iterable[Batch], pairs: int) -> CachedReference:
-    """Log-probs under the model's present weights, which must be the reference's, of all ``pairs`` that ``batches`` hold once.
+    """Log-probs under the model's present weights, which must be the reference's, of all ``pairs`` that ``batches``
+    hold once.
 
-    Draws no random number. Collectives: the model's forward ones, and one all-reduce of 8 bytes a pair over the world; every rank ends with all of them.
+    Draws no random number. Collectives: the model's forward ones, and one all-reduce of 8 bytes a pair over the world;
+    every rank ends with all of them.
     """
     found = torch.zeros(2, pairs, device=model.device)
     with model.evaluating():
         for batch in batches:
             for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
-                if parallel_state.get_tensor_model_parallel_rank() == 0:  # the other tensor-parallel ranks hold the same
+                if (
+                    parallel_state.get_tensor_model_parallel_rank() == 0
+                ):  # the other tensor-parallel ranks hold the same
                     valid = micro_batch["valid"].to(model.device)
                     rows = micro_batch["pair_index"].to(model.device)[valid]
                     found[:, rows] = torch.stack((logprobs["chosen"], logprobs["rejected"]))[:, valid]
@@ -97,10 +106,15 @@ def read(path: Path, cache: PreferenceCache, made_with: dict[str, str]) -> Cache
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as exc:
         raise ReferencePolicyError(f"{path}: cannot be read ({exc}); delete it to compute the reference again") from exc
-    saved = {name.removeprefix(_PREFIX).decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    saved = {
+        name.removeprefix(_PREFIX).decode(): value.decode() for name, value in (table.schema.metadata or {}).items()
+    }
     for name, value in made_with.items():
         if saved.get(name) != value:
-            raise ReferencePolicyError(f"{path}: computed with {name} {saved.get(name)}, this run has {value}; delete it or set model.rpo.reference_cache")
+            raise ReferencePolicyError(
+                f"{path}: computed with {name} {saved.get(name)}, this run has {value}; delete it or set "
+                "model.rpo.reference_cache"
+            )
     known = np.frombuffer(b"".join(table["content_hash"].to_pylist()), dtype="V16")
     wanted = np.ascontiguousarray(cache.content_hash).view("V16").reshape(-1)
     order = np.argsort(known, kind="stable")
@@ -109,7 +123,8 @@ def read(path: Path, cache: PreferenceCache, made_with: dict[str, str]) -> Cache
     if missing.size:
         first = int(missing[0])
         raise ReferencePolicyError(
-            f"{path}: has no log-probs for pair '{cache.pair_id(first)}' ({cache.where(first)}; {missing.size} such pairs); delete it to compute them again"
+            f"{path}: has no log-probs for pair '{cache.pair_id(first)}' ({cache.where(first)}; {missing.size} such "
+            "pairs); delete it to compute them again"
         )
     return CachedReference(table["ref_chosen_logps"].to_numpy()[rows], table["ref_rejected_logps"].to_numpy()[rows])
 

@@ -13,7 +13,10 @@ ANNOTATOR_CSV = "annotators.csv"
 
 
 def write_annotators(folder: Path, table: AnnotatorTable, eta: list[float], running: list[float]) -> Path:
-    """``annotators.csv``, one line an annotator in the data's order: id, labels, η, and the running η before the last sweep."""
+    """``annotators.csv``, one line an annotator in the data's order:
+
+    id, labels, η, and the running η before the last sweep.
+    """
     path = folder / ANNOTATOR_CSV
     writing = path.with_name(f".writing-{path.name}")
     with writing.open("w", newline="", encoding="utf-8") as file:

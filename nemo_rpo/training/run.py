@@ -14,8 +14,11 @@ from nemo_rpo.data.annotators import AnnotatorTable
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nemo_rpo.megatron.model import MegatronGPTRPOModel
     from nemo_rpo.training.checkpoints import CheckpointStore
+    from nemo_rpo.training.logging import RunLog
     from nemo_rpo.training.setup import Split
     from nemo_rpo.training.trainer import RPOTrainer
 
@@ -115,7 +118,9 @@ def _take_annotators(cfg: RunConfig, checkpoint: Path, splits: dict[str, Split])
     cache.use_annotators(saved.extended(cache.annotators, allow_new=cfg.model.data.allow_new_annotators))
 
 
-def _resume(cfg: RunConfig, checkpoint: Path, store: CheckpointStore, model: MegatronGPTRPOModel, splits: dict[str, Split]):  # fmt: skip
+def _resume(
+    cfg: RunConfig, checkpoint: Path, store: CheckpointStore, model: MegatronGPTRPOModel, splits: dict[str, Split]
+) -> tuple[int, Tensor]:
     """Restores the run; returns its step and the running η before the last sweep."""
     import torch
 
@@ -130,7 +135,8 @@ def _resume(cfg: RunConfig, checkpoint: Path, store: CheckpointStore, model: Meg
         )
     if run["data"] != splits["train"].cache.folder.name and not cfg.model.data.allow_new_annotators:
         raise CheckpointError(
-            f"{checkpoint} was trained on other data (or another tokenizer): give the same model.data.data_prefix.train, "
+            f"{checkpoint} was trained on other data (or another tokenizer): give the same "
+            "model.data.data_prefix.train, "
             "or exp_manager.explicit_log_dir another folder for a new run"
         )
     store.load(checkpoint, model)
@@ -144,7 +150,7 @@ def _write_config(cfg: RunConfig, folder: Path) -> None:
         (folder / "config.yaml").write_text(config_to_yaml(cfg), encoding="utf-8")
 
 
-def _finish(cfg: RunConfig, trainer: RPOTrainer, log) -> None:
+def _finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
     """Exports the policy and prints the closing report."""
     from nemo_rpo.training.metrics import read_metrics
     from nemo_rpo.training.results import ANNOTATOR_CSV, annotator_rows

@@ -1,4 +1,7 @@
-"""Which optimizer steps there are, and what happens after which of them: pure arithmetic, so that a resumed run agrees."""
+"""Which optimizer steps there are, and what happens after which of them:
+
+pure arithmetic, so that a resumed run agrees.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from nemo_rpo.config.schema import DPOTrainerConfig
 
 
 def batches_of(setting: int | float, available: int) -> int:
-    """A float is a share of ``available`` batches (at least one of them, unless it is 0), a whole number counts them."""
+    """A float is a share of ``available`` batches (at least one of them, unless it is 0), a whole number counts "
+    "them."""
     count = setting if isinstance(setting, int) else max(round(setting * available), 1 if setting else 0)
     return min(count, available)
 
@@ -36,7 +40,9 @@ class Schedule:
         total = settings.max_epochs * steps
         if settings.max_steps > 0:
             total = min(total, settings.max_steps)
-        return cls(data_steps_per_epoch, steps, total, batches_of(settings.val_check_interval, steps), settings.save_interval)
+        return cls(
+            data_steps_per_epoch, steps, total, batches_of(settings.val_check_interval, steps), settings.save_interval
+        )
 
     def data_step(self, step: int) -> int:
         """The sampler's number of the global batch that optimizer step ``step`` trains on."""

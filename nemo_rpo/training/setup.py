@@ -65,7 +65,9 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     files = data.data_prefix[split]
     spec = CacheSpec(
         paths=[files] if isinstance(files, str) else files,
-        keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key) if split == "train" else RowFormat(data.layout),
+        keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key)
+        if split == "train"
+        else RowFormat(data.layout),
         tokenizer=TokenizerSpec(tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template),
         seq_length=data.seq_length or cfg.model.encoder_seq_length,
         group_votes=data.group_votes,
@@ -120,7 +122,8 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
         architecture = architecture_of(Path(path)) if _is_ours(path) else architecture_from_hf(path)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
-            f"the tokenizer in {tokenizer_folder(cfg)} gives ids up to {cache.max_token_id}, but the model's vocabulary "
+            f"the tokenizer in {tokenizer_folder(cfg)} gives ids up to {cache.max_token_id}, but the model's "
+            "vocabulary "
             f"has {architecture.vocab_size}: set model.tokenizer.type to the tokenizer that belongs to the checkpoint"
         )
     length = cfg.model.data.seq_length or cfg.model.encoder_seq_length
@@ -136,16 +139,25 @@ def _is_ours(path: str) -> bool:
     return (Path(path) / RUN_FILE).exists()
 
 
-def build_model(cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device) -> MegatronGPTRPOModel:
+def build_model(
+    cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device
+) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's."""
     path, load = cfg.pretrained_checkpoint.restore_from_path, None
     if path is not None:
-        load = partial(load_weights, Path(path)) if _is_ours(path) else partial(load_hf_weights, folder=path, architecture=architecture)
+        load = (
+            partial(load_weights, Path(path))
+            if _is_ours(path)
+            else partial(load_hf_weights, folder=path, architecture=architecture)
+        )
     return MegatronGPTRPOModel(cfg, architecture, num_annotators, total_steps, device, load)
 
 
 def references(cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split]) -> dict[str, Reference]:
-    """Where each split's reference log-probs come from. Cached ones are read, or computed now: ``model`` must hold its starting weights."""
+    """Where each split's reference log-probs come from.
+
+    Cached ones are read, or computed now: ``model`` must hold its starting weights.
+    """
     if model.loss.reference_free or cfg.model.rpo.reference != "cached":
         return dict.fromkeys(splits, model)
     folder = Path(cfg.model.rpo.reference_cache or run_folder(cfg) / "reference")

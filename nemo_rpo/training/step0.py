@@ -27,7 +27,9 @@ def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> Non
     worst = torch.tensor([-torch.inf], dtype=torch.float64, device=model.device)
     for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
         on_device = to_device(micro_batch, model.device)
-        chosen, rejected = (logprobs[side] - on_device[key] for side, key in zip(("chosen", "rejected"), REFERENCE_KEYS, strict=True))
+        chosen, rejected = (
+            logprobs[side] - on_device[key] for side, key in zip(("chosen", "rejected"), REFERENCE_KEYS, strict=True)
+        )
         tokens = (on_device["chosen_length"] + on_device["rejected_length"]).double()
         # Both responses, not their difference alone: a wrong reference may be off by the same amount on either side.
         off = torch.maximum(chosen.abs(), rejected.abs()).double() / tokens
@@ -36,6 +38,8 @@ def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> Non
     allowed = cfg.model.rpo.step0_tolerance or _TOLERANCE[cfg.trainer.precision]
     if found > allowed:
         raise ReferencePolicyError(
-            f"the reference is not the policy's starting point: log-probs differ by up to {found:.3g} nats a token before the first step, "
-            f"{allowed:.3g} are allowed (model.rpo.step0_tolerance); check pretrained_checkpoint and model.rpo.reference_cache"
+            f"the reference is not the policy's starting point: log-probs differ by up to {found:.3g} nats a token "
+            "before the first step, "
+            f"{allowed:.3g} are allowed (model.rpo.step0_tolerance); check pretrained_checkpoint and "
+            "model.rpo.reference_cache"
         )

@@ -24,8 +24,19 @@ from nemo_rpo.training.sweep import sweep_reliabilities
 class RPOTrainer:
     """Trains ``model`` from optimizer step ``first_step`` (the steps already done) to the end of ``schedule``."""
 
-    def __init__(self, cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split], references: dict[str, Reference],
-                 schedule: Schedule, store: CheckpointStore, log: RunLog, folder: Path, first_step: int, started: float) -> None:  # fmt: skip
+    def __init__(
+        self,
+        cfg: RunConfig,
+        model: MegatronGPTRPOModel,
+        splits: dict[str, Split],
+        references: dict[str, Reference],
+        schedule: Schedule,
+        store: CheckpointStore,
+        log: RunLog,
+        folder: Path,
+        first_step: int,
+        started: float,
+    ) -> None:
         self.cfg, self.model, self.splits, self.references = cfg, model, splits, references
         self.schedule, self.store, self.log, self.folder = schedule, store, log, folder
         self.step, self.started = first_step, started
@@ -47,7 +58,9 @@ class RPOTrainer:
             if self.schedule.saves(step) or out_of_time:
                 self.save(step)
             if out_of_time and step < self.schedule.total_steps:
-                self.log.note(f"stopped at step {step}: exp_manager.max_time_per_run is nearly over; start again to go on")
+                self.log.note(
+                    f"stopped at step {step}: exp_manager.max_time_per_run is nearly over; start again to go on"
+                )
                 return False
         return True
 
@@ -60,12 +73,26 @@ class RPOTrainer:
         outcome = self.model.finish_training_step()
         if not outcome.updated:
             self.skipped += 1
-            self.log.note(f"step {step} skipped: the gradient norm is {outcome.grad_norm}; weights and reliabilities stay as they were")
-        metrics |= {"grad_norm": outcome.grad_norm, "lr": self.model.learning_rate, "skipped": float(not outcome.updated), **self.em_metrics()}
+            self.log.note(
+                f"step {step} skipped: the gradient norm is {outcome.grad_norm}; weights and reliabilities stay as "
+                "they were"
+            )
+        metrics |= {
+            "grad_norm": outcome.grad_norm,
+            "lr": self.model.learning_rate,
+            "skipped": float(not outcome.updated),
+            **self.em_metrics(),
+        }
         metrics |= {"epoch": self.schedule.epoch(step), "consumed_samples": step * self.cfg.model.global_batch_size}
         self.step = step
         seconds, pairs = time.perf_counter() - began, self.cfg.model.global_batch_size
-        self.log.train(step, metrics, seconds=seconds, pairs=pairs, tokens=self.splits["train"].tokens(self.schedule.data_step(step)))
+        self.log.train(
+            step,
+            metrics,
+            seconds=seconds,
+            pairs=pairs,
+            tokens=self.splits["train"].tokens(self.schedule.data_step(step)),
+        )
 
     def em_metrics(self) -> dict[str, float]:
         """Mean and least reliability now; without the EM there are none."""
@@ -77,7 +104,9 @@ class RPOTrainer:
     def sweeps(self, step: int) -> bool:
         """Whether the exact full-batch EM runs after ``step``."""
         when = self.cfg.model.rpo.sweep if self.cfg.model.rpo.enabled else "none"
-        return (when != "none" and step == self.schedule.total_steps) or (when == "epoch" and self.schedule.ends_epoch(step))
+        return (when != "none" and step == self.schedule.total_steps) or (
+            when == "epoch" and self.schedule.ends_epoch(step)
+        )
 
     def sweep(self, step: int) -> None:
         """The exact full-batch EM at the present weights; its η replaces the running one."""
@@ -121,11 +150,19 @@ class RPOTrainer:
         }
         path = self.store.save(self.model, self.splits["train"].cache.annotators, run)
         if dist.get_rank() == 0 and self.cfg.model.rpo.enabled:
-            write_annotators(self.folder, self.splits["train"].cache.annotators, self.model.em.eta.tolist(), self.running_eta.tolist())
+            write_annotators(
+                self.folder,
+                self.splits["train"].cache.annotators,
+                self.model.em.eta.tolist(),
+                self.running_eta.tolist(),
+            )
         self.log.note(f"saved {path}")
 
     def out_of_time(self) -> bool:
-        """Whether ``max_time_per_run`` leaves less than a twentieth of itself; rank 0's clock decides. One broadcast, only where a limit is set."""
+        """Whether ``max_time_per_run`` leaves less than a twentieth of itself;
+
+        rank 0's clock decides. One broadcast, only where a limit is set.
+        """
         limit = time_limit(self.cfg)
         if limit is None:
             return False
