@@ -26,7 +26,8 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
         "average_log_probs": model.dpo.preference_average_log_probs,
         "gt_reward_scale": model.dpo.gt_reward_scale,
     }
-    options = {option: value for option, value in shared.items() if option in known} | model.rpo.loss_options
+    given = {option: value for option, value in shared.items() if option in known and value is not None}
+    options = given | model.rpo.loss_options
     loss = build_loss(name, **options)
     if model.rpo.enabled:
         _refuse_double_correction(loss, model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nemo_rpo.config.constraints import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
+from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.em.settings import EMSettings
 
 
@@ -65,7 +66,7 @@ class PretrainedConfig:
 
 @dataclass
 class DPOConfig:
-    ref_policy_kl_penalty: Positive = 0.2  # β of the preference loss
+    ref_policy_kl_penalty: Positive | None = None  # β of the preference loss; null: the loss's own default
     # null: micro_batch_size, so that policy and reference share the batch shape and differ by nothing at step 0.
     log_prob_forward_micro_batch_size: Count | None = None
     preference_loss: str = "dpo"  # used where model.rpo.base_loss is null
@@ -120,11 +121,8 @@ class TokenizerConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(RowFormat):
     data_prefix: dict[str, Any] = field(default_factory=dict)  # train, validation: a file or a list of files
-    layout: str = "auto"
-    annotator_key: str = "annotator"
-    pair_id_key: str = "pair_id"
     group_votes: bool = True  # all labels of one pair share one posterior and one forward
     invalid_pairs: Literal["error", "drop"] = "error"  # pairs that are empty, identical or too long
     allow_new_annotators: bool = False  # on resume

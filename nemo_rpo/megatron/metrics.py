@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.losses.reduction import Reduction
 
 # Sums over the valid pairs of the global batch; `means` turns them into the names that a person reads.
 _SUMS = (
-    "pairs", "loss", "preference_loss", "sft_loss", "acc",
+    "pairs", "surrogate", "statistic", "preference_loss", "sft_loss", "acc",
     "rewards_chosen", "rewards_rejected", "rewards_squared", "logps_chosen", "logps_rejected",
     "posterior", "flipped", "abs_delta",
 )  # fmt: skip
@@ -21,10 +22,14 @@ _SUMS = (
 class StepMetrics:
     """Sums of one optimizer step (or one validation pass), float64 on the device.
 
-    ``sums`` is added up over ranks together with the EM's statistics; after that :meth:`means` is the same everywhere.
+    ``sums`` is added up over ranks together with the EM's statistics; after that the rest is the same everywhere.
+
+    Args:
+        reduction: how the losses of pairs become the loss of the batch.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, reduction: Reduction, device: torch.device) -> None:
+        self.reduction = reduction
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
     def reset(self) -> None:
@@ -40,12 +45,21 @@ class StepMetrics:
         chosen, rejected = x.policy_chosen - reference_chosen, x.policy_rejected - reference_rejected
         rows = torch.stack(
             [
-                torch.ones_like(loss), loss, preference, sft, (chosen > rejected).float(),
+                torch.ones_like(loss), self.reduction.surrogate(loss), self.reduction.statistic(loss),
+                preference, sft, (chosen > rejected).float(),
                 chosen, rejected, chosen.square() + rejected.square(), x.policy_chosen, x.policy_rejected,
                 w, (w < 0.5).float(), delta.abs(),
             ]
         ).double()  # fmt: skip
         self.sums += torch.where(valid, rows, 0.0).sum(-1)
+
+    def gradient_scale(self) -> float:
+        """What the gradient of the *mean* surrogate has to be multiplied by: pairs / Σ statistic; exactly 1 for a mean.
+
+        Waits for the device.
+        """
+        total = dict(zip(_SUMS, self.sums.tolist(), strict=True))
+        return total["pairs"] / total["statistic"]
 
     def means(self) -> dict[str, float]:
         """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (plain log-probs under
@@ -59,7 +73,7 @@ class StepMetrics:
         rewards_all = (mean["rewards_chosen"] + mean["rewards_rejected"]) / 2
         variance = mean["rewards_squared"] / 2 - rewards_all**2
         return {
-            "loss": mean["loss"],
+            "loss": self._loss(total),
             "preference_loss": mean["preference_loss"],
             "sft_loss": mean["sft_loss"],
             "acc": mean["acc"],
@@ -74,3 +88,7 @@ class StepMetrics:
             "em/frac_flipped": mean["flipped"],
             "em/abs_delta_mean": mean["abs_delta"],
         }
+
+    def _loss(self, total: dict[str, float]) -> float:
+        sums = (torch.tensor(total[name], dtype=torch.float64) for name in ("surrogate", "statistic", "pairs"))
+        return self.reduction.value(*sums).item()

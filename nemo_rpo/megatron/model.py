@@ -71,7 +71,7 @@ class MegatronGPTRPOModel:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
         self.em = AnnotatorReliability(num_annotators, cfg.model.rpo, device)
-        self.metrics = StepMetrics(device)
+        self.metrics = StepMetrics(self.loss.reduction, device)
         chunks = build_model_chunks(architecture, cfg)
         if load_weights is not None:
             load_weights(chunks)
@@ -137,8 +137,8 @@ class MegatronGPTRPOModel:
         return fwd_output_and_loss_func
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
-        """The loss of each pair ``[pairs]``, 0 where invalid; adds to the step's metrics and, in training, to the EM's
-        evidence.
+        """What each pair adds to the step's objective ``[pairs]``, 0 where invalid: its loss, or the loss's surrogate
+        where the batch is reduced by more than a mean. Adds to the step's metrics and, in training, to the evidence.
 
         No collective, no wait for the device.
         """
@@ -147,11 +147,11 @@ class MegatronGPTRPOModel:
         w = self.em.posterior(terms.delta.detach(), votes) if rpo.enabled else votes.share()
         preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
         sft = self.sft_loss_func(x, w)
-        loss = torch.where(valid, dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft, 0.0)
+        loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
         if collect_evidence and rpo.enabled:
             self.em.accumulate(w, votes, valid)
         self.metrics.add(x, valid, loss, preference, sft, w, terms.delta)
-        return loss
+        return torch.where(valid, self.loss.reduction.surrogate(loss), 0.0)
 
     def sft_loss_func(self, x: PairLogprobs, w: Tensor) -> Tensor:
         """``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``: the likelihood of the response believed to be better,
@@ -179,6 +179,9 @@ class MegatronGPTRPOModel:
             self._run(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
             reduce_to_all_ranks(self.metrics.sums, self.em.pending)
             metrics = self.metrics.means()
+            if (scale := self.metrics.gradient_scale()) != 1.0:
+                for chunk in self.model:
+                    chunk.scale_gradients(scale)
         return metrics["loss"], metrics
 
     def validation_forward(self, batch: Batch) -> None:
