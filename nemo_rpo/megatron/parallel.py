@@ -7,6 +7,7 @@ or gloo on CPUs, and builds Megatron-Core's groups.
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import socket
 import warnings
@@ -37,6 +38,17 @@ def _single_process_environment() -> None:
         os.environ.setdefault(name, str(value))
 
 
+_starts = itertools.count()
+
+
+def _start_process_group(backend: str) -> None:
+    timeout = datetime.timedelta(minutes=30)
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun's store outlives a process group: under the same keys, a second one would call on the first one's addresses.
+    store = dist.PrefixStore(f"nemo_rpo/{next(_starts)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+
+
 def initialize(cfg: RunConfig) -> torch.device:
     """Starts ``torch.distributed`` and Megatron's model-parallel groups; seeds the model-parallel random state. Returns
     this rank's device.
@@ -53,7 +65,7 @@ def initialize(cfg: RunConfig) -> torch.device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=30))
+        _start_process_group("nccl" if on_gpu else "gloo")
     model = cfg.model
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=model.tensor_model_parallel_size,
