@@ -53,12 +53,12 @@ def reliabilities(out: Path) -> tuple[str, float, float]:
         estimates = list(csv.DictReader(file))
     rows, closing, running = [], [], []
     for estimate in estimates:
-        known = truth[estimate["annotator"]]
+        known = truth[estimate["id"]]
         eta, eta_running = float(estimate["eta"]), float(estimate["eta_running"])
         closing.append(abs(eta - known["realised_accuracy"]))
         running.append(abs(eta_running - known["realised_accuracy"]))
         values = (known["reliability"], known["realised_accuracy"], eta, eta_running)
-        rows.append([estimate["annotator"], estimate["labels"], *(f"{value:.3f}" for value in values)])
+        rows.append([estimate["id"], estimate["labels"], *(f"{value:.3f}" for value in values)])
     header = ["annotator", "labels", "true", "realised", "estimated (sweep)", "running (EMA)"]
     return format_table(header, rows), max(closing), max(running)
 
@@ -78,6 +78,8 @@ def main() -> None:
     print(f"largest error against the realised accuracy: closing sweep {closing:.3f}, running EMA {running:.3f}")
     print("\nAccuracy on 2,000 fresh pairs with clean labels")
     print(format_table(["method", "accuracy"], [[name, f"{value:.3f}"] for name, value in accuracy.items()]))
+    record = {"seed": args.seed, "accuracy": accuracy, "sweep_error": closing, "running_error": running}
+    (args.out / "demo.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{time.perf_counter() - began:.0f} s in all")
 
 

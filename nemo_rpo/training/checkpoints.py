@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,19 @@ import torch.distributed as dist
 
 from nemo_rpo.config.schema import CheckpointCallbackConfig
 from nemo_rpo.data.annotators import AnnotatorTable
-from nemo_rpo.megatron.checkpoint import RUN_FILE, load_state, read_run, save_state
+from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.megatron.checkpoint import load_state, read_run, save_state
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
+from nemo_rpo.training.first_rank import on_first_rank
 
 _TEMPORARY = ".writing-"
 _NAME = re.compile(r"step=(\d+)")
 ANNOTATOR_FILE = "annotators.jsonl"
+PREVIOUS = "checkpoints.previous"
 
 
 class CheckpointStore:
-    """Folder ``checkpoints/`` of a run.
+    """Folder ``checkpoints/`` of a run, which no other job writes to (:func:`nemo_rpo.training.claim.claimed`).
 
     A checkpoint is written under a temporary name and renamed when every rank has finished, so that whatever carries a
     final name is whole, also after kill -9 in the middle of a write.
@@ -31,50 +37,105 @@ class CheckpointStore:
         self.folder, self.settings = folder, settings
 
     def latest(self) -> Path | None:
-        """The checkpoint with the most steps, or None. Local; the same on every rank of a shared file system."""
-        found = [path for path in self.folder.glob("step=*") if _NAME.match(path.name) and (path / RUN_FILE).exists()]
-        return max(found, key=lambda path: int(_NAME.match(path.name)[1]), default=None)
+        """The checkpoint with the most steps, or None. Collective: rank 0 looks for all, since on a shared file system
+        a folder may become visible on one node before another.
+
+        Raises:
+            CheckpointError: a folder with a checkpoint's name is none; something has damaged it since.
+        """
+        return on_first_rank(self._latest)
+
+    def start_over(self) -> None:
+        """Moves the checkpoints of an earlier run aside, as its metrics are, so that none is taken for one of this run.
+
+        The ones moved aside before are lost. Collective.
+        """
+        on_first_rank(self._move_aside)
+
+    def check_monitor(self, names: Iterable[str]) -> None:
+        """Raises :class:`ConfigError` if the metric that ``save_top_k`` goes by is none of a validation's ``names``."""
+        monitor, names = self.settings.monitor, sorted(names)
+        if self.settings.save_top_k and monitor not in names:
+            raise ConfigError(
+                f"exp_manager.checkpoint_callback_params.monitor={monitor} is no figure of the validation; there are: "
+                f"{', '.join(names)}"
+            )
 
     def save(self, model: MegatronGPTRPOModel, annotators: AnnotatorTable, run: dict[str, Any]) -> Path:
-        """Writes the checkpoint of ``run["step"]``, then drops what ``save_top_k`` no longer keeps. Collective."""
+        """Writes the checkpoint of ``run["step"]``, then drops what ``save_top_k`` no longer keeps. Collective.
+
+        Raises:
+            CheckpointError: it cannot be written; those written before stay as they are.
+        """
         final = self.folder / f"step={run['step']:08d}"
         writing = self.folder / f"{_TEMPORARY}{final.name}"
-        first = dist.get_rank() == 0
-        if first:
+        on_first_rank(partial(self._begin, writing))
+        try:
+            save_state(writing, model, run)
+            on_first_rank(partial(self._publish, writing, final, annotators))
+        except CheckpointError:
+            if dist.get_rank() == 0:  # the disk may be full
+                self._clear_unfinished()
+            raise
+        return final
+
+    def load(self, path: Path, model: MegatronGPTRPOModel) -> None:
+        """Restores ``model``. Collective. Raises :class:`CheckpointError` for a checkpoint that cannot be read."""
+        load_state(path, model)
+
+    def _latest(self) -> Path | None:
+        found = self._checkpoints()
+        for path in found:
+            read_run(path)
+        return found[-1] if found else None
+
+    def _checkpoints(self) -> list[Path]:
+        found = [path for path in self.folder.glob("step=*") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+
+    def _move_aside(self) -> None:
+        if self._checkpoints():
+            with _writing(self.folder):
+                previous = self.folder.with_name(PREVIOUS)
+                shutil.rmtree(previous, ignore_errors=True)
+                self.folder.rename(previous)
+
+    def _begin(self, writing: Path) -> None:
+        with _writing(writing):
             self._clear_unfinished()
             writing.mkdir(parents=True)
-        dist.barrier()
-        save_state(writing, model, run)
-        dist.barrier()
-        if first:
+
+    def _publish(self, writing: Path, final: Path, annotators: AnnotatorTable) -> None:
+        with _writing(final):
             annotators.save(writing / ANNOTATOR_FILE)
             if final.exists():  # the step was reached a second time, from an older checkpoint: same bits, newer files
                 final.rename(self.folder / f"{_TEMPORARY}replaced")
             writing.rename(final)
             self._clear_unfinished()
             self._prune(final)
-        dist.barrier()
-        return final
-
-    def load(self, path: Path, model: MegatronGPTRPOModel) -> dict[str, Any]:
-        """Restores ``model`` and returns the checkpoint's ``run.json``. Collective."""
-        load_state(path, model)
-        return read_run(path)
 
     def _clear_unfinished(self) -> None:
         for path in self.folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self, newest: Path) -> None:
         kept = {newest} if self.settings.save_last else set()
-        paths = [path for path in self.folder.glob("step=*") if _NAME.match(path.name)]
-        ranked = sorted(paths, key=lambda path: (self._badness(path), path.name))
-        kept |= set(ranked[: self.settings.save_top_k])
+        paths = self._checkpoints()
+        kept |= set(sorted(paths, key=self._rank)[: self.settings.save_top_k])
         for path in set(paths) - kept:
             shutil.rmtree(path)
 
-    def _badness(self, path: Path) -> float:
-        value = read_run(path)["metrics"].get(self.settings.monitor)
+    def _rank(self, path: Path) -> tuple[float, int]:
+        """Sorts the best first; of one measurement the earliest, unmeasured ones last and the latest of those first."""
+        step, value = int(_NAME.fullmatch(path.name)[1]), read_run(path)["metrics"].get(self.settings.monitor)
         if value is None or not math.isfinite(value):
-            return math.inf  # never validated: only the last one is worth keeping
-        return value if self.settings.mode == "min" else -value
+            return math.inf, -step
+        return (value if self.settings.mode == "min" else -value), step
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise CheckpointError(f"the checkpoint {path} cannot be written ({exc.strerror or exc})") from exc

@@ -21,7 +21,7 @@ def write_annotators(folder: Path, table: AnnotatorTable, eta: list[float], runn
     writing = path.with_name(f".writing-{path.name}")
     with writing.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["annotator", "labels", "eta", "eta_running"])
+        out.writerow(["id", "labels", "eta", "eta_running"])
         for annotator, now, before in zip(table.annotators, eta, running, strict=True):
             out.writerow([annotator.id, annotator.labels, f"{now:.6f}", f"{before:.6f}"])
     os.replace(writing, path)

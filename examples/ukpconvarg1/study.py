@@ -1,0 +1,123 @@
+"""RE-DPO beside plain DPO on real votes: as they are, and with the votes of some workers turned round.
+
+    python study.py --data UKPCONVARG1 --model STORIES260K --out runs/ukpconvarg1
+
+For every setting it prepares the files (``prepare.py``), trains both methods with ``conf/ukpconvarg1.yaml`` through
+``nemo-rpo train`` (TP 2 × PP 2 on CPU ranks), and prints a Markdown table: accuracy on held-out debates against the
+gold labels beside the length rule's, and what the reliabilities know of the workers (``competence.py``). A setting
+whose result lies in ``study.json`` already is not run again. ``--full`` adds a run on every vote of every worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from competence import compare, read_annotators
+from ukp import read_competence
+
+from nemo_rpo.training.metrics import read_metrics
+
+HERE = Path(__file__).resolve().parent
+CONF = HERE.parent.parent / "conf"
+METHODS = {"dpo": ["model.rpo.enabled=false"], "re_dpo": []}
+MIN_VOTES = 30  # of a worker whose reliability is compared with MACE's
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of the study: how the votes are read, and how many of them are turned round."""
+
+    name: str
+    invert: float
+    one_row_per_vote: bool = False
+    epochs: int = 3  # a pair carries about four votes: three epochs of pairs are as many steps as one of votes
+    all_votes: bool = False
+
+
+SETTINGS = [
+    Setting("grouped", 0.0),
+    Setting("grouped, 20 % inverted", 0.2),
+    Setting("grouped, 40 % inverted", 0.4),
+    Setting("a row a vote", 0.0, one_row_per_vote=True, epochs=1),
+    Setting("a row a vote, 20 % inverted", 0.2, one_row_per_vote=True, epochs=1),
+    Setting("a row a vote, 40 % inverted", 0.4, one_row_per_vote=True, epochs=1),
+]
+FULL = Setting("grouped, all workers", 0.0, epochs=1, all_votes=True)
+
+
+def call(*arguments: str | Path | float) -> None:
+    status = subprocess.run([sys.executable, *map(str, arguments)]).returncode
+    if status:
+        sys.exit(status)
+
+
+def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """Prepares, trains both methods, and collects the figures of one setting."""
+    folder = args.out / setting.name.replace(" ", "_").replace(",", "").replace("%", "percent")
+    options = ["--tokenizer", args.model, "--max-tokens", args.max_tokens, "--invert", setting.invert]
+    options += ["--limit-validation", args.limit_validation]
+    options += [] if setting.all_votes else ["--limit-votes", args.limit_votes]
+    options += ["--one-row-per-vote"] if setting.one_row_per_vote else []
+    call(HERE / "prepare.py", "--data", args.data, "--out", folder, *options)
+    truth = json.loads((folder / "truth.json").read_text())
+    figures: dict[str, Any] = {"length_rule": truth["longer_wins"]["validation"], "train": truth["train"]}
+    for method, overrides in METHODS.items():
+        run = folder / method
+        settings = {
+            "exp_manager.explicit_log_dir": run,
+            "pretrained_checkpoint.restore_from_path": args.model,
+            "model.data.data_prefix.train": folder / "train.jsonl",
+            "model.data.data_prefix.validation": folder / "validation.jsonl",
+            "model.data.cache_dir": folder / "cache",
+            "trainer.dpo.max_epochs": setting.epochs,
+            "model.encoder_seq_length": args.max_tokens,
+        }
+        values = [f"{key}={value}" for key, value in settings.items()]
+        call("-m", "nemo_rpo.cli", "train", "--config-path", CONF, "--config-name", "ukpconvarg1", *values, *overrides)
+        figures[method] = [row["acc"] for row in read_metrics(run) if row["split"] == "val"]
+    annotators = read_annotators(folder / "re_dpo/annotators.csv")
+    figures["workers"] = len(annotators)
+    figures |= compare(annotators, read_competence(args.data), set(truth["inverted_workers"]), MIN_VOTES)
+    return figures
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    head = "| votes | pairs | signed votes | length rule | DPO | RE-DPO | ρ with MACE | AUC honest/inverted |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for name, r in results.items():
+        auc = f"{r['auc']:.3f} ({r['inverted']})" if r["inverted"] else "–"
+        lines.append(
+            f"| {name} | {r['train']['pairs']:,} | {r['train']['signed_votes']:,} | {r['length_rule']:.3f} "
+            f"| {r['dpo'][-1]:.3f} | {r['re_dpo'][-1]:.3f} | {r['spearman']:.2f} ({r['workers']}) | {auc} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of UKPConvArg1")
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder of the model to align")
+    parser.add_argument("--out", type=Path, default=Path("runs/ukpconvarg1"))
+    parser.add_argument("--limit-votes", type=int, default=6000)
+    parser.add_argument("--limit-validation", type=int, default=800)
+    parser.add_argument("--max-tokens", type=int, default=256, help="longer pairs are left out (256)")
+    parser.add_argument("--full", action="store_true", help="also train on every vote of every worker")
+    args = parser.parse_args()
+    record = args.out / "study.json"
+    results = json.loads(record.read_text()) if record.exists() else {}
+    for setting in [*SETTINGS, *([FULL] if args.full else [])]:
+        if setting.name not in results:
+            results[setting.name] = measure(args, setting)
+            args.out.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(results, indent=1) + "\n")
+        print(table(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()
