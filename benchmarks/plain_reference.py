@@ -31,12 +31,12 @@ METHODS = ("dpo", "re_dpo")
 @dataclass(frozen=True)
 class Settings:
     beta: float = 0.5
-    lr: float = 4e-3
+    lr: float = 6e-3
     min_lr: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     warmup_steps: int = 10
-    batch_size: int = 64
+    batch_size: int = 128
     epochs: int = 2
     clip_grad: float = 1.0
     eta_init: float = 0.9

@@ -23,7 +23,7 @@ class AnnotatorConfig:
     """
 
     reliabilities: tuple[float, ...] = (0.95, 0.92, 0.88, 0.82, 0.75, 0.68, 0.60, 0.50, 0.40, 0.30, 0.20, 0.15)
-    labels: int = 750
+    labels: int = 1000
     labels_per_pair: int = 1
 
     def __post_init__(self) -> None:
