@@ -44,7 +44,8 @@ _starts = itertools.count()
 def _start_process_group(backend: str) -> None:
     timeout = datetime.timedelta(minutes=30)
     store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
-    # torchrun's store outlives a process group: under the same keys, a second one would call on the first one's addresses.
+    # torchrun's store outlives a process group: under the same keys, a second one would call on the addresses of the
+    # first.
     store = dist.PrefixStore(f"nemo_rpo/{next(_starts)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
 
