@@ -8,13 +8,19 @@ data-parallel layout can load them.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import __version__ as megatron_version
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError
@@ -87,21 +93,28 @@ def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) ->
     """Writes the distributed checkpoint and ``run.json`` into the existing, empty ``folder``.
 
     Collective over the world; the caller renames the folder when it is whole.
+
+    Raises:
+        CheckpointError: it cannot be written. On every rank, unless rank 0 fails alone with one of the small files.
     """
     state = _model_state(model.model)
     state["optimizer"] = model.optimizer.sharded_state_dict(state, metadata=_METADATA)
     state["scheduler"] = model.scheduler.state_dict()
     state["em"] = model.em.state_dict()
     state["random_state"] = _random_state()
-    dist_checkpointing.save(state, str(folder))
-    if torch.distributed.get_rank() == 0:
-        run = {
-            **run,
-            "architecture": model.architecture.to_dict(),
-            "layout": _layout(),
-            "optimizer": model.cfg.model.optim.name,
-        }
-        (folder / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    run = {
+        **run,
+        "architecture": model.architecture.to_dict(),
+        "layout": _layout(),
+        "optimizer": model.cfg.model.optim.name,
+        "megatron_core": megatron_version,
+    }
+    try:
+        dist_checkpointing.save(state, str(folder))
+        if torch.distributed.get_rank() == 0:
+            (folder / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    except (OSError, CheckpointException) as exc:
+        raise CheckpointError(f"the checkpoint {folder} cannot be written ({_cause(exc)})") from exc
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -114,6 +127,37 @@ def read_run(folder: Path) -> dict[str, Any]:
         ) from exc
 
 
+def _cause(exc: BaseException) -> str:
+    """What went wrong, in a line; of what torch gathered from the ranks, the first."""
+    if isinstance(exc, CheckpointException):
+        failures = [failure for failure, _ in exc.failures.values()]
+        return _cause(failures[0]) if failures else "on another rank"
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}"
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turns what torch and Megatron meet in damaged or foreign files into a :class:`CheckpointError`."""
+    damage = (CheckpointException, CheckpointingException, OSError, EOFError, pickle.UnpicklingError)
+    foreign = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
+    try:
+        yield
+    except (*damage, *foreign) as exc:
+        failure = exc
+    except RuntimeError as exc:
+        if "PytorchStreamReader" not in str(exc):  # torch.load's own; any other is no matter of files
+            raise
+        failure = exc
+    else:
+        return
+    written_with = read_run(folder).get("megatron_core", "unknown")
+    versions = f" It was written with Megatron-Core {written_with}, this is {megatron_version}."
+    raise CheckpointError(
+        f"the checkpoint {folder} cannot be read ({_cause(failure)}): restore its files, or move it away to start from "
+        f"another one.{versions if written_with != megatron_version else ''}"
+    ) from failure
+
+
 def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
     """Restores everything :func:`save_state` wrote, under any layout. Collective over the world.
 
@@ -121,7 +165,8 @@ def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
     that joined since start at ``eta_init``.
 
     Raises:
-        CheckpointError: the checkpoint was written with the other kind of optimizer.
+        CheckpointError: the checkpoint was written with the other kind of optimizer, is damaged, or of a Megatron-Core
+            that this one cannot read.
     """
     run = read_run(folder)
     if run["optimizer"] != model.cfg.model.optim.name:
@@ -133,7 +178,8 @@ def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
     state["optimizer"] = model.optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
     if run["layout"] == _layout():
         state["random_state"] = _random_state()
-    state = dist_checkpointing.load(state, str(folder))
+    with _reading(folder):
+        state = dist_checkpointing.load(state, str(folder))
     _load_model_state(model.model, state)
     model.optimizer.load_state_dict(state["optimizer"])
     model.scheduler.load_state_dict(state["scheduler"])
@@ -147,9 +193,11 @@ def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
 def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:
     """Reads only the weights of a checkpoint into model chunks that are not wrapped for data parallelism yet.
 
-    Collective over the world.
+    Collective over the world. Raises :class:`CheckpointError` if it cannot be read.
     """
-    _load_model_state(chunks, dist_checkpointing.load(_model_state(chunks), str(folder)))
+    with _reading(folder):
+        state = dist_checkpointing.load(_model_state(chunks), str(folder))
+    _load_model_state(chunks, state)
 
 
 def architecture_of(folder: Path) -> GPTArchitecture:

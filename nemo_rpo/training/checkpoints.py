@@ -79,9 +79,14 @@ class CheckpointStore:
             raise
         return final
 
-    def load(self, path: Path, model: MegatronGPTRPOModel) -> None:
-        """Restores ``model``. Collective. Raises :class:`CheckpointError` for a checkpoint that cannot be read."""
+    def load(self, path: Path, model: MegatronGPTRPOModel) -> dict[str, Any]:
+        """Restores ``model`` and returns the checkpoint's ``run.json``. Collective.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
         load_state(path, model)
+        return read_run(path)
 
     def _latest(self) -> Path | None:
         found = self._checkpoints()

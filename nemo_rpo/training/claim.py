@@ -43,7 +43,8 @@ def _locked(folder: Path) -> TextIO:
         file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as exc:
         raise ConfigError(
-            f"the run's folder {folder} cannot be written ({exc.strerror}): give exp_manager.explicit_log_dir another one"
+            f"the run's folder {folder} cannot be written ({exc.strerror}): "
+            "give exp_manager.explicit_log_dir another one"
         ) from exc
     deadline = time.monotonic() + _PATIENCE_S
     while not _try(file):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -73,7 +78,23 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
         group_votes=data.group_votes,
         invalid_pairs=data.invalid_pairs,
     )
-    return open_cache(spec, Path(data.cache_dir) if data.cache_dir else None, num_workers=data.num_workers)
+    cache_dir = Path(data.cache_dir) if data.cache_dir else None
+    return open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
+
+
+def _say_progress(split: str, every: float = 10.0) -> Callable[[int, int], None]:
+    """Says how far tokenising is, every ten seconds: a million pairs take minutes, and silence looks like a hang."""
+    began = last = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last > every:
+            last = now
+            print(
+                f"tokenising {split}: {done:,} of {total:,} rows, {done / (now - began):,.0f} a second", file=sys.stderr
+            )
+
+    return say
 
 
 def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> PreferenceDataset:
@@ -107,46 +128,87 @@ def open_splits(cfg: RunConfig) -> dict[str, Split]:
     return splits
 
 
+def starting_point(cfg: RunConfig) -> Path | None:
+    """The folder of the starting weights; None for fresh ones. Raises :class:`CheckpointError` if it is not there."""
+    path = cfg.pretrained_checkpoint.restore_from_path
+    if path is not None and not os.path.isdir(path):
+        raise CheckpointError(f"pretrained_checkpoint.restore_from_path={path} is not a folder on this machine")
+    return None if path is None else Path(path)
+
+
+def check_start(cfg: RunConfig) -> None:
+    """Refuses, before any data is read, a model that is not there or that the layout or the texts do not fit.
+
+    Raises:
+        CheckpointError, ConfigError: no such folder, neither format, not divisible by the layout, or too few positions.
+    """
+    path = starting_point(cfg)
+    if path is not None:
+        _check_fits(cfg, _stored_architecture(path))
+
+
 def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     """The model's shape, from the checkpoint it starts from, or from ``model.*``.
 
     Raises:
-        CheckpointError, ConfigError: no such folder, neither format, or a tokenizer with ids beyond its vocabulary.
+        CheckpointError, ConfigError: as :func:`check_start`, or a tokenizer with ids beyond the model's vocabulary.
     """
-    path = cfg.pretrained_checkpoint.restore_from_path
-    if path is None:
-        architecture = architecture_from_yaml(cfg.model, cache.vocab_size)
-    elif not os.path.isdir(path):
-        raise CheckpointError(f"pretrained_checkpoint.restore_from_path={path} is not a folder on this machine")
-    else:
-        architecture = architecture_of(Path(path)) if _is_ours(path) else architecture_from_hf(path)
+    path = starting_point(cfg)
+    architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else _stored_architecture(path)
+    _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
             f"the tokenizer in {tokenizer_folder(cfg)} gives ids up to {cache.max_token_id}, but the model's "
-            "vocabulary "
-            f"has {architecture.vocab_size}: set model.tokenizer.type to the tokenizer that belongs to the checkpoint"
+            f"vocabulary has {architecture.vocab_size}: set model.tokenizer.type to the tokenizer that belongs to the "
+            "checkpoint"
         )
-    length = cfg.model.data.seq_length or cfg.model.encoder_seq_length
+    return architecture
+
+
+def _stored_architecture(path: Path) -> GPTArchitecture:
+    return architecture_of(path) if _is_ours(path) else architecture_from_hf(path)
+
+
+def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
+    model = cfg.model
+    architecture.check_parallel(
+        model.tensor_model_parallel_size,
+        model.pipeline_model_parallel_size,
+        model.virtual_pipeline_model_parallel_size,
+    )
+    length = model.data.seq_length or model.encoder_seq_length
     if length > architecture.max_position_embeddings:
         raise ConfigError(
             f"model.encoder_seq_length={length} is longer than the {architecture.max_position_embeddings} positions "
             "the model was made for: lower it"
         )
-    return architecture
 
 
-def _is_ours(path: str) -> bool:
-    return (Path(path) / RUN_FILE).exists()
+def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
+    """What a run is made from, as fingerprints that a resumed run must share: its data and its starting weights.
+
+    ``data`` is equal for the same pairs in the same order with the same labels, whatever the files are called and
+    whichever release of the tokenizer library made the tokens.
+    """
+    digest = hashlib.sha256()
+    for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values()):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    weights = reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path)
+    return {"data": digest.hexdigest(), "weights": weights}
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / RUN_FILE).exists()
 
 
 def build_model(
     cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's."""
-    path, load = cfg.pretrained_checkpoint.restore_from_path, None
+    path, load = starting_point(cfg), None
     if path is not None:
         load = (
-            partial(load_weights, Path(path))
+            partial(load_weights, path)
             if _is_ours(path)
             else partial(load_hf_weights, folder=path, architecture=architecture)
         )

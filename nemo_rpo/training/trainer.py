@@ -22,7 +22,7 @@ from nemo_rpo.training.sweep import sweep_reliabilities
 
 
 class RPOTrainer:
-    """Trains ``model`` from optimizer step ``first_step`` (the steps already done) to the end of ``schedule``."""
+    """Trains ``model`` to the end of ``schedule``; ``origin`` (what it is made from) goes into every checkpoint."""
 
     def __init__(
         self,
@@ -34,12 +34,13 @@ class RPOTrainer:
         store: CheckpointStore,
         log: RunLog,
         folder: Path,
-        first_step: int,
+        origin: dict[str, str],
         started: float,
     ) -> None:
         self.cfg, self.model, self.splits, self.references = cfg, model, splits, references
         self.schedule, self.store, self.log, self.folder = schedule, store, log, folder
-        self.step, self.started = first_step, started
+        self.origin, self.started = origin, started
+        self.step = 0  # optimizer steps done
         self.running_eta = model.em.eta
         self.val_metrics: dict[str, float] = {}
         self.skipped = 0
@@ -145,7 +146,7 @@ class RPOTrainer:
             "consumed_samples": step * self.cfg.model.global_batch_size,
             "metrics": self.val_metrics,
             "config": config_fingerprint(self.cfg),
-            "data": self.splits["train"].cache.folder.name,
+            "origin": self.origin,
             "running_eta": self.running_eta.tolist(),
         }
         path = self.store.save(self.model, self.splits["train"].cache.annotators, run)

@@ -1,0 +1,87 @@
+"""Going on from a checkpoint: which one, whether it is of this run, and how the run stands there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differences
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.checkpoint import read_run
+from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
+from nemo_rpo.training.trainer import RPOTrainer
+
+_OR_ANOTHER = "or give exp_manager.explicit_log_dir another folder for a new run"
+
+
+def checkpoint_to_resume(cfg: RunConfig, store: CheckpointStore) -> Path | None:
+    """The checkpoint that the run goes on from; None starts afresh. Collective.
+
+    Raises:
+        CheckpointError: there is none and there has to be; it is damaged, or was trained with other settings.
+    """
+    manager = cfg.exp_manager
+    if not manager.resume_if_exists:
+        return None
+    found = store.latest()
+    if found is None and not manager.resume_ignore_no_checkpoint:
+        raise CheckpointError(
+            f"no checkpoint in {store.folder}: set exp_manager.resume_ignore_no_checkpoint=true to start a new run"
+        )
+    if found is not None:
+        differences = fingerprint_differences(read_run(found)["config"], config_fingerprint(cfg))
+        if differences:
+            raise CheckpointError(
+                f"{found} was trained with other settings: {'; '.join(differences)}: set them back, {_OR_ANOTHER}"
+            )
+    return found
+
+
+def take_annotators(cfg: RunConfig, checkpoint: Path, cache: PreferenceCache) -> None:
+    """Gives every annotator of ``cache`` the index that the checkpoint knows them by.
+
+    Raises:
+        CheckpointError: the checkpoint has lost its table.
+        DataError: an annotator is new, and ``model.data.allow_new_annotators`` is off.
+    """
+    try:
+        saved = AnnotatorTable.load(checkpoint / ANNOTATOR_FILE)
+    except (OSError, ValueError, TypeError) as exc:
+        raise CheckpointError(
+            f"{checkpoint / ANNOTATOR_FILE} cannot be read ({exc}): restore it, or move {checkpoint} away to go on "
+            "from the checkpoint before it"
+        ) from exc
+    cache.use_annotators(saved.extended(cache.annotators, allow_new=cfg.model.data.allow_new_annotators))
+
+
+def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> None:
+    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.setup.origin` of this start.
+
+    Raises:
+        CheckpointError: other pairs, labels or starting weights.
+    """
+    saved = read_run(checkpoint)["origin"]
+    if saved["weights"] != origin["weights"]:
+        raise CheckpointError(
+            f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
+            f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
+        )
+    if saved["data"] != origin["data"] and not cfg.model.data.allow_new_annotators:
+        raise CheckpointError(
+            f"{checkpoint} was trained on other data or with another tokenizer: set model.data.data_prefix.train to "
+            f"the same pairs and labels, {_OR_ANOTHER}"
+        )
+
+
+def take_up(trainer: RPOTrainer, run: dict[str, Any]) -> None:
+    """Puts the trainer where the checkpoint that its model was restored from stood; ``run`` is its ``run.json``."""
+    trainer.step, trainer.val_metrics = run["step"], run["metrics"]
+    running = torch.tensor(run["running_eta"], dtype=torch.float64, device=trainer.model.device)
+    # Annotators that have joined since have no running η of their own yet.
+    known = len(running) == trainer.model.em.num_annotators
+    trainer.running_eta = running if known else trainer.model.em.eta
