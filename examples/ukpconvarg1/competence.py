@@ -1,6 +1,6 @@
 """Do the estimated reliabilities know what MACE knows, and who was inverted?
 
-    python competence.py --data FOLDER --annotators annotators.jsonl --truth OUT/truth.json
+    python competence.py --data FOLDER --annotators RUN/annotators.csv --truth OUT/truth.json
 
 The table (JSONL or CSV) has the fields ``id``, ``labels`` and ``eta``. Prints Spearman's rank correlation between eta
 and MACE's competence over the workers with at least ``--min-votes`` labels, the inverted ones left out, and how well
