@@ -36,7 +36,7 @@ def majority(votes: Votes, num_annotators: int) -> LabelModel:
     """The share of labels for chosen; ½ where they split evenly or nobody labelled."""
     w = votes.share().double()
     agreed = torch.where(votes.sign > 0, w.unsqueeze(-1), 1 - w.unsqueeze(-1)) * votes.sign.abs()
-    sums = torch.zeros(2, num_annotators, dtype=torch.float64)
+    sums = torch.zeros(2, num_annotators, dtype=torch.float64, device=w.device)
     sums.index_add_(1, votes.annotator.flatten(), torch.stack((agreed.flatten(), votes.sign.abs().double().flatten())))
     return LabelModel(w, torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), 0.5))
 
@@ -51,9 +51,10 @@ def one_coin(votes: Votes, num_annotators: int, settings: EMSettings, learn_shar
             means nothing, leave it at ½; for labels of two classes (0 and 1) it is the class prior.
     """
     settings = replace(settings, link_tau=1.0)
-    eta, share = torch.full((num_annotators,), settings.eta_init, dtype=torch.float64), 0.5
+    device = votes.sign.device
+    eta, share = torch.full((num_annotators,), settings.eta_init, dtype=torch.float64, device=device), 0.5
     for _ in range(settings.sweep_max_iterations):
-        margin = torch.full((len(votes.sign),), share, dtype=torch.float64).logit()
+        margin = torch.full((len(votes.sign),), share, dtype=torch.float64, device=device).logit()
         eta = full_batch_em(margin, votes, eta, settings).eta
         w = posterior(margin, votes, eta.logit())
         mean = w.mean().clamp(1e-6, 1 - 1e-6).item()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,13 +17,12 @@ from nemo_rpo.em.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.temperature import Temperature, judge_temperature
 from nemo_rpo.em.votes import Votes, chunks
 
-logger = logging.getLogger(__name__)
-
 # Alternations of EM and population fit. Two do where every pair has one label; the rest is for plugged-in
 # co-annotators.
 _MAX_ROUNDS = 8
 _ROUND_TOLERANCE = 0.01  # in log a, log b and log τ: far below their standard errors
-_FULL_FIT_TOLERANCE = 1e-4  # of η between M-steps: a hundredth of the standard error that a thousand labels leave
+_EM_TOLERANCE = 1e-4  # of η between M-steps: a hundredth of the standard error that a thousand labels leave
+_COARSE_TOLERANCE = 1e-3  # before the population has settled
 
 
 class Estimate(NamedTuple):
@@ -84,22 +82,21 @@ def _alternate(
     fit_tau: bool,
     collectives: Collectives,
 ) -> tuple[SweepResult, Population]:
-    buffer = settings.buffer
-    tolerance = max(settings.sweep_tolerance, _FULL_FIT_TOLERANCE)
-    for _ in range(_MAX_ROUNDS):
-        em = replace(settings, prior=population.prior, link_tau=population.tau, sweep_tolerance=tolerance)
-        sweep = full_batch_em(delta, votes, eta, em, collectives.all_reduce)
-        if not (buffer.fit_prior or fit_tau):
-            return sweep, population
-        columns = vote_columns(delta, votes, sweep.eta, sweep.counts, collectives.gather_rows)
-        fitted = fit_population(columns, population, settings.prior, buffer.fit_prior, fit_tau)
-        fitted = _agree(fitted, collectives, eta.device)
-        moved = _distance(fitted, population)
-        eta, population = sweep.eta, fitted
-        if moved < _ROUND_TOLERANCE:
-            return sweep, population
-    logger.info("the population of annotators still moved by %.3f (log scale) after %d rounds", moved, _MAX_ROUNDS)
-    return sweep, population
+    fit_prior = settings.buffer.fit_prior
+
+    def em(tolerance: float) -> SweepResult:
+        at = replace(settings, prior=population.prior, link_tau=population.tau, sweep_tolerance=tolerance)
+        return full_batch_em(delta, votes, eta, at, collectives.all_reduce)
+
+    for _ in range(_MAX_ROUNDS if fit_prior or fit_tau else 0):
+        sweep = em(max(settings.sweep_tolerance, _COARSE_TOLERANCE))
+        eta = sweep.eta
+        columns = vote_columns(delta, votes, eta, sweep.counts, collectives.gather_rows)
+        fitted = fit_population(columns, population, settings.prior, fit_prior, fit_tau)
+        last, population = population, _agree(fitted, collectives, eta.device)
+        if _distance(last, population) < _ROUND_TOLERANCE:
+            break
+    return em(max(settings.sweep_tolerance, _EM_TOLERANCE)), population
 
 
 def _agree(fitted: Population, collectives: Collectives, device: torch.device) -> Population:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,7 @@ def overconfident_margins(delta: Tensor, votes: Votes) -> str | None:
     """
     signed = votes.sign != 0
     agreed = (votes.sign.double() * delta.double().unsqueeze(-1))[signed]
-    if not agreed.numel() or torch.logsumexp(-agreed, 0).item() > torch.tensor(agreed.numel()).log().item():
+    if not agreed.numel() or torch.logsumexp(-agreed, 0).item() > math.log(agreed.numel()):
         return None
     return (
         "the margins agree with the labels so strongly that no noise is left to estimate (mean exp(-Δ) is at most 1): "
