@@ -36,7 +36,7 @@ class Setting:
     name: str
     invert: float
     one_row_per_vote: bool = False
-    epochs: int = 3  # a pair carries about four votes: three epochs of pairs are as many steps as one of votes
+    epochs: int = 2
     all_votes: bool = False
 
 
@@ -45,8 +45,6 @@ SETTINGS = [
     Setting("grouped, 20 % inverted", 0.2),
     Setting("grouped, 40 % inverted", 0.4),
     Setting("a row a vote", 0.0, one_row_per_vote=True, epochs=1),
-    Setting("a row a vote, 20 % inverted", 0.2, one_row_per_vote=True, epochs=1),
-    Setting("a row a vote, 40 % inverted", 0.4, one_row_per_vote=True, epochs=1),
 ]
 FULL = Setting("grouped, all workers", 0.0, epochs=1, all_votes=True)
 
@@ -75,6 +73,7 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
             "model.data.data_prefix.train": folder / "train.jsonl",
             "model.data.data_prefix.validation": folder / "validation.jsonl",
             "model.data.cache_dir": folder / "cache",
+            "model.rpo.reference_cache": folder / "reference",
             "trainer.dpo.max_epochs": setting.epochs,
             "model.encoder_seq_length": args.max_tokens,
         }

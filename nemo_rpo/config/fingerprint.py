@@ -31,7 +31,6 @@ _FREE = (
     "model.activations_checkpoint_granularity",
     "model.activations_checkpoint_method",
     "model.activations_checkpoint_num_layers",
-    "model.dpo.log_prob_forward_micro_batch_size",
     "model.rpo.reference",
     "model.rpo.reference_cache",
     "model.rpo.step0_tolerance",

@@ -90,6 +90,8 @@ MIRRORS = {
     "trainer.max_time": "exp_manager.max_time_per_run",
     "trainer.max_epochs": "trainer.dpo.max_epochs",
     "trainer.max_steps": "trainer.dpo.max_steps",
+    # Policy and reference share the batch shape: only then is the margin exactly 0 before the first step.
+    "model.dpo.log_prob_forward_micro_batch_size": "model.micro_batch_size",
 }
 
 # Spellings of Lightning, NeMo and Megatron for the same thing.

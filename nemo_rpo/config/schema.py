@@ -67,8 +67,6 @@ class PretrainedConfig:
 @dataclass
 class DPOConfig:
     ref_policy_kl_penalty: Positive | None = None  # β of the preference loss; null: the loss's own default
-    # null: micro_batch_size, so that policy and reference share the batch shape and differ by nothing at step 0.
-    log_prob_forward_micro_batch_size: Count | None = None
     preference_loss: str = "dpo"  # used where model.rpo.base_loss is null
     preference_loss_weight: NonNegative = 1.0
     preference_average_log_probs: bool = False
@@ -130,8 +128,9 @@ class DataConfig(RowFormat):
     pad_length_to_multiple_of: Count = 1
     num_workers: WholeNumber = 2
     cache_dir: str | None = None  # null: .nemo_rpo_cache beside the data
-    default_chosen_reward: float = 1.0
-    default_rejected_reward: float = 0.0
+    # Of responses without one, for losses that need rewards; null: such a loss refuses the data.
+    default_chosen_reward: float | None = None
+    default_rejected_reward: float | None = None
 
 
 @dataclass

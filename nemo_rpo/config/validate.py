@@ -21,6 +21,8 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
+    if cfg.model.rpo.estimator != "ema":
+        raise ConfigError(f"model.rpo.estimator={cfg.model.rpo.estimator} is not connected to the engine yet: set ema")
     base_loss(cfg.model)
     _check_layout(cfg)
     _check_length(cfg)
@@ -110,6 +112,11 @@ def _check_layout(cfg: RunConfig) -> None:
         )
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
+    if model.optim.overlap_param_sync and model.rpo.reference == "swapped":
+        raise ConfigError(
+            "model.optim.overlap_param_sync gathers weights while the reference's are swapped in: "
+            "set model.rpo.reference to resident or cached"
+        )
     if model.optim.overlap_param_sync and model.optim.name != "distributed_fused_adam":
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.name=distributed_fused_adam")
 

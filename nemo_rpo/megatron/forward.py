@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em import Votes
-from nemo_rpo.losses import COLUMNS, PairLogprobs
+from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron.logprob import sequence_logprobs
 
 MicroBatch = dict[str, Tensor]
@@ -41,15 +41,12 @@ def response_logprobs(logits: Tensor, batch: MicroBatch, vocab_size: int) -> tup
     return chosen, rejected
 
 
-def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> PairLogprobs:
-    """What a loss sees of the micro-batch: log-probs, lengths, and every side column that the data carries."""
-    known = {name: column for name, column in COLUMNS.items() if column.source == "row"}
-    responses = {
-        name: (batch[f"{name}_chosen"], batch[f"{name}_rejected"])
-        for name, column in known.items()
-        if column.belongs_to == "response" and f"{name}_chosen" in batch and f"{name}_rejected" in batch
-    }
-    labels = {name: batch[name] for name, column in known.items() if column.belongs_to == "label" and name in batch}
+def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor, default_margin: float | None) -> PairLogprobs:
+    """What a loss sees of the micro-batch: log-probs, lengths, and every side column that the data carries.
+
+    ``margin`` is the data's, else the difference of its rewards, else ``default_margin`` (NeMo-Aligner's default
+    rewards), else absent, and a loss that needs it says so.
+    """
     return PairLogprobs(
         policy_chosen=chosen,
         policy_rejected=rejected,
@@ -57,9 +54,31 @@ def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> PairLo
         reference_rejected=batch.get(REFERENCE_KEYS[1]),
         chosen_length=batch["chosen_length"],
         rejected_length=batch["rejected_length"],
-        response_columns=responses,
-        pair_columns=labels,
+        pair_columns=_label_columns(batch, default_margin),
     )
+
+
+# Label columns of the losses, under the names the data room gives them.
+_LABEL_COLUMNS = {
+    "strength": "strength",
+    "win_rate_chosen": "chosen_win_rate",
+    "win_rate_rejected": "rejected_win_rate",
+}
+
+
+def _label_columns(batch: MicroBatch, default_margin: float | None) -> dict[str, Tensor]:
+    columns = {name: batch[key] for name, key in _LABEL_COLUMNS.items() if key in batch}
+    margin = None if default_margin is None else torch.full_like(batch["sign"][:, 0], default_margin)
+    if "chosen_reward" in batch and "rejected_reward" in batch:
+        margin = _known(batch["chosen_reward"] - batch["rejected_reward"], margin)
+    if "margin" in batch:
+        margin = _known(batch["margin"], margin)
+    return columns if margin is None else columns | {"margin": margin}
+
+
+def _known(values: Tensor, otherwise: Tensor | None) -> Tensor:
+    """``values``, and ``otherwise`` where the data had none (NaN)."""
+    return values if otherwise is None else torch.where(values.isnan(), otherwise, values)
 
 
 def votes_of(batch: MicroBatch) -> Votes:

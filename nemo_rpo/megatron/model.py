@@ -128,13 +128,18 @@ class MegatronGPTRPOModel:
             def loss_func(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
                 chosen, rejected = response_logprobs(logits, batch, self.architecture.vocab_size)
                 loss = self.loss_func(
-                    pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step
+                    self.pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step
                 )
                 return (loss * scale).sum(), {}
 
             return output, logprobs_func if logprobs_only else loss_func
 
         return fwd_output_and_loss_func
+
+    def pair_logprobs(self, batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> PairLogprobs:
+        """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.forward.pair_logprobs`."""
+        rewards = self.cfg.model.data.default_chosen_reward, self.cfg.model.data.default_rejected_reward
+        return pair_logprobs(batch, chosen, rejected, None if None in rewards else rewards[0] - rewards[1])
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
         """What each pair adds to the step's objective ``[pairs]``, 0 where invalid: its loss, or the loss's surrogate

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em import SweepResult, Votes, full_batch_em
-from nemo_rpo.megatron.forward import pair_logprobs, to_device, votes_of
+from nemo_rpo.megatron.forward import to_device, votes_of
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
 from nemo_rpo.megatron.statistics import broadcast_from_last_stage, sum_over_data_parallel
@@ -24,7 +24,7 @@ def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> tuple[Tenso
     for batch in batches:
         for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
             on_device = to_device(micro_batch, model.device)
-            x = pair_logprobs(on_device, logprobs["chosen"], logprobs["rejected"])
+            x = model.pair_logprobs(on_device, logprobs["chosen"], logprobs["rejected"])
             valid, votes = on_device["valid"], votes_of(on_device)
             deltas.append(model.loss.terms(x).delta[valid])
             annotators.append(votes.annotator[valid])

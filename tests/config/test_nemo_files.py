@@ -38,7 +38,7 @@ def test_settings_keep_their_meaning(aligner_yaml: Path) -> None:
     assert cfg.exp_manager.exp_dir == "results"  # null: the default
     assert cfg.exp_manager.wandb_logger_kwargs == {"project": "p", "name": "n"}
     model = cfg.model
-    assert (model.micro_batch_size, model.dpo.log_prob_forward_micro_batch_size) == (2, 2)
+    assert model.micro_batch_size == 2
     assert (model.dpo.preference_loss, model.dpo.sft_average_log_probs) == ("ipo", True)
     assert model.optim.betas == (0.9, 0.95) and model.optim.sched.min_lr == 3e-7
     assert model.data.seq_length == model.encoder_seq_length == 1024  # interpolates a setting the file leaves out
@@ -125,3 +125,9 @@ def test_the_file_that_nemo_aligner_ships() -> None:
     validate_config(cfg)
     assert (cfg.model.optim.lr, cfg.model.dpo.ref_policy_kl_penalty, cfg.trainer.num_nodes) == (9e-6, 0.2, 8)
     assert len(notices) == 1 and "model.megatron_amp_O2" in notices[0]
+
+
+def test_the_reference_runs_in_the_policys_micro_batches(aligner_yaml: Path) -> None:
+    """A larger forward micro-batch would break the step-0 law, so NeMo-Aligner's key may only agree."""
+    with pytest.raises(ConfigError, match=r"set model\.micro_batch_size alone"):
+        load(aligner_yaml, "model.dpo.log_prob_forward_micro_batch_size=8")
