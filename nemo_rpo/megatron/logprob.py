@@ -39,10 +39,9 @@ def token_logprobs(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """
     targets = labels[:, 1:]
     answered = targets != IGNORED
-    # Megatron's cross entropy overwrites fp32 logits in place and needs them contiguous; the copy is its workspace.
-    shifted = mask_padded_vocabulary(logits[:, :-1].float().contiguous(), vocab_size)
-    if shifted.data_ptr() == logits.data_ptr():
-        shifted = shifted.clone()
+    # Masked here and overwritten by Megatron's cross entropy, which wants it contiguous: always a copy, the workspace.
+    workspace = logits[:, :-1].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    shifted = mask_padded_vocabulary(workspace, vocab_size)
     logprobs = -vocab_parallel_cross_entropy(shifted, targets.masked_fill(~answered, 0))
     return torch.where(answered, logprobs, 0.0)
 
