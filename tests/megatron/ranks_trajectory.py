@@ -1,4 +1,4 @@
-"""Whole training runs one after the other on the same ranks; each leaves its loss, gradient norm and every η by step."""
+"""Whole training runs one after the other on the same ranks; each leaves the loss, gradient norm and η of each step."""
 
 from __future__ import annotations
 
