@@ -27,6 +27,7 @@ from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 
 RUN_FILE = "run.json"
+_INDEX_FILES = (".metadata", "metadata.json")
 # Optimizer state in the coordinates of the weights: the one format of the distributed optimizer that every layout
 # reads.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
@@ -132,7 +133,8 @@ def _cause(exc: BaseException) -> str:
     if isinstance(exc, CheckpointException):
         failures = [failure for failure, _ in exc.failures.values()]
         return _cause(failures[0]) if failures else "on another rank"
-    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}"
+    sentence = " ".join(str(exc).split()).split(". ")[0]
+    return f"{type(exc).__name__}: {sentence}" if sentence else type(exc).__name__
 
 
 @contextlib.contextmanager
@@ -141,6 +143,8 @@ def _reading(folder: Path) -> Iterator[None]:
     damage = (CheckpointException, CheckpointingException, OSError, EOFError, pickle.UnpicklingError)
     foreign = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
     try:
+        for name in _INDEX_FILES:  # torch would print a traceback of its own on the way
+            (folder / name).stat()
         yield
     except (*damage, *foreign) as exc:
         failure = exc
@@ -183,11 +187,18 @@ def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
     _load_model_state(model.model, state)
     model.optimizer.load_state_dict(state["optimizer"])
     model.scheduler.load_state_dict(state["scheduler"])
-    model.em.load_state_dict(state["em"])
+    model.em.load_state_dict(_with_newcomers(state["em"], model.em.state_dict()))
     if "random_state" in state:
         torch.set_rng_state(state["random_state"]["cpu"])
         torch.cuda.set_rng_state(state["random_state"]["device"])
         tensor_parallel.get_cuda_rng_tracker().set_states(state["random_state"]["tracker"])
+
+
+def _with_newcomers(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """The saved EM state, continued with the starting values of annotators whose index lies beyond it."""
+    known = saved["eta"].numel()
+    joined = {name: torch.cat((saved[name], fresh[name][known:])) for name in ("eta", "label_counts", "right_sums")}
+    return {**saved, **joined}
 
 
 def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:

@@ -91,7 +91,13 @@ class CheckpointStore:
     def _latest(self) -> Path | None:
         found = self._checkpoints()
         for path in found:
-            read_run(path)
+            try:
+                read_run(path)
+            except CheckpointError as exc:
+                raise CheckpointError(
+                    f"{exc.__cause__}: restore the files of {path}, "
+                    "or move it away to go on from the checkpoint before it"
+                ) from exc
         return found[-1] if found else None
 
     def _checkpoints(self) -> list[Path]:
@@ -116,19 +122,18 @@ class CheckpointStore:
             if final.exists():  # the step was reached a second time, from an older checkpoint: same bits, newer files
                 final.rename(self.folder / f"{_TEMPORARY}replaced")
             writing.rename(final)
+            for path in self._dropped(final):  # renamed first: a removal that is cut short leaves no half checkpoint
+                path.rename(self.folder / f"{_TEMPORARY}dropped-{path.name}")
             self._clear_unfinished()
-            self._prune(final)
 
     def _clear_unfinished(self) -> None:
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _prune(self, newest: Path) -> None:
-        kept = {newest} if self.settings.save_last else set()
+    def _dropped(self, newest: Path) -> set[Path]:
         paths = self._checkpoints()
-        kept |= set(sorted(paths, key=self._rank)[: self.settings.save_top_k])
-        for path in set(paths) - kept:
-            shutil.rmtree(path)
+        kept = sorted(paths, key=self._rank)[: self.settings.save_top_k]
+        return set(paths) - set(kept) - ({newest} if self.settings.save_last else set())
 
     def _rank(self, path: Path) -> tuple[float, int]:
         """Sorts the best first; of one measurement the earliest, unmeasured ones last and the latest of those first."""
