@@ -86,9 +86,12 @@ class AnnotatorTable:
         ]
         return AnnotatorTable([*known, *new])
 
-    def positions(self, table: AnnotatorTable) -> np.ndarray:
-        """Where this table's annotators stand in ``table``, which has them all: int64 [K]."""
-        return np.array([table.index(annotator.id) for annotator in self.annotators], dtype=np.int64)
+    def positions(self, table: AnnotatorTable, unknown: int | None = None) -> np.ndarray:
+        """Where this table's annotators stand in ``table``: int64 [K], ``unknown`` for those it lacks (None: none)."""
+        return np.array(
+            [table.index(a.id) if unknown is None or a.id in table else unknown for a in self.annotators],
+            dtype=np.int64,
+        )
 
     def save(self, path: Path) -> None:
         """JSONL, one annotator a line in index order."""

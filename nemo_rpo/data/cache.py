@@ -101,12 +101,13 @@ class PreferenceCache:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def use_annotators(self, table: AnnotatorTable) -> None:
-        """Index annotators as ``table`` does from now on; it has all of this cache's.
+    def use_annotators(self, table: AnnotatorTable, unknown: int | None = None) -> None:
+        """Index annotators as ``table`` does from now on, and those it lacks as ``unknown`` (None: it has them all).
 
-        On resume it is the checkpoint's table: ``saved.extended(cache.annotators, allow_new=…)``.
+        On resume it is the checkpoint's table: ``saved.extended(cache.annotators, allow_new=…)``; for validation pairs
+        it is that of the training pairs.
         """
-        self._position = self._own_annotators.positions(table)
+        self._position = self._own_annotators.positions(table, unknown)
         self.annotators = table
 
     def votes(self, i: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,12 @@ skipped one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.exact import exactly_summable
@@ -62,9 +64,12 @@ class AnnotatorReliability:
 
     @torch.no_grad()
     def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
-        """w [P], see :func:`nemo_rpo.em.posterior.posterior`; during warm-up with Δ = 0."""
+        """w [P], see :func:`nemo_rpo.em.posterior.posterior`; during warm-up with Δ = 0.
+
+        In evaluation, index K stands for whoever has no η here, and is as reliable as all were at the start.
+        """
         evidence = torch.zeros_like(delta) if self.warming_up else delta
-        return posterior(evidence, votes, self.logit_eta, self.settings.link_tau)
+        return posterior(evidence, votes, self._logit_eta_or_start, self.settings.link_tau)
 
     @torch.no_grad()
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
@@ -124,6 +129,8 @@ class AnnotatorReliability:
         lower, upper = self.settings.eta_bounds
         self.eta = eta.to(self.pending).clamp(lower, upper)
         self.logit_eta = torch.logit(self.eta).float()
+        start = self.settings.eta_init
+        self._logit_eta_or_start = F.pad(self.logit_eta, (0, 1), value=math.log(start / (1 - start)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; valid between steps, when nothing is pending."""

@@ -60,6 +60,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float
     cache = splits["train"].cache
     if checkpoint is not None:
         resume.take_annotators(cfg, checkpoint, cache)
+    if "validation" in splits:
+        splits["validation"].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
     origin = setup.origin(cfg, cache)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)

@@ -309,6 +309,16 @@ def test_resume_keeps_the_indices_of_the_checkpoint(spec):
         saved.extended(cache.annotators, allow_new=False)
 
 
+def test_another_tables_indices_and_one_for_whoever_it_lacks(spec):
+    cache = opened(spec(random_rows(40)))
+    ids = [[cache.annotators.ids[k] for k in cache.pair(i).annotator] for i in range(len(cache))]
+    cache.use_annotators(AnnotatorTable([Annotator("w5", 1, ""), Annotator("w2", 1, "")]), unknown=2)
+    indices = {"w5": 0, "w2": 1}
+    assert [[indices.get(name, 2) for name in names] for names in ids] == [
+        list(cache.pair(i).annotator) for i in range(len(cache))
+    ]
+
+
 def test_bad_settings_and_folders_are_named(spec, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.data\.invalid_pairs is 'ignore'; it can be error or drop"):
         spec(random_rows(1), invalid_pairs="ignore")

@@ -41,6 +41,13 @@ def test_eta_is_fixed_inside_a_step():
     assert torch.equal(before, reliability.posterior(torch.zeros(2), votes_of([0, 1])))
 
 
+def test_a_label_from_outside_the_table_is_believed_as_at_the_start():
+    reliability = AnnotatorReliability(2, EMSettings(eta_init=0.8))
+    reliability.replace(torch.tensor([0.3, 0.6]))
+    w = reliability.posterior(torch.zeros(3), votes_of([0, 1, 2]))
+    torch.testing.assert_close(w, torch.tensor([0.3, 0.6, 0.8]))
+
+
 def test_ties_and_invalid_rows_never_count():
     reliability = AnnotatorReliability(2, EMSettings())
     w = torch.tensor([0.3, float("nan"), 0.6])
