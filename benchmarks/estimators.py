@@ -76,8 +76,13 @@ def sweep(delta: Tensor, votes: Votes, start: float, prior: tuple[float, float] 
 
 
 def rmse(worlds: list[Population], estimator: Callable[[Population], Tensor]) -> float:
-    """Root mean square over annotators, mean over worlds."""
-    return float(np.mean([(estimator(world) - world.eta).square().mean().sqrt().item() for world in worlds]))
+    """Root mean square over the annotators that gave a label (a data set knows no others), mean over worlds."""
+
+    def of_one(world: Population) -> float:
+        occurs = world.votes.annotator.unique()
+        return (estimator(world) - world.eta)[occurs].square().mean().sqrt().item()
+
+    return float(np.mean([of_one(world) for world in worlds]))
 
 
 def errors(worlds: list[Population], condition: str) -> dict[str, float]:

@@ -105,7 +105,7 @@ def train(task: Task, method: str, settings: Settings, seed: int) -> list[float]
             valid = torch.ones(len(rows), dtype=torch.bool)
             reliability.accumulate(w, votes, valid)
             reliability.observe(rows, delta.detach(), valid)
-            reliability.reduce(lambda own: own)
+            reliability.exchange(lambda own: own)
             reliability.commit()
         if method == "ema, sweep at epoch ends" and (step + 1) % steps == 0:
             with torch.no_grad():

@@ -72,7 +72,7 @@ class BufferedReliability(AnnotatorReliability):
     """Reliabilities that are estimated from all margins so far instead of being remembered from step to step.
 
     Drop-in for :class:`AnnotatorReliability`: between refits η stands still, ``accumulate`` has nothing to add, and a
-    step's rows travel as 12 bytes a pair (:meth:`observe`, :meth:`reduce`) whatever the number of annotators. At
+    step's rows travel as 12 bytes a pair (:meth:`observe`, :meth:`exchange`) whatever the number of annotators. At
     commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.estimate.estimate` runs on the buffer. The fitted
     temperature belongs to the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins are
     those of today's policy.
@@ -96,6 +96,7 @@ class BufferedReliability(AnnotatorReliability):
     ) -> None:
         """``votes``: labels of the pairs of ``buffer.block`` [block, V]; may be memory-mapped."""
         super().__init__(num_annotators, settings, device)
+        self.pending = self.pending[:, :0].clone()  # no sums per annotator travel
         if len(votes.sign) != len(buffer.margins):
             raise ConfigError(f"votes of {len(votes.sign)} pairs for a buffer of {len(buffer.margins)}")
         self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
@@ -112,12 +113,12 @@ class BufferedReliability(AnnotatorReliability):
         columns = (index.unsqueeze(-1).view(torch.int32), delta.float().unsqueeze(-1).view(torch.int32))
         self._rows.append(torch.cat(columns, -1))
 
-    def reduce(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+    def exchange(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
         """Brings this step's rows to every rank: int32 [r, 3] -> [R, 3], 12 bytes a pair; not differentiable.
 
         The engine's ``gather_rows`` concatenates over data-parallel ranks and broadcasts from the last pipeline stage.
         """
-        empty = torch.empty(0, 3, dtype=torch.int32, device=self.pending.device)
+        empty = torch.empty(0, 3, dtype=torch.int32, device=self.eta.device)
         self._rows = [gather_rows(torch.cat((empty, *self._rows)))]
 
     @torch.no_grad()

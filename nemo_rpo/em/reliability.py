@@ -55,7 +55,7 @@ class AnnotatorReliability:
 
     @property
     def num_annotators(self) -> int:
-        return self.pending.shape[1]
+        return self.label_counts.numel()
 
     @property
     def warming_up(self) -> bool:
@@ -98,6 +98,9 @@ class AnnotatorReliability:
         """
         all_reduce(self.pending)
 
+    def exchange(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
+        """Brings the margins observed in this step to every rank; the EMA has none, and issues no collective."""
+
     @torch.no_grad()
     def commit(self) -> None:
         r"""Moves the annotators that occurred in this step, and clears ``pending``.
@@ -127,7 +130,7 @@ class AnnotatorReliability:
     def replace(self, eta: Tensor) -> None:
         """Takes reliabilities [K] from elsewhere (a sweep), within clamp and floor."""
         lower, upper = self.settings.eta_bounds
-        self.eta = eta.to(self.pending).clamp(lower, upper)
+        self.eta = eta.to(self.label_counts).clamp(lower, upper)
         self.logit_eta = torch.logit(self.eta).float()
         start = self.settings.eta_init
         self._logit_eta_or_start = F.pad(self.logit_eta, (0, 1), value=math.log(start / (1 - start)))
@@ -149,7 +152,7 @@ class AnnotatorReliability:
         if saved != self.num_annotators:
             raise CheckpointError(f"the checkpoint knows {saved} annotators, the data {self.num_annotators}")
         self.replace(state["eta"])
-        self.label_counts = state["label_counts"].to(self.pending, copy=True)
-        self.right_sums = state["right_sums"].to(self.pending, copy=True)
+        self.label_counts = state["label_counts"].to(self.label_counts, copy=True)
+        self.right_sums = state["right_sums"].to(self.right_sums, copy=True)
         self.step = int(state["step"])
         self.pending.zero_()

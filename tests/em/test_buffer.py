@@ -31,7 +31,7 @@ def step(reliability: BufferedReliability, number: int, size: int = 64, gather=l
     rows = torch.arange(number * size, (number + 1) * size)
     for pair in rows.split(16):
         reliability.observe(pair, CROWD.delta[pair], torch.ones(len(pair), dtype=torch.bool))
-    reliability.reduce(gather)
+    reliability.exchange(gather)
     reliability.commit()
 
 
@@ -97,7 +97,7 @@ def test_invalid_and_non_finite_rows_are_not_recorded():
     reliability = build()
     delta = torch.tensor([1.0, float("nan"), float("inf"), 2.0])
     reliability.observe(torch.arange(4), delta, torch.tensor([True, True, True, False]))
-    reliability.reduce(lambda rows: rows)
+    reliability.exchange(lambda rows: rows)
     reliability.commit()
     assert reliability.buffer.margins[:4].isnan().tolist() == [False, True, True, True]
 
@@ -106,7 +106,7 @@ def test_rollback_forgets_the_step():
     reliability = build()
     reliability.observe(torch.arange(4), torch.ones(4), torch.ones(4, dtype=torch.bool))
     reliability.rollback()
-    reliability.reduce(lambda rows: rows)
+    reliability.exchange(lambda rows: rows)
     reliability.commit()
     assert reliability.buffer.margins.isnan().all()
 
@@ -115,7 +115,7 @@ def test_a_pair_costs_twelve_bytes_on_the_wire():
     sent = []
     reliability = build()
     reliability.observe(torch.arange(4), torch.randn(4), torch.ones(4, dtype=torch.bool))
-    reliability.reduce(lambda rows: sent.append(rows) or rows)
+    reliability.exchange(lambda rows: sent.append(rows) or rows)
     assert sent[0].numel() * sent[0].element_size() == 4 * 12
 
 
@@ -145,7 +145,7 @@ def test_ranks_agree_and_a_checkpoint_fits_other_ranks():
         for number in range(10):
             rows = torch.arange(number * 64, (number + 1) * 64).chunk(2)[rank]
             reliability.observe(rows, CROWD.delta[rows], torch.ones(32, dtype=torch.bool))
-            reliability.reduce(collectives.gather_rows)
+            reliability.exchange(collectives.gather_rows)
             reliability.commit()
         return reliability
 
