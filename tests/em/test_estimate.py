@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nemo_rpo.em import BufferSettings, EMSettings, Votes, estimate, full_batch_em
 
@@ -104,3 +106,19 @@ def test_shards_end_where_the_whole_ends(votes_per_pair):
         assert result.prior == results[0].prior and result.temperature == results[0].temperature
         torch.testing.assert_close(result.eta, whole.eta, rtol=0, atol=1e-6)
         assert math.isclose(result.temperature.value, whole.temperature.value, rel_tol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**16), scale=st.floats(-2, 4), one_sided=st.booleans(), votes_per_pair=st.integers(1, 4))
+def test_odd_data_give_finite_estimates(seed, scale, one_sided, votes_per_pair):
+    """Unrelated margins of any size, ties, repeated annotators, unanimous crowds: finite, within the clamp, no error."""
+    generator = torch.Generator().manual_seed(seed)
+    annotators, pairs = 1 + seed % 20, 1 + seed % 150
+    delta = torch.randn(pairs, generator=generator) * 10**scale
+    sign = torch.randint(-1, 2, (pairs, votes_per_pair), generator=generator)
+    annotator = torch.randint(annotators, sign.shape, generator=generator)
+    votes = Votes(annotator, sign.abs() if one_sided else sign)
+    lenient = replace(SETTINGS, buffer=BufferSettings(min_information=0.0))
+    found = estimate(delta, votes, torch.full((annotators,), 0.9), lenient)
+    assert (found.eta >= 1e-4).all() and (found.eta <= 1 - 1e-4).all()
+    assert all(math.isfinite(x) and x > 0 for x in (*found.prior, found.temperature.value))
