@@ -47,8 +47,8 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     packed = torch.zeros(3 * k + 3, dtype=torch.float64, device=model.device)
     if is_last_stage():
         found = full_batch_em(delta, votes, model.em.eta, model.em.settings, sum_over_data_parallel)
-        scalars = torch.tensor([float(found.log_likelihood), float(found.iterations), float(found.converged)])
-        packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, scalars.to(packed))))
+        scalars = packed.new_tensor([float(found.log_likelihood), float(found.iterations), float(found.converged)])
+        packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, scalars)))
     broadcast_from_last_stage(packed)
     log_likelihood, iterations, converged = packed[3 * k :]
     model.em.replace(packed[:k])
