@@ -56,12 +56,12 @@ def estimate(
             none is identified; see also :class:`nemo_rpo.em.settings.BufferSettings`.
         collectives: per round those of :func:`full_batch_em` and one gather of at most 1.6 MB. None is differentiable.
     """
-    collectives = collectives or Collectives()
+    collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)
     if information <= buffer.min_information:
         untouched = Temperature(start.tau, False, math.inf, "the margins carry too little information")
-        return Estimate(eta.double(), start.prior, untouched, information, None)
+        return Estimate(eta, start.prior, untouched, information, None)
 
     sweep, population = _alternate(delta, votes, eta, settings, start, buffer.fit_temperature, collectives)
     if buffer.fit_temperature:
@@ -119,7 +119,7 @@ def vote_information(delta: Tensor, votes: Votes, eta: Tensor, collectives: Coll
 
     How much of one known answer a label is worth, about: with margins alone, E[(2p-1)²]. One all-reduce of 16 bytes.
     """
-    logit_eta = torch.logit(eta.double())
+    logit_eta = torch.logit(eta)
     totals = torch.zeros(2, dtype=torch.float64, device=eta.device)
     for margin, chunk in chunks(delta, votes):
         sign = chunk.sign.double()
