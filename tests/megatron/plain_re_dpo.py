@@ -23,14 +23,14 @@ LR, MIN_LR, WARMUP, BETAS, EPS, WEIGHT_DECAY, CLIP = 2e-3, 2e-4, 4, (0.9, 0.98),
 Pair = tuple[list[int], list[int], list[int], list[tuple[str, int]]]  # prompt, chosen, rejected, (annotator, ±1)
 
 
-def read_pairs(world: Path) -> list[Pair]:
+def read_pairs(world: Path, file: str = "train.jsonl") -> list[Pair]:
     vocabulary = json.loads((world / "model" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
 
     def ids(text: str) -> list[int]:
         return [vocabulary[word] for word in text.split()]
 
     pairs = []
-    for line in (world / "train.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (world / file).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         votes = [(vote["annotator"], {"a": 1, "b": -1}[vote["vote"]]) for vote in row["votes"] if vote["vote"] != "tie"]
         answers = [[*ids(row[f"response_{side}"]), vocabulary["</s>"]] for side in "ab"]

@@ -5,48 +5,45 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from nemo_rpo.config.load import load_config
-from nemo_rpo.config.validate import validate_config, validate_parallel
+from engine import config, places
+
 from nemo_rpo.training.metrics import read_metrics
 
-CONFIG = Path(__file__).with_name("tiny.yaml")
 
+def run(
+    world: Path,
+    folder: Path,
+    overrides: Sequence[str],
+    around_step: Callable[[Any, int], AbstractContextManager] = lambda trainer, step: nullcontext(),
+) -> list[dict[str, Any]]:
+    """Trains as ``nemo-rpo train`` does; returns ``{"loss", "grad_norm", "eta"}`` of every step, on every rank.
 
-def run(world: Path, folder: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Trains as ``nemo-rpo train`` does; returns ``{"loss", "grad_norm", "eta"}`` of every step, on every rank."""
-    places = [
-        f"pretrained_checkpoint.restore_from_path={world / 'model'}",
-        f"model.data.data_prefix.train={world / 'train.jsonl'}",
-        f"exp_manager.explicit_log_dir={folder}",
-    ]
-    cfg = load_config(str(CONFIG), [*places, *overrides], notify=lambda text: None)
-    validate_config(cfg)
-    validate_parallel(cfg, int(os.environ.get("WORLD_SIZE", "1")))
+    ``around_step(trainer, step)`` is entered for each step.
+    """
+    cfg = config([*places(world, folder), *overrides])
 
     from nemo_rpo.megatron import cpu
 
     cpu.install()
-    from nemo_rpo.training import trainer
     from nemo_rpo.training.run import train
+    from nemo_rpo.training.trainer import RPOTrainer
 
-    eta: list[list[float]] = []
+    eta: list[list[float]] = []  # in no file until the end
+    train_single_step = RPOTrainer.train_single_step
 
-    class Recorder(trainer.RPOTrainer):
-        """The trainer, looked at after each step: η of every annotator is in no file until the end."""
+    def recorded(trainer: RPOTrainer, step: int, batch: Any) -> None:
+        with around_step(trainer, step):
+            train_single_step(trainer, step, batch)
+        eta.append(trainer.model.em.eta.tolist())
 
-        def train_single_step(self, *args: Any) -> None:
-            super().train_single_step(*args)
-            eta.append(self.model.em.eta.tolist())
-
-    original, trainer.RPOTrainer = trainer.RPOTrainer, Recorder
-    try:
+    with mock.patch.object(RPOTrainer, "train_single_step", recorded):
         train(cfg)
-    finally:
-        trainer.RPOTrainer = original
     steps = [row for row in read_metrics(folder) if row["split"] == "train"]
     return [
         {"loss": row["loss"], "grad_norm": row["grad_norm"], "eta": now} for row, now in zip(steps, eta, strict=True)

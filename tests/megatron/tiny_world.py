@@ -17,6 +17,7 @@ GOOD, BAD = (tuple(f"{kind}{i}" for i in range(8)) for kind in ("good", "bad"))
 PLAIN = tuple(f"plain{i}" for i in range(24))
 WORDS = ("<pad>", "<s>", "</s>", *GOOD, *BAD, *PLAIN)  # 43: under TP=2 the padded vocabulary of 48 is split unevenly
 RELIABILITY = {"ann": 0.95, "bob": 0.9, "cas": 0.8, "dee": 0.7, "eve": 0.2, "fay": 0.5}
+STRANGER = "zoe"  # labels validation pairs alone, in the place of ann
 HEADS, GROUPS, HEAD, HIDDEN, FFN, LAYERS = 4, 2, 8, 32, 48, 4
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -135,5 +136,9 @@ def make(folder: Path) -> Path:
     write_model(folder / "model")
     write_rows(folder / "train.jsonl", rows(160, seed=2))
     write_rows(folder / "single.jsonl", rows(48, seed=3, several_votes=False))
-    write_rows(folder / "validation.jsonl", rows(21, seed=4))
+    measured = rows(21, seed=4)
+    for row in measured:
+        for vote in row["votes"]:
+            vote["annotator"] = vote["annotator"].replace("ann", STRANGER)
+    write_rows(folder / "validation.jsonl", measured)
     return folder

@@ -1,0 +1,176 @@
+"""Each rank of ``test_em_step.py``: steps the engine, breaks some of the steps, and writes down what it saw."""
+
+# ruff: noqa: E402 (what makes Megatron-Core run on a CPU comes before its import)
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.megatron import cpu
+
+cpu.install()
+
+import torch
+import torch.distributed as dist
+from engine import Engine, engine, places
+from megatron.core import parallel_state
+
+from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.forward import REFERENCE_KEYS
+from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training.sweep import margins, sweep_reliabilities
+
+STEPS = 3
+POISONED_TOKEN = 19  # "plain0": in some prompts and answers of every batch
+
+
+def em_state(model: MegatronGPTRPOModel) -> dict[str, Any]:
+    em = model.em
+    return {
+        "eta": em.eta.tolist(),
+        "label_counts": em.label_counts.tolist(),
+        "right_sums": em.right_sums.tolist(),
+        "step": em.step,
+    }
+
+
+def everything(model: MegatronGPTRPOModel) -> list[torch.Tensor]:
+    """Copies of all that a skipped step must not touch: weights, moments, EM."""
+    found = [parameter.detach().clone() for chunk in model.model for parameter in chunk.parameters()]
+    for part in getattr(model.optimizer, "chained_optimizers", [model.optimizer]):
+        for state in part.optimizer.state.values():
+            found += [value.clone() for value in state.values() if isinstance(value, torch.Tensor)]
+    return [*found, *(value.clone() for value in model.em.state_dict().values() if isinstance(value, torch.Tensor))]
+
+
+@contextlib.contextmanager
+def gradient_of(model: MegatronGPTRPOModel, value: float) -> Iterator[None]:
+    """Inside the block one parameter's gradient is ``value`` in the backward pass of the last rank, and of no other."""
+    hooks = []
+    if dist.get_rank() == dist.get_world_size() - 1:
+        # Of a norm's weight the tensor-parallel ranks hold equal copies; Megatron's gradient norm looks at the first.
+        parameter = next(p for p in model.model[-1].parameters() if getattr(p, "tensor_model_parallel", False))
+        hooks.append(parameter.register_hook(lambda gradient: torch.full_like(gradient, value)))
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def nan_embedding(model: MegatronGPTRPOModel) -> Iterator[None]:
+    """Inside the block one token's embedding is NaN on the first stage, and so is every log-prob that it reaches."""
+    chunk = model.model[0]
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    rows, original = None, None
+    if parallel_state.is_pipeline_first_stage(ignore_virtual=True):
+        rows = chunk.embedding.word_embeddings.weight.data
+        row = POISONED_TOKEN - parallel_state.get_tensor_model_parallel_rank() * len(rows)
+        if 0 <= row < len(rows):
+            original = rows[row].clone()
+            rows[row] = torch.nan
+    yield
+    if original is not None:
+        rows[row] = original
+
+
+def broken_step(run: Engine, batch: Batch, breaking: Callable[[], contextlib.AbstractContextManager]) -> dict[str, Any]:
+    before = everything(run.model)
+    with breaking():
+        metrics, outcome = run.train_step(batch)
+    after = everything(run.model)
+    same = len(before) == len(after) and all(map(torch.equal, before, after))
+    return {
+        "updated": outcome.updated,
+        "grad_norm": outcome.grad_norm,
+        "loss": metrics["loss"],
+        "unchanged": same,
+        "pending": bool(run.model.em.pending.any()),
+    }
+
+
+def pairs_seen(run: Engine, split: str) -> dict[int, dict[str, Any]]:
+    """Every valid pair of a split that this rank has log-probs of, by its index in the data."""
+    found: dict[int, dict[str, Any]] = {}
+    for batch in run.batches(split):
+        for micro_batch, logprobs in zip(batch, run.model.get_logprob_batch(batch), strict=False):
+            for i in micro_batch["valid"].nonzero().flatten().tolist():
+                index = int(micro_batch["pair_index"][i])
+                assert index not in found
+                found[index] = {
+                    "policy": [logprobs["chosen"][i].item(), logprobs["rejected"][i].item()],
+                    "reference": [micro_batch[key][i].item() for key in REFERENCE_KEYS],
+                    "annotator": micro_batch["annotator"][i].tolist(),
+                    "sign": micro_batch["sign"][i].tolist(),
+                }
+    return found
+
+
+def validation(run: Engine) -> dict[str, Any]:
+    """One pass over the validation pairs: what the metrics say, what the pairs say, and whether the EM noticed."""
+    model, before = run.model, em_state(run.model)
+    model.prepare_for_validation_step()
+    for batch in run.batches("validation"):
+        model.validation_forward(batch)
+    metrics = model.finish_validation_step()
+    _, again = model.get_loss_and_metrics(run.batch(0, "validation"), forward_only=True)
+    noticed = em_state(model) != before or bool(model.em.pending.any())
+    return {"metrics": metrics, "pairs": pairs_seen(run, "validation"), "em noticed": noticed, "first batch": again}
+
+
+def sweep(run: Engine) -> dict[str, Any]:
+    """What this rank brings to the closing EM, and what comes of it."""
+    start = run.model.em.eta.tolist()
+    with run.model.evaluating():
+        delta, votes = margins(run.model, run.batches("sweep"))
+    found = sweep_reliabilities(run.model, run.batches("sweep"))
+    return {
+        "start": start,
+        "delta": delta.tolist(),
+        "annotator": votes.annotator.tolist(),
+        "sign": votes.sign.tolist(),
+        "eta": found.eta.tolist(),
+        "counts": found.counts.tolist(),
+        "iterations": found.iterations,
+        "log_likelihood": float(found.log_likelihood),
+        "model's eta": run.model.em.eta.tolist(),
+    }
+
+
+def experiment(overrides: list[str]) -> dict[str, Any]:
+    with engine(overrides) as run:
+        found: dict[str, Any] = {
+            "first replica of the last stage": parallel.is_last_stage()
+            and parallel_state.get_tensor_model_parallel_rank() == 0
+        }
+        found["steps"] = []
+        for step in range(STEPS):
+            metrics, outcome = run.train_step(run.batch(step))
+            assert outcome.updated
+            found["steps"].append({"metrics": metrics, **em_state(run.model)})
+        batch = run.batch(STEPS)
+        found["nan gradient"] = broken_step(run, batch, lambda: gradient_of(run.model, torch.nan))
+        found["infinite gradient"] = broken_step(run, batch, lambda: gradient_of(run.model, torch.inf))
+        found["nan log-prob"] = broken_step(run, batch, lambda: nan_embedding(run.model))
+        found["after them"] = broken_step(run, batch, contextlib.nullcontext)
+        found["validation"] = validation(run)
+        found["sweep"] = sweep(run)
+    return found
+
+
+def main() -> None:
+    """``argv``: the world's folder, the folder to write ``NAME.RANK.json`` to, a JSON object of name → overrides."""
+    world, out, layouts = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    for name, overrides in layouts.items():
+        files = [*places(world, out / "run"), f"model.data.data_prefix.validation={world / 'validation.jsonl'}"]
+        rank = int(os.environ["RANK"])
+        (out / f"{name}.{rank}.json").write_text(json.dumps(experiment([*files, *overrides])))
+
+
+if __name__ == "__main__":
+    main()
