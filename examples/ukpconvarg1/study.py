@@ -73,6 +73,7 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
             "model.data.data_prefix.train": folder / "train.jsonl",
             "model.data.data_prefix.validation": folder / "validation.jsonl",
             "model.data.cache_dir": folder / "cache",
+            "model.data.group_votes": not setting.one_row_per_vote,
             "model.rpo.reference_cache": folder / "reference",
             "trainer.dpo.max_epochs": setting.epochs,
             "model.encoder_seq_length": args.max_tokens,
@@ -81,7 +82,6 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         call("-m", "nemo_rpo.cli", "train", "--config-path", CONF, "--config-name", "ukpconvarg1", *values, *overrides)
         figures[method] = [row["acc"] for row in read_metrics(run) if row["split"] == "val"]
     annotators = read_annotators(folder / "re_dpo/annotators.csv")
-    figures["workers"] = len(annotators)
     figures |= compare(annotators, read_competence(args.data), set(truth["inverted_workers"]), MIN_VOTES)
     return figures
 
