@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -33,11 +34,8 @@ def run_ranks(
         launcher += [str(script)]
     else:
         launcher += ["--no-python", sys.executable, "-c", textwrap.dedent(script)]
-    paths = [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")]
-    environment = (
-        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(env or {})
-    )
     command = launcher + [str(arg) for arg in args]
+    environment = _environment(env or {})
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -55,3 +53,34 @@ def run_ranks(
             f"{nproc} ranks of {script} ended with {result.returncode}\n{stdout[-3000:]}\n{said[-6000:]}"
         )
     return result
+
+
+def run_apart(arguments: Sequence[str | Path], nproc: int, timeout: float = 240) -> list[tuple[int, str]]:
+    """Runs ``python *arguments`` as ``nproc`` ranks that are started one by one; status and stderr of each.
+
+    No torchrun is there to end the others when one fails: what a rank's status says, it has decided itself.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env=_environment({name: str(value) for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(nproc)
+    ]
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, stderr) for process, stderr in zip(processes, said, strict=True)]
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    paths = [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(env)

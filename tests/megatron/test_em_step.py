@@ -52,11 +52,6 @@ Ranks = list[dict[str, Any]]  # what each rank of a layout saw
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_world.make(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def saw(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
     """Gives what the ranks of a layout saw; they start when the first layout of their number is asked for."""
     folders: dict[int, Path] = {}

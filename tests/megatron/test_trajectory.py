@@ -81,11 +81,6 @@ Trajectory = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_world.make(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
 def committed() -> Trajectory:
     return json.loads((HERE / "trajectory.json").read_text(encoding="utf-8"))
 
