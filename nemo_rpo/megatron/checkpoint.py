@@ -115,7 +115,9 @@ def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) ->
         if torch.distributed.get_rank() == 0:
             (folder / RUN_FILE).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     except (OSError, CheckpointException) as exc:
-        raise CheckpointError(f"the checkpoint {folder} cannot be written ({_cause(exc)})") from exc
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be written ({_cause(exc)}): see that its disk has room and start again"
+        ) from exc
 
 
 def read_run(folder: Path) -> dict[str, Any]:

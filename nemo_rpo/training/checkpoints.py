@@ -148,4 +148,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise CheckpointError(f"the checkpoint {path} cannot be written ({exc.strerror or exc})") from exc
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be written ({exc.strerror or exc}): "
+            "see that its disk has room and start again"
+        ) from exc

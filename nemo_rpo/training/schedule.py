@@ -1,18 +1,15 @@
-"""Which optimizer steps there are, and what happens after which of them:
-
-pure arithmetic, so that a resumed run agrees.
-"""
+"""Which optimizer steps there are and what happens after each: pure arithmetic, so that a resumed run agrees."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from nemo_rpo.config.schema import DPOTrainerConfig
+from nemo_rpo.errors import ConfigError
 
 
 def batches_of(setting: int | float, available: int) -> int:
-    """A float is a share of ``available`` batches (at least one of them, unless it is 0), a whole number counts "
-    "them."""
+    """A float is a share of ``available`` batches (at least one, unless it is 0), a whole number counts them."""
     count = setting if isinstance(setting, int) else max(round(setting * available), 1 if setting else 0)
     return min(count, available)
 
@@ -36,7 +33,10 @@ class Schedule:
 
     @classmethod
     def of(cls, settings: DPOTrainerConfig, data_steps_per_epoch: int) -> Schedule:
+        """Raises :class:`ConfigError` for a run without a step."""
         steps = batches_of(settings.limit_train_batches, data_steps_per_epoch)
+        if steps == 0:
+            raise ConfigError("trainer.dpo.limit_train_batches=0 trains nothing: give a share or a number of batches")
         total = settings.max_epochs * steps
         if settings.max_steps > 0:
             total = min(total, settings.max_steps)
