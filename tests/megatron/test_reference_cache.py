@@ -1,0 +1,198 @@
+"""Reference log-probs are computed once, right, and found again by what a pair holds, never by where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+import tiny_world
+from torchrun import run_ranks
+
+from nemo_rpo.data.build import open_cache
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.errors import ReferencePolicyError
+from nemo_rpo.megatron import reference_cache
+from nemo_rpo.megatron.reference_cache import CachedReference
+
+HERE = Path(__file__).parent
+MADE_WITH = {"weights": "some", "precision": "32"}
+TP, PP, MICRO = (
+    f"model.{name}=" for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size")
+)
+LAYOUTS: dict[int, dict[str, list[str]]] = {
+    1: {"one rank": []},
+    4: {"TP=2 × PP=2": [f"{TP}2", f"{PP}2"], "TP=2 × DP=2": [f"{TP}2", f"{MICRO}2"]},
+}
+
+
+# --- computed on ranks
+
+
+@pytest.fixture(scope="module")
+def computed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """Gives what each rank of a layout found."""
+    folders: dict[int, Path] = {}
+
+    def by(layout: str) -> list[dict[str, Any]]:
+        [ranks] = [count for count, group in LAYOUTS.items() if layout in group]
+        if ranks not in folders:
+            folders[ranks] = tmp_path_factory.mktemp("computed")
+            script = HERE / "ranks_reference_cache.py"
+            run_ranks(script, ranks, world, folders[ranks], json.dumps(LAYOUTS[ranks]), timeout=500)
+        return [json.loads((folders[ranks] / f"{layout}.{rank}.json").read_text()) for rank in range(ranks)]
+
+    return by
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group])
+def test_computed_once_is_computed_live(computed: Callable[[str], list[dict[str, Any]]], layout: str) -> None:
+    [alone] = computed("one rank")
+    for found in computed(layout):
+        for split, pairs in (("sweep", 160), ("validation", 21)):
+            assert found[f"{split}: same batches"] == 0.0
+            logprobs = torch.tensor(found[f"{split}: log-probs"])
+            assert logprobs.shape == (2, pairs) and (logprobs < 0).all()  # every pair, on every rank
+            torch.testing.assert_close(logprobs, torch.tensor(alone[f"{split}: log-probs"]), rtol=0, atol=2e-5)
+        assert found["other batches"] < 2e-5  # another padded length: another order of sums
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group])
+def test_computing_draws_no_random_number(computed: Callable[[str], list[dict[str, Any]]], layout: str) -> None:
+    for found in computed(layout):
+        assert found["sweep: random state"] and found["validation: random state"]
+
+
+# --- kept on disk
+
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return tiny_world.rows(24, seed=8)
+
+
+@pytest.fixture
+def cache_of(world: Path, tmp_path: Path) -> Callable[[Iterable[dict[str, Any]]], PreferenceCache]:
+    def opened(made: Iterable[dict[str, Any]]) -> PreferenceCache:
+        path = tiny_world.write_rows(tmp_path / "train.jsonl", list(made))
+        tokenizer = TokenizerSpec(str(world / "model"), use_chat_template=False)
+        spec = CacheSpec([path], RowFormat(), tokenizer, seq_length=24, group_votes=True, invalid_pairs="error")
+        return open_cache(spec, tmp_path / "cache", num_workers=0)
+
+    return opened
+
+
+@pytest.fixture
+def kept(rows: Rows, cache_of: Callable[..., PreferenceCache], tmp_path: Path) -> Path:
+    """A file of log-probs: -i and -100-i of the i-th row."""
+    numbers = torch.arange(len(rows), dtype=torch.float32).numpy()
+    path = tmp_path / "train.parquet"
+    reference_cache.write(path, CachedReference(-numbers, -100 - numbers), cache_of(rows), MADE_WITH)
+    return path
+
+
+def refusal(path: Path, cache: PreferenceCache, made_with: dict[str, str]) -> str:
+    with pytest.raises(ReferencePolicyError) as caught:
+        reference_cache.read(path, cache, made_with)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path))
+    return str(caught.value)
+
+
+def test_reordered_filtered_and_renamed_pairs_are_found_again(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
+) -> None:
+    chosen_rows = list(range(len(rows)))[::-2]
+    found = reference_cache.read(kept, cache_of({**rows[i], "pair_id": f"new{i}"} for i in chosen_rows), MADE_WITH)
+    assert found.chosen.tolist() == [-i for i in chosen_rows]
+    assert found.rejected.tolist() == [-100 - i for i in chosen_rows]
+
+
+def test_a_batch_gets_the_log_probs_of_its_pairs(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
+) -> None:
+    found = reference_cache.read(kept, cache_of(rows), MADE_WITH)
+    batch = [{"pair_index": torch.tensor([7, 2])}, {"pair_index": torch.tensor([5, -1])}]
+    found.add_ref_policy_logprobs(batch)
+    assert batch[0]["ref_policy_log_probs_chosen"].tolist() == [-7, -2]
+    assert batch[1]["ref_policy_log_probs_rejected"].tolist()[0] == -105
+    assert torch.isfinite(batch[1]["ref_policy_log_probs_chosen"]).all()  # of the row that only fills up, too
+
+
+def test_changed_text_is_not_found(rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]) -> None:
+    changed = [dict(row) for row in rows]
+    changed[3]["response_a"] += " good0"
+    changed[5]["prompt"] = "plain0 " + changed[5]["prompt"]
+    said = refusal(kept, cache_of(changed), MADE_WITH)
+    assert "has no log-probs for pair 'p3'" in said and "train.jsonl:4; 2 such pairs" in said and "delete it" in said
+
+
+def test_a_pair_that_votes_have_turned_is_not_taken_for_the_old_one(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
+) -> None:
+    other = {"a": "b", "b": "a", "tie": "tie"}
+    turned = [dict(row) for row in rows]
+    turned[1]["votes"] = [{**vote, "vote": other[vote["vote"]]} for vote in turned[1]["votes"]]
+    assert "has no log-probs for pair 'p1'" in refusal(kept, cache_of(turned), MADE_WITH)
+
+
+@pytest.mark.parametrize(("name", "value"), [("weights", "others"), ("precision", "bf16")])
+def test_other_weights_or_precision_are_refused(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache], name: str, value: str
+) -> None:
+    said = refusal(kept, cache_of(rows), MADE_WITH | {name: value})
+    assert f"computed with {name} {MADE_WITH[name]}, this run has {value}" in said
+    assert "model.rpo.reference_cache" in said
+
+
+@pytest.mark.parametrize("damage", ["cut", "nonsense"])
+def test_a_damaged_file_is_named(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache], damage: str
+) -> None:
+    kept.write_bytes(kept.read_bytes()[:-100] if damage == "cut" else b"nonsense")
+    said = refusal(kept, cache_of(rows), MADE_WITH)
+    assert "cannot be read" in said and "delete it to compute the reference again" in said
+
+
+def test_writing_leaves_one_whole_file(kept: Path) -> None:
+    assert [path.name for path in kept.parent.glob("*.parquet")] == ["train.parquet"]
+
+
+# --- which weights
+
+
+def fingerprint(folder: Path, content: bytes, name: str = "model.safetensors") -> str:
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    return reference_cache.weights_fingerprint(str(folder))
+
+
+def test_weights_are_told_apart_wherever_they_differ(tmp_path: Path) -> None:
+    """A layer somewhere in the middle of a file of which the beginning, and the size, are the same."""
+    content = bytes(9 << 20)
+    layer = b"\1" * (200 << 10)
+    found = [fingerprint(tmp_path / "zero", content), fingerprint(tmp_path / "same", content)]
+    for place in (3 << 20, len(content) - len(layer)):
+        changed = content[:place] + layer + content[place + len(layer) :]
+        found.append(fingerprint(tmp_path / str(place), changed))
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
+def test_a_small_file_is_read_whole(tmp_path: Path) -> None:
+    content = bytes(1 << 20)
+    plain, last_byte = fingerprint(tmp_path / "a", content), fingerprint(tmp_path / "b", content[:-1] + b"\1")
+    assert plain != last_byte
+    assert plain == fingerprint(tmp_path / "c", content)
+    assert plain != fingerprint(tmp_path / "d", content, "other.safetensors")
