@@ -77,7 +77,26 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
     },
 }
 
+# Other ways through the step, five steps each, under one layout of each number of ranks; these are not committed.
+OBJECTIVES: dict[str, list[str]] = {
+    "a loss that is no mean": ["model.rpo.base_loss=dr_dpo", "model.rpo.enabled=false"],
+    "no reference, warm-up, SFT": [
+        "model.rpo.base_loss=simpo",
+        "model.rpo.objective=weighted",
+        "model.rpo.warmup_steps=2",
+        "model.dpo.sft_loss_weight=0.2",
+    ],
+    "a row a vote": ["model.data.group_votes=false", "model.rpo.alpha_per_labels=4"],
+}
+SPLITS = {1: [], 2: [f"{MICRO}2"], 4: [f"{TP}2", f"{PP}2", f"{MICRO}8"]}
+
 Trajectory = list[dict[str, Any]]
+
+
+def runs_of(ranks: int) -> dict[str, list[str]]:
+    """Name → overrides of everything that one start of ``ranks`` ranks goes through."""
+    five = ["trainer.dpo.max_steps=5", *SPLITS[ranks]]
+    return LAYOUTS[ranks] | {f"{name}, {ranks}": [*five, *run] for name, run in OBJECTIVES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +106,16 @@ def committed() -> Trajectory:
 
 @pytest.fixture(scope="module")
 def launched(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trajectory]:
-    """Gives the trajectory of a layout; its ranks start when the first layout of their number is asked for."""
+    """Gives the trajectory of a run; its ranks start when the first run of their number is asked for."""
     folders: dict[int, Path] = {}
 
-    def trajectory_of(layout: str) -> Trajectory:
-        [ranks] = [count for count, group in LAYOUTS.items() if layout in group]
+    def trajectory_of(name: str) -> Trajectory:
+        [ranks] = [count for count in LAYOUTS if name in runs_of(count)]
         if ranks not in folders:
             folders[ranks] = tmp_path_factory.mktemp("ran")
-            group = LAYOUTS[ranks]
-            run_ranks(HERE / "ranks_trajectory.py", ranks, world, folders[ranks], json.dumps(group), timeout=600)
-        return json.loads((folders[ranks] / f"{layout}.json").read_text(encoding="utf-8"))
+            runs = json.dumps(runs_of(ranks))
+            run_ranks(HERE / "ranks_trajectory.py", ranks, world, folders[ranks], runs, timeout=600)
+        return json.loads((folders[ranks] / f"{name}.json").read_text(encoding="utf-8"))
 
     return trajectory_of
 
@@ -127,6 +146,18 @@ def test_every_layout_gives_the_same_numbers(
     allowed = BF16_TOLERANCE if layout == "bf16" else dict.fromkeys(("loss", "grad_norm", "eta"), TOLERANCE)
     found = largest_differences(launched(layout), committed)
     assert {name: value for name, value in found.items() if not value <= allowed[name]} == {}
+
+
+@pytest.mark.parametrize("ranks", [ranks for ranks in SPLITS if ranks > 1])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_gives_the_same_numbers(
+    objective: str, ranks: int, launched: Callable[[str], Trajectory]
+) -> None:
+    """EM or not, reference or not, mean or not: the engine splits the work without looking at the loss."""
+    one_rank = launched(f"{objective}, 1")
+    assert len(one_rank) == 5 and one_rank[0]["loss"] != one_rank[4]["loss"]
+    found = largest_differences(launched(f"{objective}, {ranks}"), one_rank)
+    assert all(value <= TOLERANCE for value in found.values()), found
 
 
 def test_an_independent_implementation_gives_the_same_numbers(world: Path, committed: Trajectory) -> None:
