@@ -135,6 +135,8 @@ def _cause(exc: BaseException) -> str:
     if isinstance(exc, CheckpointException):
         failures = [failure for failure, _ in exc.failures.values()]
         return _cause(failures[0]) if failures else "on another rank"
+    if isinstance(exc.__context__, OSError):  # Megatron stumbles over its own words on a file that is not there
+        return _cause(exc.__context__)
     sentence = " ".join(str(exc).split()).split(". ")[0]
     return f"{type(exc).__name__}: {sentence}" if sentence else type(exc).__name__
 

@@ -1,0 +1,356 @@
+"""What a person gets wrong: one line that names the thing to change, status 2 on every rank, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .runs import STEPS, World, environment, step
+
+pytestmark = pytest.mark.distributed
+
+HEADS, GROUPS, LAYERS = 4, 2, 2  # of the world's model
+
+
+def refused(world: World, out: Path, *overrides: str, ranks: int = 1) -> str:
+    """The one line that a run says and nothing else, before it has anything to show."""
+    result = world.train(out, *overrides, ranks=ranks, check=False)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert not out.exists() or {path.name for path in out.iterdir()} <= {".lock"}
+    return lines[0].removeprefix("error: ")
+
+
+def each_rank(
+    world: World, out: Path, *overrides: str, ranks: int = 2, before: Callable[[], None] | None = None
+) -> list[tuple[int, str]]:
+    """Status and words of every rank, each started by itself: no torchrun is there to end the others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "nemo_rpo.cli", "train", "--config-name", f"{world.folder}/run.yaml", "--"]
+    command += [f"exp_manager.explicit_log_dir={out}", *overrides]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=environment() | {name: str(value) for name, value in (place | {"RANK": r, "LOCAL_RANK": r}).items()},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=before,
+        )
+        for r in range(ranks)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, stderr) for process, stderr in zip(processes, said, strict=True)]
+
+
+def assert_all_refuse(outcomes: list[tuple[int, str]], message: str) -> None:
+    """Status 2 everywhere; what a rank says of the error is ``message``, and no rank adds a traceback."""
+    assert [status for status, _ in outcomes] == [2] * len(outcomes), outcomes
+    for rank, (_, stderr) in enumerate(outcomes):
+        who = f"error on rank {rank}: " if rank else "error: "
+        assert stderr.splitlines()[-1] == who + message
+        assert "Traceback" not in stderr
+
+
+def rows(world: World) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (world.folder / "train.jsonl").read_text().splitlines()]
+
+
+def data(path: Path, lines: list[Any]) -> str:
+    """Writes rows (a string as the line it is) and returns the setting that trains on them."""
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return f"model.data.data_prefix.train={path}"
+
+
+# --- settings: known before any rank starts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "message"),
+    [
+        (
+            ["model.rpo.etta_init=0.8"],
+            1,
+            "unknown key model.rpo.etta_init, did you mean model.rpo.eta_init? (override model.rpo.etta_init=0.8)",
+        ),
+        (
+            ["model.global_batch_size=10"],
+            2,
+            "model.global_batch_size=10 is no multiple of model.micro_batch_size=2 × 2 data-parallel ranks: "
+            "choose a multiple of 4",
+        ),
+        (
+            ["model.tensor_model_parallel_size=2"],
+            3,
+            "3 ranks are no multiple of model.tensor_model_parallel_size=2: start a multiple of 2",
+        ),
+        (["trainer.devices=4"], 2, "trainer.num_nodes=1 × trainer.devices=4 asks for 4 ranks, but there are 2"),
+        (["model.rpo.alpha=2"], 1, "model.rpo.alpha must be"),
+    ],
+    ids=["unknown-key", "batch", "world-size", "devices", "range"],
+)
+def test_settings(world: World, tmp_path: Path, overrides: list[str], ranks: int, message: str) -> None:
+    assert refused(world, tmp_path / "run", *overrides, ranks=ranks).startswith(message)
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_file(world: World, tmp_path: Path) -> None:
+    said = refused(world, tmp_path / "run", f"model.data.data_prefix.train={tmp_path}/none.jsonl")
+    assert said == f"data file {tmp_path}/none.jsonl does not exist; check model.data.data_prefix"
+
+
+def without(row: dict[str, Any], field: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != field}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda row: without(row, "rejected"),
+            "field 'rejected' is missing; fields seen: annotator, chosen, pair_id, prompt",
+        ),
+        (
+            lambda row: row | {"chosen": " "},
+            "empty completion; set model.data.invalid_pairs=drop to leave such pairs out (1 of 48 pairs)",
+        ),
+        (  # the same words, hence the same tokens
+            lambda row: row | {"chosen": row["rejected"].replace(" ", "  ")},
+            "identical completions; set model.data.invalid_pairs=drop to leave such pairs out (1 of 48 pairs)",
+        ),
+    ],
+    ids=["missing-field", "empty", "identical"],
+)
+def test_bad_row(world: World, tmp_path: Path, spoil: Callable[[dict], dict], message: str) -> None:
+    lines = rows(world)
+    lines[6] = spoil(lines[6])
+    bad = data(tmp_path / "bad.jsonl", lines)
+    assert refused(world, tmp_path / "run", bad) == f"{tmp_path}/bad.jsonl:7: {message}"
+
+
+def test_too_few_rows(world: World, tmp_path: Path) -> None:
+    said = refused(world, tmp_path / "run", data(tmp_path / "few.jsonl", rows(world)[:5]))
+    assert said == (
+        "the data has 5 pairs, fewer than one global batch; lower model.global_batch_size (now 8) or add data"
+    )
+
+
+def test_bad_json_on_every_rank(world: World, tmp_path: Path) -> None:
+    lines: list[Any] = rows(world)
+    lines[4] = json.dumps(lines[4])[:40]
+    outcomes = each_rank(world, tmp_path / "run", data(tmp_path / "bad.jsonl", lines))
+    said = outcomes[0][1].removeprefix("error: ").strip()
+    assert said.startswith(f"{tmp_path}/bad.jsonl:5: bad JSON (")
+    assert_all_refuse(outcomes, said)
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".lock"}
+
+
+# --- model, tokenizer, layout -------------------------------------------------------------------------------------
+
+
+def test_heads_that_tensor_parallel_ranks_do_not_divide(world: World, tmp_path: Path) -> None:
+    outcomes = each_rank(world, tmp_path / "run", "model.tensor_model_parallel_size=3", ranks=3)
+    message = f"model.tensor_model_parallel_size=3 does not divide the model's num_attention_heads={HEADS}; "
+    assert_all_refuse(outcomes, message + "choose a divisor of it")
+
+
+def test_more_stages_than_layers(world: World, tmp_path: Path) -> None:
+    layout = ["model.pipeline_model_parallel_size=2", "model.virtual_pipeline_model_parallel_size=2"]
+    outcomes = each_rank(world, tmp_path / "run", *layout)
+    stages = "model.pipeline_model_parallel_size=2 × virtual_pipeline_model_parallel_size=2 makes 4 stages"
+    assert_all_refuse(outcomes, f"{stages} of the model's num_layers={LAYERS}; make fewer")
+
+
+def test_tokenizer_of_another_model(world: World, tmp_path: Path) -> None:
+    """A word more than the model has: its id would read beyond the embeddings."""
+    shutil.copytree(world.folder / "model", tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
+    size = len(words)
+    words["new"] = size
+    path.write_text(json.dumps(tokenizer))
+    lines = rows(world)
+    lines[3]["chosen"] += " new"
+    said = refused(
+        world, tmp_path / "run", data(tmp_path / "more.jsonl", lines), f"model.tokenizer.type={tmp_path}/tokenizer"
+    )
+    assert said == (
+        f"the tokenizer in {tmp_path}/tokenizer gives ids up to {size}, but the model's vocabulary has {size}: "
+        "set model.tokenizer.type to the tokenizer that belongs to the checkpoint"
+    )
+
+
+def test_weights_that_are_not_there(world: World, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    said = refused(world, tmp_path / "run", f"pretrained_checkpoint.restore_from_path={tmp_path}/none")
+    assert said == f"pretrained_checkpoint.restore_from_path={tmp_path}/none is not a folder on this machine"
+
+    shutil.copytree(world.folder / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    said = refused(world, tmp_path / "run", f"pretrained_checkpoint.restore_from_path={tmp_path}/model")
+    assert said == (
+        f"{tmp_path}/model has no tensor model.layers.1.mlp.up_proj.weight, which its config.json calls for"
+    )
+
+
+# --- the run's folder ---------------------------------------------------------------------------------------------
+
+
+def test_folder_that_cannot_be_made(world: World, tmp_path: Path) -> None:
+    """Rank 0 alone meets it; the others must not wait for it."""
+    (tmp_path / "file").touch()
+    outcomes = each_rank(world, tmp_path / "file" / "run")
+    message = f"the run's folder {tmp_path}/file/run cannot be written (Not a directory): "
+    assert_all_refuse(outcomes, message + "give exp_manager.explicit_log_dir another one")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; run the tests as another user for this one")
+def test_folder_without_permission(world: World, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    said = refused(world, tmp_path / "locked" / "run")
+    assert said.startswith(f"the run's folder {tmp_path}/locked/run cannot be written (Permission denied)")
+
+
+def test_metric_to_keep_the_best_by(world: World, tmp_path: Path) -> None:
+    said = refused(world, tmp_path / "run", "exp_manager.checkpoint_callback_params.monitor=val_los")
+    assert said.startswith("exp_manager.checkpoint_callback_params.monitor=val_los is no figure of the validation; ")
+    assert "val_loss" in said
+
+
+# --- resuming -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(unbroken: Path, tmp_path: Path) -> Path:
+    """A copy of a run whose last checkpoint is gone: the next start has steps to do."""
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    shutil.rmtree(out / "checkpoints" / step(STEPS))
+    return out
+
+
+def latest(out: Path) -> Path:
+    return max((out / "checkpoints").iterdir())
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def not_resumed(world: World, out: Path, *overrides: str) -> str:
+    """The last line of a refused resume, which has changed nothing."""
+    before = content(out)
+    result = world.train(out, *overrides, check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert content(out) == before
+    return result.stderr.splitlines()[-1].removeprefix("error: ")
+
+
+ANOTHER = "or give exp_manager.explicit_log_dir another folder for a new run"
+
+
+def test_unknown_annotator(world: World, stopped: Path, tmp_path: Path) -> None:
+    lines = rows(world)
+    lines[6]["annotator"] = "newcomer"
+    assert not_resumed(world, stopped, data(tmp_path / "new.jsonl", lines)) == (
+        f"{tmp_path}/new.jsonl:7: annotator 'newcomer' is not among the 4 this run knows; "
+        "set model.data.allow_new_annotators=true to let new ones join"
+    )
+
+
+def test_other_labels(world: World, stopped: Path, tmp_path: Path) -> None:
+    """The same pairs by the same annotators, one label changed hands."""
+    lines = rows(world)
+    first, second = lines[0], next(row for row in lines if row["annotator"] != lines[0]["annotator"])
+    first["annotator"], second["annotator"] = second["annotator"], first["annotator"]
+    said = not_resumed(world, stopped, data(tmp_path / "other.jsonl", lines))
+    assert said.startswith(f"{latest(stopped)} was trained on other data or with another tokenizer: ")
+
+
+def test_changed_settings(world: World, stopped: Path) -> None:
+    said = not_resumed(world, stopped, "model.rpo.alpha=0.2", "model.optim.lr=1e-3")
+    assert said == (
+        f"{latest(stopped)} was trained with other settings: model.rpo.alpha was 0.1 and is 0.2; "
+        f"model.optim.lr was 0.004 and is 0.001: set them back, {ANOTHER}"
+    )
+
+
+def test_other_starting_weights(world: World, stopped: Path, unbroken: Path) -> None:
+    """They are the reference too: with others the run would go on towards something else."""
+    said = not_resumed(world, stopped, f"pretrained_checkpoint.restore_from_path={unbroken}/hf")
+    assert said == (
+        f"{latest(stopped)} was not trained from the weights in {unbroken}/hf, which its reference needs: "
+        f"set pretrained_checkpoint.restore_from_path to those, {ANOTHER}"
+    )
+
+
+def test_nothing_to_resume(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert refused(world, out, "exp_manager.resume_ignore_no_checkpoint=false") == (
+        f"no checkpoint in {out}/checkpoints: set exp_manager.resume_ignore_no_checkpoint=true to start a new run"
+    )
+
+
+@pytest.mark.parametrize("file", ["run.json", "annotators.jsonl", ".metadata", "common.pt"])
+def test_checkpoint_with_a_file_gone(world: World, stopped: Path, file: str) -> None:
+    """An error, not a silent start from an older checkpoint or from nothing."""
+    checkpoint = latest(stopped)
+    (checkpoint / file).unlink()
+    said = not_resumed(world, stopped)
+    assert str(checkpoint) in said and file in said and "or move " in said
+
+
+def test_checkpoint_of_another_megatron_core(world: World, stopped: Path) -> None:
+    """0.19 keeps in another file what 0.16 looks for in common.pt."""
+    installed = version("megatron-core")
+
+    checkpoint = latest(stopped)
+    (checkpoint / "common.pt").unlink()
+    run = json.loads((checkpoint / "run.json").read_text())
+    assert run["megatron_core"] == installed
+    (checkpoint / "run.json").write_text(json.dumps(run | {"megatron_core": "0.99.0"}))
+    said = not_resumed(world, stopped)
+    assert said.startswith(f"the checkpoint {checkpoint} cannot be read (")
+    assert said.endswith(f"It was written with Megatron-Core 0.99.0, this is {installed}.")
+
+
+def test_checkpoint_cut_short_on_every_rank(world: World, stopped: Path) -> None:
+    file = latest(stopped) / "__0_0.distcp"
+    os.truncate(file, file.stat().st_size // 2)
+    before = content(stopped)
+    outcomes = each_rank(world, stopped)
+    said = outcomes[0][1].splitlines()[-1].removeprefix("error: ")
+    assert said.startswith(f"the checkpoint {latest(stopped)} cannot be read (")
+    assert_all_refuse(outcomes, said)
+    assert content(stopped) == before
+
+
+def test_damaged_checkpoint_to_start_from(world: World, stopped: Path, tmp_path: Path) -> None:
+    start, file = latest(stopped), latest(stopped) / "__0_0.distcp"
+    os.truncate(file, file.stat().st_size // 2)
+    overrides = [f"pretrained_checkpoint.restore_from_path={start}", f"model.tokenizer.type={world.folder}/model"]
+    said = refused(world, tmp_path / "new", *overrides)
+    assert said.startswith(f"the checkpoint {start} cannot be read (")
