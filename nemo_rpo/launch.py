@@ -89,7 +89,8 @@ def _leave(text: str, status: int) -> int:
     if rank:
         time.sleep(_FIRST_RANK_SPEAKS_S + _BETWEEN_RANKS_S * int(os.environ.get("LOCAL_RANK", "0")))
     print(text.replace("{}", f" on rank {rank}" if rank else "", 1), file=sys.stderr, flush=True)
-    if _world_size() > 1:
+    if _world_size() > 1 or _has_process_group():
+        # Past the interpreter's cleanup too: a process group that is still open has threads, and its destructor aborts.
         sys.stdout.flush()
         os._exit(status)
     return status
@@ -99,8 +100,12 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _close_process_group() -> None:
+def _has_process_group() -> bool:
     # Looked up, not imported: commands that never meet a process group need not load torch.distributed.
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _close_process_group() -> None:
+    if _has_process_group():
+        sys.modules["torch.distributed"].destroy_process_group()
