@@ -114,22 +114,6 @@ def test_stopped_by_its_time_limit(world: World, unbroken: Path, tmp_path: Path)
     assert_same_end(out, unbroken, tmp_path)
 
 
-def test_two_ranks_stopped_by_ctrl_c_and_by_kill(world: World, tmp_path: Path) -> None:
-    """Two data-parallel ranks, each with its half of the optimizer."""
-    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
-    world.train(unbroken, ranks=2)
-    run = world.start(out, ranks=2)
-    run.wait_for_step(3)
-    assert run.interrupt() == 128 + signal.SIGINT
-    said = run.log.read_text()
-    assert said.endswith("interrupted\n") and "Traceback" not in said
-    # The last one: a slow Ctrl-C may find the first run beyond any checkpoint but this.
-    killed = world.train(out, kill_at=f"open .writing-{step(STEPS)}/__1_1.distcp", ranks=2, check=False)
-    assert (killed.returncode, killed.stderr.splitlines()[-1]) == (128 + 9, "error: rank 1 was ended by SIGKILL")
-    world.train(out, ranks=2)
-    assert_same_end(out, unbroken, tmp_path)
-
-
 def test_resumed_under_other_layouts(world: World, unbroken: Path, tmp_path: Path) -> None:
     """TP 2 × PP 2, then DP 2, then one rank: the steps of one run, within 1e-5 of those of one rank all the way."""
     out = tmp_path / "run"
