@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -92,6 +93,9 @@ def _leave(text: str, status: int) -> int:
     if _world_size() > 1 or _has_process_group():
         # Past the interpreter's cleanup too: a process group that is still open has threads, and its destructor aborts.
         sys.stdout.flush()
+        # Past that cleanup nobody ends the writers of a checkpoint that failed; they would hold the terminal's pipe open.
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(status)
     return status
 
