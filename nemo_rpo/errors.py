@@ -17,6 +17,17 @@ class DataError(RPOError, ValueError):
     """A row, file or data set that cannot be trained on; the message names the file and row."""
 
 
+class RowError(DataError):
+    """A row that cannot be used; its text is ``file:row: problem``, its ``kind`` one word to count such rows by."""
+
+    def __init__(self, file: str, row: int, problem: str, kind: str = "bad_field") -> None:
+        super().__init__(file, row, problem, kind)
+        self.file, self.row, self.problem, self.kind = file, row, problem, kind
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}: {self.problem}"
+
+
 class CheckpointError(RPOError, RuntimeError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
 

@@ -1,7 +1,8 @@
-"""Records of JSONL, gzipped JSONL and Parquet files, each with the file and row it came from."""
+"""Records of JSONL, CSV, Parquet and saved Hugging Face data sets, each with the file and row it came from."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.errors import DataError, missing_extra
+from nemo_rpo.data import saved_dataset
+from nemo_rpo.errors import DataError, RowError, missing_extra
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -28,27 +30,38 @@ class Record:
         return f"{self.file}:{self.row}"
 
 
-def as_paths(paths: Paths) -> list[Path]:
-    """One file or several; raises :class:`DataError` for a file that is not there."""
+def as_paths(paths: Paths, *, setting: str = "model.data.data_prefix", folders: bool = False) -> list[Path]:
+    """One file or several; raises :class:`DataError`, naming the ``setting`` at fault, for a file that is not there.
+
+    With ``folders``, a folder that ``datasets.Dataset.save_to_disk`` wrote counts as a file.
+    """
     listed = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not listed:
-        raise DataError("no data file given; set model.data.data_prefix")
+        raise DataError(f"no data file given; set {setting}")
     for path in listed:
         if path.is_dir():
-            raise DataError(f"{path} is a folder; name the JSONL, JSONL.gz or Parquet files in it")
-        if not path.is_file():
-            raise DataError(f"data file {path} does not exist; check model.data.data_prefix")
+            if not folders:
+                raise DataError(f"{path} is a folder; name the JSONL, JSONL.gz or Parquet files in it")
+            saved_dataset.check(path)
+        elif not path.is_file():
+            raise DataError(f"data file {path} does not exist; check {setting}")
     return listed
 
 
 def read_records(path: Path) -> Iterator[Record | DataError]:
     """The rows of one file in order; a line that is no JSON object is yielded as its error, and reading goes on.
 
+    The name decides the format: ``.parquet``, ``.csv`` (a header line; every value is a string, an empty one absent), a
+    folder (a saved Hugging Face data set), anything else JSONL, gzipped if it ends in ``.gz``.
+
     Damage that ends the file (a truncated gzip or Parquet, an unreadable disk) and a file without rows are raised.
     """
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
+    if path.is_dir():
+        rows = enumerate(saved_dataset.read(path), start=1)
+    else:
+        rows = _BY_SUFFIX.get(path.suffix, _jsonl_rows)(path)
     row = 0
     for row, fields in rows:
         yield fields if isinstance(fields, DataError) else Record(str(path), row, fields)
@@ -85,13 +98,33 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
             # utf-8-sig: editors on Windows put a byte-order mark at the head of the file.
             fields = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
         except UnicodeDecodeError as exc:
-            yield row, DataError(f"{path}:{row}: not UTF-8 ({exc.reason} at byte {exc.start})")
+            yield row, RowError(str(path), row, f"not UTF-8 ({exc.reason} at byte {exc.start})", "bad_encoding")
         except json.JSONDecodeError as exc:
-            yield row, DataError(f"{path}:{row}: bad JSON ({exc.msg} at column {exc.colno})")
+            yield row, RowError(str(path), row, f"bad JSON ({exc.msg} at column {exc.colno})", "bad_json")
         else:
             if not isinstance(fields, dict):
-                fields = DataError(f"{path}:{row}: expected a JSON object a line, found a {type(fields).__name__}")
+                found = type(fields).__name__
+                fields = RowError(str(path), row, f"expected a JSON object a line, found a {found}", "bad_json")
             yield row, fields
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """Rows are numbered as their last line is, the header being line 1."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            for fields in reader:
+                if "" in fields:
+                    problem = f"{len(fields[''])} values more than the header has columns"
+                    yield reader.line_num, RowError(str(path), reader.line_num, problem)
+                else:
+                    yield reader.line_num, {name: value for name, value in fields.items() if value}
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{path} is not UTF-8 ({exc.reason}); save it as UTF-8") from exc
+    except csv.Error as exc:
+        raise DataError(f"{path}:{reader.line_num}: bad CSV ({exc})") from exc
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read ({exc.strerror or exc})") from exc
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -106,6 +139,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield row, fields
         except (pyarrow.ArrowException, OSError) as exc:
             raise DataError(f"{path}:{row + 1}: damaged Parquet ({_first_line(exc)}); copy the file again") from exc
+
+
+_BY_SUFFIX = {".parquet": _parquet_rows, ".csv": _csv_rows}
 
 
 def _open_parquet(path: Path) -> Any:

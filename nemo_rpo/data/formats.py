@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 from nemo_rpo.data.files import Paths, Record, as_paths, read_records
 from nemo_rpo.data.layouts import ranked, voted, winner
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError, DataError, RowError
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,12 @@ def detect_layout(record: Record) -> str:
     for name, layout in LAYOUTS.items():
         if layout.recognises(record.fields):
             return name
-    raise DataError(
-        f"{record.where}: no known layout has these fields: {', '.join(sorted(record.fields)) or 'none'}; "
-        f"rename them, or set model.data.layout to one of {', '.join(LAYOUTS)}"
+    raise RowError(
+        record.file,
+        record.row,
+        f"no known layout has these fields: {', '.join(sorted(record.fields)) or 'none'}; "
+        f"rename them, or set model.data.layout to one of {', '.join(LAYOUTS)}",
+        "unknown_layout",
     )
 
 
@@ -63,10 +68,18 @@ def parse(record: Record, keys: RowFormat, layout: str) -> PreferenceRow:
     return LAYOUTS[layout].parse(record, keys)
 
 
+class Parsed(NamedTuple):
+    """A record, the layout it was read under, and the row it says."""
+
+    record: Record
+    layout: str
+    row: PreferenceRow
+
+
 def read_rows(
     paths: Paths, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[PreferenceRow]:
-    """The rows of one or several files (``.parquet``, ``.gz``, anything else is JSONL), in order.
+    """The rows of one or several files, in order; see :func:`nemo_rpo.data.files.read_records` for their formats.
 
     Args:
         paths: files of one layout each.
@@ -78,10 +91,18 @@ def read_rows(
         DataError: a file that is missing, empty or damaged; without ``on_error`` also the first bad row.
         ConfigError: an unknown layout.
     """
+    for parsed in read_parsed(as_paths(paths), keys, on_error):
+        yield parsed.row
+
+
+def read_parsed(
+    paths: list[Path], keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
+) -> Iterator[Parsed]:
+    """:func:`read_rows` with the records themselves; ``paths`` come from :func:`nemo_rpo.data.files.as_paths`."""
     keys = keys or RowFormat()
     if keys.layout != "auto" and keys.layout not in LAYOUTS:
         raise ConfigError(f"model.data.layout is '{keys.layout}'; it can be auto, {', '.join(LAYOUTS)}")
-    for path in as_paths(paths):
+    for path in paths:
         layout = None if keys.layout == "auto" else keys.layout
         for record in read_records(path):
             try:
@@ -96,4 +117,4 @@ def read_rows(
                     raise
                 on_error(exc)
             else:
-                yield row
+                yield Parsed(record, layout, row)

@@ -5,8 +5,6 @@ Shapes: T texts (distinct prompt with its two responses), n pairs, v votes, r ro
 
 from __future__ import annotations
 
-import hashlib
-import json
 from array import array
 from dataclasses import dataclass
 
@@ -14,7 +12,8 @@ import numpy as np
 
 from nemo_rpo.data import columns as side_columns
 from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.rows import PreferenceRow, Text
+from nemo_rpo.data.identity import PairIndex
+from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import DataError
 
 
@@ -64,8 +63,7 @@ class PairTable:
 class PairLedger:
     """Reads rows one by one and keeps of each what :class:`PairTable` needs: some hundred bytes, never its text.
 
-    Two rows speak of the same pair if they have the same pair id or, both without one, the same prompt and the same two
-    responses in either order.
+    :class:`nemo_rpo.data.identity.PairIndex` says which rows speak of the same pair.
 
     Args:
         group_votes: all labels of a pair make one pair with several votes, chosen being the response with most of them
@@ -74,10 +72,7 @@ class PairLedger:
 
     def __init__(self, group_votes: bool) -> None:
         self.group_votes = group_votes
-        self._texts: dict[str, int] = {}  # pair id or content hash -> text
-        self._digests: list[bytes] = []  # of each text: prompt, first and second response
-        self._first = array("q")  # of each text: the entry that brought it
-        self._ids: list[str] = []
+        self._texts = PairIndex()
         self._files: dict[str, int] = {}
         # One entry a row.
         self._row_text, self._row_turned, self._row_gold = array("q"), array("b"), array("b")
@@ -94,29 +89,9 @@ class PairLedger:
         Raises:
             DataError: the row has the pair id of an earlier one and other texts, or another gold label.
         """
-        digests = (_digest(row.prompt), _digest(row.chosen), _digest(row.rejected))
-        content = _content_id(*digests)
-        # An id of the data and a content hash never meet: the hash is not looked up where there is an id.
-        key = content if row.pair_id is None else f"id:{row.pair_id}"
-        text = self._texts.setdefault(key, len(self._digests))
-        new = text == len(self._digests)
-        if new:
-            self._digests.append(b"".join(digests))
-            self._first.append(self.rows)
-            self._ids.append(content if row.pair_id is None else row.pair_id)
-        self._enter(row, text, self._is_turned(row, text, digests))
-        return text if new else None
-
-    def _is_turned(self, row: PreferenceRow, text: int, digests: tuple[bytes, bytes, bytes]) -> bool:
-        prompt, chosen, rejected = digests
-        if prompt + chosen + rejected == self._digests[text]:
-            return False
-        if prompt + rejected + chosen == self._digests[text]:
-            return True
-        raise DataError(
-            f"{row.where}: pair_id '{row.pair_id}' already stands for other texts at {self._where(self._first[text])}; "
-            "give each pair its own id, or set model.data.pair_id_key to the field that has it"
-        )
+        sighting = self._texts.find(row)
+        self._enter(row, sighting.text, sighting.turned)
+        return sighting.text if sighting.new else None
 
     def _enter(self, row: PreferenceRow, text: int, turned: bool) -> None:
         entry = self.rows
@@ -164,7 +139,7 @@ class PairLedger:
         return PairTable(
             text=text,
             turned=turned,
-            pair_id=[self._ids[t] for t in text],
+            pair_id=[self._texts.ids[t] for t in text],
             vote_start=np.concatenate([[0], np.cumsum(np.bincount(member, minlength=len(entry)))]).astype(np.int64),
             annotator=annotator,
             sign=(sign * np.where(turned, -1, 1)[member]).astype(np.int8),
@@ -208,12 +183,11 @@ class PairLedger:
 
     def _gold(self) -> np.ndarray:
         """Gold of each text in the text's own order, int64 [T]."""
-        gold = np.zeros(len(self._digests), dtype=np.int64)
+        gold = np.zeros(len(self._texts), dtype=np.int64)
         for entry, (text, value) in enumerate(zip(self._row_text, self._row_gold, strict=True)):
             if value and gold[text] == -value:
-                raise DataError(
-                    f"{self._where(entry)}: pair '{self._ids[text]}' has the opposite gold label in an earlier row"
-                )
+                pair = self._texts.ids[text]
+                raise DataError(f"{self._where(entry)}: pair '{pair}' has the opposite gold label in an earlier row")
             gold[text] = value or gold[text]
         return gold
 
@@ -228,7 +202,7 @@ class PairLedger:
         if not self.group_votes:
             return {name: values[entry] for name, values in by_row.items()}
         row_text = _as(self._row_text, np.int64)
-        return {name: _mean_by(row_text, values, len(self._digests))[text] for name, values in by_row.items()}
+        return {name: _mean_by(row_text, values, len(self._texts))[text] for name, values in by_row.items()}
 
 
 def _mean_by(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
@@ -236,16 +210,6 @@ def _mean_by(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
     total = np.bincount(group[known], weights=values[known], minlength=groups)
     count = np.bincount(group[known], minlength=groups)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
-
-
-def _digest(text: Text) -> bytes:
-    # The type is hashed too: a message list is not the text that happens to spell it.
-    content = "s" + text if isinstance(text, str) else "m" + json.dumps(text, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _content_id(prompt: bytes, chosen: bytes, rejected: bytes) -> str:
-    return hashlib.blake2b(prompt + b"".join(sorted((chosen, rejected))), digest_size=16).hexdigest()
 
 
 def _as(values: array, dtype: type) -> np.ndarray:

@@ -9,7 +9,7 @@ from nemo_rpo.data.columns import ALIASES
 from nemo_rpo.data.files import Record
 from nemo_rpo.data.rows import Messages, Text
 from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, RowError
 
 
 class Fields:
@@ -20,8 +20,8 @@ class Fields:
         self.values = record.fields if values is None else values
         self.path = path
 
-    def error(self, problem: str) -> DataError:
-        return DataError(f"{self.record.where}: {problem}")
+    def error(self, problem: str, kind: str = "bad_field") -> DataError:
+        return RowError(self.record.file, self.record.row, problem, kind)
 
     def require(self, name: str) -> Any:
         """The value of a field that must be there and not null."""
@@ -39,7 +39,8 @@ class Fields:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as exc:  # half an emoji, cut by a program that counts UTF-16 units: JSON lets it pass
-            raise self.error(f"field '{self.path}{name}' has a lone surrogate at character {exc.start}") from exc
+            problem = f"field '{self.path}{name}' has a lone surrogate at character {exc.start}"
+            raise self.error(problem, "bad_encoding") from exc
         return value
 
     def conversation(self, name: str) -> Text:

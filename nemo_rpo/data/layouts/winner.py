@@ -8,6 +8,7 @@ from nemo_rpo.data.rows import Messages, PreferenceRow, Text, Vote
 from nemo_rpo.data.settings import RowFormat
 
 ASSISTANT_TURN = "\n\nAssistant:"  # as in Anthropic's HH data, the usual plain text without a prompt field
+_PROMPTS_DIFFER = "different_prompts"
 
 
 def nemo_aligner(record: Record, keys: RowFormat) -> PreferenceRow:
@@ -31,7 +32,9 @@ def hf(record: Record, keys: RowFormat) -> PreferenceRow:
         # Data sets in the manner of UltraFeedback repeat the prompt at the head of both sides.
         shared, chosen, rejected = _split_messages(fields, chosen, rejected)
         if prompt is not None and not _says(shared, prompt):
-            raise fields.error("'chosen' and 'rejected' are whole conversations, and field 'prompt' is not in them")
+            raise fields.error(
+                "'chosen' and 'rejected' are whole conversations, and field 'prompt' is not in them", _PROMPTS_DIFFER
+            )
         prompt = shared
     return _row(fields, keys, prompt, chosen, rejected)
 
@@ -58,7 +61,8 @@ def _split_messages(fields: Fields, chosen: Messages, rejected: Messages) -> tup
         if side[shared]["role"] != "assistant":
             raise fields.error(
                 f"'chosen' and 'rejected' answer different prompts: message {shared + 1} of '{name}' is the first that "
-                f"differs and is the {side[shared]['role']}'s"
+                f"differs and is the {side[shared]['role']}'s",
+                _PROMPTS_DIFFER,
             )
     if shared == 0:
         raise fields.error("field 'prompt' is missing, and 'chosen' and 'rejected' start with the response")
@@ -73,7 +77,8 @@ def _split_dialogue(fields: Fields, chosen: str, rejected: str) -> tuple[str, st
         # The longest common prefix would cut inside a word, or take the shared first words of two answers for a prompt.
         raise fields.error(
             f"field 'prompt' is missing, and 'chosen' and 'rejected' share no {ASSISTANT_TURN.strip()!r} turn to "
-            f"end one; fields seen: {', '.join(sorted(fields.values))}"
+            f"end one; fields seen: {', '.join(sorted(fields.values))}",
+            _PROMPTS_DIFFER if ASSISTANT_TURN in chosen and ASSISTANT_TURN in rejected else "bad_field",
         )
     cut = turn + len(ASSISTANT_TURN)
     return chosen[:cut], chosen[cut:], rejected[cut:]

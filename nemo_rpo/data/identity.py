@@ -1,0 +1,84 @@
+"""Which rows speak of the same pair."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from nemo_rpo.data.rows import PreferenceRow, Text
+from nemo_rpo.errors import RowError
+
+
+class Sighting(NamedTuple):
+    """A pair as one row shows it.
+
+    Attributes:
+        text: index of the pair; it counts up from 0 in the order of first rows.
+        new: whether no earlier row showed it.
+        turned: whether the row's ``chosen`` is the first row's ``rejected``.
+    """
+
+    text: int
+    new: bool
+    turned: bool
+
+
+class PairIndex:
+    """Numbers pairs as they come by; holds some hundred bytes a pair, never its text.
+
+    Two rows speak of the same pair if they have the same pair id or, both without one, the same prompt and the same two
+    responses in either order.
+
+    Attributes:
+        ids: of each pair, the file's id or the hash of the content.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self._texts: dict[str, int] = {}  # pair id or content hash -> text
+        self._digests: list[bytes] = []  # prompt, first and second response
+        self._files: dict[str, str] = {}
+        self._first: list[tuple[str, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, row: PreferenceRow) -> Sighting:
+        """Raises :class:`RowError` if the row has the pair id of an earlier one and other texts."""
+        digests = (_digest(row.prompt), _digest(row.chosen), _digest(row.rejected))
+        content = _content_id(*digests)
+        # An id of the data and a content hash never meet: the hash is not looked up where there is an id.
+        key = content if row.pair_id is None else f"id:{row.pair_id}"
+        text = self._texts.setdefault(key, len(self))
+        if text < len(self):
+            return Sighting(text, False, self._is_turned(row, text, digests))
+        self._digests.append(b"".join(digests))
+        self._first.append((self._files.setdefault(row.file, row.file), row.row))
+        self.ids.append(content if row.pair_id is None else row.pair_id)
+        return Sighting(text, True, False)
+
+    def _is_turned(self, row: PreferenceRow, text: int, digests: tuple[bytes, bytes, bytes]) -> bool:
+        prompt, chosen, rejected = digests
+        if prompt + chosen + rejected == self._digests[text]:
+            return False
+        if prompt + rejected + chosen == self._digests[text]:
+            return True
+        file, number = self._first[text]
+        raise RowError(
+            row.file,
+            row.row,
+            f"pair_id '{row.pair_id}' already stands for other texts at {file}:{number}; "
+            "give each pair its own id, or set model.data.pair_id_key to the field that has it",
+            "pair_id_conflict",
+        )
+
+
+def _digest(text: Text) -> bytes:
+    # The type is hashed too: a message list is not the text that happens to spell it.
+    content = "s" + text if isinstance(text, str) else "m" + json.dumps(text, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _content_id(prompt: bytes, chosen: bytes, rejected: bytes) -> str:
+    return hashlib.blake2b(prompt + b"".join(sorted((chosen, rejected))), digest_size=16).hexdigest()
