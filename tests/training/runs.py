@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -68,13 +67,13 @@ class World:
         *overrides: str,
         ranks: int = 1,
         check: bool = True,
-        kill_at: str = "",
+        stop_at: str = "",
         before: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs to the end, or to ``kill_at`` (see ``saboteur/``); ``before`` is called in the new process."""
+        """Runs to the end, or to ``stop_at`` (see ``saboteur/``); ``before`` is called in the new process."""
         result = subprocess.run(
             self.command(out, *overrides, ranks=ranks),
-            env=environment(kill_at),
+            env=environment(stop_at),
             capture_output=True,
             text=True,
             timeout=240,
@@ -126,16 +125,11 @@ class Run:
         self.process.wait()
         psutil.wait_procs(tree, timeout=30)
 
-    def interrupt(self) -> int:
-        """Ctrl-C at the launcher; returns its status."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=60)
 
-
-def environment(kill_at: str = "") -> dict[str, str]:
+def environment(stop_at: str = "") -> dict[str, str]:
     paths = [str(Path(__file__).parent / "saboteur"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "KILL_AT": kill_at}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "STOP_AT": stop_at}
 
 
 def steps_done(out: Path) -> int:

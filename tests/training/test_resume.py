@@ -79,7 +79,7 @@ def test_killed_while_a_checkpoint_is_written(world: World, unbroken: Path, tmp_
         "os.rename .hf.partial",
     ):
         before = whole(out)
-        assert world.train(out, kill_at=moment, check=False).returncode == -signal.SIGKILL
+        assert world.train(out, stop_at=f"kill {moment}", check=False).returncode == -signal.SIGKILL
         assert before[-1:] <= whole(out)[-1:] and not (out / "hf").exists()
         assert all((out / "checkpoints" / name / "annotators.jsonl").exists() for name in whole(out))
     world.train(out)
@@ -111,6 +111,20 @@ def test_stopped_by_its_time_limit(world: World, unbroken: Path, tmp_path: Path)
         assert f"stopped at step {done}: exp_manager.max_time_per_run is nearly over" in stderr
         assert step(done) in checkpoints(out) and not (out / "hf").exists()
     world.train(out)
+    assert_same_end(out, unbroken, tmp_path)
+
+
+def test_two_ranks_stopped_by_ctrl_c_and_by_kill(world: World, tmp_path: Path) -> None:
+    """Two data-parallel ranks, each with its half of the optimizer, stopped while a checkpoint is written."""
+    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
+    world.train(unbroken, ranks=2)
+    interrupted = world.train(out, stop_at=f"interrupt os.rename .writing-{step(4)}", ranks=2, check=False)
+    assert interrupted.returncode == 128 + signal.SIGINT
+    assert interrupted.stderr.endswith("interrupted\n") and "Traceback" not in interrupted.stderr
+    assert whole(out) == [step(2)]
+    killed = world.train(out, stop_at=f"kill open .writing-{step(6)}/__1_0.distcp", ranks=2, check=False)
+    assert (killed.returncode, killed.stderr.splitlines()[-1]) == (128 + 9, "error: rank 1 was ended by SIGKILL")
+    world.train(out, ranks=2)
     assert_same_end(out, unbroken, tmp_path)
 
 
