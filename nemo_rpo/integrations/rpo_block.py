@@ -1,0 +1,105 @@
+"""The ``rpo`` block where another trainer holds the configuration: the same settings, under that trainer's key."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import is_dataclass
+from typing import Any, TypeVar
+
+from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
+from nemo_rpo.config.typed import Mismatch, convert, hints_of
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.losses import COLUMNS, PreferenceLoss
+from nemo_rpo.losses.options import nearest
+from nemo_rpo.losses.reduction import Mean
+
+Settings = TypeVar("Settings")
+
+# Where the reference's weights wait is the host trainer's business.
+_OF_THE_ENGINE = ("reference", "reference_cache", "step0_tolerance")
+
+
+def rpo_config(
+    values: RPOConfig | Mapping[str, Any] | None, block: str, schema: type[Settings] = RPOConfig, sweeps: bool = False
+) -> Settings:
+    """The settings of a block, over the defaults of ``schema``, checked.
+
+    Args:
+        values: what the user wrote: a mapping, the dataclass itself, or None for the defaults.
+        block: the block's name in the user's configuration, for messages (``dpo.robust``).
+        schema: :class:`RPOConfig`, or a dataclass that adds a stack's own keys to it.
+        sweeps: the stack can run full-batch sweeps.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value of another type or out of its range, or a
+            setting that this stack would ignore.
+    """
+    cfg = values if isinstance(values, schema) else _section(schema, {} if values is None else values, block)
+    try:
+        cfg.validate()
+    except ConfigError as exc:
+        raise ConfigError(str(exc).replace("model.rpo.", f"{block}.")) from exc
+    _refuse_ignored(cfg, block, sweeps)
+    return cfg
+
+
+def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collection[str] = ()) -> PreferenceLoss:
+    """The base loss of the block, where all there is are log-probs of policy and reference, and lengths.
+
+    Args:
+        rpo: the block. dpo: the host trainer's settings of the loss, under this package's names.
+        columns: side columns that the stack has beside them.
+
+    Raises:
+        ConfigError: an unknown loss or option, a loss that needs more or is no mean over pairs, or one that the EM must
+            not be put on top of.
+    """
+    try:
+        loss = base_loss(ModelConfig(dpo=dpo, rpo=rpo))
+    except ConfigError as exc:
+        raise ConfigError(str(exc).replace("model.rpo.", f"{block}.")) from exc
+    missing = sorted(loss.needs - {"policy", "reference", "lengths", *columns})
+    if missing:
+        described = "; ".join(f"'{name}' ({COLUMNS[name].meaning})" for name in missing)
+        raise ConfigError(
+            f"{block}.base_loss={loss.name} needs more than the log-probs that this trainer gives: {described}; "
+            "choose another loss, or train with this package's own engine"
+        )
+    if not isinstance(loss.reduction, Mean):
+        raise ConfigError(
+            f"{block}.base_loss={loss.name} weighs every pair by the whole global batch, which this trainer never has "
+            "in one place: choose another loss, or train with this package's own engine"
+        )
+    return loss
+
+
+def _section(schema: type[Settings], values: Mapping[str, Any], block: str) -> Settings:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{block} must be a mapping of settings; got {values!r}")
+    hints = hints_of(schema)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"unknown key {block}.{key}{nearest(key, hints)}")
+    return schema(**{key: _setting(hints[key], value, f"{block}.{key}") for key, value in values.items()})
+
+
+def _setting(hint: Any, value: Any, path: str) -> Any:
+    if is_dataclass(hint):
+        return value if isinstance(value, hint) else _section(hint, value, path)
+    try:
+        return convert(hint, value)
+    except Mismatch as exc:
+        raise ConfigError(f"{path} must be {exc}; got {value!r}") from exc
+
+
+def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool) -> None:
+    if cfg.estimator != "ema":
+        raise ConfigError(f"{block}.estimator={cfg.estimator} needs this package's own engine: set ema")
+    if cfg.sweep != "none" and not sweeps:
+        raise ConfigError(f"{block}.sweep={cfg.sweep} needs a pass over the data that this trainer has no place for: "
+                          "set none")  # fmt: skip
+    defaults = RPOConfig()
+    for name in _OF_THE_ENGINE:
+        if getattr(cfg, name) != getattr(defaults, name):
+            raise ConfigError(f"{block}.{name} is a setting of this package's own engine and would be ignored: drop it")
