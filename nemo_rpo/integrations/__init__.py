@@ -1,1 +1,1 @@
-"""Adapters for other trainers: thin, each imported by name where its stack is installed; none has a loss or an EM of its own."""
+"""Adapters for other trainers: thin, lazily imported, with no loss and no EM of their own."""

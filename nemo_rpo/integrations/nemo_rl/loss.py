@@ -1,0 +1,169 @@
+"""The loss that NeMo-RL's workers run: the package's own, fed from a micro-batch, with reliabilities that travel in it.
+
+Shapes: b rows of a micro-batch, chosen at even and rejected at odd places; n = b/2 pairs; S padded length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em import Votes, posterior, robust_loss
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.integrations.nemo_rl.data import annotator_table
+from nemo_rpo.integrations.nemo_rl.settings import BLOCK, RobustConfig, dpo_settings, entry, robust_config
+from nemo_rpo.integrations.rpo_block import log_prob_loss
+from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss
+
+# What the policy's proxy adds to a batch, one value a row [B].
+LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
+WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
+PAIR = "em_pair"  # int64, index of the pair in the global batch
+# What the loss returns beside upstream's metrics, one value a valid pair (w, Δ); the proxy takes them out again.
+VECTORS = ("em_pair", "em_posterior", "em_delta")
+
+
+def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = None) -> RobustLoss:
+    """The loss of a ``dpo`` section with its block ``robust``, to be passed to ``dpo_train`` instead of ``setup``'s.
+
+    Args:
+        dpo_config: the section, a dictionary (v0.6.0) or a pydantic model (since v0.7.0).
+        master_config: the whole configuration; its ``policy.megatron_cfg`` says whether workers hand over log-probs or
+            compute them in a fused kernel.
+        train_dataset: where given, every row must name its annotator.
+
+    Raises:
+        ConfigError: an unknown setting, or a loss that needs more than log-probs.
+        DataError: the training data has no annotator, or not in every row.
+    """
+    robust, dpo = robust_config(dpo_config), dpo_settings(dpo_config)
+    base = log_prob_loss(robust, dpo, BLOCK)
+    if train_dataset is not None and robust.enabled:
+        annotator_table(train_dataset, robust.annotator_key)
+    megatron = entry(entry(master_config, "policy"), "megatron_cfg") or {}
+    enabled = bool(megatron.get("enabled", False))
+    average = dpo.preference_average_log_probs
+    return RobustLoss(
+        base=base,
+        robust=robust,
+        preference_loss_weight=dpo.preference_loss_weight,
+        sft_loss_weight=dpo.sft_loss_weight,
+        average_rewards=average,
+        average_sft=average if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs,
+        use_linear_ce_fusion=enabled and bool(megatron.get("use_linear_ce_fusion_loss", False)),
+        use_fused_linear_logprobs=enabled and bool(megatron.get("use_fused_linear_logprobs", False)),
+    )
+
+
+@dataclass(frozen=True)
+class RobustLoss:
+    """Upstream's ``LossFunction``. It has no state and is pickled to every worker with every call.
+
+    Attributes:
+        base: the preference loss. robust: the block ``dpo.robust``.
+        preference_loss_weight, sft_loss_weight: as upstream's; the SFT term goes to the response believed to be better.
+        average_rewards, average_sft: rewards (in metrics), SFT term, per token.
+        use_linear_ce_fusion, use_fused_linear_logprobs: workers read here whether what they hold are log-probs already;
+            the first name up to v0.7.0, the second since.
+    """
+
+    base: PreferenceLoss
+    robust: RobustConfig
+    preference_loss_weight: float = 1.0
+    sft_loss_weight: float = 0.0
+    average_rewards: bool = False
+    average_sft: bool = False
+    use_linear_ce_fusion: bool = False
+    use_fused_linear_logprobs: bool = False
+
+    @property
+    def loss_type(self) -> Any:
+        """Normalised by sequences, not by tokens."""
+        from nemo_rl.algorithms.loss.interfaces import LossType
+
+        return LossType.SEQUENCE_LEVEL
+
+    @property
+    def input_type(self) -> Any:
+        """Workers hand over ``next_token_logprobs``."""
+        from nemo_rl.algorithms.loss.interfaces import LossInputType
+
+        return LossInputType.LOGPROB
+
+    def __call__(
+        self,
+        next_token_logprobs: Tensor,
+        data: Any,
+        global_valid_seqs: Tensor,
+        global_valid_toks: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """This micro-batch's share of the global batch's loss, and its metrics.
+
+        Args:
+            next_token_logprobs: [b, S-1], of the token at t+1.
+            data: the micro-batch: ``token_mask`` [b, S], ``sample_mask`` [b], ``reference_policy_logprobs`` [b, S]
+                rolled left by one, and what :class:`RobustPolicy` added.
+            global_valid_seqs: valid rows of the global batch; shares add up to the mean over its valid *pairs*.
+            global_valid_toks: not needed.
+
+        Returns:
+            The loss [], and upstream's scalar metrics, each this micro-batch's share of the global mean, with float64
+            vectors over its valid pairs: what upstream does to metrics on their way (a division in place) is open to
+            float arrays alone.
+        """
+        x = self._pair_logprobs(next_token_logprobs, data)
+        valid = data["sample_mask"][::2] > 0
+        terms = self.base.terms(x)
+        w = self._posterior(terms, data)
+        preference = robust_loss(terms, w, self.robust.objective if self.robust.enabled else "weighted")
+        chosen, rejected = x.mean_policy() if self.average_sft else x.policy()
+        sft = -(w * chosen + (1 - w) * rejected)
+        loss = self.preference_loss_weight * preference + self.sft_loss_weight * sft
+        share = valid / (global_valid_seqs / 2).clamp(min=1)  # a batch of masked rows has 0, and a share of 0 each
+        rewards = x.log_ratios(average=self.average_rewards)
+        metrics = {
+            "loss": loss,
+            "sft_loss": sft if self.sft_loss_weight else torch.zeros_like(sft),
+            "preference_loss": preference,
+            "accuracy": (rewards[0] > rewards[1]).float(),
+            "rewards_chosen_mean": rewards[0],
+            "rewards_rejected_mean": rewards[1],
+        }
+        scalars = torch.stack([_sum(value, share) for value in metrics.values()] + [valid.sum() / 1.0]).tolist()
+        vectors = (data[PAIR][::2], w, terms.delta)
+        return _sum(loss, share), {
+            **dict(zip((*metrics, "num_valid_samples"), scalars, strict=True)),
+            **{name: _array(value[valid]) for name, value in zip(VECTORS, vectors, strict=True)},
+        }
+
+    def _pair_logprobs(self, next_token_logprobs: Tensor, data: Any) -> PairLogprobs:
+        mask = data["token_mask"][:, 1:] > 0
+        policy = torch.where(mask, next_token_logprobs.float(), 0.0).sum(-1)
+        reference = torch.where(mask, data["reference_policy_logprobs"][:, :-1].float(), 0.0).sum(-1)
+        length = mask.sum(-1)
+        return PairLogprobs(
+            policy[::2], policy[1::2], reference[::2], reference[1::2], length[::2], length[1::2]
+        )  # fmt: skip
+
+    def _posterior(self, terms: LossTerms, data: Any) -> Tensor:
+        """w [n] by the η that the step began with; 1 without the EM, where every label is believed."""
+        if not self.robust.enabled:
+            return torch.ones_like(terms.delta, requires_grad=False)
+        if LOGIT_ETA not in data:
+            raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
+        logit_eta = data[LOGIT_ETA][::2]
+        evidence = torch.where(data[WARMING_UP][::2], 0.0, terms.delta.detach())
+        votes = Votes.single(torch.arange(len(logit_eta), device=logit_eta.device))
+        return posterior(evidence, votes, logit_eta, self.robust.link_tau)
+
+
+def _sum(value: Tensor, share: Tensor) -> Tensor:
+    # where and not a product alone: a masked pair may hold anything, and 0 · inf is NaN.
+    return torch.where(share > 0, value * share, 0.0).sum()
+
+
+def _array(value: Tensor) -> Any:
+    return value.detach().double().cpu().numpy()

@@ -1,0 +1,178 @@
+"""A proxy around NeMo-RL's policy: what the stock ``dpo_train`` calls, with the EM on the driver around it.
+
+Shapes: B rows of a global batch, P = B/2 pairs, K annotators. Workers see one batch and are forgotten; everything that
+lasts (η, its evidence, the table) lives here, in the one process that sees every batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_rpo.em import AnnotatorReliability, Votes
+from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.integrations.em_state import continued, with_newcomers
+from nemo_rpo.integrations.nemo_rl.data import annotator_table, id_code
+from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, VECTORS, WARMING_UP, RobustLoss
+from nemo_rpo.integrations.nemo_rl.settings import BLOCK, entry
+from nemo_rpo.integrations.nemo_rl.state import load_state, save_state
+
+
+class RobustPolicy:
+    """Passes everything on to ``policy``, and learns whom to believe from its training steps.
+
+    Args:
+        policy: upstream's policy.
+        master_config: the whole configuration; ``checkpointing`` says where a run resumes from.
+        loss_fn: what :func:`make_loss` built and ``dpo_train`` gets.
+        train_dataloader: as built by ``setup``; its data set lists the annotators.
+        dpo_save_state: as returned by ``setup``; when it has steps behind it, η comes back from the checkpoint.
+
+    Attributes:
+        em: the reliabilities. annotators: who stands behind each.
+
+    Raises:
+        DataError: the data names no annotators, or others than the checkpoint (``dpo.robust.allow_new_annotators``).
+        CheckpointError: a run is resumed whose checkpoint has no state of the EM.
+    """
+
+    def __init__(
+        self, policy: Any, *, master_config: Any, loss_fn: RobustLoss, train_dataloader: Any, dpo_save_state: Any = None
+    ) -> None:
+        self._policy = policy
+        self._robust = loss_fn.robust
+        dataset = getattr(train_dataloader, "dataset", train_dataloader)
+        self.annotators = annotator_table(dataset, self._robust.annotator_key if self._robust.enabled else None)
+        state = None
+        if self._robust.enabled and entry(dpo_save_state, "total_steps", 0) > 0:
+            saved, state = load_state(_latest_checkpoint(master_config))
+            self.annotators = continued(saved, self.annotators, self._robust.allow_new_annotators, BLOCK)
+        self.em = AnnotatorReliability(len(self.annotators), self._robust)
+        if state is not None:
+            self.em.load_state_dict(with_newcomers(state, self.em))
+        self._index = {id_code(name): k for k, name in enumerate(self.annotators.ids)}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_policy":  # asked for before __init__, by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._policy, name)
+
+    def get_reference_policy_logprobs(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """The policy's, on a batch whose ``annotator`` and ``pair_id`` are as long as the rest.
+
+        Upstream fills up the last validation batch just before this call, and knows only its own keys. The rows added
+        have ``sample_mask`` 0, so what stands in them counts nowhere.
+        """
+        _fill_up(data)
+        return self._policy.get_reference_policy_logprobs(data, *args, **kwargs)
+
+    def train(self, data: Any, loss_fn: Any, eval_mode: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """The policy's training step with η fixed, then the M-step; or, in evaluation, the forward pass alone.
+
+        The step's evidence is committed only if the gradient was finite: a step that the optimizer skipped moves
+        neither weights nor η. The results hold upstream's metrics and ``em/…``, no vector among them.
+
+        Raises:
+            ConfigError: the call holds several global batches.
+            DataError: a pair to be trained on names no annotator, or one that the data set did not list.
+        """
+        batch = self._with_reliabilities(data, training=not eval_mode)
+        if kwargs.get("gbs") not in (None, batch.size):
+            raise ConfigError(
+                f"{batch.size} rows with gbs={kwargs['gbs']} would take several steps on one η: pass one global batch "
+                "a call, as dpo_train does"
+            )
+        results = self._policy.train(batch, loss_fn, eval_mode=eval_mode, **kwargs)
+        metrics = results["all_mb_metrics"]
+        pair, w, delta = (_joined(metrics.pop(name, ())) for name in VECTORS)
+        if not eval_mode and self._robust.enabled:
+            self._learn(batch, pair.long(), w, finite=_is_finite(results.get("grad_norm")))
+            if metrics:
+                metrics |= {name: [value] for name, value in self._metrics(w, delta).items()}
+        return results
+
+    def save_checkpoint(self, weights_path: str, *args: Any, **kwargs: Any) -> Any:
+        """The policy's, with the EM's state beside its weights."""
+        if self._robust.enabled:
+            save_state(weights_path, self.em, self.annotators)
+        return self._policy.save_checkpoint(weights_path, *args, **kwargs)
+
+    def _with_reliabilities(self, data: Any, training: bool) -> Any:
+        """A copy of the batch with the keys that the loss reads, [B] each."""
+        _fill_up(data)
+        batch = copy.copy(data)
+        index = self._annotator_index(data, training).repeat_interleave(2)
+        start = torch.tensor([self._robust.eta_init]).logit()
+        batch[LOGIT_ETA] = torch.cat((self.em.logit_eta, start))[index]
+        batch[WARMING_UP] = torch.full_like(index, self.em.warming_up, dtype=torch.bool)
+        batch[PAIR] = torch.arange(len(index)) // 2
+        return batch
+
+    def _annotator_index(self, data: Any, training: bool) -> Tensor:
+        """Index of every pair's annotator, int64 [P]; K, as reliable as all were at the start, for strangers."""
+        pairs = data.size // 2
+        if not self._robust.enabled or self._robust.annotator_key is None:
+            return torch.zeros(pairs, dtype=torch.int64)
+        if "annotator" not in data:
+            raise DataError("the batch has no 'annotator': give the data loaders preference_collate as collate_fn")
+        stranger = len(self.annotators)
+        codes = data["annotator"][::2].tolist()
+        index = torch.tensor([self._index.get(code, stranger) for code in codes])
+        if training and (unknown := (index == stranger) & (data["sample_mask"][::2] > 0)).any():
+            pair = int(data["pair_id"][::2][unknown][0])
+            raise DataError(
+                f"the annotator of training pair {pair} is not among the {stranger} of the data set's field "
+                f"'{self._robust.annotator_key}': give preference_processor that annotator_key"
+            )
+        return index
+
+    @torch.no_grad()
+    def _learn(self, batch: Any, pair: Tensor, w: Tensor, finite: bool) -> None:
+        if not finite:
+            self.em.rollback()
+            return
+        # By the pair's place in the batch: workers drop micro-batches in which all rows are masked, and may answer for
+        # the same pair more than once; neither changes what is counted here.
+        index = self._annotator_index(batch, training=True)
+        posterior, seen = torch.zeros(len(index), dtype=torch.float64), torch.zeros(len(index), dtype=torch.bool)
+        posterior[pair], seen[pair] = w, True
+        known = index.clamp(max=len(self.annotators) - 1)  # strangers are masked rows, which are not seen
+        self.em.accumulate(posterior, Votes.single(known), seen)
+        self.em.commit()
+
+    def _metrics(self, w: Tensor, delta: Tensor) -> dict[str, float]:
+        """This package's own names for them."""
+        return {
+            "em/eta_mean": self.em.eta.mean().item(),
+            "em/eta_min": self.em.eta.min().item(),
+            "em/posterior_mean": w.mean().item(),
+            "em/frac_flipped": (w < 0.5).double().mean().item(),
+            "em/abs_delta_mean": delta.abs().mean().item(),
+        }
+
+
+def _fill_up(data: Any) -> None:
+    """Repeats the last row's ``annotator`` and ``pair_id`` up to the size of the batch, in place."""
+    for key in ("annotator", "pair_id"):
+        if key in data and (missing := data.size - len(data[key])) > 0:
+            data[key] = torch.cat((data[key], data[key][-1:].expand(missing)))
+
+
+def _joined(vectors: Any) -> Tensor:
+    """The vectors of all micro-batches, float64; empty where every row of the batch was masked."""
+    return torch.from_numpy(np.concatenate([np.zeros(0), *map(np.atleast_1d, vectors)]))
+
+
+def _is_finite(grad_norm: Any) -> bool:
+    """Whether the optimizer can have taken the step; None is how upstream says that it was not asked for the norm."""
+    return grad_norm is None or bool(torch.as_tensor(grad_norm, dtype=torch.float64).isfinite().all())
+
+
+def _latest_checkpoint(master_config: Any) -> str | None:
+    from nemo_rl.utils.checkpoint import CheckpointManager
+
+    return CheckpointManager(entry(master_config, "checkpointing")).get_latest_checkpoint_path()
