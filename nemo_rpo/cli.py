@@ -31,6 +31,14 @@ COMMANDS = {
             "torchrun --nproc-per-node 8 examples/train_gpt_rpo.py --config-name gpt_rpo model.rpo.sweep=epoch",
         ),
     ),
+    "validate": Command(
+        "find what is wrong with a preference file",
+        "nemo_rpo.commands.validate",
+        (
+            "nemo-rpo validate train.jsonl --tokenizer MODEL --seq-length 4096",
+            "nemo-rpo validate train.parquet --strict --fix clean.parquet --json > report.json",
+        ),
+    ),
 }
 
 

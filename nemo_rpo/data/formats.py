@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nemo_rpo.data.files import Paths, Record, as_paths, read_records
 from nemo_rpo.data.layouts import ranked, voted, winner
@@ -21,10 +21,11 @@ Parser = Callable[[Record, RowFormat], PreferenceRow]
 
 @dataclass(frozen=True)
 class Layout:
-    """A parser, and the fields whose presence in a row tells its layout."""
+    """A parser, the fields whose presence in a row tells its layout, and how to drop some of several votes of a row."""
 
     parse: Parser
     marks: tuple[frozenset[str], ...]
+    without_votes: Callable[[dict[str, Any], frozenset[int]], dict[str, Any]] | None = None
 
     def recognises(self, fields: dict) -> bool:
         return any(mark <= fields.keys() for mark in self.marks)
@@ -36,12 +37,13 @@ def _marks(*alternatives: str) -> tuple[frozenset[str], ...]:
 
 # In the order of detection: the more particular marks first.
 LAYOUTS: dict[str, Layout] = {
-    "votes": Layout(voted.votes, _marks("response_a response_b votes")),
+    "votes": Layout(voted.votes, _marks("response_a response_b votes"), voted.without_votes),
     "multipref": Layout(
         voted.multipref,
         _marks(
             "completion_a completion_b normal_worker_annotations", "completion_a completion_b expert_worker_annotations"
         ),
+        voted.without_votes,
     ),
     "nemo_rl": Layout(ranked.nemo_rl, _marks("context completions")),
     "nemo_aligner": Layout(winner.nemo_aligner, _marks("chosen_response rejected_response")),

@@ -58,6 +58,10 @@ class PairIndex:
         self.ids.append(content if row.pair_id is None else row.pair_id)
         return Sighting(text, True, False)
 
+    def first_row(self, text: int) -> tuple[str, int]:
+        """File and row that showed a pair first."""
+        return self._first[text]
+
     def _is_turned(self, row: PreferenceRow, text: int, digests: tuple[bytes, bytes, bytes]) -> bool:
         prompt, chosen, rejected = digests
         if prompt + chosen + rejected == self._digests[text]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nemo_rpo.data.files import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import PreferenceRow, Vote
@@ -53,6 +55,17 @@ def multipref(record: Record, keys: RowFormat) -> PreferenceRow:
         tuple(cast),
         fields.columns(),
     )
+
+
+def without_votes(fields: dict[str, Any], dropped: frozenset[int]) -> dict[str, Any]:
+    """The fields of a record of either layout without some of its votes, counted from 0 in the order they are read."""
+    kept, start = dict(fields), 0
+    for name in ("votes", *_MULTIPREF_FIELDS):
+        if kept.get(name) is not None:
+            numbered = enumerate(kept[name], start)
+            start += len(kept[name])
+            kept[name] = [vote for i, vote in numbered if i not in dropped]
+    return kept
 
 
 def _sign(fields: Fields, name: str) -> int:

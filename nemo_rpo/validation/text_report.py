@@ -1,0 +1,81 @@
+"""The report as a person reads it on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nemo_rpo.validation.findings import CHECKS, SEVERITIES
+from nemo_rpo.validation.report import ValidationReport
+
+_SHOWN = 3  # findings of a kind that are quoted; --json has more
+_SIZES = 6  # numbers of votes a pair that are listed
+
+
+def as_text(report: ValidationReport) -> str:
+    """Files, counts, agreement, and every kind of finding with its first rows and what to do."""
+    lines = [f"{file}: layout {layout}" for file, layout in report.files.items()]
+    lines += ["", *_aligned(list(_counts(report)))]
+    for severity in SEVERITIES:
+        kinds = report.findings.of(severity)
+        if kinds:
+            lines += ["", f"{severity}s"]
+        for kind in kinds:
+            lines += _finding(report, kind)
+    if report.not_checked:
+        lines += ["", "not checked"]
+        lines += [f"  {CHECKS[kind].title}: {reason}" for kind, reason in report.not_checked.items()]
+    lines += ["", f"{_plural(report.errors, 'error')}, {_plural(report.warnings, 'warning')}"]
+    return "\n".join(lines)
+
+
+def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
+    votes, agreement = report.votes, report.agreement
+    yield "rows", f"{report.rows:,}", f"{report.unreadable:,} more cannot be read" if report.unreadable else ""
+    yield "pairs", f"{report.pairs:,}", f"{report.gold:,} with a gold label" if report.gold else ""
+    detail = f"first {votes['first']:,}, second {votes['second']:,}, tie {votes['ties']:,}"
+    yield "votes", f"{votes['all']:,}", detail
+    yield "votes a pair", "", _sizes(report.votes_per_pair)
+    detail = f"{votes['without_annotator']:,} votes without one" if votes["without_annotator"] else ""
+    yield "annotators", f"{report.annotators:,}", detail
+    if report.annotators:
+        yield "labels each", "", _spread(report.labels_per_annotator)
+        yield "signed labels each", "", _spread(report.signed_labels_per_annotator)
+    if agreement.pairs_with_several_votes:
+        detail = f"{agreement.not_unanimous:,} of {agreement.pairs_with_several_votes:,} pairs with several votes"
+        yield "not unanimous", f"{agreement.not_unanimous / agreement.pairs_with_several_votes:.1%}", detail
+        yield "Krippendorff's α", _alpha(agreement.alpha), f"without ties {_alpha(agreement.alpha_signed)}"
+    if report.longest:
+        detail = ", ".join(f"{name} {tokens:,}" for name, tokens in report.longest.items())
+        yield "longest in tokens", "", detail
+
+
+def _aligned(rows: list[tuple[str, str, str]]) -> list[str]:
+    name, number = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return [f"{row[0]:{name}}  {row[1]:>{number}}  {row[2]}".rstrip() for row in rows]
+
+
+def _finding(report: ValidationReport, kind: str) -> Iterator[str]:
+    check, count, kept = CHECKS[kind], report.findings.counts[kind], report.findings.kept[kind]
+    yield f"  {count:,} × {check.title}: {check.advice}"
+    for found in kept[:_SHOWN]:
+        yield f"      {found.where}: {' '.join(found.problem.split())}"
+    if count > _SHOWN:
+        yield f"      … {count - min(_SHOWN, len(kept)):,} more"
+
+
+def _sizes(votes_per_pair: dict[int, int]) -> str:
+    commonest = sorted(sorted(votes_per_pair, key=votes_per_pair.__getitem__, reverse=True)[:_SIZES])
+    shown = ", ".join(f"{votes}: {votes_per_pair[votes]:,} pairs" for votes in commonest)
+    return shown + (", …" if len(votes_per_pair) > _SIZES else "")
+
+
+def _spread(spread: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:,.1f}".removesuffix(".0") for name, value in spread.items())
+
+
+def _alpha(alpha: float | None) -> str:
+    return "undefined" if alpha is None else f"{alpha:.3f}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

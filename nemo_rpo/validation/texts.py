@@ -1,0 +1,90 @@
+"""What can be seen in the texts of one pair without a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from nemo_rpo.data.layouts.winner import ASSISTANT_TURN
+from nemo_rpo.data.rows import PreferenceRow, Text
+
+Problem = tuple[str, str]  # kind, and what is wrong in words
+
+# Tab, line feed and carriage return are text; the C1 block is what Windows-1252 bytes become when read as Latin-1.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+
+
+class TextChecks:
+    """The checks of texts.
+
+    Attributes:
+        not_checked: kinds that need a package that is not installed, and how to install it.
+    """
+
+    def __init__(self) -> None:
+        self.not_checked: dict[str, str] = {}
+        self._is_mojibake = self._detector()
+
+    def __call__(self, row: PreferenceRow) -> Iterator[Problem]:
+        """The problems of the row's texts, each kind at most once a row."""
+        prompt, first, second = flat(row.prompt), flat(row.chosen), flat(row.rejected)
+        empty = [name for name, text in (("first", first), ("second", second)) if not text.strip()]
+        if empty:
+            yield "empty_completion", f"the {' and the '.join(empty)} completion is empty"
+        elif first == second:
+            yield "identical_completions", ""
+        elif first.split() == second.split():
+            yield "identical_but_for_space", ""
+        if not prompt.strip():
+            yield "empty_prompt", ""
+        yield from _turns(row)
+        yield from self._damage((("prompt", prompt), ("first completion", first), ("second completion", second)))
+
+    def _damage(self, texts: tuple[tuple[str, str], ...]) -> Iterator[Problem]:
+        joined = "\0".join(text for _, text in texts)
+        if joined.isascii() and not _CONTROL.search(joined.replace("\0", "")):
+            return
+        for kind, find in (("replacement_character", _replacement), ("control_character", _control)):
+            for name, text in texts:
+                if (found := find(text)) is not None:
+                    yield kind, f"{found} of the {name}"
+                    break
+        damaged = next((name for name, text in texts if not text.isascii() and self._is_mojibake(text)), None)
+        if damaged:
+            yield "mojibake", f"the {damaged} looks decoded with the wrong encoding"
+
+    def _detector(self) -> Callable[[str], bool]:
+        try:
+            from ftfy.badness import is_bad
+        except ImportError:
+            self.not_checked["mojibake"] = "needs ftfy; run: pip install 'nemo-rpo[data]'"
+            return lambda text: False
+        return is_bad
+
+
+def flat(text: Text) -> str:
+    """The words of a text or of all its messages."""
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+
+
+def _turns(row: PreferenceRow) -> Iterator[Problem]:
+    sides = (("first", row.chosen), ("second", row.rejected))
+    longer = [name for name, text in sides if _has_turns(text)]
+    if longer:
+        yield "later_prompts_differ", f"the {' and the '.join(longer)} completion holds further turns of the dialogue"
+
+
+def _has_turns(text: Text) -> bool:
+    if isinstance(text, str):
+        return ASSISTANT_TURN in text
+    return any(message["role"] == "user" for message in text)
+
+
+def _replacement(text: str) -> str | None:
+    at = text.find("\ufffd")
+    return None if at < 0 else f"U+FFFD at character {at + 1}"
+
+
+def _control(text: str) -> str | None:
+    found = _CONTROL.search(text)
+    return found and f"U+{ord(found[0]):04X} at character {found.start() + 1}"
