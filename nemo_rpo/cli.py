@@ -39,6 +39,14 @@ COMMANDS = {
             "nemo-rpo validate train.parquet --strict --fix clean.parquet --json > report.json",
         ),
     ),
+    "convert": Command(
+        "write a preference file in another layout or file format",
+        "nemo_rpo.commands.convert",
+        (
+            "nemo-rpo convert multipref.parquet --to votes --out train.jsonl",
+            "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
+        ),
+    ),
 }
 
 

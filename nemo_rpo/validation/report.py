@@ -107,12 +107,17 @@ def spread(labels: np.ndarray) -> dict[str, float]:
 
 
 def agreement(table: VoteTable, repeated: np.ndarray) -> Agreement:
-    """Over the votes that are not ``repeated`` (bool [v]): agreeing with oneself is not agreement."""
+    """Over the votes that are not ``repeated`` (bool [v]): agreeing with oneself is not agreement.
+
+    Which completion of a pair comes first means nothing (in a layout that names a winner it is the first vote's), so α
+    takes every pair in both orders: it is then the same in every layout.
+    """
     counts = table.counts(~repeated)
+    both = np.concatenate([counts, counts[:, [1, 0, 2]]])
     several = counts[counts.sum(1) >= 2]
     return Agreement(
-        alpha=krippendorff_alpha(counts),
-        alpha_signed=krippendorff_alpha(counts[:, :2]),
+        alpha=krippendorff_alpha(both),
+        alpha_signed=krippendorff_alpha(both[:, :2]),
         pairs_with_several_votes=len(several),
         not_unanimous=int(((several > 0).sum(1) > 1).sum()),
     )

@@ -58,7 +58,8 @@ def _finding(report: ValidationReport, kind: str) -> Iterator[str]:
     check, count, kept = CHECKS[kind], report.findings.counts[kind], report.findings.kept[kind]
     yield f"  {count:,} × {check.title}: {check.advice}"
     for found in kept[:_SHOWN]:
-        yield f"      {found.where}: {' '.join(found.problem.split())}"
+        problem = "" if found.problem == check.title else f": {' '.join(found.problem.split())}"
+        yield f"      {found.where}{problem}"
     if count > _SHOWN:
         yield f"      … {count - min(_SHOWN, len(kept)):,} more"
 

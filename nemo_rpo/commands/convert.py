@@ -1,0 +1,36 @@
+"""``nemo-rpo convert``: a preference file in another layout or file format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nemo_rpo.commands.row_format import add_row_format, row_format
+from nemo_rpo.conversion import WRITERS, convert
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, or saved Hugging Face data sets"
+    )
+    add("--to", required=True, choices=tuple(WRITERS), help="layout to write")
+    add(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="file to write (.jsonl, .jsonl.gz, .parquet), or without a suffix the folder of a Hugging Face data set",
+    )
+    add("--overwrite", action="store_true", help="replace OUT if it exists")
+    add_row_format(parser)
+    parser.description += ". Pair ids and annotator ids are kept; what the new layout has no place for is said."
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts, and prints what was written and what was lost."""
+    done = convert(args.data, args.to, args.out, row_format(args), args.overwrite)
+    print(f"{args.out}: {done.written:,} rows, from {done.pairs:,} pairs in {done.rows:,} rows")
+    for what, count in done.lost.items():
+        if count:
+            print(f"left out: {count:,} {what}")

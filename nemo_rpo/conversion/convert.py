@@ -1,0 +1,61 @@
+"""Reads files twice, once for who said what and once for the texts, and writes them in another layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.merged import PairMerger
+from nemo_rpo.data.files import Paths, as_paths
+from nemo_rpo.data.formats import read_parsed
+from nemo_rpo.data.identity import PairIndex
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.write import record_writer
+from nemo_rpo.errors import ConfigError
+
+
+@dataclass
+class Converted:
+    """What a conversion did: rows read, pairs found, rows written, and ``lost``, what the layout had no place for."""
+
+    rows: int = 0
+    pairs: int = 0
+    written: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, overwrite: bool = False) -> Converted:
+    """Writes the preferences of ``paths`` to ``out`` in the layout ``to``.
+
+    Rows that speak of one pair are brought together: layouts with votes get one row a pair, the others a row a label,
+    in the order of the pairs' first rows. Pair ids, annotator ids and side columns are kept; fields that no layout
+    knows are not. Memory grows by some hundred bytes a pair and a vote; texts are never held.
+
+    Args:
+        to: one of :data:`nemo_rpo.conversion.layouts.WRITERS`.
+        out: see :func:`nemo_rpo.data.write.record_writer`; nothing is written if the conversion fails.
+
+    Raises:
+        DataError: the first row that cannot be read, or that the layout cannot hold.
+        ConfigError: an unknown layout, or an ``out`` that cannot be written.
+    """
+    if to not in WRITERS:
+        raise ConfigError(f"--to is '{to}'; it can be {', '.join(WRITERS)}")
+    checked = as_paths(paths, setting="the path", folders=True)
+    done, merger = Converted(), PairMerger()
+    with record_writer(out, overwrite) as write:
+        for parsed in read_parsed(checked, keys):
+            merger.add(parsed.row)
+            done.rows += 1
+        merger.close()
+        done.pairs = len(merger.pairs)
+        again = PairIndex()
+        for parsed in read_parsed(checked, keys):
+            sighting = again.find(parsed.row)
+            if sighting.new:
+                for fields in WRITERS[to](merger.pair(sighting.text, parsed.row), done.lost):
+                    write(fields)
+                    done.written += 1
+    return done
