@@ -21,8 +21,6 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
-    if cfg.model.rpo.estimator != "ema":
-        raise ConfigError(f"model.rpo.estimator={cfg.model.rpo.estimator} is not connected to the engine yet: set ema")
     base_loss(cfg.model)
     _check_layout(cfg)
     _check_length(cfg)

@@ -120,6 +120,16 @@ class PreferenceCache:
         pair = np.repeat(np.arange(len(self)), np.diff(self._vote_start))
         return pair, self._position[self._annotator], np.array(self._sign)
 
+    def vote_matrix(self, block: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Annotators int32 [b, max_votes] and signs int8 [b, max_votes] of a run of b pairs; 0 where there is no vote."""
+        start = self._vote_start[block.start : block.stop + 1]
+        counts, votes = np.diff(start), slice(start[0], start[-1])
+        annotator = np.zeros((len(counts), self.max_votes), dtype=np.int32)
+        sign = np.zeros((len(counts), self.max_votes), dtype=np.int8)
+        filled = np.arange(self.max_votes) < counts[:, None]
+        annotator[filled], sign[filled] = self._position[self._annotator[votes]], self._sign[votes]
+        return annotator, sign
+
     def pair_id(self, i: int) -> str:
         return self._pair_ids[self._pair_id_start[i] : self._pair_id_start[i + 1]].tobytes().decode("utf-8")
 

@@ -38,7 +38,7 @@ from nemo_rpo.megatron.forward import (
 from nemo_rpo.megatron.metrics import StepMetrics
 from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
 from nemo_rpo.megatron.reference import ReferencePolicy
-from nemo_rpo.megatron.statistics import reduce_to_all_ranks
+from nemo_rpo.megatron.statistics import gather_step_rows, reduce_to_all_ranks
 
 Batch = list[MicroBatch]
 
@@ -52,7 +52,7 @@ class MegatronGPTRPOModel:
     Args:
         cfg: the run.
         architecture: the model's shape.
-        num_annotators: K.
+        em: the reliabilities of the annotators (:func:`nemo_rpo.megatron.reliability.build_reliability`).
         total_steps: optimizer steps of the run, for the schedule.
         device: this rank's device.
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
@@ -63,14 +63,14 @@ class MegatronGPTRPOModel:
         self,
         cfg: RunConfig,
         architecture: GPTArchitecture,
-        num_annotators: int,
+        em: AnnotatorReliability,
         total_steps: int,
         device: torch.device,
         load_weights: Callable[[list[torch.nn.Module]], None] | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
-        self.em = AnnotatorReliability(num_annotators, cfg.model.rpo, device)
+        self.em = em
         self.metrics = StepMetrics(self.loss.reduction, device)
         chunks = build_model_chunks(architecture, cfg)
         if load_weights is not None:
@@ -99,7 +99,6 @@ class MegatronGPTRPOModel:
             )
 
     # --- one micro-batch
-    # -----------------------------------------------------------------------------------------------------------------
 
     def get_forward_output_and_loss_func(
         self, validation_step: bool = False, logprobs_only: bool = False, num_microbatches: int = 1
@@ -155,6 +154,7 @@ class MegatronGPTRPOModel:
         loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
         if collect_evidence and rpo.enabled:
             self.em.accumulate(w, votes, valid)
+            self.em.observe(batch["pair_index"], terms.delta.detach(), valid)
         self.metrics.add(x, valid, loss, preference, sft, w, terms.delta)
         return torch.where(valid, self.loss.reduction.surrogate(loss), 0.0)
 
@@ -174,7 +174,7 @@ class MegatronGPTRPOModel:
         every rank.
 
         Collectives: the model's own, the gradient reduction, and :func:`reduce_to_all_ranks` over the EM's sums and the
-            metrics.
+            metrics; with the margin buffer instead of sums, :func:`gather_step_rows`.
         """
         if forward_only:
             self.prepare_for_validation_step()
@@ -183,6 +183,7 @@ class MegatronGPTRPOModel:
         else:
             self._run(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
             reduce_to_all_ranks(self.metrics.sums, self.em.pending)
+            self.em.exchange(partial(gather_step_rows, pairs=self.cfg.model.global_batch_size))
             metrics = self.metrics.means()
             if (scale := self.metrics.gradient_scale()) != 1.0:
                 for chunk in self.model:
@@ -245,8 +246,7 @@ class MegatronGPTRPOModel:
             collect_non_loss_data=collect_non_loss_data,
         )
 
-    # --- around a step ------------------------------------------------------------------------------------------------
-    # -------------------
+    # --- around a step
 
     def prepare_for_training_step(self) -> None:
         """Clears gradients, metrics and the step's evidence; training mode."""

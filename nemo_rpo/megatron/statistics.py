@@ -49,6 +49,39 @@ def reduce_to_all_ranks(*tensors: Tensor) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def gather_over_data_parallel(rows: Tensor) -> Tensor:
+    """Concatenates ``rows [m, c]`` of the ranks that hold different pairs, in rank order: ``[M, c]``; m may differ.
+
+    Two all-gathers over the data-parallel group, of the lengths and of the rows padded to the longest; waits for the
+    device; not differentiable.
+    """
+    group = parallel_state.get_data_parallel_group()
+    ranks = dist.get_world_size(group)
+    if ranks == 1:
+        return rows
+    lengths = torch.empty(ranks, dtype=torch.int64, device=rows.device)
+    dist.all_gather_into_tensor(lengths, lengths.new_tensor([len(rows)]), group=group)
+    longest = int(lengths.max())
+    padded = torch.cat((rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])))
+    gathered = rows.new_empty(ranks, *padded.shape)
+    dist.all_gather_into_tensor(gathered.flatten(0, 1), padded, group=group)
+    return torch.cat([part[:length] for part, length in zip(gathered, lengths.tolist(), strict=True)])
+
+
+def gather_step_rows(rows: Tensor, pairs: int) -> Tensor:
+    """Brings the ``rows [pairs/D, c]`` that each of D data-parallel ranks of the last pipeline stage has collected in a
+    step to every rank: ``[pairs, c]``, ``pairs`` being the global batch.
+
+    One all-gather over the data-parallel group (last stage only) and, with several stages, one broadcast over the
+    pipeline group: 12 bytes a pair for the rows of the margin buffer. No wait for the device; not differentiable.
+    """
+    gathered = rows.new_empty(pairs, *rows.shape[1:])
+    if is_last_stage():
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=parallel_state.get_data_parallel_group())
+    broadcast_from_last_stage(gathered)
+    return gathered
+
+
 def largest_on_all_ranks(value: Tensor) -> float:
     """The largest ``value`` (one element, fp32 or wider;
 

@@ -11,6 +11,7 @@ from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differen
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotators import AnnotatorTable
 from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.em import AnnotatorReliability
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint import read_run
 from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
@@ -71,7 +72,9 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
             f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
             f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
         )
-    if saved["data"] != origin["data"] and not cfg.model.data.allow_new_annotators:
+    # The margin buffer knows pairs by their place in the data; running reliabilities know annotators only.
+    may_change = cfg.model.data.allow_new_annotators and cfg.model.rpo.estimator == AnnotatorReliability.estimator
+    if saved["data"] != origin["data"] and not may_change:
         raise CheckpointError(
             f"{checkpoint} was trained on other data or with another tokenizer: set model.data.data_prefix.train to "
             f"the same pairs and labels, {_OR_ANOTHER}"

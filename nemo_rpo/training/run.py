@@ -67,7 +67,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
     architecture = setup.architecture_for(cfg, cache)
-    model = setup.build_model(cfg, architecture, len(cache.annotators), schedule.total_steps, device)
+    model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
     if "validation" in splits:
         store.check_monitor(f"val_{name}" for name in model.metrics.means())
     references = setup.references(cfg, model, splits)

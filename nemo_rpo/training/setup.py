@@ -31,6 +31,7 @@ from nemo_rpo.megatron.checkpoint import RUN_FILE, architecture_of, load_weights
 from nemo_rpo.megatron.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.reliability import build_reliability
 
 
 class Reference(Protocol):
@@ -202,9 +203,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def build_model(
-    cfg: RunConfig, architecture: GPTArchitecture, num_annotators: int, total_steps: int, device: torch.device
+    cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
 ) -> MegatronGPTRPOModel:
-    """The engine with its starting weights in place, which are also the reference's."""
+    """The engine with its starting weights in place, which are also the reference's; ``cache`` is the training data."""
     path, load = starting_point(cfg), None
     if path is not None:
         load = (
@@ -212,7 +213,8 @@ def build_model(
             if _is_ours(path)
             else partial(load_hf_weights, folder=path, architecture=architecture)
         )
-    return MegatronGPTRPOModel(cfg, architecture, num_annotators, total_steps, device, load)
+    em = build_reliability(cfg.model.rpo, cache, device)
+    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, load)
 
 
 def references(cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split]) -> dict[str, Reference]:

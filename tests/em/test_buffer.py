@@ -158,11 +158,13 @@ def test_ranks_agree_and_a_checkpoint_fits_other_ranks():
     margins = torch.cat((first.buffer.margins, second.buffer.margins))
     torch.testing.assert_close(margins, alone.buffer.margins, equal_nan=True)
 
+    state, same = ranks.run(lambda rank: (first, second)[rank].state_dict())
+    torch.testing.assert_close(state["margins"], same["margins"], rtol=0, atol=0, equal_nan=True)
     quarter = build(rank=3, world_size=4)
-    quarter.load_state_dict({**first.state_dict(), "margins": margins})
+    quarter.load_state_dict(state)
     torch.testing.assert_close(quarter.buffer.margins, margins[quarter.buffer.block], equal_nan=True)
     with pytest.raises(CheckpointError, match=f"margins of 5 pairs, the data {PAIRS}"):
-        quarter.load_state_dict({**first.state_dict(), "margins": margins[:5]})
+        quarter.load_state_dict({**state, "margins": margins[:5]})
 
 
 def test_state_inside_a_step_is_refused():

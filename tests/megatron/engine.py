@@ -82,6 +82,6 @@ def engine(overrides: Sequence[str]) -> Iterator[Engine]:
         splits["validation"].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
     steps = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset)).total_steps
     architecture = setup.architecture_for(cfg, cache)
-    model = setup.build_model(cfg, architecture, len(cache.annotators), steps, device)
+    model = setup.build_model(cfg, architecture, cache, steps, device)
     yield Engine(cfg, model, splits, setup.references(cfg, model, splits))
     parallel.finalize()

@@ -87,6 +87,12 @@ OBJECTIVES: dict[str, list[str]] = {
         "model.dpo.sft_loss_weight=0.2",
     ],
     "a row a vote": ["model.data.group_votes=false", "model.rpo.alpha_per_labels=4"],
+    "margin buffer": [
+        "model.rpo.estimator=buffer",
+        "model.rpo.buffer.refit_every=2",
+        "model.rpo.buffer.min_information=0",
+        "model.rpo.buffer.margins=latest",
+    ],
 }
 SPLITS = {1: [], 2: [f"{MICRO}2"], 4: [f"{TP}2", f"{PP}2", f"{MICRO}8"]}
 
