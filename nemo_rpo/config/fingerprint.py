@@ -34,6 +34,7 @@ _FREE = (
     "model.rpo.reference",
     "model.rpo.reference_cache",
     "model.rpo.step0_tolerance",
+    "model.rpo.logprob_head",
     "model.optim.name",
     "model.optim.overlap_grad_sync",
     "model.optim.overlap_param_sync",

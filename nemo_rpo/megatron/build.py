@@ -1,4 +1,4 @@
-"""Builds Megatron-Core's GPTModel from an architecture: which layer spec, which fusions, which precision."""
+"""Builds the GPTModel from an architecture: which layer spec, which fusions, which precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # "Apex is not installed": `facts` says in plain words what is in use
     from megatron.core import parallel_state
-    from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import (
         get_gpt_layer_local_spec,
         get_gpt_layer_with_transformer_engine_spec,
@@ -25,6 +24,7 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.attention import CausalSDPA
+from nemo_rpo.megatron.gpt import PreferenceGPT
 from nemo_rpo.megatron.norm import TorchNorm
 
 _DTYPES = {"bf16": torch.bfloat16, "32": torch.float32}
@@ -164,7 +164,9 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
     chunks = []
     for stage in range(virtual or 1):
         vp_stage = stage if virtual else None
-        chunk = GPTModel(
+        chunk = PreferenceGPT(
+            real_vocab_size=architecture.vocab_size,
+            logprob_head=model.rpo.logprob_head,
             config=config,
             transformer_layer_spec=_block_spec(config, architecture, te, vp_stage),
             vocab_size=vocab,

@@ -8,13 +8,14 @@ Chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, cho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nemo_rpo.em import Votes
 from nemo_rpo.losses import PairLogprobs
-from nemo_rpo.megatron.logprob import sequence_logprobs
+from nemo_rpo.megatron.responses import ResponseTokens
 
 MicroBatch = dict[str, Tensor]
 REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
@@ -24,20 +25,32 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
-def run_model(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
-    """The stage's output:
+@dataclass(frozen=True)
+class ModelInput:
+    """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, and what it scores."""
 
-    hidden states ``[s, 2·pairs, h]``, or vocabulary-parallel logits ``[2·pairs, s, V/T]`` on the last stage.
-    """
+    tokens: Tensor
+    position_ids: Tensor
+    responses: ResponseTokens
+
+
+def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
+    """Of a micro-batch on the CPU: its b = 2·pairs sequences, on ``device``."""
     tokens = torch.cat((batch["chosen"], batch["rejected"]))
     positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
-    return model(input_ids=tokens, position_ids=positions, attention_mask=None)
+    responses = ResponseTokens.of_labels(torch.cat((batch["chosen_labels"], batch["rejected_labels"])))
+    moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
+    return ModelInput(*moved, responses.to(device))
 
 
-def response_logprobs(logits: Tensor, batch: MicroBatch, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Summed log-probs of chosen and rejected, fp32 ``[pairs]`` each; collectives of :func:`token_logprobs`."""
-    labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
-    chosen, rejected = sequence_logprobs(logits, labels, vocab_size).chunk(2)
+def run_model(model: torch.nn.Module, x: ModelInput) -> Tensor:
+    """The stage's output: hidden states ``[S, b, h]``, or log-probs of the response tokens, fp32, on the last stage."""
+    return model(input_ids=x.tokens, position_ids=x.position_ids, responses=x.responses)
+
+
+def response_logprobs(logprobs: Tensor, x: ModelInput) -> tuple[Tensor, Tensor]:
+    """Log-probs of chosen and rejected, summed over their tokens, fp32 ``[pairs]`` each."""
+    chosen, rejected = x.responses.sums(logprobs).chunk(2)
     return chosen, rejected
 
 

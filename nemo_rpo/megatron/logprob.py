@@ -1,6 +1,8 @@
-"""Log-probabilities of the response tokens from vocabulary-parallel logits.
+"""Log-probabilities of given tokens from vocabulary-parallel logits, by Megatron's own cross entropy.
 
-Shapes: n sequences, s padded length, V padded vocabulary, T tensor-parallel ranks.
+The plain way, beside which :mod:`nemo_rpo.megatron.linear_logprob` is tested.
+
+Shapes: n tokens, V padded vocabulary, T tensor-parallel ranks.
 """
 
 from __future__ import annotations
@@ -9,8 +11,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
-
-IGNORED = -100
 
 
 def mask_padded_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
@@ -28,24 +28,12 @@ def mask_padded_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
     return logits
 
 
-def token_logprobs(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """log π(y_t | x, y_<t) of every response token, fp32 ``[n, s-1]``, 0 where the label is ignored.
+def token_logprobs(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """``log softmax(logits)[target]`` of every token, fp32 ``[n]``, from ``logits [n, V/T]`` and ``targets [n]``.
 
-    Position t of ``logits [n, s, V/T]`` predicts ``labels [n, s]`` at t+1; labels are -100 outside the response.
-    Differentiable in ``logits``.
-
-    Collectives: two all-reduces (max, then the sum of exponentials) and one for the target's logit over the
-        tensor-parallel group, fp32 ``[n, s-1]`` each.
+    Differentiable in ``logits``. Collectives: two all-reduces (max, then the sum of exponentials) and one for the
+        target's logit over the tensor-parallel group, fp32 ``[n]`` each.
     """
-    targets = labels[:, 1:]
-    answered = targets != IGNORED
     # Masked here and overwritten by Megatron's cross entropy, which wants it contiguous: always a copy, the workspace.
-    workspace = logits[:, :-1].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    shifted = mask_padded_vocabulary(workspace, vocab_size)
-    logprobs = -vocab_parallel_cross_entropy(shifted, targets.masked_fill(~answered, 0))
-    return torch.where(answered, logprobs, 0.0)
-
-
-def sequence_logprobs(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
-    """log π(y | x) summed over the response, fp32 ``[n]``; see :func:`token_logprobs`."""
-    return token_logprobs(logits, labels, vocab_size).sum(-1)
+    workspace = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return -vocab_parallel_cross_entropy(mask_padded_vocabulary(workspace, vocab_size), targets)

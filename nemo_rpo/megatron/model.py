@@ -29,6 +29,7 @@ from nemo_rpo.megatron.build import build_model_chunks
 from nemo_rpo.megatron.forward import (
     REFERENCE_KEYS,
     MicroBatch,
+    model_input,
     pair_logprobs,
     response_logprobs,
     run_model,
@@ -117,15 +118,16 @@ class MegatronGPTRPOModel:
         def fwd_output_and_loss_func(
             data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None
         ) -> tuple[Tensor, Callable]:
-            batch = to_device(next(data_iterator), self.device)
-            output = run_model(model, batch)
+            on_cpu = next(data_iterator)
+            x, batch = model_input(on_cpu, self.device), to_device(on_cpu, self.device)
+            output = run_model(model, x)
 
-            def logprobs_func(logits: Tensor, non_loss_data: bool = True) -> dict[str, Tensor]:
-                chosen, rejected = response_logprobs(logits, batch, self.architecture.vocab_size)
+            def logprobs_func(logprobs: Tensor, non_loss_data: bool = True) -> dict[str, Tensor]:
+                chosen, rejected = response_logprobs(logprobs, x)
                 return {"chosen": chosen, "rejected": rejected}
 
-            def loss_func(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-                chosen, rejected = response_logprobs(logits, batch, self.architecture.vocab_size)
+            def loss_func(logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+                chosen, rejected = response_logprobs(logprobs, x)
                 loss = self.loss_func(
                     self.pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step
                 )

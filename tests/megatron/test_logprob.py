@@ -17,10 +17,9 @@ CASES = (
     "padded vocabulary",
     "no padding",
     "a rank of padding alone",
-    "one sequence",
+    "one token",
     "extreme logits",
     "bf16 logits",
-    "no response token",
 )
 
 

@@ -38,6 +38,7 @@ TP, PP, VP, MICRO = (
 PLAIN_ADAM = "model.optim.name=adam"
 SEQUENCE_PARALLEL = "model.sequence_parallel=true"
 RESIDENT, CACHED = "model.rpo.reference=resident", "model.rpo.reference=cached"
+ALL_LOGITS = "model.rpo.logprob_head=logits"
 FULL_RECOMPUTE = [
     "model.activations_checkpoint_granularity=full",
     "model.activations_checkpoint_method=uniform",
@@ -55,6 +56,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "micro-batch 16": [f"{MICRO}16"],
         "resident reference": [RESIDENT],
         "cached reference": [CACHED],
+        "all logits": [ALL_LOGITS],
         "full recompute": FULL_RECOMPUTE,
         "selective recompute": ["model.activations_checkpoint_granularity=selective"],
         "bf16": ["trainer.precision=bf16"],
@@ -62,6 +64,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
     2: {
         "TP=2": [f"{TP}2", PLAIN_ADAM],
         "TP=2, sequence parallel": [f"{TP}2", SEQUENCE_PARALLEL],
+        "TP=2, sequence parallel, all logits": [f"{TP}2", SEQUENCE_PARALLEL, ALL_LOGITS],
         "PP=2": [f"{PP}2", PLAIN_ADAM],
         "PP=2, cached reference": [f"{PP}2", CACHED],
         "PP=2, interleaved": [f"{PP}2", f"{VP}2"],

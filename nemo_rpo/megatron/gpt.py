@@ -1,0 +1,110 @@
+"""Megatron-Core's GPTModel, able to answer with the log-probs of given tokens in the place of logits.
+
+The head is part of the model, so that whatever Megatron hangs on its layers (the wait for gathered weights, tied
+embeddings of first and last pipeline stage, precision wrappers) finds it where it looks for it.
+
+Shapes: b rows, s positions (s/T on a rank under sequence parallelism), h hidden size, V padded vocabulary, T
+tensor-parallel ranks, n scored tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+
+from nemo_rpo.megatron.linear_logprob import linear_logprobs
+from nemo_rpo.megatron.logprob import token_logprobs
+from nemo_rpo.megatron.responses import ResponseTokens
+
+
+class ScoringHead(ColumnParallelLinear):
+    """The output layer; given the tokens to score, their log-probs take the place of logits.
+
+    Made of an output layer by :meth:`take_over`.
+    """
+
+    vocab_size: int
+    through_logits: bool
+
+    @classmethod
+    def take_over(cls, layer: ColumnParallelLinear, vocab_size: int, through_logits: bool) -> None:
+        """Turns ``layer`` into a ScoringHead. It stays the same object: GPTModel has tied its weight and marked it.
+
+        ``through_logits`` makes all logits and lets Megatron's cross entropy read them.
+        """
+        layer.__class__ = cls
+        layer.vocab_size, layer.through_logits = vocab_size, through_logits
+
+    def forward(
+        self,
+        input_: Tensor,
+        weight: Tensor | None = None,
+        runtime_gather_output: bool | None = None,
+        responses: ResponseTokens | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``input_ [s, b, h]`` -> log-probs fp32 ``[n]`` of ``responses``; without them logits ``[s, b, V/T]``.
+
+        Collectives over the tensor-parallel group: those of :func:`linear_logprobs`, and, for the hidden states, an
+        all-gather forward and a reduce-scatter backward of ``[s, b, h]`` under sequence parallelism, else an all-reduce
+        backward of ``[n, h]``.
+        """
+        if responses is None:
+            return super().forward(input_, weight, runtime_gather_output)
+        if self.through_logits:
+            logits, _ = super().forward(input_, weight, runtime_gather_output)
+            scored = logits.flatten(0, 1).index_select(0, responses.index)
+            return token_logprobs(scored, responses.token, self.vocab_size), None
+        if self.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(input_, group=self.tp_group)
+            hidden = hidden.flatten(0, 1).index_select(0, responses.index)
+        else:
+            hidden = input_.flatten(0, 1).index_select(0, responses.index)
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        weight = self.weight if weight is None else weight
+        group = self.tp_group if self.tp_group.size() > 1 else None
+        return linear_logprobs(hidden, weight, responses.token, self.vocab_size, group), None
+
+
+class PreferenceGPT(GPTModel):
+    """GPTModel whose forward takes what a preference step knows of its batch. Arguments as GPTModel's, and
+
+    Args:
+        real_vocab_size: tokens of the vocabulary without its padding.
+        logprob_head: ``model.rpo.logprob_head``.
+    """
+
+    def __init__(self, *args: Any, real_vocab_size: int, logprob_head: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.post_process:
+            ScoringHead.take_over(self.output_layer, real_vocab_size, through_logits=logprob_head == "logits")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        responses: ResponseTokens | None = None,
+    ) -> Tensor:
+        """The stage's output: hidden states ``[s, b, h]``; on the last stage the log-probs fp32 ``[n]`` of
+        ``responses``, or vocabulary-parallel logits ``[b, s, V/T]`` without them.
+
+        ``input_ids`` and ``position_ids`` are int64 ``[b, s]``. Written on GPTModel's parts, which are the same in all
+        supported releases; its own forward has no place for ``responses`` before 0.18.
+        """
+        hidden = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
+        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config)
+        hidden = self.decoder(
+            hidden_states=hidden, attention_mask=attention_mask, rotary_pos_emb=self.rotary_pos_emb(length)
+        )
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        found, _ = self.output_layer(hidden, weight=weight, responses=responses)
+        return found.transpose(0, 1).contiguous() if responses is None else found
