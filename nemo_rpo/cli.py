@@ -47,6 +47,14 @@ COMMANDS = {
             "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
         ),
     ),
+    "rank": Command(
+        "rank players (models, say) by their wins, losses and ties",
+        "nemo_rpo.commands.rank",
+        (
+            "nemo-rpo rank battles.jsonl --compare elo trueskill",
+            "nemo-rpo rank votes.csv --crowd-bt --annotator-key judge --resample annotator --json > ranking.json",
+        ),
+    ),
 }
 
 

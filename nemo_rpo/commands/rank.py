@@ -1,0 +1,127 @@
+"""``nemo-rpo rank``: a leaderboard from wins, losses and ties."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.ranking import ComparisonFormat, Leaderboard, RankSettings, Standing, leaderboard, read_comparisons
+from nemo_rpo.ranking.leaderboard import COMPARE
+from nemo_rpo.ranking.settings import Resample, Ties
+from nemo_rpo.training.summary import format_table
+
+_SHOWN = 100  # players and annotators a terminal is given; --json and --csv have all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names, defaults = ComparisonFormat(), RankSettings()
+    add = parser.add_argument
+    add("data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, a comparison a row")
+    add("--a-key", default=names.a_key, metavar="FIELD", help=f"field with one player ({names.a_key})")
+    add("--b-key", default=names.b_key, metavar="FIELD", help=f"field with the other player ({names.b_key})")
+    help = f"field that says a, b or tie, model_a or model_b, or who won ({names.winner_key})"
+    add("--winner-key", default=names.winner_key, metavar="FIELD", help=help)
+    add("--annotator-key", default=names.annotator_key, metavar="FIELD", help=f"who said so ({names.annotator_key})")
+    add("--ties", choices=get_args(Ties), default=defaults.ties, help=f"how ties count ({defaults.ties})")
+    help = f"wins and losses given to every player beforehand; 0: maximum likelihood ({defaults.prior:g})"
+    add("--prior", type=float, default=defaults.prior, metavar="C", help=help)
+    add("--crowd-bt", action="store_true", help="estimate the annotators' reliability too, and weigh them by it")
+    help = f"resamples for the intervals; 0: none ({defaults.bootstrap})"
+    add("--bootstrap", type=int, default=defaults.bootstrap, metavar="B", help=help)
+    help = f"what is drawn anew ({defaults.resample})"
+    add("--resample", choices=get_args(Resample), default=defaults.resample, help=help)
+    help = f"of the intervals ({defaults.confidence})"
+    add("--confidence", type=float, default=defaults.confidence, metavar="SHARE", help=help)
+    add("--seed", type=int, default=defaults.seed, help=f"of the resampling ({defaults.seed})")
+    add("--compare", nargs="+", choices=COMPARE, default=[], help="ratings to show beside it")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--csv", type=Path, metavar="OUT", help="write the players to a CSV file too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the leaderboard."""
+    keys = ComparisonFormat(args.a_key, args.b_key, args.winner_key, args.annotator_key)
+    settings = RankSettings(
+        ties=args.ties,
+        prior=args.prior,
+        crowd_bt=args.crowd_bt,
+        bootstrap=args.bootstrap,
+        resample=args.resample,
+        confidence=args.confidence,
+        seed=args.seed,
+    )
+    settings.check()
+    if args.csv and not args.csv.parent.is_dir():
+        raise ConfigError(f"folder {args.csv.parent} does not exist; make it, or name another place")
+    board = leaderboard(read_comparisons(args.data, keys), settings, args.compare, _progress(settings.bootstrap))
+    if args.csv:
+        _write_csv(board, args.csv)
+    if args.json:
+        print(json.dumps(board.to_dict(), ensure_ascii=False, indent=1))
+    else:
+        print("\n\n".join(_text(board, args.compare)))
+
+
+def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:
+    ties = f", ties with ν = {board.tie_strength:.3f}" if board.tie_strength else ""
+    yield f"{board.comparisons:,} comparisons of {len(board.players):,} players{ties}"
+    header = ["player", "rank", "score", "interval", "rating", "wins", "losses", "ties", *compare]
+    yield format_table(header, [_cells(player, compare) for player in board.players[:_SHOWN]]) + _more(board.players)
+    if board.annotators:
+        rows = [
+            [row.annotator, f"{row.labels:,}", f"{row.eta:.3f}", f"{row.standard_error:.3f}"]
+            for row in board.annotators[:_SHOWN]
+        ]
+        yield format_table(["annotator", "labels", "η", "± se"], rows) + _more(board.annotators)
+
+
+def _cells(player: Standing, compare: Sequence[str]) -> list[str]:
+    rank, interval = f"{player.rank}", ""
+    if player.low is not None:
+        rank += f" ({player.rank_low}-{player.rank_high})"
+        interval = f"{player.low:+.3f} to {player.high:+.3f}"
+    cells = [player.player, rank, f"{player.score:+.3f}", interval, f"{player.rating:.0f}"]
+    cells += [f"{count:,}" for count in (player.wins, player.losses, player.ties)]
+    beside = {
+        "elo": lambda: f"{player.elo:.0f}",
+        "trueskill": lambda: f"{player.trueskill:.2f} ± {player.trueskill_sigma:.2f}",
+    }
+    return cells + [beside[name]() for name in compare]
+
+
+def _more(rows: Sequence[object]) -> str:
+    return f"\n… {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
+
+
+def _progress(resamples: int) -> Callable[[int], None] | None:
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int) -> None:
+        print(
+            f"\rresample {done} of {resamples}", end="" if done < resamples else "\r\033[K", file=sys.stderr, flush=True
+        )
+
+    return show
+
+
+def _write_csv(board: Leaderboard, out: Path) -> None:
+    rows = [asdict(player) for player in board.players]
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, out)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc

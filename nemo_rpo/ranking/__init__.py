@@ -1,0 +1,24 @@
+"""Leaderboards from wins, losses and ties: whom people prefer, and how sure that is."""
+
+from nemo_rpo.ranking.bradley_terry import Strengths, bradley_terry
+from nemo_rpo.ranking.comparisons import ComparisonFormat, Comparisons, read_comparisons
+from nemo_rpo.ranking.fit import Fit, fit
+from nemo_rpo.ranking.leaderboard import Leaderboard, Standing, leaderboard
+from nemo_rpo.ranking.schedule import Results, Schedule
+from nemo_rpo.ranking.settings import RankSettings
+
+__all__ = [
+    "ComparisonFormat",
+    "Comparisons",
+    "Fit",
+    "Leaderboard",
+    "RankSettings",
+    "Results",
+    "Schedule",
+    "Standing",
+    "Strengths",
+    "bradley_terry",
+    "fit",
+    "leaderboard",
+    "read_comparisons",
+]

@@ -1,0 +1,96 @@
+"""Crowd-BT: strengths of players and reliabilities of annotators, estimated together."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior, standard_errors
+from nemo_rpo.ranking.bradley_terry import Strengths, bradley_terry
+from nemo_rpo.ranking.comparisons import Comparisons
+from nemo_rpo.ranking.schedule import Results, Schedule
+from nemo_rpo.ranking.settings import RankSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Reliabilities(NamedTuple):
+    """Attributes: η of every annotator [K], its standard error [K] for known strengths, and signed labels [K]."""
+
+    eta: np.ndarray
+    standard_error: np.ndarray
+    labels: np.ndarray
+
+
+def crowd_bt(
+    comparisons: Comparisons,
+    schedule: Schedule,
+    settings: RankSettings,
+    em: EMSettings | None = None,
+    start: tuple[Strengths, Reliabilities] | None = None,
+) -> tuple[Strengths, Reliabilities]:
+    r"""The Bradley-Terry model seen through annotators who are right with probability η_k.
+
+    An annotator who is wrong names the other winner; ties are not doubted::
+
+        P(k says i beats j) = (η_k π_i + (1 - η_k) π_j) / D
+
+    This is RE-PO with log-strengths for a policy: Δ = s_i - s_j, and the reliabilities come from the EM of
+    :func:`nemo_rpo.em.full_batch_em` under its Beta prior. Each round refits the strengths to w wins and 1 - w losses,
+    w being the posterior that a label is right, and then the reliabilities to the strengths; neither step lowers the
+    marginal posterior.
+
+    Source: X. Chen et al., "Pairwise ranking aggregation in a crowdsourced setting", WSDM 2013.
+    """
+    em = em or EMSettings()
+    labels = _Labels(comparisons)
+    strengths, eta = None, torch.full((len(comparisons.annotators),), em.eta_init, dtype=torch.float64)
+    if start is not None:
+        strengths, eta = start[0], torch.from_numpy(start[1].eta)
+    right = posterior(labels.margin(strengths), labels.votes, eta.logit())
+    for _ in range(settings.crowd_max_iterations):
+        before = strengths
+        strengths = bradley_terry(schedule, labels.results(right, schedule, settings), settings, before)
+        eta = full_batch_em(labels.margin(strengths), labels.votes, eta, em).eta
+        right = posterior(labels.margin(strengths), labels.votes, eta.logit())
+        moved = np.inf if before is None else np.abs(strengths.log_strength - before.log_strength).max()
+        if moved < settings.crowd_tolerance:
+            break
+    else:
+        logger.warning("Crowd-BT stopped with strengths still moving by %.1e a round", moved)
+    error = standard_errors(labels.margin(strengths), labels.votes, eta, em)
+    return strengths, Reliabilities(eta.numpy(), error.numpy(), labels.count())
+
+
+class _Labels:
+    """The signed comparisons as labels of pairs, chosen being the player that was said to win."""
+
+    def __init__(self, comparisons: Comparisons) -> None:
+        self.comparisons = comparisons
+        self.signed = comparisons.outcome != 0
+        self.first_won = comparisons.outcome[self.signed] > 0
+        first, second = comparisons.first[self.signed], comparisons.second[self.signed]
+        self._better = torch.from_numpy(np.where(self.first_won, first, second))
+        self._worse = torch.from_numpy(np.where(self.first_won, second, first))
+        self.votes = Votes.single(torch.from_numpy(comparisons.annotator[self.signed]))
+
+    def margin(self, strengths: Strengths | None) -> Tensor:
+        if strengths is None:
+            return torch.zeros(len(self._better), dtype=torch.float64)
+        s = torch.from_numpy(strengths.log_strength)
+        return s[self._better] - s[self._worse]
+
+    def results(self, right: Tensor, schedule: Schedule, settings: RankSettings) -> Results:
+        w, tied = right.numpy(), (~self.signed).astype(np.float64)
+        first, second = (tied / 2, tied / 2) if settings.ties == "half" else (0 * tied, 0 * tied)
+        first[self.signed] = np.where(self.first_won, w, 1 - w)
+        second[self.signed] = np.where(self.first_won, 1 - w, w)
+        return schedule.results(first, second, 0 * tied if settings.ties == "half" else tied)
+
+    def count(self) -> np.ndarray:
+        """Signed labels of every annotator, int64 [K]."""
+        return np.bincount(self.votes.annotator.flatten().numpy(), minlength=len(self.comparisons.annotators))
