@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ COMMANDS = {
         "rank players (models, say) by their wins, losses and ties",
         "nemo_rpo.commands.rank",
         (
-            "nemo-rpo rank battles.jsonl --compare elo trueskill",
+            "nemo-rpo rank battles.jsonl --elo --trueskill",
             "nemo-rpo rank votes.csv --crowd-bt --annotator-key judge --resample annotator --json > ranking.json",
         ),
     ),
@@ -75,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(parser)
         status = module.run(parser.parse_intermixed_args(rest)) or 0
 
-    return run_on_ranks(body) or status
+    try:
+        return run_on_ranks(body) or status
+    except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _overview() -> argparse.ArgumentParser:

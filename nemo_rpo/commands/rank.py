@@ -18,6 +18,7 @@ from nemo_rpo.ranking.leaderboard import COMPARE
 from nemo_rpo.ranking.settings import Resample, Ties
 from nemo_rpo.training.summary import format_table
 
+_NAMES = {"elo": "Elo ratings", "trueskill": "TrueSkill ratings"}
 _SHOWN = 100  # players and annotators a terminal is given; --json and --csv have all
 
 
@@ -41,7 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = f"of the intervals ({defaults.confidence})"
     add("--confidence", type=float, default=defaults.confidence, metavar="SHARE", help=help)
     add("--seed", type=int, default=defaults.seed, help=f"of the resampling ({defaults.seed})")
-    add("--compare", nargs="+", choices=COMPARE, default=[], help="ratings to show beside it")
+    for name in COMPARE:
+        add(
+            f"--{name}",
+            dest="compare",
+            action="append_const",
+            const=name,
+            default=[],
+            help=f"show {_NAMES[name]} beside",
+        )
     add("--json", action="store_true", help="print the result as JSON")
     add("--csv", type=Path, metavar="OUT", help="write the players to a CSV file too")
 
