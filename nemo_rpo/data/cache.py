@@ -121,7 +121,7 @@ class PreferenceCache:
         return pair, self._position[self._annotator], np.array(self._sign)
 
     def vote_matrix(self, block: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Annotators int32 [b, max_votes] and signs int8 [b, max_votes] of a run of b pairs; 0 where there is no vote."""
+        """Annotators int32 [b, max_votes] and signs int8 [b, max_votes] of a run of b pairs; 0 without a vote."""
         start = self._vote_start[block.start : block.stop + 1]
         counts, votes = np.diff(start), slice(start[0], start[-1])
         annotator = np.zeros((len(counts), self.max_votes), dtype=np.int32)

@@ -3,6 +3,7 @@
 from nemo_rpo.em.buffer import BufferedReliability, MarginBuffer
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.estimate import Estimate, estimate
+from nemo_rpo.em.evidence import Evidence, evidence_of
 from nemo_rpo.em.guards import warn_all
 from nemo_rpo.em.objective import robust_loss
 from nemo_rpo.em.posterior import posterior, posterior_logit
@@ -19,10 +20,12 @@ __all__ = [
     "Collectives",
     "EMSettings",
     "Estimate",
+    "Evidence",
     "MarginBuffer",
     "SweepResult",
     "Votes",
     "estimate",
+    "evidence_of",
     "full_batch_em",
     "posterior",
     "posterior_logit",

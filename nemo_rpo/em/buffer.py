@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.estimate import Estimate, estimate
+from nemo_rpo.em.evidence import Evidence, evidence_of
 from nemo_rpo.em.reliability import AnnotatorReliability
 from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.em.standard_error import standard_errors
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
@@ -60,7 +63,7 @@ class MarginBuffer:
         self._slots[slot] = torch.where(known.isnan(), delta, known) if keep_first else delta
 
     def load(self, margins: Tensor) -> None:
-        """Takes this rank's block out of the ``margins`` [num_pairs] of all; :class:`CheckpointError` if they are not."""
+        """Takes this rank's block out of the ``margins`` of all pairs; :class:`CheckpointError` if they do not fit."""
         if len(margins) != self.num_pairs:
             raise CheckpointError(f"the checkpoint has margins of {len(margins)} pairs, the data {self.num_pairs}")
         self.margins.copy_(margins[self.block])
@@ -141,17 +144,32 @@ class BufferedReliability(AnnotatorReliability):
 
     def refit(self) -> Estimate:
         """Fits all reliabilities to the margins so far, and takes them over if the margins carry information."""
-        seen = (~self.buffer.margins.isnan()).nonzero().squeeze(-1)
-        votes = Votes(*(column[seen.to(column.device)].to(self.eta.device) for column in self.votes))
-        found = estimate(self.buffer.margins[seen], votes, self.eta, self.settings, self.collectives)
+        found = estimate(*self._seen(), self.eta, self.settings, self.collectives)
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
         self.estimate = found
         return found
 
+    def _seen(self) -> tuple[Tensor, Votes]:
+        """Margins and votes of this rank's pairs that have a margin."""
+        seen = (~self.buffer.margins.isnan()).nonzero().squeeze(-1)
+        votes = Votes(*(column[seen.to(column.device)].to(self.eta.device) for column in self.votes))
+        return self.buffer.margins[seen], votes
+
+    def findings(self) -> tuple[Tensor, Evidence] | None:
+        """Standard errors [K] of the last refit and the evidence it stood on; None if nothing has been fitted yet.
+
+        The collectives of :func:`standard_errors` and :func:`evidence_of`.
+        """
+        if self.estimate is None or self.estimate.sweep is None:
+            return None
+        fitted = replace(self.settings, prior=self.estimate.prior, link_tau=self.estimate.temperature.value)
+        seen, reduce = self._seen(), self.collectives.all_reduce
+        return standard_errors(*seen, self.eta, fitted, reduce), evidence_of(*seen, self.eta, fitted, reduce)
+
     def state_dict(self) -> dict[str, Any]:
-        """As :meth:`AnnotatorReliability.state_dict`, with the ``margins`` [num_pairs] of all ranks, whatever their number.
+        """As :meth:`AnnotatorReliability.state_dict`, with the ``margins`` [num_pairs] of all ranks' blocks.
 
         Collective: a gather of 4 bytes a pair over the ranks that hold different pairs.
         """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from nemo_rpo.em.votes import Votes
+from nemo_rpo.em.evidence import Evidence
 
 _ENOUGH_LABELS = 30  # below this an annotator may sit at the prior or the start for want of evidence
 _MOVED = 0.01  # less is rounding in any report
@@ -15,31 +14,30 @@ _CERTAIN = 0.99
 _SATURATED_SHARE = 0.05
 
 
-def warn_all(
-    eta: Tensor,
-    label_counts: Tensor,
-    eta_init: float,
-    delta: Tensor | None = None,
-    votes: Votes | None = None,
-    w: Tensor | None = None,
-) -> list[str]:
+class Warned(NamedTuple):
+    """One warning: the guard that spoke, and what it says."""
+
+    guard: str
+    text: str
+
+
+def warn_all(eta: Tensor, label_counts: Tensor, eta_init: float, evidence: Evidence | None = None) -> list[Warned]:
     """Every warning that applies, most serious first; an empty list is good news.
 
     Args:
         eta, label_counts: reliabilities and labels of the annotators [K].
         eta_init: where the reliabilities started.
-        delta, votes: margins Δ/τ [P] and labels [P, V] of the pairs, where at hand.
-        w: posteriors of pairs [P], where at hand.
+        evidence: of the margins that the reliabilities were fitted to, where at hand.
     """
-    found = [
-        lone_annotator_below_half(eta, label_counts),
-        flipped_population(eta, label_counts),
-        stuck_at_start(eta, label_counts, eta_init),
-        overconfident_margins(delta, votes) if delta is not None and votes is not None else None,
-        certain_annotators(eta, label_counts),
-        saturated_posteriors(w) if w is not None else None,
-    ]
-    return [warning for warning in found if warning]
+    found = {
+        "lone_annotator_below_half": lone_annotator_below_half(eta, label_counts),
+        "flipped_population": flipped_population(eta, label_counts),
+        "stuck_at_start": stuck_at_start(eta, label_counts, eta_init),
+        "overconfident_margins": evidence and overconfident_margins(evidence),
+        "certain_annotators": certain_annotators(eta, label_counts),
+        "saturated_posteriors": evidence and saturated_posteriors(evidence),
+    }
+    return [Warned(guard, text) for guard, text in found.items() if text]
 
 
 def lone_annotator_below_half(eta: Tensor, label_counts: Tensor) -> str | None:
@@ -78,14 +76,12 @@ def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float) -> str | 
     )
 
 
-def overconfident_margins(delta: Tensor, votes: Votes) -> str | None:
+def overconfident_margins(evidence: Evidence) -> str | None:
     """The policy agrees with the labels so strongly that perfect annotators explain them best.
 
     At fixed margins D = sΔ of the labels a reliability below 1 needs E[e^{-D}] > 1, and one above 0 needs E[e^{D}] > 1.
     """
-    signed = votes.sign != 0
-    agreed = (votes.sign.double() * delta.double().unsqueeze(-1))[signed]
-    if not agreed.numel() or torch.logsumexp(-agreed, 0).item() > math.log(agreed.numel()):
+    if evidence.disagreement > 1:
         return None
     return (
         "the margins agree with the labels so strongly that no noise is left to estimate (mean exp(-Δ) is at most 1): "
@@ -104,10 +100,10 @@ def certain_annotators(eta: Tensor, label_counts: Tensor) -> str | None:
     )
 
 
-def saturated_posteriors(w: Tensor) -> str | None:
+def saturated_posteriors(evidence: Evidence) -> str | None:
     """Almost no posterior lies between .05 and .95: the E-step takes decisions and no longer weighs."""
-    undecided = ((w > 0.05) & (w < 0.95)).double().mean().item()
-    if undecided >= _SATURATED_SHARE:
+    undecided = evidence.undecided
+    if not undecided < _SATURATED_SHARE:
         return None
     return (
         f"only {undecided:.1%} of the posteriors lie between .05 and .95; unless many labels a pair agree, the margins "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,10 @@ from nemo_rpo.em.posterior import posterior
 from nemo_rpo.em.settings import EMSettings
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from nemo_rpo.em.estimate import Estimate
+    from nemo_rpo.em.evidence import Evidence
 
 
 class AnnotatorReliability:
@@ -39,6 +43,7 @@ class AnnotatorReliability:
     """
 
     estimator: ClassVar[str] = "ema"
+    estimate: Estimate | None = None  # the EMA fits nothing
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
         if num_annotators < 1:
@@ -134,6 +139,10 @@ class AnnotatorReliability:
         self.logit_eta = torch.logit(self.eta).float()
         start = self.settings.eta_init
         self._logit_eta_or_start = F.pad(self.logit_eta, (0, 1), value=math.log(start / (1 - start)))
+
+    def findings(self) -> tuple[Tensor, Evidence] | None:
+        """Standard errors and evidence of a fit to margins; a running mean knows neither."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; valid between steps, when nothing is pending."""

@@ -14,7 +14,7 @@ from nemo_rpo.megatron.huggingface.exporter import export_hf
 from nemo_rpo.training.first_rank import on_first_rank
 from nemo_rpo.training.logging import RunLog
 from nemo_rpo.training.metrics import read_metrics
-from nemo_rpo.training.results import ANNOTATOR_CSV, annotator_rows, write_annotators
+from nemo_rpo.training.results import ANNOTATOR_CSV
 from nemo_rpo.training.setup import starting_point, tokenizer_folder
 from nemo_rpo.training.summary import final_report
 from nemo_rpo.training.trainer import RPOTrainer
@@ -46,11 +46,8 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
     files = [trainer.folder / "config.yaml", *log.files]
     rows = []
     if cfg.model.rpo.enabled:
-        table, eta = trainer.splits["train"].cache.annotators, trainer.model.em.eta.tolist()
-        rows = annotator_rows(table, eta, cfg.model.rpo.eta_init)
-        files.append(trainer.folder / ANNOTATOR_CSV)
-        if dist.get_rank() == 0:  # a run that was killed after its last checkpoint has an older one
-            write_annotators(trainer.folder, table, eta, trainer.running_eta.tolist())
+        rows = trainer.annotators.rows()
+        files.append(trainer.annotators.write())  # a run that was killed after its last checkpoint has an older one
     checkpoint = trainer.store.latest()
     if checkpoint is not None:
         files.append(checkpoint)

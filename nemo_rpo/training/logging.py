@@ -14,7 +14,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.training.metrics import TIMING, Writer, metric_writers
 from nemo_rpo.training.progress import Progress, figures
 
-_SPLITS = {"val": "validation", "sweep": "sweep"}
+_SPLITS = {"val": "validation", "sweep": "sweep", "refit": "refit"}
 
 
 class RunLog:
@@ -49,7 +49,7 @@ class RunLog:
         self._write(step, "train", {**metrics, **timing})
 
     def record(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Figures of a ``val`` or ``sweep`` pass after optimizer step ``step``."""
+        """Figures of a ``val``, ``sweep`` or ``refit`` pass after optimizer step ``step``."""
         self.note(f"{_SPLITS[split]} at step {step}  {figures(metrics)}")
         self._write(step, split, metrics)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differences
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotators import AnnotatorTable
@@ -84,7 +82,4 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
 def take_up(trainer: RPOTrainer, run: dict[str, Any]) -> None:
     """Puts the trainer where the checkpoint that its model was restored from stood; ``run`` is its ``run.json``."""
     trainer.step, trainer.val_metrics = run["step"], run["metrics"]
-    running = torch.tensor(run["running_eta"], dtype=torch.float64, device=trainer.model.device)
-    # Annotators that have joined since have no running η of their own yet.
-    known = len(running) == trainer.model.em.num_annotators
-    trainer.running_eta = running if known else trainer.model.em.eta
+    trainer.annotators.take_up(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,23 @@ _WIDTH = 32  # of an annotator's id
 
 @dataclass(frozen=True)
 class AnnotatorRow:
-    """One annotator: labels seen, reliability η, and the η it started from."""
+    """One annotator.
+
+    Attributes:
+        annotator: id.
+        labels: labels in the training data.
+        eta: reliability η.
+        start: the η it started from.
+        standard_error: of ``eta``; nan where nothing has been fitted.
+        running: η before the last sweep replaced it.
+    """
 
     annotator: str
     labels: int
     eta: float
     start: float
+    standard_error: float
+    running: float
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -35,12 +47,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def annotator_table(annotators: Sequence[AnnotatorRow]) -> str:
     """Id, labels, η and its change, the least reliable first; of many only the ten at each end."""
     ranked = sorted(annotators, key=lambda row: (row.eta, row.annotator))
-    cells = [
-        [_short(row.annotator), f"{row.labels:,}", f"{row.eta:.3f}", f"{row.eta - row.start:+.3f}"] for row in ranked
-    ]
+    cells = [_cells(row) for row in ranked]
     if len(cells) > 2 * _ENDS:
-        cells = [*cells[:_ENDS], [f"… {len(cells) - 2 * _ENDS:,} more", "", "", ""], *cells[-_ENDS:]]
-    return format_table(["annotator", "labels", "η", "change"], cells)
+        cells = [*cells[:_ENDS], [f"… {len(cells) - 2 * _ENDS:,} more", "", "", "", ""], *cells[-_ENDS:]]
+    return format_table(["annotator", "labels", "η", "±", "change"], cells)
+
+
+def _cells(row: AnnotatorRow) -> list[str]:
+    error = "–" if math.isnan(row.standard_error) else f"{row.standard_error:.3f}"
+    return [_short(row.annotator), f"{row.labels:,}", f"{row.eta:.3f}", error, f"{row.eta - row.start:+.3f}"]
 
 
 def course_table(rows: Sequence[Mapping[str, Any]]) -> str:

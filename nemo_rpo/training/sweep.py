@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nemo_rpo.em import SweepResult, Votes, full_batch_em
+from nemo_rpo.em import Evidence, SweepResult, Votes, evidence_of, full_batch_em, standard_errors
 from nemo_rpo.megatron.forward import to_device, votes_of
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
@@ -35,28 +36,33 @@ def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> tuple[Tenso
     return torch.cat(deltas), Votes(torch.cat(annotators), torch.cat(signs))
 
 
-def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> SweepResult:
+class Sweep(NamedTuple):
+    """What a sweep found, the same on every rank: the EM's result, how sure it is of each η, and what it stood on."""
+
+    result: SweepResult
+    standard_error: Tensor
+    evidence: Evidence
+
+
+def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Sweep:
     """Runs :func:`full_batch_em` over ``batches`` (the whole training data, once) and makes its η the model's own.
 
-    Collectives: the model's forward ones; the EM's over the data-parallel group; one broadcast of 8 (3K + 3) bytes from
-    the last pipeline stage. Every rank ends with the same result.
+    Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
+    evidence; one broadcast of 8 (4K + 5) bytes from the last pipeline stage.
     """
     with model.evaluating():
         delta, votes = margins(model, batches)
     k = model.em.num_annotators
-    packed = torch.zeros(3 * k + 3, dtype=torch.float64, device=model.device)
+    packed = torch.zeros(4 * k + 5, dtype=torch.float64, device=model.device)
     if is_last_stage():
         found = full_batch_em(delta, votes, model.em.eta, model.em.settings, sum_over_data_parallel)
-        scalars = packed.new_tensor([float(found.log_likelihood), float(found.iterations), float(found.converged)])
-        packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, scalars)))
+        known = delta, votes, found.eta, model.em.settings, sum_over_data_parallel
+        error, evidence = standard_errors(*known), evidence_of(*known)
+        scalars = packed.new_tensor([float(found.log_likelihood), found.iterations, found.converged, *evidence])
+        packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, error, scalars)))
     broadcast_from_last_stage(packed)
-    log_likelihood, iterations, converged = packed[3 * k :]
-    model.em.replace(packed[:k])
-    return SweepResult(
-        eta=model.em.eta,
-        log_likelihood=log_likelihood,
-        iterations=int(iterations),
-        converged=bool(converged),
-        counts=packed[k : 2 * k],
-        right_sums=packed[2 * k : 3 * k],
-    )
+    (eta, counts, right_sums, standard_error), scalars = packed[: 4 * k].view(4, k), packed[4 * k :]
+    _, iterations, converged, *evidence = scalars.tolist()
+    model.em.replace(eta)
+    result = SweepResult(model.em.eta, scalars[0], int(iterations), bool(converged), counts, right_sums)
+    return Sweep(result, standard_error, Evidence(*evidence))

@@ -13,12 +13,11 @@ from nemo_rpo.config.fingerprint import config_fingerprint
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import time_limit
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training.annotators import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logging import RunLog
-from nemo_rpo.training.results import write_annotators
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Reference, Split
-from nemo_rpo.training.sweep import sweep_reliabilities
 
 
 class RPOTrainer:
@@ -41,7 +40,7 @@ class RPOTrainer:
         self.schedule, self.store, self.log, self.folder = schedule, store, log, folder
         self.origin, self.started = origin, started
         self.step = 0  # optimizer steps done
-        self.running_eta = model.em.eta
+        self.annotators = AnnotatorBook(model, splits["train"].cache.annotators, folder, log)
         self.val_metrics: dict[str, float] = {}
         self.skipped = 0
 
@@ -51,8 +50,9 @@ class RPOTrainer:
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
         for step, batch in zip(steps, batches, strict=True):
             self.train_single_step(step, batch)
+            self.annotators.note_refit(step)
             if self.sweeps(step):
-                self.sweep(step)
+                self.annotators.sweep(step, self._batches("sweep"))
             if "validation" in self.splits and self.schedule.validates(step):
                 self.run_validation(step)
             out_of_time = self.out_of_time()
@@ -82,7 +82,7 @@ class RPOTrainer:
             "grad_norm": outcome.grad_norm,
             "lr": self.model.learning_rate,
             "skipped": float(not outcome.updated),
-            **self.em_metrics(),
+            **self.annotators.metrics(),
         }
         metrics |= {"epoch": self.schedule.epoch(step), "consumed_samples": step * self.cfg.model.global_batch_size}
         self.step = step
@@ -95,31 +95,12 @@ class RPOTrainer:
             tokens=self.splits["train"].tokens(self.schedule.data_step(step)),
         )
 
-    def em_metrics(self) -> dict[str, float]:
-        """Mean and least reliability now; without the EM there are none."""
-        if not self.cfg.model.rpo.enabled:
-            return {}
-        mean, least = torch.stack((self.model.em.eta.mean(), self.model.em.eta.min())).tolist()
-        return {"em/eta_mean": mean, "em/eta_min": least}
-
     def sweeps(self, step: int) -> bool:
         """Whether the exact full-batch EM runs after ``step``."""
         when = self.cfg.model.rpo.sweep if self.cfg.model.rpo.enabled else "none"
         return (when != "none" and step == self.schedule.total_steps) or (
             when == "epoch" and self.schedule.ends_epoch(step)
         )
-
-    def sweep(self, step: int) -> None:
-        """The exact full-batch EM at the present weights; its η replaces the running one."""
-        self.running_eta = self.model.em.eta
-        found = sweep_reliabilities(self.model, self._batches("sweep"))
-        metrics = {
-            "em/log_posterior": float(found.log_likelihood),
-            "em/iterations": found.iterations,
-            "em/converged": float(found.converged),
-            "em/eta_moved": (found.eta - self.running_eta).abs().mean().item(),
-        }
-        self.log.record("sweep", step, {**metrics, **self.em_metrics()})
 
     def run_validation(self, step: int) -> None:
         """Loss and metrics over the validation pairs; the EM learns nothing from them."""
@@ -147,16 +128,11 @@ class RPOTrainer:
             "metrics": self.val_metrics,
             "config": config_fingerprint(self.cfg),
             "origin": self.origin,
-            "running_eta": self.running_eta.tolist(),
+            **self.annotators.state(),
         }
         path = self.store.save(self.model, self.splits["train"].cache.annotators, run)
-        if dist.get_rank() == 0 and self.cfg.model.rpo.enabled:
-            write_annotators(
-                self.folder,
-                self.splits["train"].cache.annotators,
-                self.model.em.eta.tolist(),
-                self.running_eta.tolist(),
-            )
+        if self.cfg.model.rpo.enabled:
+            self.annotators.write()
         self.log.note(f"saved {path}")
 
     def out_of_time(self) -> bool:

@@ -1,6 +1,9 @@
+import math
+
+import pytest
 import torch
 
-from nemo_rpo.em import Votes, guards, warn_all
+from nemo_rpo.em import EMSettings, Evidence, Votes, evidence_of, guards, warn_all
 
 from .worlds import make_world
 
@@ -8,8 +11,9 @@ from .worlds import make_world
 def test_healthy_estimates_raise_no_warning():
     world = make_world([0.95, 0.8, 0.7], pairs=3000)
     eta, counts = torch.tensor([0.94, 0.81, 0.72]), torch.tensor([1000.0, 1000.0, 1000.0])
-    w = torch.linspace(0, 1, 100)
-    assert warn_all(eta, counts, 0.9, world.delta, world.votes, w) == []
+    evidence = evidence_of(world.delta, world.votes, eta, EMSettings())
+    assert evidence.disagreement > 1.1 and evidence.undecided > 0.3
+    assert warn_all(eta, counts, 0.9, evidence) == []
 
 
 def test_a_lone_annotator_below_half():
@@ -36,10 +40,24 @@ def test_stuck_at_the_start():
 def test_overconfident_margins():
     """E[e^{-D}] ≤ 1: margins of memorised labels; a vote for rejected counts with its own side."""
     votes = Votes(torch.zeros(3, 1, dtype=torch.long), torch.tensor([[1], [-1], [0]]))
-    assert "reliabilities tend to 1" in guards.overconfident_margins(torch.tensor([3.0, -2.0, -9.0]), votes)
-    assert guards.overconfident_margins(torch.tensor([3.0, 2.0, 0.0]), votes) is None
-    nobody = Votes(votes.annotator, torch.zeros(3, 1))
-    assert guards.overconfident_margins(torch.tensor([3.0, 2.0, 0.0]), nobody) is None
+
+    def said(delta: list[float], votes: Votes = votes) -> str | None:
+        return guards.overconfident_margins(evidence_of(torch.tensor(delta), votes, torch.tensor([0.7]), EMSettings()))
+
+    assert "reliabilities tend to 1" in said([3.0, -2.0, -9.0])
+    assert said([3.0, 2.0, 0.0]) is None
+    assert said([3.0, 2.0, 0.0], Votes(votes.annotator, torch.zeros(3, 1))) is None
+
+
+def test_evidence_is_of_all_ranks_and_in_units_of_tau():
+    delta, votes = (
+        torch.tensor([1.0, -2.0, 0.5]),
+        Votes(torch.zeros(3, 1, dtype=torch.long), torch.tensor([[1], [1], [0]])),
+    )
+    eta, settings = torch.tensor([0.9]), EMSettings(link_tau=2.0)
+    found = evidence_of(delta, votes, eta, settings, all_reduce=lambda sums: sums.mul_(2))
+    assert found.disagreement == pytest.approx((math.exp(-0.5) + math.exp(1.0)) / 2)
+    assert found.undecided == pytest.approx(1.0)
 
 
 def test_certain_annotators():
@@ -49,10 +67,12 @@ def test_certain_annotators():
 
 
 def test_saturated_posteriors():
-    assert "raise model.rpo.link_tau" in guards.saturated_posteriors(torch.tensor([0.001] * 98 + [0.5] * 2))
-    assert guards.saturated_posteriors(torch.tensor([0.001] * 90 + [0.5] * 10)) is None
+    assert "only 2.0% of the posteriors" in guards.saturated_posteriors(Evidence(2.0, 0.02))
+    assert guards.saturated_posteriors(Evidence(2.0, 0.1)) is None
+    assert guards.saturated_posteriors(Evidence(2.0, float("nan"))) is None
 
 
 def test_all_that_apply_are_said_most_serious_first():
-    found = warn_all(torch.tensor([0.3]), torch.tensor([50.0]), 0.3, w=torch.zeros(10))
-    assert len(found) == 3 and found[0].startswith("the only annotator")
+    found = warn_all(torch.tensor([0.3]), torch.tensor([50.0]), 0.3, Evidence(2.0, 0.0))
+    assert [guard for guard, _ in found] == ["lone_annotator_below_half", "stuck_at_start", "saturated_posteriors"]
+    assert found[0].text.startswith("the only annotator")

@@ -128,7 +128,7 @@ def sweep(run: Engine) -> dict[str, Any]:
     start = run.model.em.eta.tolist()
     with run.model.evaluating():
         delta, votes = margins(run.model, run.batches("sweep"))
-    found = sweep_reliabilities(run.model, run.batches("sweep"))
+    found = sweep_reliabilities(run.model, run.batches("sweep")).result
     return {
         "start": start,
         "delta": delta.tolist(),

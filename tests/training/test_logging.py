@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 from functools import partial
@@ -128,13 +129,13 @@ def test_start_up_names_the_layout_and_the_batch(capsys) -> None:
 
 
 def test_annotators_are_ranked_and_long_tables_cut() -> None:
-    rows = [AnnotatorRow("ann", 1500, 0.95, 0.9), AnnotatorRow("bob", 7, 0.2, 0.9)]
+    rows = [AnnotatorRow("ann", 1500, 0.95, 0.9, 0.01, 0.9), AnnotatorRow("bob", 7, 0.2, 0.9, math.nan, 0.2)]
     assert annotator_table(rows).splitlines() == [
-        "annotator  labels      η  change",
-        "bob             7  0.200  -0.700",
-        "ann         1,500  0.950  +0.050",
+        "annotator  labels      η      ±  change",
+        "bob             7  0.200      –  -0.700",
+        "ann         1,500  0.950  0.010  +0.050",
     ]
-    many = [AnnotatorRow(f"w{i:04d}" + "x" * 40, 1, i / 5000, 0.9) for i in range(3815)]
+    many = [AnnotatorRow(f"w{i:04d}" + "x" * 40, 1, i / 5000, 0.9, 0.1, 0.9) for i in range(3815)]
     lines = annotator_table(many).splitlines()
     assert len(lines) == 1 + 10 + 1 + 10 and lines[11] == "… 3,795 more"
     assert lines[1].startswith("w0000") and lines[10].startswith("w0009") and lines[-1].startswith("w3814")
@@ -153,7 +154,7 @@ def test_the_course_of_a_run() -> None:
         ["validation, step 20", "20.0000", "0.2500", "1.0000"],
     ]
     assert len(course_table(rows[:22]).splitlines()) == 5 and len(course_table(rows[:21]).splitlines()) == 4
-    text = final_report([AnnotatorRow("a", 1, 0.5, 0.9)], rows, ["run/metrics.jsonl"])
+    text = final_report([AnnotatorRow("a", 1, 0.5, 0.9, 0.1, 0.5)], rows, ["run/metrics.jsonl"])
     assert text.startswith("Annotators (1), by reliability η\n") and text.endswith("Files written\n  run/metrics.jsonl")
     assert final_report([], [], []) == ""
 

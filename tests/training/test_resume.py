@@ -128,6 +128,29 @@ def test_two_ranks_stopped_by_ctrl_c_and_by_kill(world: World, tmp_path: Path) -
     assert_same_end(out, unbroken, tmp_path)
 
 
+def test_the_margin_buffer_is_resumed(world: World, tmp_path: Path) -> None:
+    """Reliabilities that are refitted every two steps from all margins so far: to the bit, and on two ranks."""
+    buffer = [f"model.rpo.{setting}" for setting in ("estimator=buffer", "sweep=none", "buffer.min_information=0")]
+    buffer += ["model.rpo.buffer.refit_every=2", "model.rpo.buffer.margins=latest"]
+    unbroken, out, other = tmp_path / "unbroken", tmp_path / "run", tmp_path / "other"
+    world.train(unbroken, *buffer)
+    refits = [row for row in read_metrics(unbroken) if row["split"] == "refit"]
+    assert [row["step"] for row in refits] == [2, 4, 6, 8, 10, 12]
+    assert len({row["em/eta_mean"] for row in refits}) == len(refits)
+    killed = world.train(out, *buffer, stop_at=f"kill os.rename .writing-{step(8)}", check=False)
+    assert killed.returncode == -signal.SIGKILL and whole(out)[-1] == step(6)
+    shutil.copytree(out, other)
+    world.train(out, *buffer)
+    assert_same_end(out, unbroken, tmp_path)
+    world.train(other, *buffer, ranks=2)
+    assert etas(other) == pytest.approx(etas(unbroken), abs=1e-5)
+
+
+def etas(out: Path) -> dict[str, float]:
+    with (out / ETA).open(newline="") as file:
+        return {row["id"]: float(row["eta"]) for row in csv.DictReader(file)}
+
+
 def test_resumed_under_other_layouts(world: World, unbroken: Path, tmp_path: Path) -> None:
     """TP 2 × PP 2, then DP 2, then one rank: the steps of one run, within 1e-5 of those of one rank all the way."""
     out = tmp_path / "run"

@@ -83,6 +83,8 @@ def test_annotators(world: World, re_dpo: tuple[Path, subprocess.CompletedProces
     etas = [float(row["eta"]) for row in table]
     assert sum(etas) / len(etas) == pytest.approx(last["em/eta_mean"], abs=1e-6)
     assert min(etas) == pytest.approx(last["em/eta_min"], abs=1e-6)
+    # A dozen labels: uncertain, and less so than the prior alone.
+    assert all(0.02 < float(row["standard_error"]) < 0.2 for row in table)
     assert all(f"{row['id']:9}  " in result.stderr for row in table)
 
 
