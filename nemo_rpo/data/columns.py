@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-_SWAPPED = {"chosen_reward": "rejected_reward", "chosen_win_rate": "rejected_win_rate"}
+_SWAPPED = {
+    "chosen_reward": "rejected_reward",
+    "chosen_win_rate": "rejected_win_rate",  # against the previous iterate
+    "chosen_preference_score": "rejected_preference_score",  # log-odds of the same
+}
 _PARTNER = {**_SWAPPED, **{rejected: chosen for chosen, rejected in _SWAPPED.items()}}
 _NEGATED = ("margin",)  # chosen's score minus rejected's
 _COMPLEMENTED = ("win_rate",)  # the probability that chosen wins
@@ -28,6 +32,8 @@ ALIASES = {
     "reward_b": "rejected_reward",
     "win_rate_chosen": "chosen_win_rate",
     "win_rate_rejected": "rejected_win_rate",
+    "preference_score_chosen": "chosen_preference_score",
+    "preference_score_rejected": "rejected_preference_score",
 }
 
 

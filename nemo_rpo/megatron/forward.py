@@ -76,6 +76,8 @@ _LABEL_COLUMNS = {
     "strength": "strength",
     "win_rate_chosen": "chosen_win_rate",
     "win_rate_rejected": "rejected_win_rate",
+    "preference_score_chosen": "chosen_preference_score",
+    "preference_score_rejected": "rejected_preference_score",
 }
 
 

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from nemo_rpo.data.columns import ALIASES
 from nemo_rpo.data.pairs import PairLedger
 from nemo_rpo.data.rows import PreferenceRow, Vote
 from nemo_rpo.errors import DataError
@@ -118,6 +119,21 @@ def test_a_lone_reward_changes_sides_with_its_response():
     table, _ = close([row("a", "b", ("w1", -1), chosen_reward=3.0)])
     assert table.columns["rejected_reward"].tolist() == [3.0]
     assert np.isnan(table.columns["chosen_reward"]).all()
+
+
+def test_what_is_said_of_a_response_goes_with_it():
+    """Win rates and preference scores against the previous iterate, under either spelling of the files."""
+    said = {"win_rate_chosen": 0.9, "rejected_win_rate": 0.2}
+    said |= {"preference_score_chosen": 2.0, "chosen_preference_score": 2.0, "rejected_preference_score": -1.5}
+    named = {ALIASES[name]: value for name, value in said.items()}
+    table, _ = close([row("a", "b", ("w1", -1), **named)])
+    got = {name: values[0] for name, values in table.columns.items()}
+    assert got == {
+        "chosen_win_rate": np.float32(0.2),
+        "rejected_win_rate": np.float32(0.9),
+        "chosen_preference_score": -1.5,
+        "rejected_preference_score": 2.0,
+    }
 
 
 def test_annotators_are_sorted_whatever_the_order_of_rows():
