@@ -12,7 +12,6 @@ from nemo_rpo.config.typed import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import COLUMNS, PreferenceLoss
 from nemo_rpo.losses.options import nearest
-from nemo_rpo.losses.reduction import Mean
 
 Settings = TypeVar("Settings")
 
@@ -52,8 +51,7 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
         columns: side columns that the stack has beside them.
 
     Raises:
-        ConfigError: an unknown loss or option, a loss that needs more or is no mean over pairs, or one that the EM must
-            not be put on top of.
+        ConfigError: an unknown loss or option, a loss that needs more, or one that the EM must not be put on top of.
     """
     try:
         loss = base_loss(ModelConfig(dpo=dpo, rpo=rpo))
@@ -65,11 +63,6 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
         raise ConfigError(
             f"{block}.base_loss={loss.name} needs more than the log-probs that this trainer gives: {described}; "
             "choose another loss, or train with this package's own engine"
-        )
-    if not isinstance(loss.reduction, Mean):
-        raise ConfigError(
-            f"{block}.base_loss={loss.name} weighs every pair by the whole global batch, which this trainer never has "
-            "in one place: choose another loss, or train with this package's own engine"
         )
     return loss
 

@@ -17,13 +17,16 @@ from nemo_rpo.integrations.nemo_rl.data import annotator_table
 from nemo_rpo.integrations.nemo_rl.settings import BLOCK, RobustConfig, dpo_settings, entry, robust_config
 from nemo_rpo.integrations.rpo_block import log_prob_loss
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss
+from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
 LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
 WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
 PAIR = "em_pair"  # int64, index of the pair in the global batch
-# What the loss returns beside upstream's metrics, one value a valid pair (w, Δ); the proxy takes them out again.
-VECTORS = ("em_pair", "em_posterior", "em_delta")
+STATISTIC = "em_mean_statistic"  # float32, mean over the global batch of what the loss's reduction divides by
+# What the loss returns beside upstream's metrics, one value a valid pair: its index, w, Δ, and its statistic. The proxy
+# takes them out again.
+VECTORS = ("em_pair", "em_posterior", "em_delta", "em_statistic")
 
 
 def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = None) -> RobustLoss:
@@ -124,8 +127,9 @@ class RobustLoss:
         loss = self.preference_loss_weight * preference + self.sft_loss_weight * sft
         share = valid / (global_valid_seqs / 2).clamp(min=1)  # a batch of masked rows has 0, and a share of 0 each
         rewards = x.log_ratios(average=self.average_rewards)
+        objective = self._objective(loss, data)
         metrics = {
-            "loss": loss,
+            "loss": objective,
             "sft_loss": sft if self.sft_loss_weight else torch.zeros_like(sft),
             "preference_loss": preference,
             "accuracy": (rewards[0] > rewards[1]).float(),
@@ -133,8 +137,8 @@ class RobustLoss:
             "rewards_rejected_mean": rewards[1],
         }
         scalars = torch.stack([_sum(value, share) for value in metrics.values()] + [valid.sum() / 1.0]).tolist()
-        vectors = (data[PAIR][::2], w, terms.delta)
-        return _sum(loss, share), {
+        vectors = (data[PAIR][::2], w, terms.delta, self.base.reduction.statistic(loss))
+        return _sum(objective, share), {
             **dict(zip((*metrics, "num_valid_samples"), scalars, strict=True)),
             **{name: _array(value[valid]) for name, value in zip(VECTORS, vectors, strict=True)},
         }
@@ -147,6 +151,15 @@ class RobustLoss:
         return PairLogprobs(
             policy[::2], policy[1::2], reference[::2], reference[1::2], length[::2], length[1::2]
         )  # fmt: skip
+
+    def _objective(self, loss: Tensor, data: Any) -> Tensor:
+        """[n], whose mean over the global batch has the loss's value and its gradient there."""
+        reduction = self.base.reduction
+        if isinstance(reduction, Mean):
+            return loss
+        mean = data[STATISTIC][::2]
+        surrogate = reduction.surrogate(loss) / mean
+        return surrogate - surrogate.detach() + reduction.value(surrogate.detach(), mean, torch.ones_like(mean))
 
     def _posterior(self, terms: LossTerms, data: Any) -> Tensor:
         """w [n] by the η that the step began with; 1 without the EM, where every label is believed."""

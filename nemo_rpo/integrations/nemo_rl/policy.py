@@ -17,9 +17,10 @@ from nemo_rpo.em import AnnotatorReliability, Votes
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.em_state import continued, with_newcomers
 from nemo_rpo.integrations.nemo_rl.data import annotator_table, id_code
-from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, VECTORS, WARMING_UP, RobustLoss
+from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
 from nemo_rpo.integrations.nemo_rl.settings import BLOCK, entry
 from nemo_rpo.integrations.nemo_rl.state import load_state, save_state
+from nemo_rpo.losses.reduction import Mean
 
 
 class RobustPolicy:
@@ -44,7 +45,7 @@ class RobustPolicy:
         self, policy: Any, *, master_config: Any, loss_fn: RobustLoss, train_dataloader: Any, dpo_save_state: Any = None
     ) -> None:
         self._policy = policy
-        self._robust = loss_fn.robust
+        self._robust, self._base = loss_fn.robust, loss_fn.base
         dataset = getattr(train_dataloader, "dataset", train_dataloader)
         self.annotators = annotator_table(dataset, self._robust.annotator_key if self._robust.enabled else None)
         state = None
@@ -86,14 +87,23 @@ class RobustPolicy:
                 f"{batch.size} rows with gbs={kwargs['gbs']} would take several steps on one η: pass one global batch "
                 "a call, as dpo_train does"
             )
+        if not isinstance(self._base.reduction, Mean):
+            batch[STATISTIC] = self._mean_statistic(batch, loss_fn, kwargs)
         results = self._policy.train(batch, loss_fn, eval_mode=eval_mode, **kwargs)
         metrics = results["all_mb_metrics"]
-        pair, w, delta = (_joined(metrics.pop(name, ())) for name in VECTORS)
+        pair, w, delta, _ = _take_vectors(metrics)
         if not eval_mode and self._robust.enabled:
             self._learn(batch, pair.long(), w, finite=_is_finite(results.get("grad_norm")))
             if metrics:
                 metrics |= {name: [value] for name, value in self._metrics(w, delta).items()}
         return results
+
+    def _mean_statistic(self, batch: Any, loss_fn: Any, kwargs: dict[str, Any]) -> Tensor:
+        """[B], from a forward pass of its own: no micro-batch sees the batch that a loss such as Dr. DPO's is over."""
+        batch[STATISTIC] = torch.ones(batch.size)
+        sizes = {name: kwargs[name] for name in ("gbs", "mbs") if name in kwargs}
+        *_, statistic = _take_vectors(self._policy.train(batch, loss_fn, eval_mode=True, **sizes)["all_mb_metrics"])
+        return torch.full((batch.size,), statistic.mean().item() if len(statistic) else 1.0)
 
     def save_checkpoint(self, weights_path: str, *args: Any, **kwargs: Any) -> Any:
         """The policy's, with the EM's state beside its weights."""
@@ -162,9 +172,10 @@ def _fill_up(data: Any) -> None:
             data[key] = torch.cat((data[key], data[key][-1:].expand(missing)))
 
 
-def _joined(vectors: Any) -> Tensor:
-    """The vectors of all micro-batches, float64; empty where every row of the batch was masked."""
-    return torch.from_numpy(np.concatenate([np.zeros(0), *map(np.atleast_1d, vectors)]))
+def _take_vectors(metrics: dict[str, Any]) -> list[Tensor]:
+    """What the loss added, of all micro-batches, float64; empty where every row of the batch was masked."""
+    found = (metrics.pop(name, ()) for name in VECTORS)
+    return [torch.from_numpy(np.concatenate([np.zeros(0), *vectors])) for vectors in found]
 
 
 def _is_finite(grad_norm: Any) -> bool:
