@@ -43,6 +43,9 @@ _FREE = (
     "model.data.num_workers",
     "model.data.cache_dir",
     "model.data.pad_length_to_multiple_of",
+    "model.data.packed_sequence",
+    "model.data.packed_sequence_size",
+    "model.data.share_prompts",
     "model.data.allow_new_annotators",
 )
 

@@ -128,6 +128,10 @@ class DataConfig(RowFormat):
     allow_new_annotators: bool = False  # on resume
     seq_length: Count | None = None  # null: encoder_seq_length
     pad_length_to_multiple_of: Count = 1
+    packed_sequence: bool = False  # pairs end to end in micro-batches of packed_sequence_size tokens, without padding
+    packed_sequence_size: Count | None = None  # null: micro_batch_size pairs of full length
+    # One prompt for both responses of a packed pair. auto: where it saves enough tokens and the attention can do it.
+    share_prompts: Literal["auto", "always", "never"] = "auto"
     num_workers: WholeNumber = 2
     cache_dir: str | None = None  # null: .nemo_rpo_cache beside the data
     # Of responses without one, for losses that need rewards; null: such a loss refuses the data.

@@ -24,6 +24,7 @@ def validate_config(cfg: RunConfig) -> None:
     base_loss(cfg.model)
     _check_layout(cfg)
     _check_length(cfg)
+    _check_packing(cfg)
     _check_recompute(cfg)
     _check_data(cfg)
     _check_steps(cfg)
@@ -52,6 +53,9 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
         named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
         raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {model_parallel}")
     data_parallel = world_size // model_parallel
+    if model.data.packed_sequence:
+        _check_packed_batch(cfg, data_parallel)
+        return
     if model.global_batch_size % (model.micro_batch_size * data_parallel):
         raise ConfigError(
             f"model.global_batch_size={model.global_batch_size} is no multiple of "
@@ -59,6 +63,22 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
             f"choose a multiple of {model.micro_batch_size * data_parallel}"
         )
     _check_interleaving(cfg, model.global_batch_size // (model.micro_batch_size * data_parallel))
+
+
+def _check_packed_batch(cfg: RunConfig, data_parallel: int) -> None:
+    """Packs are made of whole pairs, and each data-parallel rank has as many pairs as any other."""
+    model = cfg.model
+    if model.global_batch_size % data_parallel:
+        raise ConfigError(
+            f"model.global_batch_size={model.global_batch_size} is no multiple of {data_parallel} data-parallel ranks"
+        )
+    if model.virtual_pipeline_model_parallel_size:
+        pairs, stages = model.global_batch_size // data_parallel, model.pipeline_model_parallel_size
+        if pairs < stages:
+            raise ConfigError(
+                f"model.global_batch_size={model.global_batch_size} is {pairs} pairs on every rank; the interleaved "
+                f"schedule needs a micro-batch for each of model.pipeline_model_parallel_size={stages} stages"
+            )
 
 
 def _check_interleaving(cfg: RunConfig, micro_batches: int) -> None:
@@ -128,6 +148,23 @@ def _check_length(cfg: RunConfig) -> None:
     length = attrgetter(name)(model)
     if length % pieces:
         raise ConfigError(f"model.{name}={length} must be a multiple of {pieces} (sequence and context parallel ranks)")
+
+
+def _check_packing(cfg: RunConfig) -> None:
+    model, data = cfg.model, cfg.model.data
+    if not data.packed_sequence:
+        for name, default in (("packed_sequence_size", None), ("share_prompts", "auto")):
+            if (value := getattr(data, name)) not in (default, "never"):
+                raise ConfigError(f"model.data.{name}={value} needs model.data.packed_sequence=true")
+        return
+    if model.context_parallel_size > 1:
+        raise ConfigError("model.data.packed_sequence does not go with model.context_parallel_size above 1")
+    pair = 2 * (data.seq_length or model.encoder_seq_length)
+    if data.packed_sequence_size is not None and data.packed_sequence_size < pair:
+        raise ConfigError(
+            f"model.data.packed_sequence_size={data.packed_sequence_size} has no room for both responses of a "
+            f"pair: set at least {pair}, or a shorter model.encoder_seq_length"
+        )
 
 
 def _check_recompute(cfg: RunConfig) -> None:

@@ -65,10 +65,21 @@ def collate(
             [(pair.prompt_ids, getattr(pair, f"{side}_ids")) for pair in pairs], seq_length, pad_id
         )
     batch["position_ids"] = torch.arange(seq_length)
-    batch["annotator"], batch["sign"] = _votes(pairs, valid, max_votes)
-    batch["gold"] = torch.tensor([pair.gold or 0 for pair in pairs])
-    batch["valid"] = torch.from_numpy(np.asarray(valid, dtype=bool))
-    batch["pair_index"] = torch.from_numpy(np.asarray(pair_index, dtype=np.int64))
+    return batch | pair_columns(pairs, pair_index, valid, max_votes)
+
+
+def pair_columns(
+    pairs: Sequence[TokenizedPair], pair_index: np.ndarray, valid: np.ndarray, max_votes: int
+) -> dict[str, Tensor]:
+    """What a micro-batch knows of each pair beyond its tokens, from ``annotator`` on in :func:`collate`."""
+    annotator, sign = _votes(pairs, valid, max_votes)
+    batch = {
+        "annotator": annotator,
+        "sign": sign,
+        "gold": torch.tensor([pair.gold or 0 for pair in pairs]),
+        "valid": torch.from_numpy(np.asarray(valid, dtype=bool)),
+        "pair_index": torch.from_numpy(np.asarray(pair_index, dtype=np.int64)),
+    }
     for name in pairs[0].columns:
         batch[name] = torch.tensor([pair.columns[name] for pair in pairs], dtype=torch.float32)
     return batch

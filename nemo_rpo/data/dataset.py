@@ -11,6 +11,8 @@ from torch import Tensor
 
 from nemo_rpo.data.cache import PreferenceCache
 from nemo_rpo.data.collate import collate, padded_length
+from nemo_rpo.data.collate_packed import collate_packed
+from nemo_rpo.data.packing import Packing
 from nemo_rpo.data.sampler import PADDING, GlobalBatchSampler, shard
 
 Batch = dict[str, Tensor]
@@ -25,6 +27,7 @@ class PreferenceDataset:
         data_parallel_rank, data_parallel_size, micro_batch_size: the share; ranks of one model replica pass the same.
         seq_length: no batch is longer.
         pad_to_multiple_of: the padded length is a multiple of it (tensor and context parallel sizes, FP8).
+        packing: packs in the place of padded micro-batches of ``micro_batch_size`` pairs; None: none.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class PreferenceDataset:
         micro_batch_size: int,
         seq_length: int,
         pad_to_multiple_of: int,
+        packing: Packing | None = None,
     ) -> None:
         self.cache = cache
         self.sampler = sampler
@@ -45,14 +49,19 @@ class PreferenceDataset:
         self.micro_batch_size = micro_batch_size
         self.seq_length = seq_length
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.packing = packing
 
     def __len__(self) -> int:
         """Global batches an epoch."""
         return self.sampler.steps_per_epoch
 
     def global_batch(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of global batch ``step``, all of one padded length; keys as in :func:`collate`."""
+        """This rank's micro-batches of global batch ``step``: all of one padded length, with keys as in
+        :func:`collate`, or packs, with keys as in :func:`collate_packed`.
+        """
         indices = self.sampler.batch(step)
+        if self.packing is not None:
+            return self._packs(indices[indices != PADDING], self.packing)
         length = padded_length(
             self.cache.lengths[indices[indices != PADDING]], self.pad_to_multiple_of, self.seq_length
         )
@@ -74,3 +83,25 @@ class PreferenceDataset:
         valid = share != PADDING
         pairs = [self.cache.pair(int(i)) for i in np.where(valid, share, filler)]
         return collate(pairs, share, valid, length, self.cache.pad_id, self.cache.max_votes)
+
+    def _packs(self, indices: np.ndarray, packing: Packing) -> list[Batch]:
+        sizes = packing.sizes(self.cache.lengths[indices])
+        packs = packing.packs(sizes, self.data_parallel_rank, self.data_parallel_size)
+        shares = [(indices[pack], np.ones(len(pack), dtype=bool)) for pack in packs]
+        # A rank of an evaluation's last batch may have too few pairs: one that does not count runs in their place.
+        missing = -len(shares) % packing.count_multiple_of if shares else packing.count_multiple_of
+        shares += [(indices[:1], np.zeros(1, dtype=bool))] * missing
+        lengths = [int(packing.sizes(self.cache.lengths[share]).sum()) for share, _ in shares]
+        longest = max(lengths)
+        return [
+            self._pack(share, valid, longest if packing.same_length else length, packing.share_prompts)
+            for (share, valid), length in zip(shares, lengths, strict=True)
+        ]
+
+    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, share_prompts: bool) -> Batch:
+        length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        pairs = [self.cache.pair(int(i)) for i in share]
+        index = np.where(valid, share, PADDING)
+        return collate_packed(
+            pairs, index, valid, length, self.cache.pad_id, self.cache.max_votes, share_prompts=share_prompts
+        )

@@ -3,6 +3,9 @@
 Megatron-Core's local ``DotProductAttention`` materialises the scores ``[b, n, s, s]`` in fp32; SDPA does not. Used by
 the local layer spec (CPU ranks, and GPUs without Transformer Engine).
 
+Packs run sequence by sequence: SDPA with a mask over the whole pack would compute every score between sequences too,
+and cost about twice the causal call where it does not.
+
 Shapes: s sequence, b batch, n heads of this tensor-parallel rank, g key/value groups of this rank, d head size.
 """
 
@@ -10,15 +13,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from nemo_rpo.megatron.segments import Segments
+
 
 class CausalSDPA(MegatronModule):
-    """Drop-in ``core_attention`` for causal self-attention without padding masks.
+    """Drop-in ``core_attention`` for causal self-attention without padding masks, on rows or on packs.
 
     Rows are padded on the right, so under a causal mask no real token ever attends to padding and no further mask is
     needed. Issues no collective: heads are split over tensor-parallel ranks.
@@ -39,20 +45,49 @@ class CausalSDPA(MegatronModule):
         self.softmax_scale = softmax_scale
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: Segments | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """``query [s, b, n, d]``, ``key``/``value [s, b, g, d]`` -> context ``[s, b, n·d]``."""
+        """``query [s, b, n, d]``, ``key``/``value [s, b, g, d]`` -> context ``[s, b, n·d]``; b = 1 for a pack."""
         s, b, n, d = query.shape
         repeats = n // key.shape[2]
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
         q_bnsd, k_bnsd, v_bnsd = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        context = F.scaled_dot_product_attention(
-            q_bnsd,
-            k_bnsd,
-            v_bnsd,
-            is_causal=True,
+        if packed_seq_params is None:
+            context = self._attend(q_bnsd, k_bnsd, v_bnsd)
+        else:
+            context = self._attend_in_trees(q_bnsd, k_bnsd, v_bnsd, packed_seq_params)
+        return context.permute(2, 0, 1, 3).reshape(s, b, n * d)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[b, n, s, d]`` of each; causal without a mask."""
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=self.softmax_scale,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return context.permute(2, 0, 1, 3).reshape(s, b, n * d)
+
+    def _attend_in_trees(self, query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+        """Trunk and first branch are one causal sequence; a further branch sees the trunk and itself."""
+        pieces = [length for tree in segments.trees for length in tree]
+        # Split once: the gradient of a slice is a pack of zeros, that of a split is one concatenation.
+        q_pieces, k_pieces, v_pieces = (iter(t.split(pieces, dim=2)) for t in (query, key, value))
+        contexts = []
+        for tree in segments.trees:
+            q, k, v = ([next(part) for _ in tree] for part in (q_pieces, k_pieces, v_pieces))
+            contexts.append(self._attend(*(torch.cat(t[:2], 2) if len(tree) > 1 else t[0] for t in (q, k, v))))
+            for branch in range(2, len(tree)):
+                keys, values = (torch.cat((t[0], t[branch]), 2) for t in (k, v))
+                mask = segments.mask(tree[branch], tree[0], like=query)
+                contexts.append(self._attend(q[branch], keys, values, mask))
+        return torch.cat(contexts, 2)

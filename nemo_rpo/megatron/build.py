@@ -167,6 +167,7 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
         chunk = PreferenceGPT(
             real_vocab_size=architecture.vocab_size,
             logprob_head=model.rpo.logprob_head,
+            transformer_engine=te,
             config=config,
             transformer_layer_spec=_block_spec(config, architecture, te, vp_stage),
             vocab_size=vocab,

@@ -1,8 +1,8 @@
 """One micro-batch through the model: tokens in, log-probs of both responses out, and the pieces of the loss that follow
 from them.
 
-Chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage receives
-``[s, 2·pairs, h]``.
+Padded, chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage
+receives ``[S, 2·pairs, h]``; packed, they run end to end as one row, and it receives ``[S, 1, h]``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_rpo.em import Votes
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron.responses import ResponseTokens
+from nemo_rpo.megatron.segments import Segments
 
 MicroBatch = dict[str, Tensor]
 REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
@@ -27,25 +28,40 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, and what it scores."""
+    """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, and, of a
+    pack, its segments.
+    """
 
     tokens: Tensor
     position_ids: Tensor
     responses: ResponseTokens
+    segments: Segments | None = None
+
+
+def input_shape(batch: MicroBatch) -> tuple[int, int]:
+    """b and S of the micro-batch as the model sees it: a pack is one row, pairs are two rows each."""
+    if "segments" in batch:
+        return 1, batch["tokens"].shape[1]
+    pairs, length = batch["chosen"].shape
+    return 2 * pairs, length
 
 
 def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
-    """Of a micro-batch on the CPU: its b = 2·pairs sequences, on ``device``."""
-    tokens = torch.cat((batch["chosen"], batch["rejected"]))
-    positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
-    responses = ResponseTokens.of_labels(torch.cat((batch["chosen_labels"], batch["rejected_labels"])))
+    """Of a micro-batch on the CPU, padded or packed; on ``device``."""
+    if "segments" in batch:
+        tokens, positions, segments = batch["tokens"], batch["position_ids"], Segments.of(batch["segments"])
+        responses = ResponseTokens.of_pack(batch)
+    else:
+        tokens, segments = torch.cat((batch["chosen"], batch["rejected"])), None
+        positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
+        responses = ResponseTokens.of_labels(torch.cat((batch["chosen_labels"], batch["rejected_labels"])))
     moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
-    return ModelInput(*moved, responses.to(device))
+    return ModelInput(*moved, responses.to(device), segments)
 
 
 def run_model(model: torch.nn.Module, x: ModelInput) -> Tensor:
     """The stage's output: hidden states ``[S, b, h]``, or log-probs of the response tokens, fp32, on the last stage."""
-    return model(input_ids=x.tokens, position_ids=x.position_ids, responses=x.responses)
+    return model(input_ids=x.tokens, position_ids=x.position_ids, responses=x.responses, segments=x.segments)
 
 
 def response_logprobs(logprobs: Tensor, x: ModelInput) -> tuple[Tensor, Tensor]:

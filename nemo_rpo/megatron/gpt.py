@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
@@ -22,6 +23,7 @@ from torch import Tensor
 from nemo_rpo.megatron.linear_logprob import linear_logprobs
 from nemo_rpo.megatron.logprob import token_logprobs
 from nemo_rpo.megatron.responses import ResponseTokens
+from nemo_rpo.megatron.segments import Segments
 
 
 class ScoringHead(ColumnParallelLinear):
@@ -78,10 +80,14 @@ class PreferenceGPT(GPTModel):
     Args:
         real_vocab_size: tokens of the vocabulary without its padding.
         logprob_head: ``model.rpo.logprob_head``.
+        transformer_engine: whether the layers are Transformer Engine's, whose packed attention has a format of its own.
     """
 
-    def __init__(self, *args: Any, real_vocab_size: int, logprob_head: str, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, real_vocab_size: int, logprob_head: str, transformer_engine: bool, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.transformer_engine = transformer_engine
         if self.post_process:
             ScoringHead.take_over(self.output_layer, real_vocab_size, through_logits=logprob_head == "logits")
 
@@ -91,20 +97,39 @@ class PreferenceGPT(GPTModel):
         position_ids: Tensor,
         attention_mask: Tensor | None = None,
         responses: ResponseTokens | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         """The stage's output: hidden states ``[s, b, h]``; on the last stage the log-probs fp32 ``[n]`` of
         ``responses``, or vocabulary-parallel logits ``[b, s, V/T]`` without them.
 
-        ``input_ids`` and ``position_ids`` are int64 ``[b, s]``. Written on GPTModel's parts, which are the same in all
-        supported releases; its own forward has no place for ``responses`` before 0.18.
+        ``input_ids`` and ``position_ids`` are int64 ``[b, s]``; ``segments`` say what a row (b = 1) is packed of.
+        Written on GPTModel's parts, which are the same in all supported releases; its own forward has no place for
+        ``responses`` before 0.18, and none for positions that go on from a shared prompt.
         """
         hidden = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
-        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config)
+        packed = segments
+        if segments is not None and self.transformer_engine:
+            packed = segments.packed_seq_params(input_ids.device)
         hidden = self.decoder(
-            hidden_states=hidden, attention_mask=attention_mask, rotary_pos_emb=self.rotary_pos_emb(length)
+            hidden_states=hidden,
+            attention_mask=attention_mask,
+            rotary_pos_emb=self._rotary_embedding(hidden, position_ids, packed),
+            packed_seq_params=packed,
         )
         if not self.post_process:
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         found, _ = self.output_layer(hidden, weight=weight, responses=responses)
         return found.transpose(0, 1).contiguous() if responses is None else found
+
+    def _rotary_embedding(
+        self, hidden: Tensor | None, position_ids: Tensor, packed: Segments | PackedSeqParams | None
+    ) -> Tensor:
+        """The angles ``[s, 1, 1, d]`` of a row's positions. Those of Transformer Engine's packs are of the longest
+        sequence, which it counts through itself.
+        """
+        if isinstance(packed, PackedSeqParams):
+            return self.rotary_pos_emb(packed.max_seqlen_q, packed_seq=True)
+        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config)
+        angles = self.rotary_pos_emb(length)
+        return angles if packed is None else angles.index_select(0, position_ids[0])

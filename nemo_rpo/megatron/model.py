@@ -29,6 +29,7 @@ from nemo_rpo.megatron.build import build_model_chunks
 from nemo_rpo.megatron.forward import (
     REFERENCE_KEYS,
     MicroBatch,
+    input_shape,
     model_input,
     pair_logprobs,
     response_logprobs,
@@ -47,8 +48,8 @@ Batch = list[MicroBatch]
 class MegatronGPTRPOModel:
     """Policy, reference, optimizer and annotator reliabilities of one run, on this rank.
 
-    A *batch* is this rank's share of a global batch: a list of micro-batches of equal shape
-    (:mod:`nemo_rpo.data.collate`), on the CPU.
+    A *batch* is this rank's share of a global batch: a list of micro-batches, of equal shape where a pipeline passes
+    them on (:mod:`nemo_rpo.data.collate`, :mod:`nemo_rpo.data.collate_packed`), on the CPU.
 
     Args:
         cfg: the run.
@@ -236,14 +237,14 @@ class MegatronGPTRPOModel:
         collect_non_loss_data: bool = False,
     ) -> list[Any]:
         iterators = [iter(batch) for _ in model]
-        pairs, seq_length = batch[0]["chosen"].shape
+        rows, seq_length = input_shape(batch[0])
         return get_forward_backward_func()(
             forward_step_func=function,
             data_iterator=iterators if len(model) > 1 else iterators[0],
             model=model if len(model) > 1 else model[0],
             num_microbatches=len(batch),
             seq_length=seq_length,
-            micro_batch_size=2 * pairs,
+            micro_batch_size=rows,
             forward_only=forward_only,
             collect_non_loss_data=collect_non_loss_data,
         )

@@ -5,6 +5,7 @@ Shapes: b rows of S positions (what the model sees), n response tokens in all, m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,12 @@ class ResponseTokens:
         row, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         lengths = torch.bincount(row, minlength=len(labels))
         return cls(position * len(labels) + row, labels[row, position + 1], lengths)
+
+    @classmethod
+    def of_pack(cls, batch: Mapping[str, Tensor]) -> ResponseTokens:
+        """Of a micro-batch as :func:`nemo_rpo.data.collate_packed.collate_packed` makes it."""
+        lengths = torch.cat((batch["chosen_length"], batch["rejected_length"]))
+        return cls(batch["response_index"], batch["response_tokens"], lengths)
 
     def to(self, device: torch.device) -> ResponseTokens:
         moved = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.token, self.lengths))

@@ -98,9 +98,12 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
     for size in splits.values():
         data_parallel //= size
     layout = " × ".join(f"{name} {size}" for name, size in {**splits, "DP": data_parallel}.items())
-    micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
-    batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     length = model.data.seq_length or model.encoder_seq_length
+    if model.data.packed_sequence:
+        batch = f"DP {data_parallel} × {model.global_batch_size // data_parallel}, in packs"
+    else:
+        micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
+        batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     loss = model.rpo.base_loss or model.dpo.preference_loss
     return {
         "loss": f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else loss,

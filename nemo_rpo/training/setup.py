@@ -32,6 +32,7 @@ from nemo_rpo.megatron.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.reliability import build_reliability
+from nemo_rpo.training.packing import packing_of
 
 
 class Reference(Protocol):
@@ -113,6 +114,7 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         micro_batch_size=model.micro_batch_size,
         seq_length=model.data.seq_length or model.encoder_seq_length,
         pad_to_multiple_of=multiple,
+        packing=packing_of(cfg, cache.lengths),
     )
 
 

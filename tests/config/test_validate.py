@@ -59,6 +59,22 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.activations_checkpoint_num_layers=1 needs model.activations_checkpoint_granularity=full",
         ),
         (
+            {"model__data__packed_sequence_size": 4096},
+            "model.data.packed_sequence_size=4096 needs model.data.packed_sequence=true",
+        ),
+        (
+            {"model__data__share_prompts": "always"},
+            "model.data.share_prompts=always needs model.data.packed_sequence=true",
+        ),
+        (
+            {"model__data__packed_sequence": True, "model__data__packed_sequence_size": 2047},
+            "model.data.packed_sequence_size=2047 has no room for both responses of a pair: set at least 2048",
+        ),
+        (
+            {"model__data__packed_sequence": True, "model__context_parallel_size": 2},
+            "model.data.packed_sequence does not go with model.context_parallel_size above 1",
+        ),
+        (
             {"model__optim__overlap_param_sync": True},
             "model.optim.overlap_param_sync needs model.optim.overlap_grad_sync",
         ),
@@ -133,6 +149,22 @@ def test_noise_models_and_saturating_links_can_be_had_on_purpose() -> None:
             2,
             "model.global_batch_size=3 is 3 micro-batches on every rank; the interleaved schedule needs a multiple of "
             "model.pipeline_model_parallel_size=2",
+        ),
+        (
+            {"model__global_batch_size": 6, "model__data__packed_sequence": True},
+            4,
+            "model.global_batch_size=6 is no multiple of 4 data-parallel ranks",
+        ),
+        (
+            {
+                "model__global_batch_size": 1,
+                "model__pipeline_model_parallel_size": 2,
+                "model__virtual_pipeline_model_parallel_size": 2,
+                "model__data__packed_sequence": True,
+            },
+            2,
+            "model.global_batch_size=1 is 1 pairs on every rank; the interleaved schedule needs a micro-batch for each "
+            "of model.pipeline_model_parallel_size=2 stages",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from nemo_rpo.megatron import cpu
@@ -19,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.attention import CausalSDPA
+from nemo_rpo.megatron.segments import Segments
 
 CASES: dict[str, dict[str, float]] = {
     "multi-head": {"groups": 4},
@@ -68,6 +70,49 @@ def compare(groups: int, head: int = 8, s: int = 13, softmax_scale: float | None
     }
 
 
+TREES = {
+    "sequences": [(5,), (1,), (7,)],
+    "pairs with one prompt": [(4, 3, 2), (1, 1, 5), (6, 2, 2)],
+    "three responses": [(3, 2, 1, 4), (2, 3)],
+    "sequences and pairs": [(4,), (2, 3, 3), (1,)],
+}
+
+
+def sees(trees: list[tuple[int, ...]]) -> torch.Tensor:
+    """Of every two tokens of a pack, whether the first may look at the second, by the definition of a tree."""
+    place = [
+        (tree, branch) for tree, parts in enumerate(trees) for branch, tokens in enumerate(parts) for _ in range(tokens)
+    ]
+    allowed = [
+        [j <= i and place[j][0] == tree and place[j][1] in (0, branch) for j in range(len(place))]
+        for i, (tree, branch) in enumerate(place)
+    ]
+    return torch.tensor(allowed)
+
+
+def compare_trees(trees: list[tuple[int, ...]]) -> dict[str, float]:
+    """A pack in CausalSDPA beside DotProductAttention under the mask of the whole pack."""
+    s = sum(map(sum, trees))
+    tensors = [tensor[:, :1] for tensor in inputs(groups=2, head=8, s=s)]
+    upstream = torch.randn(s, 1, 32, generator=torch.Generator().manual_seed(4))
+    packed, whole = modules(2, 8, None)
+    ways = {
+        "packed": partial(packed, attention_mask=None, packed_seq_params=Segments(trees)),
+        "whole": partial(whole, attention_mask=~sees(trees)[None, None]),
+    }
+    results = []
+    for attend in ways.values():
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        context = attend(*leaves)
+        context.backward(upstream)
+        results.append((context.detach(), *(leaf.grad for leaf in leaves)))
+    names = ("context", "query gradient", "key gradient", "value gradient")
+    return {
+        name: float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
+        for name, ours, theirs in zip(names, *results, strict=True)
+    }
+
+
 def dropout() -> dict[str, float]:
     """How far two calls of a module with dropout are from each other, in training and in evaluation."""
     module, _ = modules(2, 8, None, dropout=0.5)
@@ -84,6 +129,7 @@ def main() -> None:
     cfg.trainer.accelerator = "cpu"
     parallel.initialize(cfg)
     found = {name: compare(**case) for name, case in CASES.items()} | {"dropout": dropout()}
+    found |= {name: compare_trees(trees) for name, trees in TREES.items()}
     Path(sys.argv[1]).write_text(json.dumps(found))
     parallel.finalize()
 

@@ -13,6 +13,7 @@ from torchrun import run_ranks
 pytestmark = pytest.mark.distributed
 
 CASES = ("multi-head", "grouped", "multi-query", "scaled", "one position", "wide heads")
+PACKS = ("sequences", "pairs with one prompt", "three responses", "sequences and pairs")
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *PACKS])
 def test_equals_megatrons_attention(found: dict[str, dict[str, float]], case: str) -> None:
-    assert set(found) == {*CASES, "dropout"}
+    assert set(found) == {*CASES, *PACKS, "dropout"}
     assert set(found[case]) == {"context", "query gradient", "key gradient", "value gradient"}
     assert all(difference < 1e-5 for difference in found[case].values()), found[case]
 

@@ -44,6 +44,9 @@ FULL_RECOMPUTE = [
     "model.activations_checkpoint_method=uniform",
     "model.activations_checkpoint_num_layers=1",
 ]
+# A pack of a whole global batch, and of a single pair or two.
+PACKED, ONE_PROMPT = ["model.data.packed_sequence=true"], "model.data.share_prompts=always"
+TWO_PROMPTS, SMALL = "model.data.share_prompts=never", "model.data.packed_sequence_size=64"
 OVERLAP = ["model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true"]
 
 # By number of ranks, so that those of one number share one start. Without PLAIN_ADAM the optimizer is distributed.
@@ -57,6 +60,10 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "resident reference": [RESIDENT],
         "cached reference": [CACHED],
         "all logits": [ALL_LOGITS],
+        "packed": [*PACKED, TWO_PROMPTS],
+        "packed, one prompt": [*PACKED, ONE_PROMPT],
+        "packed, one prompt, small packs, cached reference": [*PACKED, ONE_PROMPT, SMALL, CACHED],
+        "packed, one prompt, full recompute": [*PACKED, ONE_PROMPT, *FULL_RECOMPUTE],
         "full recompute": FULL_RECOMPUTE,
         "selective recompute": ["model.activations_checkpoint_granularity=selective"],
         "bf16": ["trainer.precision=bf16"],
@@ -65,7 +72,11 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "TP=2": [f"{TP}2", PLAIN_ADAM],
         "TP=2, sequence parallel": [f"{TP}2", SEQUENCE_PARALLEL],
         "TP=2, sequence parallel, all logits": [f"{TP}2", SEQUENCE_PARALLEL, ALL_LOGITS],
+        "TP=2, sequence parallel, packed, one prompt": [f"{TP}2", SEQUENCE_PARALLEL, *PACKED, ONE_PROMPT],
         "PP=2": [f"{PP}2", PLAIN_ADAM],
+        "PP=2, packed": [f"{PP}2", *PACKED, TWO_PROMPTS, SMALL],
+        "PP=2, interleaved, packed, one prompt": [f"{PP}2", f"{VP}2", *PACKED, ONE_PROMPT],
+        "DP=2, packed, one prompt": [*PACKED, ONE_PROMPT, SMALL],
         "PP=2, cached reference": [f"{PP}2", CACHED],
         "PP=2, interleaved": [f"{PP}2", f"{VP}2"],
         "DP=2": [PLAIN_ADAM],
@@ -77,6 +88,8 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "TP=2 × PP=2, interleaved, sequence parallel": [f"{TP}2", f"{PP}2", f"{VP}2", SEQUENCE_PARALLEL, RESIDENT],
         "TP=2 × DP=2": [f"{TP}2", CACHED],
         "PP=2 × DP=2": [f"{PP}2", f"{MICRO}2"],
+        "TP=2 × PP=2, sequence parallel, packed": [f"{TP}2", f"{PP}2", SEQUENCE_PARALLEL, *PACKED, TWO_PROMPTS],
+        "PP=2 × DP=2, packed, one prompt": [f"{PP}2", *PACKED, ONE_PROMPT, SMALL],
     },
 }
 

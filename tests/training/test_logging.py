@@ -128,6 +128,13 @@ def test_start_up_names_the_layout_and_the_batch(capsys) -> None:
     }
 
 
+def test_start_up_names_no_micro_batch_size_of_packs(capsys) -> None:
+    cfg = RunConfig()
+    cfg.model.data.packed_sequence = True
+    startup_log(cfg, {}, world_size=2)
+    assert re.search(r"pairs a step +64 = DP 2 × 32, in packs\n", capsys.readouterr().err)
+
+
 def test_annotators_are_ranked_and_long_tables_cut() -> None:
     rows = [AnnotatorRow("ann", 1500, 0.95, 0.9, 0.01, 0.9), AnnotatorRow("bob", 7, 0.2, 0.9, math.nan, 0.2)]
     assert annotator_table(rows).splitlines() == [

@@ -1,0 +1,99 @@
+"""A pack of pairs to the tensors of a micro-batch: one row without padding between its sequences.
+
+Shapes: n pairs, S tokens of the pack, t response tokens that are scored, V votes of the pair that has most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_rpo.data.cache import TokenizedPair
+from nemo_rpo.data.collate import pair_columns
+
+
+def collate_packed(
+    pairs: Sequence[TokenizedPair],
+    pair_index: np.ndarray,
+    valid: np.ndarray,
+    seq_length: int,
+    pad_id: int,
+    max_votes: int,
+    share_prompts: bool,
+) -> dict[str, Tensor]:
+    """A micro-batch of one pack; arguments as :func:`nemo_rpo.data.collate.collate`.
+
+    Args:
+        seq_length: S, at least the tokens of the pairs; what is left is filled with ``pad_id``.
+        share_prompts: ``[prompt | chosen | rejected]`` a pair, with the positions of both responses going on from the
+            prompt; else ``[prompt | chosen] [prompt | rejected]``.
+
+    Returns:
+        ``tokens`` int64 [1, S].
+        ``position_ids`` int64 [1, S], from 0 in each sequence.
+        ``segments`` int64 [k, 3]: the pack is k *trees* end to end, each a trunk and two branches that attend to it and
+            not to each other, given by their lengths. A sequence is a trunk without branches.
+        ``response_index``, ``response_tokens`` int64 [t]: the position that predicts a response token, and the token;
+            all chosen responses in the order of the pairs, then all rejected.
+        ``chosen_length``, ``rejected_length`` and everything else a pair has, as :func:`~nemo_rpo.data.collate.collate`
+            gives it.
+    """
+    pack = _Pack()
+    for pair in pairs:
+        sides = pair.chosen_ids, pair.rejected_ids
+        for branches in [sides] if share_prompts else [sides[:1], sides[1:]]:
+            pack.add(pair.prompt_ids, branches, as_branches=share_prompts)
+    # Sequence by sequence: chosen and rejected in turn.
+    order = [*range(0, 2 * len(pairs), 2), *range(1, 2 * len(pairs), 2)]
+    pack.fill(seq_length, pad_id)
+    return {
+        "tokens": _tensor(pack.tokens).unsqueeze(0),
+        "position_ids": _tensor(pack.positions).unsqueeze(0),
+        "segments": torch.tensor(pack.segments, dtype=torch.int64),
+        "response_index": _tensor([pack.predictors[i] for i in order]),
+        "response_tokens": _tensor([pack.scored[i] for i in order]),
+        "chosen_length": torch.tensor([len(pair.chosen_ids) for pair in pairs]),
+        "rejected_length": torch.tensor([len(pair.rejected_ids) for pair in pairs]),
+        **pair_columns(pairs, pair_index, valid, max_votes),
+    }
+
+
+class _Pack:
+    """The arrays of a pack while it grows; one entry of ``predictors`` and ``scored`` a response."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.segments: list[tuple[int, int, int]] = []
+        self.predictors: list[np.ndarray] = []
+        self.scored: list[np.ndarray] = []
+
+    def add(self, prompt: np.ndarray, responses: Sequence[np.ndarray], as_branches: bool) -> None:
+        """A prompt and the responses that go on from it."""
+        self._append(prompt, start=0)
+        end_of_prompt = self.size - 1
+        for response in responses:
+            self.predictors.append(np.concatenate([[end_of_prompt], np.arange(len(response) - 1) + self.size]))
+            self.scored.append(response)
+            self._append(response, start=len(prompt))
+        lengths = [len(response) for response in responses]
+        self.segments.append((len(prompt), *lengths) if as_branches else (len(prompt) + lengths[0], 0, 0))
+
+    def fill(self, seq_length: int, pad_id: int) -> None:
+        """Makes up ``seq_length`` by a sequence of its own that nobody scores."""
+        if left := seq_length - self.size:
+            self._append(np.full(left, pad_id), start=0)
+            self.segments.append((left, 0, 0))
+
+    def _append(self, ids: np.ndarray, start: int) -> None:
+        self.tokens.append(ids)
+        self.positions.append(np.arange(start, start + len(ids)))
+        self.size += len(ids)
+
+
+def _tensor(parts: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))

@@ -1,0 +1,114 @@
+"""Which pairs share a micro-batch when pairs are packed end to end in the place of padding them to one length.
+
+A pure function of the global batch and its lengths: every rank finds the same answer without a word between them, and a
+resumed run finds it again.
+
+Shapes: n pairs of a global batch, D data-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the pairs of a global batch become packs.
+
+    Attributes:
+        budget: tokens of a pack, at least those of the largest pair.
+        share_prompts: a prompt stands in the pack once, and both responses attend to it.
+        same_length: the packs of a rank are filled up to one length, as a pipeline needs it.
+        count_multiple_of: the number of packs of a rank is a multiple of it (interleaved pipeline schedules).
+    """
+
+    budget: int
+    share_prompts: bool
+    same_length: bool = False
+    count_multiple_of: int = 1
+
+    def sizes(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens that each pair takes, int64 [n], of ``lengths [n, 3]`` (prompt, chosen, rejected)."""
+        return lengths[:, 1:].sum(1, dtype=np.int64) + (1 if self.share_prompts else 2) * lengths[:, 0]
+
+    def packs(self, sizes: np.ndarray, rank: int, ranks: int) -> list[list[int]]:
+        """The packs of one data-parallel rank, each a list of positions in ``sizes``; all ranks together have each
+        pair once. With fewer pairs than ranks, some have none.
+        """
+        mine = shares_of_ranks(sizes, ranks)[rank]
+        return [[mine[i] for i in pack] for pack in level(sizes[mine], self.budget, self.count_multiple_of)]
+
+
+def prompts_pay(lengths: np.ndarray, least: float) -> bool:
+    """Whether sharing prompts saves at least the share ``least`` of the tokens of all pairs ``lengths [n, 3]``."""
+    prompts = int(lengths[:, 0].sum(dtype=np.int64))
+    return prompts >= least * (prompts + int(lengths.sum(dtype=np.int64)))
+
+
+def shares_of_ranks(sizes: np.ndarray, ranks: int) -> list[list[int]]:
+    """Pairs of each rank, of nearly equal tokens and equal number (to one): the largest pair goes to the rank that has
+    fewest tokens among those with room.
+
+    >>> shares_of_ranks(np.array([9, 1, 8, 2]), ranks=2)
+    [[0, 1], [2, 3]]
+    """
+    room = -(-len(sizes) // ranks)
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for i in _largest_first(sizes):
+        rank = min((rank for rank in range(ranks) if len(shares[rank]) < room), key=tokens.__getitem__)
+        shares[rank].append(i)
+        tokens[rank] += int(sizes[i])
+    return shares
+
+
+def first_fit_decreasing(sizes: np.ndarray, budget: int) -> list[list[int]]:
+    """The largest first, each into the first pack that has room, else into a new one: at most 11/9 of the fewest packs
+    possible, and one more.
+
+    >>> first_fit_decreasing(np.array([4, 7, 3, 6]), budget=10)
+    [[1, 2], [3, 0]]
+    """
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for i in _largest_first(sizes):
+        size = int(sizes[i])
+        pack = next((pack for pack, left in enumerate(room) if left >= size), None)
+        if pack is None:
+            pack = len(packs)
+            packs.append([])
+            room.append(budget)
+        packs[pack].append(i)
+        room[pack] -= size
+    return packs
+
+
+def level(sizes: np.ndarray, budget: int, count_multiple_of: int) -> list[list[int]]:
+    """As many packs as first-fit-decreasing needs, rounded up to ``count_multiple_of`` where there are pairs enough,
+    made equally large where that fits into the budget: first-fit leaves its last pack nearly empty, and a pipeline or
+    another rank waits for the full ones.
+    """
+    fitted = first_fit_decreasing(sizes, budget)
+    count = min(-(-len(fitted) // count_multiple_of) * count_multiple_of, len(sizes))
+    packs: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for i in _largest_first(sizes):
+        pack = tokens.index(min(tokens))
+        packs[pack].append(i)
+        tokens[pack] += int(sizes[i])
+    fits = not tokens or max(tokens) <= budget
+    return packs if fits else _split(fitted, count)
+
+
+def _split(packs: list[list[int]], count: int) -> list[list[int]]:
+    """Takes pairs out of the packs that have most, until there are ``count``."""
+    packs = [list(pack) for pack in packs]
+    while len(packs) < count:
+        packs.append([max(packs, key=len).pop()])
+    return packs
+
+
+def _largest_first(sizes: np.ndarray) -> list[int]:
+    return np.argsort(-sizes, kind="stable").tolist()

@@ -1,0 +1,41 @@
+"""From the configuration and the lengths of the data to how pairs are packed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.data.packing import Packing, prompts_pay
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.build import uses_transformer_engine
+
+# Share of the tokens that one prompt for both responses has to save before `auto` takes it: the second response attends
+# under a mask, which costs what a few saved tokens bring.
+_LEAST_SAVED = 0.05
+
+
+def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
+    """For pairs of ``lengths [n, 3]`` (prompt, chosen, rejected); None where ``model.data.packed_sequence`` is off.
+
+    Raises:
+        ConfigError: shared prompts are asked for of an attention that has none.
+    """
+    model, data = cfg.model, cfg.model.data
+    if not data.packed_sequence:
+        return None
+    length = data.seq_length or model.encoder_seq_length
+    return Packing(
+        budget=data.packed_sequence_size or 2 * length * model.micro_batch_size,
+        share_prompts=_shares_prompts(cfg, lengths),
+        same_length=model.pipeline_model_parallel_size > 1,
+        count_multiple_of=model.pipeline_model_parallel_size if model.virtual_pipeline_model_parallel_size else 1,
+    )
+
+
+def _shares_prompts(cfg: RunConfig, lengths: np.ndarray) -> bool:
+    choice, without = cfg.model.data.share_prompts, uses_transformer_engine(cfg)
+    if choice == "always" and without:
+        raise ConfigError(
+            "model.data.share_prompts=always: Transformer Engine's attention cannot share a prompt; set it to auto"
+        )
+    return choice == "always" or (choice == "auto" and not without and prompts_pay(lengths, _LEAST_SAVED))

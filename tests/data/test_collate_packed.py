@@ -1,0 +1,132 @@
+"""Packed micro-batches by hand, and the pairs of a data set in packs over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nemo_rpo.data.build import open_cache
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.collate_packed import collate_packed
+from nemo_rpo.data.dataset import PreferenceDataset
+from nemo_rpo.data.packing import Packing
+from nemo_rpo.data.sampler import GlobalBatchSampler
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.tokenizer import TokenizerSpec
+
+from .conftest import write_jsonl
+from .test_cache import random_rows
+from .test_collate import PAD, pair
+
+PAIRS = [pair([1, 2], [3, 4], [5], annotator=[7, 3], sign=[1, -1], margin=0.5), pair([1], [6], [7, 8, 2])]
+
+
+def packed(share_prompts: bool, seq_length: int) -> dict[str, Tensor]:
+    index, valid = np.array([11, 4]), np.array([True, True])
+    pairs = [PAIRS[0], PAIRS[1]._replace(columns={"margin": float("nan")})]
+    return collate_packed(pairs, index, valid, seq_length, PAD, max_votes=3, share_prompts=share_prompts)
+
+
+def test_sequences_end_to_end() -> None:
+    batch = packed(share_prompts=False, seq_length=15)
+    assert batch["tokens"].tolist() == [[1, 2, 3, 4, 1, 2, 5, 1, 6, 1, 7, 8, 2, PAD, PAD]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 1]]
+    assert batch["segments"].tolist() == [[4, 0, 0], [3, 0, 0], [2, 0, 0], [4, 0, 0], [2, 0, 0]]
+    assert batch["response_tokens"].tolist() == [3, 4, 6, 5, 7, 8, 2]  # chosen, then rejected
+    assert batch["response_index"].tolist() == [1, 2, 7, 5, 9, 10, 11]
+
+
+def test_one_prompt_for_both_responses() -> None:
+    batch = packed(share_prompts=True, seq_length=10)
+    assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 1, 6, 7, 8, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 0, 1, 1, 2, 3]]
+    assert batch["segments"].tolist() == [[2, 2, 1], [1, 1, 3]]
+    assert batch["response_tokens"].tolist() == [3, 4, 6, 5, 7, 8, 2]
+    # The last token of the prompt predicts the first of either response.
+    assert batch["response_index"].tolist() == [1, 2, 5, 1, 5, 7, 8]
+
+
+def test_what_a_pair_has_beside_its_tokens() -> None:
+    batch = packed(share_prompts=True, seq_length=10)
+    assert batch["chosen_length"].tolist() == [2, 1] and batch["rejected_length"].tolist() == [1, 3]
+    assert batch["annotator"].tolist() == [[7, 3, 0], [0, 0, 0]] and batch["sign"].tolist() == [[1, -1, 0], [1, 0, 0]]
+    assert batch["pair_index"].tolist() == [11, 4] and batch["valid"].tolist() == [True, True]
+    assert batch["margin"][0] == 0.5 and batch["margin"][1].isnan()
+
+
+# --- a data set in packs
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: Any, tokenizer_folder: Any) -> PreferenceCache:
+    path = write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", list(random_rows(101)))
+    spec = CacheSpec(path, RowFormat(), TokenizerSpec(str(tokenizer_folder), False), 64, True, "error")
+    return open_cache(spec, None, num_workers=0, wait_timeout=60)
+
+
+def packs(
+    cache: PreferenceCache, step: int, ranks: int, evaluation: bool = False, **packing: Any
+) -> list[list[dict[str, Tensor]]]:
+    """Each rank's packs of a global batch of 8 pairs, at most 160 tokens each."""
+    sampler = GlobalBatchSampler(len(cache), 8, seed=1, shuffle=not evaluation, drop_last=not evaluation)
+    return [
+        PreferenceDataset(
+            cache, sampler, data_parallel_rank=rank, data_parallel_size=ranks, micro_batch_size=1, seq_length=64,
+            pad_to_multiple_of=4, packing=Packing(160, **({"share_prompts": True} | packing)),
+        ).global_batch(step)
+        for rank in range(ranks)
+    ]  # fmt: skip
+
+
+def pair_indices(batches: list[dict[str, Tensor]]) -> Iterator[int]:
+    for batch in batches:
+        yield from batch["pair_index"][batch["valid"]].tolist()
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_together_hold_the_global_batch(cache: PreferenceCache, ranks: int, share_prompts: bool) -> None:
+    shares = packs(cache, 5, ranks, share_prompts=share_prompts)
+    wanted = GlobalBatchSampler(len(cache), 8, seed=1).batch(5).tolist()
+    assert sorted(i for share in shares for i in pair_indices(share)) == sorted(wanted)
+    assert {len(list(pair_indices(share))) for share in shares} == {8 // ranks}
+    for batch in (batch for share in shares for batch in share):
+        size = batch["tokens"].shape[1]
+        assert size % 4 == 0 and size <= 160 and int(batch["segments"].sum()) == size
+        lengths = torch.from_numpy(cache.lengths[batch["pair_index"].numpy()])
+        assert torch.equal(batch["chosen_length"], lengths[:, 1].long())
+        assert size - int(Packing(160, share_prompts).sizes(lengths.numpy()).sum()) < 4  # nearly no padding
+
+
+def test_a_pipeline_gets_packs_of_one_length_and_in_the_right_number(cache: PreferenceCache) -> None:
+    [share] = packs(cache, 5, 1, same_length=True, count_multiple_of=4)
+    assert len(share) % 4 == 0 and len({batch["tokens"].shape for batch in share}) == 1
+
+
+def last_of_evaluation(cache: PreferenceCache) -> tuple[int, list[int]]:
+    """The step whose global batch is not full, and its pairs."""
+    step, pairs = len(cache) // 8, list(range(len(cache) // 8 * 8, len(cache)))
+    assert 1 < len(pairs) < 8
+    return step, pairs
+
+
+def test_the_rows_that_fill_up_an_evaluation_are_left_out(cache: PreferenceCache) -> None:
+    step, pairs = last_of_evaluation(cache)
+    [share] = packs(cache, step, 1, evaluation=True)
+    assert sorted(pair_indices(share)) == pairs and all(batch["valid"].all() for batch in share)
+
+
+def test_a_rank_without_a_pair_runs_one_that_does_not_count(cache: PreferenceCache) -> None:
+    step, pairs = last_of_evaluation(cache)
+    shares = packs(cache, step, 8, evaluation=True)
+    assert sorted(i for share in shares for i in pair_indices(share)) == pairs
+    idle = [batch for share in shares for batch in share if not batch["valid"].any()]
+    assert len(idle) == 8 - len(pairs)
+    for batch in idle:
+        assert batch["pair_index"].tolist() == [-1] and not batch["sign"].any() and batch["tokens"].numel()
