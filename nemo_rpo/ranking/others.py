@@ -40,5 +40,7 @@ def trueskill(comparisons: Comparisons) -> tuple[np.ndarray, np.ndarray]:
     games = zip(comparisons.first.tolist(), comparisons.second.tolist(), comparisons.outcome.tolist(), strict=True)
     for first, second, outcome in games:
         better, worse = (second, first) if outcome < 0 else (first, second)
-        ratings[better], ratings[worse] = environment.rate_1vs1(ratings[better], ratings[worse], drawn=outcome == 0)
+        ratings[better], ratings[worse] = package.rate_1vs1(
+            ratings[better], ratings[worse], drawn=outcome == 0, env=environment
+        )
     return np.array([rating.mu for rating in ratings]), np.array([rating.sigma for rating in ratings])

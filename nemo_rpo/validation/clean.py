@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class LeftOut:
     votes: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"written": self.written, "rows": dict(self.rows), "votes": dict(self.votes)}
 
     def as_text(self) -> str:
         """One line a reason."""
