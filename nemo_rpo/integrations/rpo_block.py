@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import is_dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
@@ -13,28 +13,33 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import COLUMNS, PreferenceLoss
 from nemo_rpo.losses.options import nearest
 
-Settings = TypeVar("Settings")
+
+@dataclass
+class HostedRPOConfig(RPOConfig):
+    """The settings of ``model.rpo``, and where the host's data has the annotator."""
+
+    annotator_key: str | None = "annotator"  # null: the data has no ids, all labels are one annotator's
+    allow_new_annotators: bool = False  # on resume
+
 
 # Where the reference's weights wait is the host trainer's business.
 _OF_THE_ENGINE = ("reference", "reference_cache", "step0_tolerance")
 
 
-def rpo_config(
-    values: RPOConfig | Mapping[str, Any] | None, block: str, schema: type[Settings] = RPOConfig, sweeps: bool = False
-) -> Settings:
-    """The settings of a block, over the defaults of ``schema``, checked.
+def rpo_config(values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps: bool = False) -> HostedRPOConfig:
+    """The settings of a block, over their defaults, checked.
 
     Args:
-        values: what the user wrote: a mapping, the dataclass itself, or None for the defaults.
+        values: what the user wrote: a mapping, a dataclass, or None for the defaults.
         block: the block's name in the user's configuration, for messages (``dpo.robust``).
-        schema: :class:`RPOConfig`, or a dataclass that adds a stack's own keys to it.
         sweeps: the stack can run full-batch sweeps.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of another type or out of its range, or a
             setting that this stack would ignore.
     """
-    cfg = values if isinstance(values, schema) else _section(schema, {} if values is None else values, block)
+    given = vars(values) if isinstance(values, RPOConfig) else {} if values is None else values
+    cfg = _section(HostedRPOConfig, given, block)
     try:
         cfg.validate()
     except ConfigError as exc:
@@ -67,7 +72,7 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
     return loss
 
 
-def _section(schema: type[Settings], values: Mapping[str, Any], block: str) -> Settings:
+def _section(schema: type, values: Mapping[str, Any], block: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{block} must be a mapping of settings; got {values!r}")
     hints = hints_of(schema)
@@ -90,8 +95,9 @@ def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool) -> None:
     if cfg.estimator != "ema":
         raise ConfigError(f"{block}.estimator={cfg.estimator} needs this package's own engine: set ema")
     if cfg.sweep != "none" and not sweeps:
-        raise ConfigError(f"{block}.sweep={cfg.sweep} needs a pass over the data that this trainer has no place for: "
-                          "set none")  # fmt: skip
+        raise ConfigError(
+            f"{block}.sweep={cfg.sweep} needs a pass over the data that this trainer has no place for: set none"
+        )
     defaults = RPOConfig()
     for name in _OF_THE_ENGINE:
         if getattr(cfg, name) != getattr(defaults, name):

@@ -14,8 +14,8 @@ from torch import Tensor
 from nemo_rpo.em import Votes, posterior, robust_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import annotator_table
-from nemo_rpo.integrations.nemo_rl.settings import BLOCK, RobustConfig, dpo_settings, entry, robust_config
-from nemo_rpo.integrations.rpo_block import log_prob_loss
+from nemo_rpo.integrations.nemo_rl.settings import BLOCK, dpo_settings, entry, robust_config
+from nemo_rpo.integrations.rpo_block import HostedRPOConfig, log_prob_loss
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
 
@@ -74,7 +74,7 @@ class RobustLoss:
     """
 
     base: PreferenceLoss
-    robust: RobustConfig
+    robust: HostedRPOConfig
     preference_loss_weight: float = 1.0
     sft_loss_weight: float = 0.0
     average_rewards: bool = False

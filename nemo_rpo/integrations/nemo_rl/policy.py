@@ -7,6 +7,7 @@ lasts (η, its evidence, the table) lives here, in the one process that sees eve
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,10 @@ from torch import Tensor
 
 from nemo_rpo.em import AnnotatorReliability, Votes
 from nemo_rpo.errors import ConfigError, DataError
-from nemo_rpo.integrations.em_state import continued, with_newcomers
+from nemo_rpo.integrations.em_state import continued, load_state, save_state, with_newcomers
 from nemo_rpo.integrations.nemo_rl.data import annotator_table, id_code
 from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
 from nemo_rpo.integrations.nemo_rl.settings import BLOCK, entry
-from nemo_rpo.integrations.nemo_rl.state import load_state, save_state
 from nemo_rpo.losses.reduction import Mean
 
 
@@ -50,7 +50,7 @@ class RobustPolicy:
         self.annotators = annotator_table(dataset, self._robust.annotator_key if self._robust.enabled else None)
         state = None
         if self._robust.enabled and entry(dpo_save_state, "total_steps", 0) > 0:
-            saved, state = load_state(_latest_checkpoint(master_config))
+            saved, state = load_state(Path(_latest_checkpoint(master_config) or "") / "policy")
             self.annotators = continued(saved, self.annotators, self._robust.allow_new_annotators, BLOCK)
         self.em = AnnotatorReliability(len(self.annotators), self._robust)
         if state is not None:
@@ -108,7 +108,7 @@ class RobustPolicy:
     def save_checkpoint(self, weights_path: str, *args: Any, **kwargs: Any) -> Any:
         """The policy's, with the EM's state beside its weights."""
         if self._robust.enabled:
-            save_state(weights_path, self.em, self.annotators)
+            save_state(Path(weights_path).parent, self.em, self.annotators)
         return self._policy.save_checkpoint(weights_path, *args, **kwargs)
 
     def _with_reliabilities(self, data: Any, training: bool) -> Any:

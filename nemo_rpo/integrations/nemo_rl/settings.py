@@ -7,21 +7,12 @@ keep unknown keys (``cfg.dpo.x``) and what is below them stays a dictionary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from nemo_rpo.config.schema import DPOConfig, RPOConfig
-from nemo_rpo.integrations.rpo_block import rpo_config
+from nemo_rpo.config.schema import DPOConfig
+from nemo_rpo.integrations.rpo_block import HostedRPOConfig, rpo_config
 
 BLOCK = "dpo.robust"
-
-
-@dataclass
-class RobustConfig(RPOConfig):
-    """``dpo.robust``: the settings of ``model.rpo``, and where the data has the annotator."""
-
-    annotator_key: str | None = "annotator"  # null: the data has no ids, all labels are one annotator's
-    allow_new_annotators: bool = False  # on resume
 
 
 def entry(config: Any, name: str, default: Any = None) -> Any:
@@ -31,9 +22,9 @@ def entry(config: Any, name: str, default: Any = None) -> Any:
     return getattr(config, name, default)
 
 
-def robust_config(dpo_config: Any) -> RobustConfig:
+def robust_config(dpo_config: Any) -> HostedRPOConfig:
     """The block ``dpo.robust`` of a ``dpo`` section; its defaults where there is none."""
-    return rpo_config(entry(dpo_config, "robust"), BLOCK, RobustConfig)
+    return rpo_config(entry(dpo_config, "robust"), BLOCK)
 
 
 def dpo_settings(dpo_config: Any) -> DPOConfig:
