@@ -1,23 +1,26 @@
 """Labels of crowds against gold answers: the one-coin EM of this package beside majority and crowd-kit.
 
-    python benchmarks/crowd_gold.py [folder with <set>_label.csv and <set>_truth.csv]
+    python benchmarks/crowd_gold.py [--data FOLDER] [--write docs/estimators.md]
 
-Labels only, no policy. Needs crowd-kit (pip install 'nemo-rpo[crowd]'); without it its two columns stay empty.
+FOLDER holds <set>_label.csv and <set>_truth.csv of each set. Labels only, no policy; printed is the share of gold
+answers found. Needs crowd-kit (pip install 'nemo-rpo[crowd]'); without it its two columns stay empty.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
-import sys
 from pathlib import Path
 
 import torch
+from markdown_table import replace_block, table
 
 from nemo_rpo.em import EMSettings, Votes
 from nemo_rpo.em.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
 from nemo_rpo.errors import MissingExtraError
 
+HEADS = ("majority", "one-coin EM", "with class prior", "crowd-kit one-coin", "crowd-kit Dawid-Skene")
 SETS = ("rte", "sp", "product", "d_sentiment", "bluebird")
 
 
@@ -58,28 +61,31 @@ def crowd_kit_one_coin(votes: Votes) -> torch.Tensor:
     return torch.tensor(probabilities[True].fillna(0.0).to_numpy())
 
 
-def compare(folder: Path, name: str) -> str:
+def compare(folder: Path, name: str) -> list[str]:
     votes, workers, gold = read_crowd(folder, name)
     settings = EMSettings()
-    columns = [
+    found = [
         accuracy(majority(votes, workers).w, gold),
         accuracy(one_coin(votes, workers, settings).w, gold),
         accuracy(one_coin(votes, workers, settings, learn_share=True).w, gold),
     ]
     try:
-        columns += [accuracy(crowd_kit_one_coin(votes), gold), accuracy(dawid_skene(votes, workers).w, gold)]
+        found += [accuracy(crowd_kit_one_coin(votes), gold), accuracy(dawid_skene(votes, workers).w, gold)]
     except MissingExtraError:
-        columns += [float("nan"), float("nan")]
-    return f"{name:12s}" + "".join(f"{column:12.3f}" for column in columns)
+        pass
+    return [f"{share:.3f}" for share in found] + ["–"] * (len(HEADS) - len(found))
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("NEMO_RPO_DATA", "../shared/data")) / "crowd_gold"
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    heads = ("majority", "one-coin", "+ prior", "ck 1-coin", "ck DS")
-    print(" " * 12 + "".join(f"{head:>12s}" for head in heads))
-    for name in SETS:
-        print(compare(folder, name), flush=True)
+    parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--write", help="replace the block in a Markdown file")
+    arguments = parser.parse_args()
+    text = table("set", HEADS, {name: compare(arguments.data, name) for name in SETS})
+    print(text)
+    if arguments.write:
+        replace_block(arguments.write, "crowds with gold", text)
 
 
 if __name__ == "__main__":

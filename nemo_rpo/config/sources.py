@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ except ImportError as exc:
 from yaml import YAMLError
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w.\[\]]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+# Of a source checkout, and of an installed wheel.
+_RECIPES = (Path(__file__).parents[2] / "conf", Path(sysconfig.get_path("data"), "share", "nemo_rpo", "conf"))
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class Override:
 def find_config(name: str, config_path: str | Path | None) -> Path:
     """The YAML file that ``--config-name`` (with or without ``.yaml``) or a path means.
 
-    Without ``config_path`` it is looked for in ``conf`` and ``.`` of the working folder, then in the ``conf`` beside
-    the package of a source checkout.
+    Without ``config_path`` it is looked for in ``conf`` and ``.`` of the working folder, then among the recipes that
+    came with the package.
     """
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-    folders = [Path(config_path)] if config_path else [Path("conf"), Path(), Path(__file__).parents[2] / "conf"]
+    folders = [Path(config_path)] if config_path else [Path("conf"), Path(), *filter(Path.is_dir, _RECIPES)]
     for folder in folders:
         if (folder / file).is_file():
             return folder / file
