@@ -33,6 +33,7 @@ _FREE = (
     "model.activations_checkpoint_num_layers",
     "model.rpo.reference",
     "model.rpo.reference_cache",
+    "model.rpo.previous_iterate",
     "model.rpo.step0_tolerance",
     "model.rpo.logprob_head",
     "model.optim.name",

@@ -17,7 +17,8 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
     ``model.rpo.loss_options``.
 
     Raises:
-        ConfigError: unknown loss or option; a loss that the EM must not be put on top of.
+        ConfigError: unknown loss or option; a previous iterate that the loss has no use for; a loss that the EM must
+            not be put on top of.
     """
     name = model.rpo.base_loss or model.dpo.preference_loss
     known = {spec.name for spec in fields(loss_class(name))}
@@ -29,6 +30,10 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
     given = {option: value for option, value in shared.items() if option in known and value is not None}
     options = given | model.rpo.loss_options
     loss = build_loss(name, **options)
+    if model.rpo.previous_iterate is not None and "base_logps" not in loss.needs:
+        raise ConfigError(
+            f"model.rpo.previous_iterate is set, but the loss '{name}' compares with no earlier policy: unset it"
+        )
     if model.rpo.enabled:
         _refuse_double_correction(loss, model)
     return loss

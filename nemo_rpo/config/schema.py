@@ -86,6 +86,9 @@ class RPOConfig(EMSettings):
     # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once.
     reference: Literal["resident", "swapped", "cached"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
+    # π_t of losses that compare with the policy of an earlier round: a Hugging Face folder or a checkpoint of this
+    # package, kept as `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
+    previous_iterate: str | None = None
     # Log-probs of the response tokens: a block of the vocabulary at a time, or from all logits of all positions.
     logprob_head: Literal["chunked", "logits"] = "chunked"
     # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16.

@@ -22,6 +22,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_values(cfg, "")
     cfg.model.rpo.validate()
     base_loss(cfg.model)
+    _check_policies(cfg)
     _check_layout(cfg)
     _check_length(cfg)
     _check_packing(cfg)
@@ -137,6 +138,14 @@ def _check_layout(cfg: RunConfig) -> None:
         )
     if model.optim.overlap_param_sync and model.optim.name != "distributed_fused_adam":
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.name=distributed_fused_adam")
+
+
+def _check_policies(cfg: RunConfig) -> None:
+    if cfg.model.rpo.previous_iterate is not None and cfg.pretrained_checkpoint.restore_from_path is None:
+        raise ConfigError(
+            "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
+            "round"
+        )
 
 
 def _check_length(cfg: RunConfig) -> None:

@@ -20,6 +20,7 @@ from nemo_rpo.megatron.segments import Segments
 
 MicroBatch = dict[str, Tensor]
 REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
+PREVIOUS_KEYS = ("previous_policy_log_probs_chosen", "previous_policy_log_probs_rejected")
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
@@ -73,16 +74,19 @@ def response_logprobs(logprobs: Tensor, x: ModelInput) -> tuple[Tensor, Tensor]:
 def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor, default_margin: float | None) -> PairLogprobs:
     """What a loss sees of the micro-batch: log-probs, lengths, and every side column that the data carries.
 
+    Where no previous iterate has run, the reference is it.
     ``margin`` is the data's, else the difference of its rewards, else ``default_margin`` (NeMo-Aligner's default
     rewards), else absent, and a loss that needs it says so.
     """
+    reference = [batch.get(key) for key in REFERENCE_KEYS]
+    previous = tuple(batch.get(key, of) for key, of in zip(PREVIOUS_KEYS, reference, strict=True))
     return PairLogprobs(
-        policy_chosen=chosen,
-        policy_rejected=rejected,
-        reference_chosen=batch.get(REFERENCE_KEYS[0]),
-        reference_rejected=batch.get(REFERENCE_KEYS[1]),
+        chosen,
+        rejected,
+        *reference,
         chosen_length=batch["chosen_length"],
         rejected_length=batch["rejected_length"],
+        response_columns={} if previous[0] is None else {"base_logps": previous},
         pair_columns=_label_columns(batch, default_margin),
     )
 

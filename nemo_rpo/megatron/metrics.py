@@ -40,9 +40,10 @@ class StepMetrics:
         self, x: PairLogprobs, valid: Tensor, loss: Tensor, preference: Tensor, sft: Tensor, w: Tensor, delta: Tensor
     ) -> None:
         """Adds one micro-batch; every argument is per pair ``[pairs]``, invalid pairs count nowhere."""
-        reference_chosen = 0.0 if x.reference_chosen is None else x.reference_chosen
-        reference_rejected = 0.0 if x.reference_rejected is None else x.reference_rejected
-        chosen, rejected = x.policy_chosen - reference_chosen, x.policy_rejected - reference_rejected
+        frozen = (x.reference_chosen, x.reference_rejected)
+        if x.reference_chosen is None:
+            frozen = x.response_columns.get("base_logps", (0.0, 0.0))
+        chosen, rejected = x.policy_chosen - frozen[0], x.policy_rejected - frozen[1]
         rows = torch.stack(
             [
                 torch.ones_like(loss), self.reduction.surrogate(loss), self.reduction.statistic(loss),
@@ -62,8 +63,8 @@ class StepMetrics:
         return total["pairs"] / total["statistic"]
 
     def means(self) -> dict[str, float]:
-        """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (plain log-probs under
-        reference-free losses), ``margin`` their difference.
+        """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (to the previous iterate where
+        that is the only frozen policy, plain log-probs where there is none), ``margin`` their difference.
 
         Waits for the device, once.
         """

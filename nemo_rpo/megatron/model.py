@@ -27,6 +27,7 @@ from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.build import build_model_chunks
 from nemo_rpo.megatron.forward import (
+    PREVIOUS_KEYS,
     REFERENCE_KEYS,
     MicroBatch,
     input_shape,
@@ -38,11 +39,13 @@ from nemo_rpo.megatron.forward import (
     votes_of,
 )
 from nemo_rpo.megatron.metrics import StepMetrics
+from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
 from nemo_rpo.megatron.reference import ReferencePolicy
 from nemo_rpo.megatron.statistics import gather_step_rows, reduce_to_all_ranks
 
 Batch = list[MicroBatch]
+LoadWeights = Callable[[list[torch.nn.Module]], None]
 
 
 class MegatronGPTRPOModel:
@@ -59,6 +62,8 @@ class MegatronGPTRPOModel:
         device: this rank's device.
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
             keeps the random ones.
+        load_previous: writes the weights of the previous iterate, where the loss compares with one that is not the
+            reference.
     """
 
     def __init__(
@@ -68,18 +73,23 @@ class MegatronGPTRPOModel:
         em: AnnotatorReliability,
         total_steps: int,
         device: torch.device,
-        load_weights: Callable[[list[torch.nn.Module]], None] | None = None,
+        load_weights: LoadWeights | None = None,
+        load_previous: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
         self.em = em
         self.metrics = StepMetrics(self.loss.reduction, device)
+        self.needs = StepNeeds.of(self.loss, cfg.model)
         chunks = build_model_chunks(architecture, cfg)
+        resident = partial(build_model_chunks, architecture, cfg) if cfg.model.rpo.reference == "resident" else None
+        self.previous: ReferencePolicy | None = None
+        if load_previous is not None:  # before the weights that stay
+            load_previous(chunks)
+            self.previous = ReferencePolicy(chunks, resident)
         if load_weights is not None:
             load_weights(chunks)
-        needs_live_reference = not self.loss.reference_free and cfg.model.rpo.reference != "cached"
-        resident = partial(build_model_chunks, architecture, cfg) if cfg.model.rpo.reference == "resident" else None
-        self.reference = ReferencePolicy(chunks, resident) if needs_live_reference else None
+        self.reference = ReferencePolicy(chunks, resident) if self.needs.live_reference else None
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
@@ -212,21 +222,21 @@ class MegatronGPTRPOModel:
 
     def get_ref_policy_logprobs(self, batch: Batch) -> list[dict[str, Tensor]]:
         """:meth:`get_logprob_batch` of the frozen reference."""
-        assert self.reference is not None, "a reference-free loss or a cached reference has no live reference"
+        assert self.reference is not None, "a loss without a reference or a cached one has no live reference"
         with self.reference.active(self.model) as model:
             return self.get_logprob_batch(batch, model)
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
-        """Puts the live reference's log-probs into the batch, in place, where the loss compares with a reference and
-        the batch has none yet.
+        """Puts the log-probs of the frozen policies that run in each step into the batch, in place: the reference's and
+        the previous iterate's, where the loss compares with them.
         """
-        if self.reference is None:
-            return
-        for micro_batch, logprobs in zip(
-            batch, self.get_ref_policy_logprobs(batch) or [None] * len(batch), strict=True
-        ):
-            if logprobs is not None:
-                micro_batch.update(zip(REFERENCE_KEYS, (logprobs["chosen"], logprobs["rejected"]), strict=True))
+        for frozen, keys in ((self.reference, REFERENCE_KEYS), (self.previous, PREVIOUS_KEYS)):
+            if frozen is None:
+                continue
+            with frozen.active(self.model) as model:
+                found = self.get_logprob_batch(batch, model)
+            for micro_batch, logprobs in zip(batch, found or [{}] * len(batch), strict=True):
+                micro_batch.update(zip(keys, logprobs.values(), strict=False))
 
     def _run(
         self,

@@ -1,4 +1,4 @@
-"""The frozen reference policy: a second model, or the same model with its weights swapped.
+"""A frozen policy, the reference or a previous iterate: a second model, or the same model with its weights swapped.
 
 Both run the policy's own code on the policy's own batch shapes, so before the first update every margin is exactly 0.
 (Cached log-probs: :mod:`nemo_rpo.megatron.reference_cache`.)

@@ -62,13 +62,18 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
     """Compares what the checkpoint was made from with :func:`nemo_rpo.training.setup.origin` of this start.
 
     Raises:
-        CheckpointError: other pairs, labels or starting weights.
+        CheckpointError: other pairs, labels, starting weights or previous iterate.
     """
     saved = read_run(checkpoint)["origin"]
     if saved["weights"] != origin["weights"]:
         raise CheckpointError(
             f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
             f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
+        )
+    if saved.get("previous_iterate", origin["previous_iterate"]) != origin["previous_iterate"]:
+        raise CheckpointError(
+            f"{checkpoint} was trained against another previous iterate than model.rpo.previous_iterate="
+            f"{cfg.model.rpo.previous_iterate}: set it back, {_OR_ANOTHER}"
         )
     # The margin buffer knows pairs by their place in the data; running reliabilities know annotators only.
     may_change = cfg.model.data.allow_new_annotators and cfg.model.rpo.estimator == AnnotatorReliability.estimator

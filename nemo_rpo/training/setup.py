@@ -30,7 +30,8 @@ from nemo_rpo.megatron import parallel, reference_cache
 from nemo_rpo.megatron.checkpoint import RUN_FILE, architecture_of, load_weights
 from nemo_rpo.megatron.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.huggingface.importer import load_hf_weights
-from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.model import Batch, LoadWeights, MegatronGPTRPOModel
+from nemo_rpo.megatron.reference_cache import CachedReference
 from nemo_rpo.megatron.reliability import build_reliability
 from nemo_rpo.training.packing import packing_of
 
@@ -39,6 +40,18 @@ class Reference(Protocol):
     """Whatever puts reference log-probs into a batch: the engine's live reference, or a cached one."""
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None: ...
+
+
+@dataclass(frozen=True)
+class _CachedBesideLive:
+    """A cached reference, and the previous iterate that the engine runs where the loss compares with one."""
+
+    cached: CachedReference
+    model: MegatronGPTRPOModel
+
+    def add_ref_policy_logprobs(self, batch: Batch) -> None:
+        self.cached.add_ref_policy_logprobs(batch)
+        self.model.add_ref_policy_logprobs(batch)
 
 
 @dataclass(frozen=True)
@@ -133,9 +146,17 @@ def open_splits(cfg: RunConfig) -> dict[str, Split]:
 
 def starting_point(cfg: RunConfig) -> Path | None:
     """The folder of the starting weights; None for fresh ones. Raises :class:`CheckpointError` if it is not there."""
-    path = cfg.pretrained_checkpoint.restore_from_path
+    return _folder("pretrained_checkpoint.restore_from_path", cfg.pretrained_checkpoint.restore_from_path)
+
+
+def previous_iterate(cfg: RunConfig) -> Path | None:
+    """The folder of π_t's weights; None where the reference is it. :class:`CheckpointError` if it is not there."""
+    return _folder("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
+
+
+def _folder(key: str, path: str | None) -> Path | None:
     if path is not None and not os.path.isdir(path):
-        raise CheckpointError(f"pretrained_checkpoint.restore_from_path={path} is not a folder on this machine")
+        raise CheckpointError(f"{key}={path} is not a folder on this machine")
     return None if path is None else Path(path)
 
 
@@ -143,11 +164,19 @@ def check_start(cfg: RunConfig) -> None:
     """Refuses, before any data is read, a model that is not there or that the layout or the texts do not fit.
 
     Raises:
-        CheckpointError, ConfigError: no such folder, neither format, not divisible by the layout, or too few positions.
+        CheckpointError, ConfigError: no such folder, neither format, not divisible by the layout, too few positions, or
+            a previous iterate of another architecture.
     """
-    path = starting_point(cfg)
-    if path is not None:
-        _check_fits(cfg, _stored_architecture(path))
+    path, previous = starting_point(cfg), previous_iterate(cfg)
+    if path is None:
+        return
+    architecture = _stored_architecture(path)
+    _check_fits(cfg, architecture)
+    if previous is not None and _stored_architecture(previous) != architecture:
+        raise ConfigError(
+            f"model.rpo.previous_iterate={previous} is not of the architecture of the starting weights in {path}: "
+            "it has to be an earlier state of the same model"
+        )
 
 
 def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
@@ -188,7 +217,8 @@ def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
 
 
 def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
-    """What a run is made from, as fingerprints that a resumed run must share: its data and its starting weights.
+    """What a run is made from, as fingerprints that a resumed run must share: its data, its starting weights, and the
+    weights of the previous iterate.
 
     ``data`` is equal for the same pairs in the same order with the same labels, whatever the files are called and
     whichever release of the tokenizer library made the tokens.
@@ -196,8 +226,11 @@ def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
     digest = hashlib.sha256()
     for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values()):
         digest.update(np.ascontiguousarray(column).tobytes())
-    weights = reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path)
-    return {"data": digest.hexdigest(), "weights": weights}
+    return {
+        "data": digest.hexdigest(),
+        "weights": reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
+        "previous_iterate": reference_cache.weights_fingerprint(cfg.model.rpo.previous_iterate),
+    }
 
 
 def _is_ours(path: Path) -> bool:
@@ -208,23 +241,25 @@ def build_model(
     cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's; ``cache`` is the training data."""
-    path, load = starting_point(cfg), None
-    if path is not None:
-        load = (
-            partial(load_weights, path)
-            if _is_ours(path)
-            else partial(load_hf_weights, folder=path, architecture=architecture)
-        )
+    start, previous = (
+        None if path is None else _loader(path, architecture) for path in (starting_point(cfg), previous_iterate(cfg))
+    )
     em = build_reliability(cfg.model.rpo, cache, device)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, load)
+    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous)
+
+
+def _loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
+    if _is_ours(path):
+        return partial(load_weights, path)
+    return partial(load_hf_weights, folder=path, architecture=architecture)
 
 
 def references(cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split]) -> dict[str, Reference]:
-    """Where each split's reference log-probs come from.
+    """Where each split's reference log-probs, and those of a previous iterate, come from.
 
     Cached ones are read, or computed now: ``model`` must hold its starting weights.
     """
-    if model.loss.reference_free or cfg.model.rpo.reference != "cached":
+    if not model.needs.reference or model.needs.live_reference:
         return dict.fromkeys(splits, model)
     folder = Path(cfg.model.rpo.reference_cache or run_folder(cfg) / "reference")
     made_with = {
@@ -244,8 +279,8 @@ def _cached_reference(path: Path, model: MegatronGPTRPOModel, split: Split, made
     here = torch.tensor([float(path.exists())], device=model.device)
     dist.broadcast(here, 0)  # rank 0 decides for all: a file may appear between two looks
     if here.item():
-        return reference_cache.read(path, split.cache, made_with)
+        return _CachedBesideLive(reference_cache.read(path, split.cache, made_with), model)
     reference = reference_cache.compute(model, split.dataset.batches(range(len(split.dataset))), len(split.cache))
     if dist.get_rank() == 0:
         reference_cache.write(path, reference, split.cache, made_with)
-    return reference
+    return _CachedBesideLive(reference, model)

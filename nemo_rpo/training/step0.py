@@ -22,7 +22,7 @@ def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> Non
         ReferencePolicyError: on every rank alike, with the largest margin found. Collectives: the model's forward ones
             and one all-reduce of 8 bytes over the world.
     """
-    if model.loss.reference_free:
+    if "reference" not in model.loss.needs:
         return
     worst = torch.tensor([-torch.inf], dtype=torch.float64, device=model.device)
     for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):

@@ -39,6 +39,15 @@ def test_the_defaults_with_data_are_valid() -> None:
         ),
         ({"model__sequence_parallel": True}, "model.sequence_parallel needs model.tensor_model_parallel_size above 1"),
         (
+            {"model__rpo__previous_iterate": "earlier"},
+            "model.rpo.previous_iterate is set, but the loss 'dpo' compares with no earlier policy: unset it",
+        ),
+        (
+            {"model__rpo__previous_iterate": "earlier", "model__rpo__base_loss": "dno_prct"},
+            "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
+            "round",
+        ),
+        (
             {"model__sequence_parallel": True, "model__tensor_model_parallel_size": 4, "model__encoder_seq_length": 30},
             "model.encoder_seq_length=30 must be a multiple of 4 (sequence and context parallel ranks)",
         ),

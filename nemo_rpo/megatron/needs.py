@@ -1,0 +1,30 @@
+"""What a run's loss asks of the engine: read from what the loss declares, never from its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_rpo.config.schema import ModelConfig
+from nemo_rpo.losses import PreferenceLoss
+
+
+@dataclass(frozen=True)
+class StepNeeds:
+    """Which policies a step runs.
+
+    Attributes:
+        reference: the loss compares with the frozen reference, or with a previous iterate that is the reference.
+        live_reference: the reference has to run in each step; False too where its log-probs are cached.
+        previous_iterate: the loss compares with a frozen policy of its own beside the reference.
+    """
+
+    reference: bool
+    live_reference: bool
+    previous_iterate: bool
+
+    @classmethod
+    def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
+        iterates = "base_logps" in loss.needs
+        previous_iterate = iterates and model.rpo.previous_iterate is not None
+        reference = "reference" in loss.needs or (iterates and not previous_iterate)
+        return cls(reference, reference and model.rpo.reference != "cached", previous_iterate)
