@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="DIR", help="a Hugging Face tokenizer folder: look at lengths and truncation too")
     add("--use-chat-template", action="store_true", help="render rows of plain text with the chat template too")
     add("--seq-length", type=int, metavar="N", help="tokens of prompt + response that training will have")
+    add("--languages", action="store_true", help="tell languages, and find completions in another one than the prompt")
     add(
         "--min-labels",
         type=int,
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         use_chat_template=args.use_chat_template,
         seq_length=args.seq_length,
+        languages=args.languages,
         min_labels=args.min_labels,
         examples=args.examples,
     )

@@ -70,10 +70,12 @@ def read_records(path: Path) -> Iterator[Record | DataError]:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a file for a progress bar: Parquet's own count, else its lines that are not blank."""
+    """Rows of a file for a progress bar: Parquet's own count, a CSV's records, else its lines that are not blank."""
     if path.suffix == ".parquet":
         with _open_parquet(path) as file:
             return file.metadata.num_rows
+    if path.suffix == ".csv":
+        return sum(1 for _ in _csv_rows(path))
     return sum(not line.isspace() for line in _lines(path))
 
 

@@ -58,6 +58,9 @@ CHECKS: dict[str, Check] = {
     ),
     "control_character": Check("warning", "control characters", "remove them, or look where they came from"),
     "mojibake": Check("warning", "text decoded with the wrong encoding", "mend it, with ftfy.fix_text for one"),
+    "other_language": Check(
+        "warning", "completion in another language than its prompt", "check that the prompt asks for it"
+    ),
     "duplicate_vote": Check("warning", "the same label given twice", "count it once (--fix keeps the first)"),
     "contradiction": Check(
         "warning", "an annotator contradicts himself", "ask again, or leave both labels out (--fix)"

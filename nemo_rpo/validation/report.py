@@ -33,7 +33,7 @@ class ValidationReport:
         votes_per_pair: votes to number of pairs that have so many.
         annotators: named ones. labels_per_annotator, signed_labels_per_annotator: min, median, max over them.
         gold: pairs with a gold label.
-        longest: tokens, with a tokenizer.
+        longest: tokens, with a tokenizer. languages: pairs by the language of their prompt, if that was asked for.
         not_checked: what was not looked at, and why.
     """
 
@@ -49,6 +49,7 @@ class ValidationReport:
     agreement: Agreement
     gold: int
     longest: dict[str, int]
+    languages: dict[str, int]
     not_checked: dict[str, str]
     findings: Findings
 

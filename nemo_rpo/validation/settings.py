@@ -17,6 +17,7 @@ class ValidationSettings:
         tokenizer: a Hugging Face tokenizer folder; without one nothing is said about tokens.
         use_chat_template: render plain-text rows with the tokenizer's chat template too.
         seq_length: tokens of prompt + response that training will have; goes with ``tokenizer``.
+        languages: tell the languages of prompts and completions too; most of the time then goes into that.
         min_labels: signed labels below which an annotator is reported as hardly known. With the default number,
             reliability .75 is known to ±.25 at best, every label held against the truth: 1.96 √(.75·.25/12) = .245.
         examples: findings of each kind that are kept with their rows; all are counted.
@@ -26,6 +27,7 @@ class ValidationSettings:
     tokenizer: str | None = None
     use_chat_template: bool = False
     seq_length: int | None = None
+    languages: bool = False
     min_labels: int = 12
     examples: int = 20
 

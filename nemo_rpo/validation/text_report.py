@@ -47,6 +47,9 @@ def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
     if report.longest:
         detail = ", ".join(f"{name} {tokens:,}" for name, tokens in report.longest.items())
         yield "longest in tokens", "", detail
+    if report.languages:
+        detail = ", ".join(f"{language} {pairs:,}" for language, pairs in report.languages.items())
+        yield "prompts' languages", "", detail
 
 
 def _aligned(rows: list[tuple[str, str, str]]) -> list[str]:

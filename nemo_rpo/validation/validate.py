@@ -17,6 +17,7 @@ from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
 from nemo_rpo.errors import DataError, RowError
 from nemo_rpo.validation import crowd
 from nemo_rpo.validation.findings import CHECKS, Findings
+from nemo_rpo.validation.languages import LanguageChecks
 from nemo_rpo.validation.report import ValidationReport, agreement, spread, vote_counts, votes_per_pair
 from nemo_rpo.validation.settings import ValidationSettings
 from nemo_rpo.validation.texts import Problem, TextChecks
@@ -84,6 +85,7 @@ class _Reading:
         self.files: dict[str, str] = {}
         self.gold: dict[int, int] = {}
         self.texts = TextChecks()
+        self.languages = LanguageChecks() if settings.languages else None
         self.tokens = _token_checks(settings)
 
     def unreadable(self, error: DataError) -> None:
@@ -117,8 +119,9 @@ class _Reading:
         for kind, problem in self.texts(row):
             usable &= CHECKS[kind].severity != "error"
             yield kind, problem
-        if usable and self.tokens:
-            yield from self.tokens(row)
+        for checks in (self.languages, self.tokens):
+            if usable and checks:
+                yield from checks(row)
 
     def _check_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
         if not row.gold:
@@ -148,6 +151,7 @@ class _Reading:
             agreement=agreement(table, repeated),
             gold=len(self.gold),
             longest=self.tokens.longest if self.tokens else {},
+            languages=dict(self.languages.prompts.most_common()) if self.languages else {},
             not_checked=self.texts.not_checked,
             findings=self.findings,
         )

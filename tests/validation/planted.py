@@ -83,6 +83,21 @@ TOKENS: list[tuple[Line, set[str]]] = [
 ]
 
 
+# With languages told apart.
+LANGUAGES: list[tuple[Line, set[str]]] = [
+    (pair("short", prompt="What is the capital of Portugal?\n", a="C'est Lisbonne.", b="It is Lisbon."), set()),
+    (
+        pair(
+            "foreign",
+            prompt="Please explain in a few sentences what a dentist does all day, and why that is good for us.\n",
+            a="A dentist looks after the teeth of other people, and thereby spares them a great deal of pain.",
+            b="Le dentiste soigne les dents de ses patients toute la journée et leur évite bien des douleurs.",
+        ),
+        {"other_language"},
+    ),
+]
+
+
 def expected(planted: list[tuple[Line, set[str]]]) -> dict[str, list[int]]:
     """Kind of finding to line numbers."""
     found: dict[str, list[int]] = {}

@@ -35,13 +35,16 @@ def words(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["VOTES", "LABELS", "TOKENS"])
+@pytest.mark.parametrize("name", ["VOTES", "LABELS", "TOKENS", "LANGUAGES"])
 def test_each_defect_is_found_in_its_row(name, words, tmp_path):
     if name == "VOTES":
         pytest.importorskip("ftfy", reason="mojibake is looked for with ftfy: pip install 'nemo-rpo[data]'")
     lines = getattr(planted, name)
     path = planted.write(tmp_path / "planted.jsonl", [line for line, _ in lines])
     settings = ValidationSettings(min_labels=1)
+    if name == "LANGUAGES":
+        pytest.importorskip("py3langid", reason="languages are told by py3langid: pip install 'nemo-rpo[data]'")
+        settings.languages = True
     if name == "TOKENS":
         settings.tokenizer, settings.seq_length = words, 8
     report = validate(path, settings).report
@@ -52,8 +55,8 @@ def test_each_defect_is_found_in_its_row(name, words, tmp_path):
 
 
 def test_every_check_is_planted():
-    kinds = {kind for lines in (planted.VOTES, planted.LABELS, planted.TOKENS) for _, found in lines for kind in found}
-    assert kinds == set(CHECKS)
+    planted_in = (planted.VOTES, planted.LABELS, planted.TOKENS, planted.LANGUAGES)
+    assert {kind for lines in planted_in for _, found in lines for kind in found} == set(CHECKS)
 
 
 def test_what_is_said_of_a_contradiction_names_both_places(tmp_path):

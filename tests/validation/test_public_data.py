@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from public_sets import pandalm, ukpconvarg1
 
-from nemo_rpo.validation import ValidationReport, validate
+from nemo_rpo.validation import ValidationReport, ValidationSettings, validate
 
 
-def report_of(rows, path: Path) -> ValidationReport:
+def report_of(rows, path: Path, settings: ValidationSettings | None = None) -> ValidationReport:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return validate(path).report
+    return validate(path, settings).report
 
 
 def test_the_empty_responses_of_pandalm(shared_data, tmp_path):
@@ -28,6 +28,17 @@ def test_the_empty_responses_of_pandalm(shared_data, tmp_path):
     assert report.labels_per_annotator == {"min": 974, "median": 999, "max": 999}
     assert (report.agreement.pairs_with_several_votes, report.agreement.not_unanimous) == (999, 487)
     assert report.errors == 54 and report.warnings == 0
+
+
+def test_the_french_answers_of_pandalm(shared_data, tmp_path):
+    pytest.importorskip("py3langid", reason="languages are told by py3langid: pip install 'nemo-rpo[data]'")
+    rows = [row for row in pandalm(shared_data / "pandalm_testset") if "dent" in row["prompt"].lower()]
+    report = report_of(rows, tmp_path / "pandalm.jsonl", ValidationSettings(languages=True))
+    found = report.findings.kept["other_language"]
+    assert found and all("is fr, the prompt en" in finding.problem for finding in found)
+    french = [i for i, row in enumerate(rows, 1) if "médecine" in row["response_a"] + row["response_b"]]
+    assert [finding.row for finding in found] == french
+    assert set(report.languages) == {"en", "unsure"}
 
 
 def test_the_crowd_of_ukpconvarg1(shared_data, tmp_path):
