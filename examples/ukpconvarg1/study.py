@@ -4,14 +4,16 @@
 
 For every setting it prepares the files (``prepare.py``), trains both methods with ``conf/ukpconvarg1.yaml`` through
 ``nemo-rpo train`` (TP 2 × PP 2 on CPU ranks), and prints a Markdown table: accuracy on held-out debates against the
-gold labels beside the length rule's, and what the reliabilities know of the workers (``competence.py``). A setting
-whose result lies in ``study.json`` already is not run again. ``--full`` adds a run on every vote of every worker.
+gold labels beside the length rule's, and what the reliabilities know of the workers (``competence.py``). A seed draws
+the votes, the workers to turn round, and the order of the pairs. A run whose result lies in ``study.json`` already is
+not run again. ``--full`` adds a run on every vote of every worker.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -55,10 +57,10 @@ def call(*arguments: str | Path | float) -> None:
         sys.exit(status)
 
 
-def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, Any]:
     """Prepares, trains both methods, and collects the figures of one setting."""
-    folder = args.out / setting.name.replace(" ", "_").replace(",", "").replace("%", "percent")
-    options = ["--tokenizer", args.model, "--max-tokens", args.max_tokens, "--invert", setting.invert]
+    folder = args.out / setting.name.replace(" ", "_").replace(",", "").replace("%", "percent") / f"seed_{seed}"
+    options = ["--tokenizer", args.model, "--max-tokens", args.max_tokens, "--invert", setting.invert, "--seed", seed]
     options += ["--limit-validation", args.limit_validation]
     options += [] if setting.all_votes else ["--limit-votes", args.limit_votes]
     options += ["--one-row-per-vote"] if setting.one_row_per_vote else []
@@ -76,6 +78,7 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
             "model.data.group_votes": not setting.one_row_per_vote,
             "model.rpo.reference_cache": folder / "reference",
             "trainer.dpo.max_epochs": setting.epochs,
+            "model.seed": 1234 + seed,
             "model.encoder_seq_length": args.max_tokens,
         }
         values = [f"{key}={value}" for key, value in settings.items()]
@@ -86,16 +89,26 @@ def measure(args: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     return figures
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    head = "| votes | pairs | signed votes | length rule | DPO | RE-DPO | ρ with MACE | AUC honest/inverted |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for name, r in results.items():
-        auc = f"{r['auc']:.3f} ({r['inverted']})" if r["inverted"] else "–"
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """One line a setting: means over its seeds, with the spread of the accuracies where there are several."""
+    head = "| votes | seeds | pairs | signed votes | length rule | DPO | RE-DPO | ρ with MACE | AUC honest/inverted |"
+    lines = [head, "|---" * 9 + "|"]
+    for name, by_seed in results.items():
+        runs = list(by_seed.values())
+        mean = {key: statistics.mean(run[key] for run in runs) for key in ("length_rule", "spearman", "workers")}
+        inverted = statistics.mean(run["inverted"] for run in runs)
+        auc = f"{statistics.mean(run['auc'] for run in runs):.3f} ({inverted:.0f})" if inverted else "–"
+        sizes = (f"{statistics.mean(run['train'][key] for run in runs):,.0f}" for key in ("pairs", "signed_votes"))
         lines.append(
-            f"| {name} | {r['train']['pairs']:,} | {r['train']['signed_votes']:,} | {r['length_rule']:.3f} "
-            f"| {r['dpo'][-1]:.3f} | {r['re_dpo'][-1]:.3f} | {r['spearman']:.2f} ({r['workers']}) | {auc} |"
+            f"| {name} | {len(runs)} | {' | '.join(sizes)} | {mean['length_rule']:.3f} | {_accuracy(runs, 'dpo')} "
+            f"| {_accuracy(runs, 're_dpo')} | {mean['spearman']:.2f} ({mean['workers']:.0f}) | {auc} |"
         )
     return "\n".join(lines)
+
+
+def _accuracy(runs: list[dict[str, Any]], method: str) -> str:
+    last = [run[method][-1] for run in runs]
+    return f"{statistics.mean(last):.3f}" + (f" ± {statistics.stdev(last):.3f}" if len(last) > 1 else "")
 
 
 def main() -> None:
@@ -106,16 +119,19 @@ def main() -> None:
     parser.add_argument("--limit-votes", type=int, default=6000)
     parser.add_argument("--limit-validation", type=int, default=800)
     parser.add_argument("--max-tokens", type=int, default=256, help="longer pairs are left out (256)")
+    parser.add_argument("--seeds", type=int, default=1, help="of the settings with part of the votes")
     parser.add_argument("--full", action="store_true", help="also train on every vote of every worker")
     args = parser.parse_args()
     record = args.out / "study.json"
     results = json.loads(record.read_text()) if record.exists() else {}
     for setting in [*SETTINGS, *([FULL] if args.full else [])]:
-        if setting.name not in results:
-            results[setting.name] = measure(args, setting)
-            args.out.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(results, indent=1) + "\n")
-        print(table(results), flush=True)
+        found = results.setdefault(setting.name, {})
+        for seed in map(str, range(1 if setting.all_votes else args.seeds)):
+            if seed not in found:
+                found[seed] = measure(args, setting, int(seed))
+                args.out.mkdir(parents=True, exist_ok=True)
+                record.write_text(json.dumps(results, indent=1) + "\n")
+            print(table({name: runs for name, runs in results.items() if runs}), flush=True)
 
 
 if __name__ == "__main__":
