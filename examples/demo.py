@@ -57,8 +57,9 @@ def reliabilities(out: Path) -> tuple[str, float, float]:
         eta, eta_running = float(estimate["eta"]), float(estimate["eta_running"])
         closing.append(abs(eta - known["realised_accuracy"]))
         running.append(abs(eta_running - known["realised_accuracy"]))
-        values = (known["reliability"], known["realised_accuracy"], eta, eta_running)
-        rows.append([estimate["id"], estimate["labels"], *(f"{value:.3f}" for value in values)])
+        fitted = f"{eta:.3f} ± {float(estimate['standard_error']):.3f}"
+        truths = (f"{known['reliability']:.3f}", f"{known['realised_accuracy']:.3f}")
+        rows.append([estimate["id"], estimate["labels"], *truths, fitted, f"{eta_running:.3f}"])
     header = ["annotator", "labels", "true", "realised", "estimated (sweep)", "running (EMA)"]
     return format_table(header, rows), max(closing), max(running)
 
