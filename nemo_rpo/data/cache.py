@@ -30,7 +30,7 @@ class TokenizedPair(NamedTuple):
     Attributes:
         prompt_ids, chosen_ids, rejected_ids: int32 [p], [c], [r]; prompt + response fits into seq_length.
         annotator: int64 [v] of the pair's votes.
-        sign: int8 [v], +1 for chosen, −1 for rejected; at least one vote.
+        sign: int8 [v], +1 for chosen, −1 for rejected; at least one vote, but for a tie, which has none.
         pair_id: the data's id, or a hash of the pair's content.
         content_hash: 16 bytes over the three id sequences, in this orientation.
         columns: side columns by name, NaN where unknown.

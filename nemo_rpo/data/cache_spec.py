@@ -28,6 +28,8 @@ class CacheSpec:
         seq_length: tokens of prompt + response.
         group_votes: see :class:`nemo_rpo.data.pairs.PairLedger`.
         invalid_pairs: ``error`` or ``drop``, for pairs whose completions are empty, identical or too long.
+        keep_ties: pairs that are ties stay, with a column ``tie`` that is 1 there and 0 elsewhere; most losses must not
+            be given them.
     """
 
     paths: Paths
@@ -36,6 +38,7 @@ class CacheSpec:
     seq_length: int
     group_votes: bool
     invalid_pairs: str
+    keep_ties: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(as_paths(self.paths)))
@@ -56,6 +59,7 @@ class CacheSpec:
             "seq_length": self.seq_length,
             "group_votes": self.group_votes,
             "invalid_pairs": self.invalid_pairs,
+            "keep_ties": self.keep_ties,
         }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from nemo_rpo.data.annotators import AnnotatorTable
 from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.columns import TIE
 from nemo_rpo.data.encode import OK, PROBLEMS, RawText, encode
 from nemo_rpo.data.files import count_rows
 from nemo_rpo.data.formats import read_rows
@@ -43,7 +44,7 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         DataError: bad rows, and under ``invalid_pairs=error`` the first pair that cannot be trained on.
     """
     tokenizer = PreferenceTokenizer.load(spec.tokenizer)
-    ledger = PairLedger(spec.group_votes)
+    ledger = PairLedger(spec.group_votes, spec.keep_ties)
     total = sum(count_rows(path) for path in spec.paths)
     texts = _new_texts(spec, ledger)
     with (folder / "tokens.bin").open("wb") as file:
@@ -54,6 +55,8 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         )
         _sync(file)
     table = ledger.close()
+    if spec.keep_ties:
+        table.columns[TIE] = table.tie.astype(np.float32)
     keep, dropped = _judge(spec, table, encoded)
     _write_pairs(folder, table, encoded, keep)
     report = {
@@ -72,7 +75,7 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         "columns": list(table.columns),
         "tokens": encoded.tokens,
         "max_token_id": encoded.max_token_id,
-        "max_votes": int(np.diff(table.vote_start)[keep].max()),
+        "max_votes": max(int(np.diff(table.vote_start)[keep].max()), 1),
         "pad_id": tokenizer.pad_id,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
@@ -107,9 +110,12 @@ def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Ca
 def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray, dict[str, int]]:
     """Which pairs stay, bool [n], and how many are left out by reason.
 
-    Ties are legitimate data without evidence: they are left out under either policy.
+    Ties are legitimate data without evidence: they are left out under either policy, unless ``keep_ties`` says that
+    there is a use for them.
     """
     voted = np.diff(table.vote_start) > 0
+    if spec.keep_ties:
+        voted |= table.tie
     problem = texts.problem[table.text]
     invalid = voted & (problem != OK)
     if invalid.any() and spec.invalid_pairs == "error":

@@ -28,6 +28,7 @@ class PairTable:
         vote_start: int64 [n+1]; the votes of pair i are ``vote_start[i]:vote_start[i+1]``.
         annotator: int64 [v], index into ``annotators``.
         sign: int8 [v], +1 for chosen and −1 for rejected; ties are left out.
+        tie: bool [n], True where nobody prefers either response and somebody called a tie.
         gold: int8 [n], +1 chosen, −1 rejected, 0 unknown.
         columns: float32 [n] each, NaN where a pair has no value.
         source: int64 [n, 2], index into ``files`` and row number of the first row that speaks of the pair.
@@ -42,6 +43,7 @@ class PairTable:
     vote_start: np.ndarray
     annotator: np.ndarray
     sign: np.ndarray
+    tie: np.ndarray
     gold: np.ndarray
     columns: dict[str, np.ndarray]
     source: np.ndarray
@@ -68,10 +70,11 @@ class PairLedger:
     Args:
         group_votes: all labels of a pair make one pair with several votes, chosen being the response with most of them
             (of equal ones, the one recorded first). Off: each signed label is a pair, chosen being what it prefers.
+        keep_ties: with ``group_votes`` off, each tie is a pair too.
     """
 
-    def __init__(self, group_votes: bool) -> None:
-        self.group_votes = group_votes
+    def __init__(self, group_votes: bool, keep_ties: bool = False) -> None:
+        self.group_votes, self.keep_ties = group_votes, keep_ties
         self._texts = PairIndex()
         self._files: dict[str, int] = {}
         # One entry a row.
@@ -125,14 +128,17 @@ class PairLedger:
         vote_row, sign = _as(self._vote_row, np.int64), _as(self._vote_sign, np.int8)
         order, annotators = self._sorted_annotators(sign)
         annotator = order[_as(self._vote_annotator, np.int64)]
-        signed = sign != 0
-        votes, ties = len(sign), int((~signed).sum())
-        vote_row, sign, annotator = vote_row[signed], sign[signed], annotator[signed]
+        votes, ties = len(sign), int((sign == 0).sum())
+        if not (self.group_votes or self.keep_ties):
+            vote_row, sign, annotator = (values[sign != 0] for values in (vote_row, sign, annotator))
         entry, member = self._group(vote_row) if self.group_votes else self._split(vote_row)
+        called_tie = np.bincount(member[sign == 0], minlength=len(entry)) > 0
+        member, sign, annotator = (values[sign != 0] for values in (member, sign, annotator))
 
         by_pair = np.argsort(member, kind="stable")
         member, sign, annotator = member[by_pair], sign[by_pair], annotator[by_pair]
         balance = np.bincount(member, weights=sign, minlength=len(entry))
+        votes_of_pair = np.bincount(member, minlength=len(entry))
         turned = balance < 0
         text = _as(self._row_text, np.int64)[entry]
         gold = self._gold()[text] * np.where(turned, -1, 1)
@@ -140,9 +146,10 @@ class PairLedger:
             text=text,
             turned=turned,
             pair_id=[self._texts.ids[t] for t in text],
-            vote_start=np.concatenate([[0], np.cumsum(np.bincount(member, minlength=len(entry)))]).astype(np.int64),
+            vote_start=np.concatenate([[0], np.cumsum(votes_of_pair)]).astype(np.int64),
             annotator=annotator,
             sign=(sign * np.where(turned, -1, 1)[member]).astype(np.int8),
+            tie=called_tie & (votes_of_pair == 0),
             gold=gold.astype(np.int8),
             columns=side_columns.turned(self._pair_columns(entry, text), turned),
             source=np.stack([_as(self._row_file, np.int64)[entry], _as(self._row_number, np.int64)[entry]], axis=1),
@@ -155,13 +162,13 @@ class PairLedger:
         )
 
     def _group(self, vote_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One pair a text: the entry (row) each pair comes from [n], and the pair each signed vote belongs to [v]."""
+        """One pair a text: the entry (row) each pair comes from [n], and the pair each vote belongs to [v]."""
         texts = _as(self._row_text, np.int64)
         _, entry = np.unique(texts, return_index=True)
         return entry, texts[vote_row]
 
     def _split(self, vote_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One pair a signed vote, and one without votes for each row that has none, in the order of rows."""
+        """One pair a vote, and one without votes for each row that has none, in the order of rows."""
         silent = np.setdiff1d(np.arange(len(self._row_text)), vote_row)
         entry = np.concatenate([vote_row, silent])
         order = np.argsort(entry, kind="stable")

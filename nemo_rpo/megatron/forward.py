@@ -94,6 +94,7 @@ def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor, default_m
 # Label columns of the losses, under the names the data room gives them.
 _LABEL_COLUMNS = {
     "strength": "strength",
+    "tie": "tie",
     "win_rate_chosen": "chosen_win_rate",
     "win_rate_rejected": "rejected_win_rate",
     "preference_score_chosen": "chosen_preference_score",

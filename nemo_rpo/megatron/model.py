@@ -163,6 +163,8 @@ class MegatronGPTRPOModel:
         terms = self.loss.terms(x)
         w = self.em.posterior(terms.delta.detach(), votes) if rpo.enabled else votes.share()
         preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
+        if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
+            preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
         sft = self.sft_loss_func(x, w)
         loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
         if collect_evidence and rpo.enabled:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.build import open_cache
 from nemo_rpo.data.cache import PreferenceCache
@@ -92,6 +93,7 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
         seq_length=data.seq_length or cfg.model.encoder_seq_length,
         group_votes=data.group_votes,
         invalid_pairs=data.invalid_pairs,
+        keep_ties=base_loss(cfg.model).takes_ties,
     )
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     return open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))

@@ -180,6 +180,28 @@ def test_responses_that_differ_in_text_and_not_in_tokens_are_identical(tmp_path,
         opened(wanted)
 
 
+def test_ties_stay_where_there_is_a_use_for_them(spec):
+    said = {"both": ["tie", "tie"], "one": ["tie", "b"], "none": []}
+    rows = [
+        {
+            "pair_id": name,
+            "prompt": "x",
+            "response_a": f"y {name}",
+            "response_b": "z",
+            "votes": [{"vote": v} for v in cast],
+        }
+        for name, cast in said.items()
+    ]
+    with_ties, without = opened(spec(rows, keep_ties=True)), opened(spec(rows))
+    kept = [with_ties.pair(i) for i in range(len(with_ties))]
+    assert {pair.pair_id: (pair.columns["tie"], pair.sign.tolist()) for pair in kept} == {
+        "both": (1.0, []),
+        "one": (0.0, [1]),
+    }
+    assert with_ties.report["dropped"] == {"no signed vote": 1}
+    assert len(without) == 1 and "tie" not in without.columns
+
+
 def test_a_pair_of_ties_only_is_no_error_even_if_invalid(spec):
     tied = {"prompt": "x", "response_a": "", "response_b": "y", "votes": [{"vote": "tie"}]}
     cache = opened(spec([tied, *random_rows(5, seed=3)]))

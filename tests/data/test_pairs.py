@@ -20,8 +20,8 @@ def row(chosen, rejected, *votes, prompt="p", pair_id=None, gold=None, **columns
     return PreferenceRow("f.jsonl", next(_numbers), pair_id, prompt, chosen, rejected, cast, columns, gold)
 
 
-def close(rows, group_votes=True):
-    ledger = PairLedger(group_votes)
+def close(rows, group_votes=True, keep_ties=False):
+    ledger = PairLedger(group_votes, keep_ties)
     new = [r for r in rows if ledger.add(r) is not None]
     return ledger.close(), new
 
@@ -100,6 +100,23 @@ def test_ungrouped_every_signed_vote_is_a_pair_turned_its_way():
     assert [votes_of(table, i) for i in range(4)] == [[("w1", 1)], [("w2", 1)], [], [("w4", 1)]]
     assert table.gold.tolist() == [-1, 1, 0, 1]
     assert table.source[:, 1].tolist() == [rows[0].row, rows[0].row, rows[1].row, rows[2].row]
+
+
+def test_a_tie_is_a_pair_that_nobody_decides():
+    rows = [row("a", "b", ("w1", 0), ("w2", -1)), row("c", "d", ("w1", 0)), row("e", "f", ("w1", 1), ("w2", -1))]
+    unlabelled = PreferenceRow("f.jsonl", next(_numbers), None, "p", "g", "h", ())
+    table, _ = close([*rows, unlabelled])
+    assert table.tie.tolist() == [False, True, False, False]
+    assert [votes_of(table, i) for i in (0, 1)] == [[("w2", 1)], []]
+
+
+def test_ungrouped_every_tie_may_be_a_pair_too():
+    rows = [row("a", "b", ("w1", 0), ("w2", -1), ("w3", 0)), row("c", "d", ("w1", 0))]
+    table, _ = close(rows, group_votes=False, keep_ties=True)
+    assert table.text.tolist() == [0, 0, 0, 1]
+    assert table.tie.tolist() == [True, False, True, True]
+    assert [votes_of(table, i) for i in range(4)] == [[], [("w2", 1)], [], []]
+    assert table.turned.tolist() == [False, True, False, False]
 
 
 def test_columns_turn_with_the_pair():
