@@ -75,6 +75,19 @@ def sweep(delta: Tensor, votes: Votes, start: float, prior: tuple[float, float] 
     return full_batch_em(delta, votes, torch.full((ANNOTATORS,), start), EMSettings(prior=prior)).eta
 
 
+def bayes(world: Population) -> Tensor:
+    """Posterior means under the true prior and scale: no estimator of η has a smaller expected square error.
+
+    Annotators are independent given the margins only where a pair has one label.
+    """
+    eta = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    p = torch.sigmoid(world.delta * world.votes.sign[:, 0]).unsqueeze(-1)
+    a, b = POPULATION
+    log_posterior = ((a - 1) * eta.log() + (b - 1) * (1 - eta).log()).repeat(ANNOTATORS, 1)
+    log_posterior.index_add_(0, world.votes.annotator[:, 0], torch.log(p * eta + (1 - p) * (1 - eta)))
+    return torch.softmax(log_posterior, -1) @ eta
+
+
 def rmse(worlds: list[Population], estimator: Callable[[Population], Tensor]) -> float:
     """Root mean square over the annotators that gave a label (a data set knows no others), mean over worlds."""
 
@@ -106,10 +119,13 @@ def undisturbed_errors(worlds: list[Population]) -> dict[str, float]:
     """RMSE of the estimators that read no margins, or know what was done to them."""
     # Without margins, EM walks slowly from its start to the prior.
     unhurried = EMSettings(sweep_max_iterations=20_000, sweep_tolerance=1e-5)
-    return {
+    found = {
         "one-coin EM, no margins": rmse(worlds, lambda x: one_coin(x.votes, ANNOTATORS, unhurried).eta),
         "sweep, prior and scale known": rmse(worlds, lambda x: sweep(x.delta, x.votes, 0.9, POPULATION)),
     }
+    if worlds[0].votes.sign.shape[-1] == 1:
+        found["Bayes optimum, prior and scale known"] = rmse(worlds, bayes)
+    return found
 
 
 def temperatures(worlds: list[Population]) -> dict[str, list[str]]:
