@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_rpo.conversion.layouts import WRITERS
-from nemo_rpo.conversion.merged import PairMerger
+from nemo_rpo.conversion.merged import MergedPairs
 from nemo_rpo.data.files import Paths, as_paths
 from nemo_rpo.data.formats import read_parsed
 from nemo_rpo.data.identity import PairIndex
@@ -20,8 +20,8 @@ from nemo_rpo.errors import ConfigError
 class Converted:
     """What a conversion did: rows read, pairs found, rows written, and ``lost``, what the layout had no place for."""
 
-    rows: int = 0
-    pairs: int = 0
+    rows: int
+    pairs: int
     written: int = 0
     lost: Counter[str] = field(default_factory=Counter)
 
@@ -44,18 +44,14 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
     if to not in WRITERS:
         raise ConfigError(f"--to is '{to}'; it can be {', '.join(WRITERS)}")
     checked = as_paths(paths, setting="the path", folders=True)
-    done, merger = Converted(), PairMerger()
     with record_writer(out, overwrite) as write:
-        for parsed in read_parsed(checked, keys):
-            merger.add(parsed.row)
-            done.rows += 1
-        merger.close()
-        done.pairs = len(merger.pairs)
+        merged = MergedPairs(parsed.row for parsed in read_parsed(checked, keys))
+        done = Converted(merged.rows, len(merged))
         again = PairIndex()
         for parsed in read_parsed(checked, keys):
             sighting = again.find(parsed.row)
             if sighting.new:
-                for fields in WRITERS[to](merger.pair(sighting.text, parsed.row), done.lost):
+                for fields in WRITERS[to](merged.pair(sighting.text, parsed.row), done.lost):
                     write(fields)
                     done.written += 1
     return done

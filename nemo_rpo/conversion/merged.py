@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,59 +38,64 @@ class MergedPair:
 
     def columns_for(self, sign: int) -> dict[str, float]:
         """The columns relative to the completion that a vote of that sign prefers."""
-        if sign >= 0:
-            return self.columns
-        arrays = {name: np.array([value]) for name, value in self.columns.items()}
-        turned = side_columns.turned(arrays, np.array([True]))
-        return {name: float(value[0]) for name, value in turned.items() if not np.isnan(value[0])}
+        return _turned(self.columns) if sign < 0 else self.columns
 
 
-class PairMerger:
-    """Collects what rows say of their pairs, in a few dozen bytes a vote; texts are given to :meth:`pair` again."""
+class MergedPairs:
+    """What all rows say of their pairs, in some hundred bytes a pair and a vote; the texts come from a second reading.
 
-    def __init__(self) -> None:
-        self.pairs = PairIndex()
-        self._ledger = VoteLedger()
+    Args:
+        rows: every row of the files.
+
+    Raises:
+        DataError: a row that contradicts an earlier one of its pair in text or gold label.
+    """
+
+    def __init__(self, rows: Iterable[PreferenceRow]) -> None:
+        self.rows = 0
         self._gold: dict[int, int] = {}
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
-
-    def add(self, row: PreferenceRow) -> None:
-        """Raises :class:`DataError` if the row contradicts an earlier one of its pair in text or gold label."""
-        sighting = self.pairs.find(row)
-        self._ledger.add(row, sighting)
-        if row.gold:
+        pairs, ledger = PairIndex(), VoteLedger()
+        for row in rows:
+            sighting = pairs.find(row)
+            ledger.add(row, sighting)
             self._add_gold(row, sighting)
-        if row.columns:
-            sign = -1 if sighting.turned else 1
-            own = MergedPair("", None, "", "", "", [], None, row.columns)
-            for name, value in own.columns_for(sign).items():
-                total, number = self._columns.get((sighting.text, name), (0.0, 0))
-                self._columns[sighting.text, name] = total + value, number + 1
+            self._add_columns(row, sighting)
+            self.rows += 1
+        self._table = ledger.close(len(pairs))
+        ends = np.cumsum(np.bincount(self._table.text, minlength=len(pairs)))
+        self._votes = np.split(np.argsort(self._table.text, kind="stable"), ends[:-1])
+
+    def __len__(self) -> int:
+        return self._table.texts
+
+    def pair(self, text: int, row: PreferenceRow) -> MergedPair:
+        """The pair with that index in the order of first rows, of which ``row`` is the first."""
+        table = self._table
+        votes = [
+            Vote(None if table.annotator[v] == UNNAMED else table.annotators[table.annotator[v]], int(table.sign[v]))
+            for v in self._votes[text]
+        ]
+        known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
+        columns = {name: total / number for name, (total, number) in known.items()}
+        gold = self._gold.get(text)
+        return MergedPair(row.where, row.pair_id, row.prompt, row.chosen, row.rejected, votes, gold, columns)
 
     def _add_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
+        if not row.gold:
+            return
         gold = -row.gold if sighting.turned else row.gold
         if self._gold.setdefault(sighting.text, gold) != gold:
             raise DataError(f"{row.where}: the pair has the opposite gold label in an earlier row")
 
-    def close(self) -> None:
-        """No further rows; :meth:`pair` may be called from here on."""
-        self._table = self._ledger.close(len(self.pairs))
-        order = np.argsort(self._table.text, kind="stable")
-        ends = np.cumsum(np.bincount(self._table.text, minlength=len(self.pairs)))
-        self._votes_of = np.split(order, ends[:-1])
+    def _add_columns(self, row: PreferenceRow, sighting: Sighting) -> None:
+        columns = _turned(row.columns) if sighting.turned else row.columns
+        for name, value in columns.items():
+            total, number = self._columns.get((sighting.text, name), (0.0, 0))
+            self._columns[sighting.text, name] = total + value, number + 1
 
-    def pair(self, text: int, row: PreferenceRow) -> MergedPair:
-        """The pair with that index, whose first row is ``row``."""
-        table = self._table
-        votes = [
-            Vote(None if table.annotator[v] == UNNAMED else table.annotators[table.annotator[v]], int(table.sign[v]))
-            for v in self._votes_of[text]
-        ]
-        columns = {}
-        for name in side_columns.NAMES:
-            if (text, name) in self._columns:
-                total, number = self._columns[text, name]
-                columns[name] = total / number
-        return MergedPair(
-            row.where, row.pair_id, row.prompt, row.chosen, row.rejected, votes, self._gold.get(text), columns
-        )
+
+def _turned(columns: dict[str, float]) -> dict[str, float]:
+    arrays = {name: np.array([value]) for name, value in columns.items()}
+    turned = side_columns.turned(arrays, np.array([True]))
+    return {name: float(values[0]) for name, values in turned.items() if not np.isnan(values[0])}

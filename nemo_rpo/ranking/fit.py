@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from nemo_rpo.data.annotators import VIRTUAL
 from nemo_rpo.errors import DataError
 from nemo_rpo.ranking.bradley_terry import Strengths, bradley_terry
 from nemo_rpo.ranking.comparisons import Comparisons
@@ -38,6 +39,8 @@ def fit(comparisons: Comparisons, settings: RankSettings | None = None, start: F
         raise DataError("nobody won: there are only ties, which say nothing about who is better")
     schedule = Schedule(comparisons.first, comparisons.second, len(comparisons.players))
     if settings.crowd_bt:
+        if comparisons.annotators == [VIRTUAL]:
+            raise DataError("no row says who judged, which --crowd-bt needs to know; name the field, --annotator-key")
         from nemo_rpo.ranking.crowd import crowd_bt  # the only model that needs torch
 
         return Fit(*crowd_bt(comparisons, schedule, settings, start=start))

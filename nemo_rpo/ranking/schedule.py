@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +106,7 @@ def _colours(here: np.ndarray, there: np.ndarray, players: int) -> np.ndarray:
     return colour
 
 
-def _classes(here: np.ndarray, colour: np.ndarray):
+def _classes(here: np.ndarray, colour: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     bounds = np.flatnonzero(np.diff(colour[here])) + 1
     for start, end in zip(np.r_[0, bounds], np.r_[bounds, len(here)], strict=True):
         players, begins = np.unique(here[start:end], return_index=True)

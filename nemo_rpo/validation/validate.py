@@ -57,7 +57,7 @@ class Validation:
 def validate(paths: Paths, settings: ValidationSettings | None = None) -> Validation:
     """Reads the files once and reports what they hold and what is wrong with them.
 
-    Memory grows by some hundred bytes a pair and 34 bytes a vote.
+    Memory grows by some hundred bytes a pair and a vote; texts are never held.
 
     Raises:
         DataError: a file that is missing, empty or damaged as a whole, or an unusable tokenizer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from nemo_rpo.data.files import as_paths, read_records
@@ -92,6 +94,11 @@ def test_csv_that_is_damaged_is_named(tmp_path):
     path.write_text('prompt,chosen,rejected\nq,"a,b\n')
     with pytest.raises(DataError, match="bad CSV"):
         list(read_records(path))
+
+
+def test_a_row_error_crosses_processes_whole():
+    error = pickle.loads(pickle.dumps(RowError("rows.jsonl", 7, "is bad", "bad_json")))
+    assert (str(error), error.row, error.kind) == ("rows.jsonl:7: is bad", 7, "bad_json")
 
 
 def test_folders_of_hugging_face(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from public_sets import pandalm_battles
 
 from nemo_rpo.em import EMSettings
+from nemo_rpo.errors import DataError
 from nemo_rpo.ranking import Comparisons, RankSettings, fit
 
 from . import games
@@ -33,6 +36,12 @@ def test_labels_are_counted_without_ties():
     comparisons, _ = games.drawn(1, players=5, games=800, ties=0.3, eta=[0.9, 0.8])
     labels = fit(comparisons, CROWD).reliabilities.labels
     assert labels.sum() == (comparisons.outcome != 0).sum()
+
+
+def test_judges_without_names_cannot_be_told_apart():
+    comparisons = replace(games.drawn(1, players=5, games=100)[0], annotators=["all"])
+    with pytest.raises(DataError, match="no row says who judged"):
+        fit(comparisons, CROWD)
 
 
 def marginal_posterior(comparisons, s, eta, em: EMSettings, prior: float) -> torch.Tensor:
