@@ -23,7 +23,7 @@ class HostedRPOConfig(RPOConfig):
 
 
 # Where the reference's weights wait is the host trainer's business.
-_OF_THE_ENGINE = ("reference", "reference_cache", "step0_tolerance")
+_OF_THE_ENGINE = ("reference", "reference_cache", "step0_tolerance", "record")
 
 
 def rpo_config(values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps: bool = False) -> HostedRPOConfig:

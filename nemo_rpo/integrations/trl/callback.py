@@ -1,0 +1,69 @@
+"""When the EM moves: the places in transformers' training loop, and what is done there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import TrainerCallback
+
+from nemo_rpo.em import SweepResult, Votes, full_batch_em
+from nemo_rpo.integrations.trl.data import take_votes
+
+if TYPE_CHECKING:
+    from nemo_rpo.integrations.trl.trainer import RPOTrainer
+
+
+class EMCallback(TrainerCallback):
+    """The M-step with the optimizer's step, and the full-batch sweeps that ``rpo.sweep`` asks for."""
+
+    def __init__(self, trainer: RPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.forget_step()  # what an attempt that ran out of memory has left
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.finish_em_step()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.rpo.enabled and self.trainer.rpo.sweep == "epoch":
+            self.trainer.sweep()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.rpo.enabled and self.trainer.rpo.sweep == "end":
+            self.trainer.sweep()
+
+
+@torch.no_grad()
+def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
+    """The exact full-batch EM over the training data at the present weights; its η becomes the trainer's.
+
+    Costs a forward pass over the data. Every process ends with the same result. Collectives: the model's own, and those
+    of :func:`nemo_rpo.em.full_batch_em`.
+    """
+    deltas, annotators, signs = [], [], []
+    loader = trainer.get_test_dataloader(trainer.train_dataset)
+    training = trainer.model.training
+    trainer.model.eval()
+    for batch in loader:
+        if trainer.accelerator.gradient_state.end_of_dataloader:
+            trainer.mask_repeats(batch)
+        inputs, votes, valid = take_votes(trainer._prepare_inputs(batch))
+        with trainer.compute_loss_context_manager():
+            x = trainer.pair_logprobs(trainer.model_wrapped, inputs)
+        deltas.append(trainer.loss.terms(x).delta[valid])
+        annotators.append(votes.annotator[valid])
+        signs.append(votes.sign[valid])
+    trainer.model.train(training)
+    width = max(sign.shape[-1] for sign in signs)
+    votes = Votes(_widened(annotators, width), _widened(signs, width))
+    found = full_batch_em(torch.cat(deltas), votes, trainer.em.eta, trainer.em.settings, trainer.sum_over_processes)
+    trainer.em.replace(found.eta)
+    return found
+
+
+def _widened(columns: list[Tensor], width: int) -> Tensor:
+    return torch.cat([F.pad(column, (0, width - column.shape[-1])) for column in columns])

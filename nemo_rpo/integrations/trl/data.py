@@ -1,0 +1,169 @@
+"""Preference data with annotators for TRL: data sets, the table of annotators, and votes in every batch.
+
+Shapes: n pairs, V votes of the pair that has most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+
+from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.files import Paths, Record
+from nemo_rpo.data.formats import read_rows
+from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.data.pairs import PairLedger
+from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.em import Votes
+from nemo_rpo.errors import ConfigError, DataError
+
+SIGN = "annotator_sign"  # optional column beside the annotator's: +1 agrees with chosen, -1 says rejected, 0 a tie
+VOTE_KEYS = ("annotator", "sign", "valid")
+
+
+def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes: bool = True) -> Dataset:
+    """The pairs of one or several preference files, in any layout this package reads, as TRL takes them.
+
+    Args:
+        paths: JSONL, JSONL.gz or Parquet.
+        keys: layout, and the fields of annotator and pair id.
+        group_votes: all labels of a pair make one row, so that they share one posterior and one forward pass; off, a
+            row a label.
+
+    Returns:
+        ``prompt``, ``chosen``, ``rejected``, ``annotator`` (a list of ids), ``annotator_sign`` (a list of ±1),
+        ``pair_id``. Pairs on which nobody took a side are left out.
+
+    Raises:
+        DataError: a row that does not fit its layout, or one that names no annotator.
+    """
+    keys = keys or RowFormat()
+    ledger, texts = PairLedger(group_votes), []
+    for row in read_rows(paths, keys):
+        if any(vote.annotator is None for vote in row.votes):
+            raise DataError(
+                f"{row.where}: the row names no annotator in its field '{keys.annotator_key}'; set annotator_key to "
+                "the field that does"
+            )
+        if ledger.add(row) is not None:
+            texts.append((row.prompt, row.chosen, row.rejected))
+    return Dataset.from_list(list(_rows(ledger, texts)))
+
+
+def _rows(ledger: PairLedger, texts: list[tuple[Any, Any, Any]]) -> Iterator[dict[str, Any]]:
+    table = ledger.close()
+    for i in range(len(table)):
+        votes = slice(table.vote_start[i], table.vote_start[i + 1])
+        if votes.start == votes.stop:
+            continue
+        prompt, first, second = texts[table.text[i]]
+        yield {
+            "prompt": prompt,
+            "chosen": second if table.turned[i] else first,
+            "rejected": first if table.turned[i] else second,
+            "annotator": [table.annotators.ids[k] for k in table.annotator[votes]],
+            SIGN: [int(sign) for sign in table.sign[votes]],
+            "pair_id": table.pair_id[i],
+        }
+
+
+def annotator_table(dataset: Dataset, annotator_key: str | None) -> AnnotatorTable:
+    """Everybody who labelled a pair of the training data, sorted by id.
+
+    Args:
+        dataset: with a column of ids, or of lists of ids where several people labelled a pair.
+        annotator_key: that column; None makes all labels one annotator's.
+
+    Raises:
+        ConfigError: the data set is a stream, whose annotators nobody knows before its end.
+        DataError: there is no such column, or a row leaves it empty or does not fit the column of signs.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ConfigError(
+            "RPOTrainer needs to know its annotators before it starts: pass a Dataset, no IterableDataset"
+        )
+    if annotator_key is None:
+        return AnnotatorTable([Annotator(VIRTUAL, len(dataset), "train_dataset:1")])
+    if annotator_key not in dataset.column_names:
+        raise DataError(
+            f"the training data has no column '{annotator_key}'; it has {', '.join(dataset.column_names)}. Set "
+            "rpo.annotator_key to the column with the annotator, or to null if there is none"
+        )
+    signs = dataset[SIGN] if SIGN in dataset.column_names else [None] * len(dataset)
+    labels: Counter[str] = Counter()
+    first_seen: dict[str, str] = {}
+    for i, (annotator, sign) in enumerate(zip(dataset[annotator_key], signs, strict=True)):
+        record = Record("train_dataset", i + 1, {annotator_key: annotator, SIGN: sign})
+        for identity, value in _votes(record, annotator_key):
+            if identity is None:
+                raise DataError(f"{record.where}: the row names no annotator in its column '{annotator_key}'")
+            labels[identity] += value != 0
+            first_seen.setdefault(identity, record.where)
+    return AnnotatorTable.sorted(Annotator(name, count, first_seen[name]) for name, count in labels.items())
+
+
+class VoteCollator:
+    """TRL's collator of a data set, with who said what: ``annotator`` int64 [n, V], ``sign`` float32 [n, V] and
+    ``valid`` bool [n].
+
+    A pair carries no evidence, and is not valid, where nobody took a side, where a response is empty, or where both
+    have the same tokens (truncation makes such pairs). Annotators without an η, and rows that name none, get index K.
+
+    Attributes:
+        annotators: who stands behind each index; a resumed run puts its checkpoint's table here.
+    """
+
+    def __init__(self, collator: Callable, annotators: AnnotatorTable, annotator_key: str | None) -> None:
+        self.collator, self.annotators, self.annotator_key = collator, annotators, annotator_key
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        votes = [self._votes_of(row, example) for row, example in enumerate(examples, start=1)]
+        width = max(len(of_pair) for of_pair in votes)
+        filled = [of_pair + [(0, 0.0)] * (width - len(of_pair)) for of_pair in votes]
+        batch = dict(self.collator(examples))
+        batch["annotator"] = torch.tensor([[index for index, _ in of_pair] for of_pair in filled])
+        batch["sign"] = torch.tensor([[sign for _, sign in of_pair] for of_pair in filled])
+        batch["valid"] = _responses_differ(batch) & (batch["sign"] != 0).any(-1)
+        return batch
+
+    def _votes_of(self, row: int, example: dict[str, Any]) -> list[tuple[int, float]]:
+        if self.annotator_key is None:
+            return [(0, 1.0)]
+        stranger, key = len(self.annotators), self.annotator_key
+        return [
+            (self.annotators.index(identity) if identity in self.annotators else stranger, value)
+            for identity, value in _votes(Record("batch", row, example), key)
+        ]
+
+
+def take_votes(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Votes, Tensor]:
+    """The batch without what :class:`VoteCollator` added, which no model takes; votes [n, V]; valid [n]."""
+    rest = {key: value for key, value in inputs.items() if key not in VOTE_KEYS}
+    return rest, Votes(inputs["annotator"], inputs["sign"]), inputs["valid"]
+
+
+def _votes(record: Record, annotator_key: str) -> list[tuple[str | None, float]]:
+    """(id, sign) of every label of a row, from single values or lists; without a sign everybody agrees with chosen."""
+    annotator, sign = record.fields.get(annotator_key), record.fields.get(SIGN)
+    identities = annotator if isinstance(annotator, list) else [annotator]
+    signs = sign if isinstance(sign, list) else [1 if sign is None else sign] * len(identities)
+    if len(signs) != len(identities) or any(value not in (-1, 0, 1) for value in signs):
+        raise DataError(
+            f"{record.where}: column '{SIGN}' must hold -1, 0 or 1 for each of the {len(identities)} annotators; "
+            f"got {sign!r}"
+        )
+    names = (Fields(record, {annotator_key: one}).identity(annotator_key, required=False) for one in identities)
+    return [(name, float(value)) for name, value in zip(names, signs, strict=True)]
+
+
+def _responses_differ(batch: Mapping[str, Tensor]) -> Tensor:
+    """Whether both responses of a pair have tokens, and not the same ones, bool [n]; chosen come first in a batch."""
+    chosen, rejected = batch["input_ids"].chunk(2)
+    chosen_mask, rejected_mask = batch["completion_mask"].bool().chunk(2)
+    differ = (chosen != rejected) | (chosen_mask != rejected_mask)
+    return differ.any(-1) & chosen_mask.any(-1) & rejected_mask.any(-1)

@@ -1,0 +1,61 @@
+"""What of TRL's own configuration goes with :class:`RPOTrainer`, and what would be ignored or be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any
+
+from accelerate import Accelerator
+from packaging.version import Version
+from trl import DPOConfig
+
+from nemo_rpo.config.schema import RPOConfig
+from nemo_rpo.errors import ConfigError
+
+_OLDEST = "1.16.0"  # the first release that was read and run; the forward pass of earlier ones returns no log-probs
+# Options that choose or change TRL's loss, with the value that leaves it alone.
+_LOSS_OPTIONS = {
+    "loss_type": ["sigmoid"],
+    "loss_weights": None,
+    "label_smoothing": 0.0,
+    "f_divergence_type": "reverse_kl",
+    "ld_alpha": None,
+    "use_weighting": False,
+}
+
+
+def check_version() -> None:
+    """Raises :class:`ConfigError` for a TRL whose forward pass gives no log-probs."""
+    installed = version("trl")
+    if Version(installed) < Version(_OLDEST):
+        raise ConfigError(f"RPOTrainer needs TRL {_OLDEST} or newer, found {installed}: pip install -U trl")
+
+
+def check_args(args: DPOConfig | None, rpo: RPOConfig) -> float:
+    """β, from the one place where TRL's users set it.
+
+    Raises:
+        ConfigError: ``args`` asks for another loss than the block ``rpo`` does, or both set β.
+    """
+    if "beta" in rpo.loss_options:
+        raise ConfigError("β is DPOConfig.beta: take beta out of rpo.loss_options")
+    for name, neutral in _LOSS_OPTIONS.items():
+        value = neutral if args is None else getattr(args, name)
+        if value != neutral:
+            raise ConfigError(
+                f"DPOConfig.{name}={value} would not reach RPOTrainer's loss: leave it at {neutral}, and choose the "
+                "loss with rpo.base_loss and rpo.loss_options"
+            )
+    if args is None:
+        return next(spec.default for spec in fields(DPOConfig) if spec.name == "beta")
+    return args.beta
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Raises :class:`ConfigError` where several processes see the same pairs, whose evidence would count twice."""
+    parallel: Any = accelerator.parallelism_config
+    for name in ("tp_size", "cp_size", "sp_size"):
+        if parallel is not None and getattr(parallel, name, 1) > 1:
+            raise ConfigError(f"RPOTrainer runs data parallel (DDP, FSDP, DeepSpeed): set {name} to 1, or train with "
+                              "this package's own engine")  # fmt: skip

@@ -1,0 +1,257 @@
+"""TRL's ``DPOTrainer`` with the package's losses and EM.
+
+TRL's own ``_compute_loss`` still runs, for its forward pass and its metrics; the loss that is back-propagated is
+computed from the log-probs that passed through it. Shapes: n pairs of a micro-batch, chosen first; K annotators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import DPOConfig, DPOTrainer
+
+from nemo_rpo.config.schema import DPOConfig as LossSettings
+from nemo_rpo.config.schema import RPOConfig
+from nemo_rpo.em import AnnotatorReliability, SweepResult, Votes, robust_loss
+from nemo_rpo.integrations.em_state import continued, load_state, save_state, with_newcomers
+from nemo_rpo.integrations.rpo_block import log_prob_loss, rpo_config
+from nemo_rpo.integrations.trl.callback import EMCallback, sweep_reliabilities
+from nemo_rpo.integrations.trl.data import SIGN, VOTE_KEYS, VoteCollator, annotator_table, take_votes
+from nemo_rpo.integrations.trl.host import check_args, check_processes, check_version
+from nemo_rpo.losses import PairLogprobs
+
+_SUMS = ("em/posterior_mean", "em/frac_flipped", "em/abs_delta_mean")
+_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
+
+
+class RPOTrainer(DPOTrainer):
+    """``DPOTrainer`` that believes each annotator as far as the data allow.
+
+    The loss of a step is the mean over the valid pairs of its *global* batch, whatever the processes, the micro-batches
+    and the last batch of an epoch; η moves once per optimizer step, from the sums over all of them, and only if the
+    optimizer took the step. Evaluation uses η and never moves it. Logged beside TRL's metrics: ``em/…``.
+
+    Args:
+        model, ref_model, args, data_collator, train_dataset: as ``DPOTrainer``'s. β is ``args.beta``.
+        rpo: the settings of ``model.rpo`` (a mapping or :class:`RPOConfig`), with ``annotator_key``, the column of
+            ``train_dataset`` that has an annotator's id, or a list of ids with their signs in ``annotator_sign``.
+        kwargs: ``DPOTrainer``'s further arguments.
+
+    Attributes:
+        em: the reliabilities. annotators: who stands behind each. loss: the base loss.
+
+    Raises:
+        ConfigError: an unknown setting; a loss that needs more than log-probs; an option of ``DPOConfig`` that names
+            another loss; a layout other than data parallel.
+        DataError: the training data has no such column, or a row leaves it empty.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: DPOConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        *,
+        rpo: RPOConfig | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_version()
+        self.rpo = rpo_config(rpo, "rpo", sweeps=True)
+        beta = check_args(args, self.rpo)
+        self.loss = log_prob_loss(self.rpo, LossSettings(ref_policy_kl_penalty=beta), "rpo")
+        key = self.rpo.annotator_key if self.rpo.enabled else None
+        self.annotators = annotator_table(train_dataset, key)
+        super().__init__(model, ref_model, args, data_collator, train_dataset, **kwargs)
+        check_processes(self.accelerator)
+        if self.loss.reference_free:
+            self.ref_model = None  # loaded by TRL all the same, and not used
+        self.data_collator = VoteCollator(self.data_collator, self.annotators, key)
+        self.em = AnnotatorReliability(len(self.annotators), self.rpo, self.accelerator.device)
+        # Pairs, w, flipped, |Δ| of this process in the step under way.
+        self._sums = torch.zeros(1 + len(_SUMS), dtype=torch.float64, device=self.accelerator.device)
+        self._pairs_in_step: Tensor | None = None
+        self.add_callback(EMCallback(self))
+
+    @property
+    def reliabilities(self) -> dict[str, float]:
+        """η of every annotator by id."""
+        return dict(zip(self.annotators.ids, self.em.eta.tolist(), strict=True))
+
+    # --- the batch
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        ours = [column for column in (self.rpo.annotator_key, SIGN) if column not in (None, *self._signature_columns)]
+        self._signature_columns = [*self._signature_columns, *ours]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor]:
+        """The micro-batches of a step, and its valid pairs over all processes (one all-reduce of 8 bytes)."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            self.mask_repeats(batches[-1])
+        pairs = torch.stack([batch["valid"].sum() for batch in batches]).sum().to(device) if batches else 0
+        return batches, self.accelerator.reduce(torch.as_tensor(pairs, device=device), "sum")
+
+    def mask_repeats(self, batch: dict[str, Any]) -> None:
+        """Marks the rows of an epoch's last batch that fill it up as not valid.
+
+        Accelerate repeats the first rows of the data, so that all processes have as many; they have counted already.
+        """
+        size, processes = len(batch["valid"]), self.accelerator.num_processes
+        real = len(self.train_dataset) % (size * processes)
+        filled_up = self.accelerator.even_batches and not self.args.dataloader_drop_last
+        if processes > 1 and real and filled_up:
+            place = torch.arange(size, device=batch["valid"].device) + size * self.accelerator.process_index
+            batch["valid"] &= place < real
+
+    # --- the loss
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        self._pairs_in_step = num_items_in_batch
+        return super().compute_loss(model, inputs, return_outputs)
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        inputs, votes, valid = take_votes(inputs)
+        inputs = self._with_reference(inputs)
+        forward = _FirstOutput(model)
+        with self._reference_in_batch():
+            stock = super()._compute_loss(forward, inputs, return_outputs)
+        each = self._pair_losses(self._scored(forward.output, inputs), votes, valid)
+        pairs, share = valid.sum(), 1.0
+        if self.model.training and self._pairs_in_step is not None:
+            # DDP averages gradients over processes, and the micro-batches of a step are summed.
+            share = pairs * self.accelerator.num_processes / self._pairs_in_step.clamp(min=1)
+        loss = torch.where(valid, each, 0.0).sum() / pairs.clamp(min=1)
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * forward.output.aux_loss
+        return (loss * share, stock[1]) if return_outputs else loss * share
+
+    def _pair_losses(self, x: PairLogprobs, votes: Votes, valid: Tensor) -> Tensor:
+        """The robust loss of each pair [n]; in training its evidence is added to the step's. No collective."""
+        terms = self.loss.terms(x)
+        delta = terms.delta.detach()
+        w = self.em.posterior(delta, votes) if self.rpo.enabled else votes.share()
+        if self.model.training and self.rpo.enabled:
+            self.em.accumulate(w, votes, valid)
+            rows = torch.stack((torch.ones_like(w), w, (w < 0.5).float(), delta.abs())).double()
+            self._sums += torch.where(valid, rows, 0.0).sum(-1)
+        return robust_loss(terms, w, self.rpo.objective if self.rpo.enabled else "weighted")
+
+    def _scored(self, output: Any, inputs: Mapping[str, Tensor]) -> PairLogprobs:
+        mask = inputs["completion_mask"][:, 1:]
+        # Prompt-learning adapters put virtual tokens in front; log-probs outside the responses are 0.
+        logps = output.log_probs[:, -mask.shape[1] :].float().sum(-1)
+        reference = (inputs["ref_chosen_logps"].float(), inputs["ref_rejected_logps"].float())
+        return PairLogprobs(*logps.chunk(2), *reference, *mask.sum(-1).chunk(2))
+
+    def pair_logprobs(self, model: Any, inputs: dict[str, Any]) -> PairLogprobs:
+        """A batch as a loss sees it, [n]; collectives of the model alone."""
+        inputs = self._with_reference(inputs)
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        for_model = {k: v for k, v in inputs.items() if k not in _NOT_FOR_THE_MODEL}
+        return self._scored(model(**for_model, use_cache=False, labels=labels, fused_lm_head=True), inputs)
+
+    # --- the reference
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in VOTE_KEYS})
+
+    def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the reference's log-probs, where it has none yet; zeros for losses without a reference."""
+        if "ref_chosen_logps" in inputs:
+            return inputs
+        if self.loss.reference_free:
+            nothing = torch.zeros(len(inputs["input_ids"]) // 2, device=inputs["input_ids"].device)
+            return inputs | {"ref_chosen_logps": nothing, "ref_rejected_logps": nothing}
+        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        return inputs | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    @contextlib.contextmanager
+    def _reference_in_batch(self) -> Iterator[None]:
+        """Inside the block TRL takes the reference from the batch, as it does where it has precomputed it."""
+        before, self.precompute_ref_logps = self.precompute_ref_logps, True
+        try:
+            yield
+        finally:
+            self.precompute_ref_logps = before
+
+    # --- the M-step
+
+    def sum_over_processes(self, tensor: Tensor) -> None:
+        """Sums ``tensor`` over all processes, in place; one all-reduce, not differentiable."""
+        tensor.copy_(self.accelerator.reduce(tensor, "sum"))
+
+    def forget_step(self) -> None:
+        """Drops the evidence of the step under way."""
+        self.em.rollback()
+        self._sums.zero_()
+
+    def finish_em_step(self) -> None:
+        """Commits the step's evidence if the optimizer took the step. One all-reduce of 16 K + 32 bytes."""
+        if not self.rpo.enabled or self.accelerator.optimizer_step_was_skipped:
+            return self.forget_step()
+        packed = torch.cat((self.em.pending.flatten(), self._sums))
+        self.sum_over_processes(packed)
+        self.em.pending.copy_(packed[: -len(self._sums)].view_as(self.em.pending))
+        pairs, *sums = packed[-len(self._sums) :].tolist()
+        self.em.commit()
+        self._sums.zero_()
+        for name, value in zip(_SUMS, sums, strict=True):
+            self._metrics["train"][name].append(value / max(pairs, 1.0))
+        return self._log_eta()
+
+    def _log_eta(self) -> None:
+        # TRL logs means over the steps since it last logged; of η the present value is wanted.
+        mean, least = torch.stack((self.em.eta.mean(), self.em.eta.min())).tolist()
+        self._metrics["train"] |= {"em/eta_mean": [mean], "em/eta_min": [least]}
+
+    def sweep(self) -> SweepResult:
+        """The exact full-batch EM over ``train_dataset`` at the present weights; its η replaces the running one."""
+        before = self.em.eta
+        found = sweep_reliabilities(self)
+        moved = (self.em.eta - before).abs().mean().item()
+        self._log_eta()
+        self.log({"em/eta_moved": moved, "em/iterations": found.iterations, "em/converged": float(found.converged)})
+        return found
+
+    # --- the checkpoint
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.rpo.enabled and self.args.should_save:
+            save_state(Path(output_dir), self.em, self.annotators)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.rpo.enabled:
+            return
+        saved, state = load_state(Path(checkpoint))
+        self.annotators = continued(saved, self.annotators, self.rpo.allow_new_annotators, "rpo")
+        self.em = AnnotatorReliability(len(self.annotators), self.rpo, self.accelerator.device)
+        self.em.load_state_dict(with_newcomers(state, self.em))
+        self.data_collator.annotators = self.annotators
+
+
+class _FirstOutput:
+    """Calls a model, and keeps what the first call returned: the policy's forward pass inside TRL's loss."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.output = model, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.model(*args, **kwargs)
+        self.output = self.output if self.output is not None else output
+        return output

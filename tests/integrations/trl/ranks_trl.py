@@ -1,0 +1,34 @@
+"""Trains on all processes it is started on; the first writes losses and reliabilities to the file it is given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from integrations.trl.world import arguments, logged, rows, trainer
+
+
+def main() -> None:
+    model, out, batch, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    args = arguments(
+        out.parent / f"{out.stem}-run",
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=-1,
+        num_train_epochs=2,
+    )
+    run = trainer(model, args, rows(22), {"sweep": "end"})
+    run.train()
+    if run.accelerator.is_main_process:
+        found = {
+            "loss": logged(run, "loss"),
+            "eta_min": logged(run, "em/eta_min"),
+            "eta": run.em.eta.tolist(),
+            "label_counts": run.em.label_counts.tolist(),
+        }
+        out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

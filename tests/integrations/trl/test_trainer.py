@@ -1,0 +1,209 @@
+"""RPOTrainer on the real TRL: the loss and the reliabilities are the package's own, whatever runs around them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torchrun import run_ranks
+from transformers import AutoTokenizer
+from trl import DPOTrainer
+
+from nemo_rpo.em import Votes, full_batch_em
+from nemo_rpo.errors import CheckpointError, DataError
+from nemo_rpo.integrations.trl.data import take_votes
+
+from .engine import engine_run
+from .world import InOrder, arguments, logged, rows, trainer
+
+RANKS = Path(__file__).with_name("ranks_trl.py")
+
+
+@pytest.mark.parametrize(
+    "rpo",
+    [
+        {"alpha": 0.3},
+        {"base_loss": "ipo", "objective": "weighted"},
+        {"base_loss": "ipo_avg"},
+        {"base_loss": "simpo", "warmup_steps": 2},
+        {"base_loss": "cpo"},
+        {"base_loss": "orpo", "link_tau": 2.0},
+        {"base_loss": "rdpo", "allow_noise_model": True, "loss_options": {"label_smoothing": 0.2}},
+    ],
+    ids=lambda rpo: rpo.get("base_loss", "dpo"),
+)
+def test_losses_and_eta_are_the_packages_own(rpo, model, tmp_path):
+    data = rows(18)
+    run = trainer(model, arguments(tmp_path, learning_rate=1e-3), data, rpo)
+    run.train()
+    expected = engine_run(model, data, batch=4, steps=5, rpo=rpo, lr=1e-3)
+    np.testing.assert_allclose(logged(run, "loss"), expected.losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run.em.eta, expected.em.eta, rtol=0, atol=1e-5)
+    assert torch.equal(run.em.label_counts, expected.em.label_counts)
+
+
+def test_the_first_step_has_margin_0_and_believes_the_start(model, tmp_path):
+    run = trainer(model, arguments(tmp_path, max_steps=1), rows(8), {"eta_init": 0.8})
+    run.train()
+    assert logged(run, "em/abs_delta_mean") == [0.0]
+    assert logged(run, "em/posterior_mean") == [pytest.approx(0.8)]
+    assert logged(run, "rewards/margins") == [0.0]
+
+
+def test_micro_batches_and_a_short_last_one_change_nothing(model, tmp_path):
+    data = rows(22)
+    one = trainer(model, arguments(tmp_path, per_device_train_batch_size=8, max_steps=6), data)
+    several = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=6)
+    many = trainer(model, several, data)
+    one.train(), many.train()
+    np.testing.assert_allclose(logged(one, "loss"), logged(many, "loss"), rtol=1e-5)
+    torch.testing.assert_close(one.em.eta, many.em.eta, rtol=0, atol=1e-6)
+    assert one.em.step == many.em.step == 6
+    assert many.em.label_counts.sum() == 2 * 22
+
+
+def test_without_the_em_it_is_trls_own_dpo(model, tmp_path):
+    data = rows(16)
+    ours = trainer(model, arguments(tmp_path), data, {"enabled": False})
+
+    class Stock(DPOTrainer):
+        _get_train_sampler = InOrder._get_train_sampler
+
+    stock = Stock(
+        model,
+        args=arguments(tmp_path),
+        train_dataset=Dataset.from_list(data),
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    ours.train(), stock.train()
+    np.testing.assert_allclose(logged(ours, "loss"), logged(stock, "loss"), rtol=1e-5)
+    for name in ("rewards/margins", "logps/chosen", "entropy", "mean_token_accuracy", "num_tokens"):
+        np.testing.assert_allclose(logged(ours, name), logged(stock, name), rtol=1e-5)
+    assert not logged(ours, "em/eta_mean")
+
+
+def test_a_resumed_run_is_the_unbroken_one(model, tmp_path):
+    data, steps = rows(18), {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch"}
+    unbroken = trainer(model, arguments(tmp_path / "a", **steps), data)
+    unbroken.train()
+    stopped = trainer(model, arguments(tmp_path / "b", **{**steps, "max_steps": 3}), data)
+    stopped.train()
+    resumed = trainer(model, arguments(tmp_path / "b", **steps), data)
+    resumed.train(resume_from_checkpoint=True)
+    assert logged(resumed, "loss") == logged(unbroken, "loss")
+    assert torch.equal(resumed.em.eta, unbroken.em.eta)
+    assert torch.equal(resumed.em.right_sums, unbroken.em.right_sums)
+    assert resumed.em.step == 6
+    state = json.loads((tmp_path / "b" / "checkpoint-6" / "rpo_state.json").read_text())
+    assert [row["eta"] for row in state["annotators"]] == unbroken.em.eta.tolist()
+
+
+def test_newcomers_join_a_resumed_run_only_when_allowed(model, tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 2}
+    trainer(model, arguments(tmp_path, max_steps=2, **steps), rows(18)).train()
+    more = [{**row, "annotator": "0 new"} if i == 9 else row for i, row in enumerate(rows(18))]
+    with pytest.raises(DataError, match=r"annotator '0 new'.*rpo\.allow_new_annotators"):
+        trainer(model, arguments(tmp_path, max_steps=4, **steps), more).train(resume_from_checkpoint=True)
+    joined = trainer(model, arguments(tmp_path, max_steps=4, **steps), more, {"allow_new_annotators": True})
+    joined.train(resume_from_checkpoint=True)
+    assert joined.annotators.ids == ["a0", "a1", "a2", "0 new"]
+    assert joined.em.label_counts.tolist() == [5, 5, 5, 1]
+
+
+def test_a_checkpoint_without_reliabilities_is_refused(model, tmp_path):
+    steps = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    trainer(model, arguments(tmp_path, **steps), rows(8), {"enabled": False}).train()
+    with pytest.raises(CheckpointError, match=r"rpo_state\.json is missing"):
+        trainer(model, arguments(tmp_path, **steps), rows(8)).train(resume_from_checkpoint=True)
+
+
+def test_evaluation_moves_nothing(model, tmp_path):
+    data = rows(16)
+    evaluation = Dataset.from_list(
+        [{**row, "annotator": None if i % 2 else "x"} for i, row in enumerate(rows(7, seed=3))]
+    )
+    quiet = trainer(model, arguments(tmp_path, max_steps=3), data)
+    often = arguments(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=1, eval_on_start=True)
+    watched = trainer(model, often, data, eval_dataset=evaluation)
+    quiet.train(), watched.train()
+    assert torch.equal(quiet.em.eta, watched.em.eta)
+    assert torch.equal(quiet.em.label_counts, watched.em.label_counts)
+    assert len(logged(watched, "eval_loss")) == 4
+    assert logged(watched, "eval_loss")[0] == pytest.approx(np.log(2), rel=1e-5)
+
+
+def test_cached_reference_log_probs_give_the_same_run(model, tmp_path):
+    live = trainer(model, arguments(tmp_path), rows(16))
+    cached = trainer(model, arguments(tmp_path, precompute_ref_log_probs=True), rows(16))
+    live.train(), cached.train()
+    np.testing.assert_allclose(logged(live, "loss"), logged(cached, "loss"), rtol=1e-5)
+    torch.testing.assert_close(live.em.eta, cached.em.eta, rtol=0, atol=1e-6)
+
+
+def test_pairs_without_evidence_count_nowhere(model, tmp_path):
+    data = rows(8)
+    data[1]["chosen"] = data[1]["rejected"]
+    for row in data:
+        row["annotator_sign"] = 1
+    data[6]["annotator_sign"] = 0
+    run = trainer(model, arguments(tmp_path, max_steps=2), data)
+    run.train()
+    others = [row for i, row in enumerate(data) if i not in (1, 6)]
+    assert run.em.label_counts.sum() == 6
+    expected = engine_run(model, others[:3], batch=3, steps=1, rpo={})
+    assert logged(run, "loss")[0] == pytest.approx(expected.losses[0], rel=1e-5)
+
+
+def test_a_skipped_optimizer_step_moves_no_eta(model, tmp_path, monkeypatch):
+    run = trainer(model, arguments(tmp_path), rows(16))
+    skipped = property(lambda self: run.state.global_step in (1, 2))
+    monkeypatch.setattr(type(run.accelerator), "optimizer_step_was_skipped", skipped)
+    run.train()
+    assert run.em.step == 3
+    assert run.em.label_counts.sum() == 12
+
+
+def test_several_votes_of_a_pair_share_one_posterior(model, tmp_path):
+    data = [{**row, "annotator": ["a", "b", "c"], "annotator_sign": [1, 1, -1]} for row in rows(8)]
+    run = trainer(model, arguments(tmp_path, max_steps=1), data, {"eta_init": 0.8})
+    run.train()
+    assert logged(run, "em/posterior_mean") == [pytest.approx(0.8)]  # two of the three cancel out at margin 0
+    right = torch.tensor([0.8, 0.8, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(run.em.eta, torch.lerp(torch.full_like(right, 0.8), right, 0.1), rtol=0, atol=1e-6)
+
+
+def test_a_sweep_is_the_full_batch_em_on_all_margins(model, tmp_path):
+    data = rows(22)
+    run = trainer(model, arguments(tmp_path, max_steps=6, per_device_eval_batch_size=3), data, {"sweep": "end"})
+    run.train()
+    deltas = []
+    with torch.no_grad():
+        for batch in run.get_test_dataloader(run.train_dataset):
+            inputs, _, _ = take_votes(batch)
+            deltas.append(run.loss.terms(run.pair_logprobs(run.model.eval(), inputs)).delta)
+    votes = Votes.single(torch.tensor([run.annotators.index(row["annotator"]) for row in data]))
+    expected = full_batch_em(torch.cat(deltas), votes, torch.full((3,), 0.9), run.em.settings)
+    torch.testing.assert_close(run.em.eta, expected.eta, rtol=0, atol=1e-4)
+    assert logged(run, "em/converged") == [1.0]
+    running, swept = logged(run, "em/eta_min")[-2:]
+    assert running != swept == run.em.eta.min()
+
+
+@pytest.mark.distributed
+def test_two_processes_learn_the_eta_of_one(model, tmp_path):
+    """22 rows in batches of 3: accelerate fills up the last batches of an epoch with rows that have been there."""
+    found = []
+    for processes, accumulation in ((1, 2), (2, 1)):
+        out = tmp_path / f"{processes}.json"
+        run_ranks(RANKS, processes, model, out, 3, accumulation, env={"ACCELERATE_USE_CPU": "true"})
+        found.append(json.loads(out.read_text()))
+    one, two = found
+    assert two["label_counts"] == one["label_counts"]
+    assert sum(one["label_counts"]) == 44
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    np.testing.assert_allclose(two["eta_min"], one["eta_min"], atol=1e-5)
+    np.testing.assert_allclose(two["eta"], one["eta"], atol=1e-5)
