@@ -33,6 +33,15 @@ COMMANDS = {
             "torchrun --nproc-per-node 8 examples/train_gpt_rpo.py --config-name gpt_rpo model.rpo.sweep=epoch",
         ),
     ),
+    "score": Command(
+        "compute the reference's log-probs of all data once, for every run that trains on it",
+        "nemo_rpo.commands.score",
+        (
+            "nemo-rpo score --config-name gpt_rpo --nproc-per-node 8 model.rpo.reference_cache=scored "
+            "pretrained_checkpoint.restore_from_path=MODEL 'model.data.data_prefix={train: [train.jsonl]}'",
+            "nemo-rpo train --config-name gpt_rpo model.rpo.reference=cached model.rpo.reference_cache=scored",
+        ),
+    ),
     "validate": Command(
         "find what is wrong with a preference file",
         "nemo_rpo.commands.validate",

@@ -3,65 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-from functools import partial
 
-from nemo_rpo.config.load import load_config
+from nemo_rpo.commands.on_ranks import add_arguments as add_arguments
+from nemo_rpo.commands.on_ranks import run_on_ranks
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.validate import validate_config, validate_parallel
-from nemo_rpo.errors import ConfigError
-from nemo_rpo.launch import start_ranks
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-name", "-cn", default="gpt_rpo", help="a YAML file, with or without .yaml (gpt_rpo)")
-    parser.add_argument("--config-path", "-cp", help="its folder (./conf, ., or the checkout's conf)")
-    parser.add_argument(
-        "--nproc-per-node",
-        type=int,
-        help="ranks to start on this machine, when torchrun has not started them (trainer.devices, or TP × PP × CP)",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings over the file's, such as model.optim.lr=1e-6"
-    )
 
 
 def run(args: argparse.Namespace) -> int | None:
     """Trains on the ranks that torchrun started; starts them first where it has not."""
-    read = partial(load_config, args.config_name, args.overrides, args.config_path)
-    if "RANK" in os.environ:
-        _train(read(), int(os.environ["WORLD_SIZE"]))
-        return None
-    # Read once before there are ranks, so that a mistake is answered at once; the ranks print the notices.
-    cfg = read(notify=lambda text: None)
-    ranks = args.nproc_per_node or _ranks(cfg)
-    if ranks == 1:
-        _train(read(), ranks)
-        return None
-    _check(cfg, ranks)
-    options = ["--config-name", args.config_name]
-    options += ["--config-path", args.config_path] if args.config_path else []
-    return start_ranks(ranks, "nemo_rpo.cli", ["train", *options, "--", *args.overrides])
+    return run_on_ranks(args, "train", _train)
 
 
-def _train(cfg: RunConfig, world_size: int) -> None:
-    _check(cfg, world_size)
+def _train(cfg: RunConfig) -> None:
     from nemo_rpo.training.run import train
 
     train(cfg)
-
-
-def _check(cfg: RunConfig, world_size: int) -> None:
-    validate_config(cfg)
-    validate_parallel(cfg, world_size)
-
-
-def _ranks(cfg: RunConfig) -> int:
-    if cfg.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo train starts the ranks of one machine: "
-            "run examples/train_gpt_rpo.py under torchrun on every node, or set trainer.num_nodes=1"
-        )
-    model = cfg.model
-    fewest = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
-    return cfg.trainer.devices or fewest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,18 @@ class TokenizerSpec:
             digest.update(f"{file.relative_to(folder)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
         # Releases have changed how the same files tokenise (legacy Llama, prefix spaces).
         digest.update(f"transformers {_version('transformers')} tokenizers {_version('tokenizers')}".encode())
+        return digest.hexdigest()
+
+    def template_fingerprint(self) -> str:
+        """SHA-256 over the chat template, "none" without one: which part of :meth:`fingerprint` it is."""
+        folder, digest = Path(self.folder), hashlib.sha256()
+        config = folder / "tokenizer_config.json"
+        inside = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+        files = sorted({*folder.glob("chat_template*"), *folder.glob("additional_chat_templates/*")})
+        if inside is None and not files:
+            return "none"
+        for part in (json.dumps(inside).encode(), *(file.read_bytes() for file in files)):
+            digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
 
 

@@ -118,9 +118,9 @@ class MegatronGPTRPOModel:
         """The function that Megatron's schedules call for each micro-batch: ``(iterator, model) -> (output, loss
         function)``.
 
-        The loss function runs on the last stage: on log-probs alone it returns ``{"chosen": [pairs], "rejected":
-        [pairs]}``, else ``(loss, {})`` with the loss scaled so that micro-batches and data-parallel ranks add up to the
-        mean over the valid pairs of the global batch.
+        The loss function runs on the last stage: on log-probs alone it returns what :meth:`get_logprob_batch` does,
+        else ``(loss, {})`` with the loss scaled so that micro-batches and data-parallel ranks add up to the mean over
+        the valid pairs of the global batch.
         """
         # Every training pair is valid (the sampler draws no others), so the global count is known without a collective.
         # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
@@ -135,7 +135,7 @@ class MegatronGPTRPOModel:
 
             def logprobs_func(logprobs: Tensor, non_loss_data: bool = True) -> dict[str, Tensor]:
                 chosen, rejected = response_logprobs(logprobs, x)
-                return {"chosen": chosen, "rejected": rejected}
+                return {"chosen": chosen, "rejected": rejected, "tokens": logprobs}
 
             def loss_func(logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
                 chosen, rejected = response_logprobs(logprobs, x)
@@ -214,8 +214,11 @@ class MegatronGPTRPOModel:
 
     @torch.no_grad()
     def get_logprob_batch(self, batch: Batch, model: list[torch.nn.Module] | None = None) -> list[dict[str, Tensor]]:
-        """Summed log-probs of both responses, one ``{"chosen", "rejected"}`` of fp32 ``[pairs]`` a micro-batch, on
-        last-stage ranks; an empty list on the others, which have no use for them.
+        """Log-probs of both responses, one ``{"chosen", "rejected", "tokens"}`` a micro-batch, on last-stage ranks; an
+        empty list on the others, which have no use for them.
+
+        ``chosen`` and ``rejected`` are sums, fp32 ``[pairs]``; ``tokens`` those of the response tokens, all chosen
+        responses in turn and then all rejected.
 
         Collectives: the model's own.
         """

@@ -1,37 +1,29 @@
-"""Reference log-probs computed once and kept, keyed by what each pair holds, never by where it stands.
-
-A Parquet file a split: ``pair_id``, ``content_hash`` (16 bytes over prompt, chosen and rejected ids),
-``ref_chosen_logps``, ``ref_rejected_logps`` (fp32, summed over the response); its metadata names the weights and the
-precision they were computed with. Reordered, filtered or differently batched data finds its log-probs again; changed
-text does not, and is an error.
+"""Reference log-probs computed once and kept (:mod:`nemo_rpo.megatron.reference_file`), keyed by what each pair holds,
+never by where it stands: reordered, filtered or differently batched data finds its log-probs again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
-from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.errors import ReferencePolicyError, missing_extra
-from nemo_rpo.megatron.forward import REFERENCE_KEYS
+from nemo_rpo.megatron.forward import REFERENCE_KEYS, MicroBatch
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
-
-_PREFIX = b"nemo_rpo."
+from nemo_rpo.megatron.reference_file import Logprobs
 
 
 class CachedReference:
-    """Log-probs of the reference for every pair of one data set, fp32 ``[n]`` each, in the order of ``cache``."""
+    """Puts the log-probs of the reference into batches of the data set whose order they are in."""
 
-    def __init__(self, chosen: np.ndarray, rejected: np.ndarray) -> None:
-        self.chosen, self.rejected = torch.from_numpy(chosen), torch.from_numpy(rejected)
+    def __init__(self, logprobs: Logprobs) -> None:
+        self.chosen, self.rejected = torch.from_numpy(logprobs.chosen), torch.from_numpy(logprobs.rejected)
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
         """Puts the pairs' log-probs into the batch, in place. No collective."""
@@ -61,84 +53,44 @@ def weights_fingerprint(path: str | None) -> str:
 
 
 @torch.no_grad()
-def compute(model: MegatronGPTRPOModel, batches: Iterable[Batch], pairs: int) -> CachedReference:
-    """Log-probs under the model's present weights, which must be the reference's, of all ``pairs`` that ``batches``
-    hold once.
+def compute(
+    model: MegatronGPTRPOModel, batches: Iterable[Batch], lengths: np.ndarray, per_token: bool = False
+) -> Logprobs:
+    """Log-probs under the model's present weights, which must be the reference's, of all pairs of a data set, each of
+    which ``batches`` hold once. ``lengths [n, 3]`` are their tokens (prompt, chosen, rejected).
 
-    Draws no random number. Collectives: the model's forward ones, and one all-reduce of 8 bytes a pair over the world;
-    every rank ends with all of them.
+    Draws no random number. Collectives: the model's forward ones, and one all-reduce over the world, of 8 bytes a pair,
+    and, ``per_token``, of 4 bytes a response token; every rank ends with all of them.
     """
-    found = torch.zeros(2, pairs, device=model.device)
+    found = torch.zeros(2, len(lengths), device=model.device)
+    ends = torch.from_numpy(lengths[:, 1:].astype(np.int64)).flatten().cumsum(0)
+    tokens = torch.zeros(int(ends[-1]) if per_token else 0, device=model.device)
     with model.evaluating():
         for batch in batches:
             for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
-                if (
-                    parallel_state.get_tensor_model_parallel_rank() == 0
-                ):  # the other tensor-parallel ranks hold the same
-                    valid = micro_batch["valid"].to(model.device)
-                    rows = micro_batch["pair_index"].to(model.device)[valid]
-                    found[:, rows] = torch.stack((logprobs["chosen"], logprobs["rejected"]))[:, valid]
+                if parallel_state.get_tensor_model_parallel_rank():
+                    continue  # the first tensor-parallel rank has the same
+                valid = micro_batch["valid"]
+                rows = micro_batch["pair_index"][valid].to(model.device)
+                found[:, rows] = torch.stack((logprobs["chosen"], logprobs["rejected"]))[:, valid.to(model.device)]
+                if per_token:
+                    places, real = (tensor.to(model.device) for tensor in _places_of_tokens(micro_batch, ends))
+                    tokens[places[real]] = logprobs["tokens"][real]
     dist.all_reduce(found)
+    dist.all_reduce(tokens)
     chosen, rejected = found.cpu().numpy()
-    return CachedReference(chosen, rejected)
+    pieces = np.split(tokens.cpu().numpy(), ends[:-1]) if per_token else []
+    return Logprobs(chosen, rejected, list(zip(pieces[::2], pieces[1::2], strict=True)) if per_token else None)
 
 
-def write(path: Path, reference: CachedReference, cache: PreferenceCache, made_with: dict[str, str]) -> None:
-    """Writes the Parquet file under a temporary name and renames it. Local; call it on one rank."""
-    pa, pq = _pyarrow()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(
-        {
-            "pair_id": [cache.pair_id(i) for i in range(len(cache))],
-            "content_hash": pa.array([row.tobytes() for row in cache.content_hash], pa.binary(16)),
-            "ref_chosen_logps": reference.chosen.numpy(),
-            "ref_rejected_logps": reference.rejected.numpy(),
-        }
-    )
-    metadata = {_PREFIX + name.encode(): value.encode() for name, value in made_with.items()}
-    writing = path.with_name(f".writing-{path.name}")
-    pq.write_table(table.replace_schema_metadata(metadata), writing)
-    os.replace(writing, path)
+def _places_of_tokens(micro_batch: MicroBatch, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the micro-batch's response tokens stand among those of the data set, and whether they are of valid pairs.
 
-
-def read(path: Path, cache: PreferenceCache, made_with: dict[str, str]) -> CachedReference:
-    """The log-probs of every pair of ``cache``.
-
-    Raises:
-        ReferencePolicyError: damaged file; computed with other weights or precision; a pair of the data is not in it.
+    Args:
+        ends: int64 ``[2n]``, where each response of the data set ends: the chosen and the rejected one of each pair.
     """
-    pa, pq = _pyarrow()
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as exc:
-        raise ReferencePolicyError(f"{path}: cannot be read ({exc}); delete it to compute the reference again") from exc
-    saved = {
-        name.removeprefix(_PREFIX).decode(): value.decode() for name, value in (table.schema.metadata or {}).items()
-    }
-    for name, value in made_with.items():
-        if saved.get(name) != value:
-            raise ReferencePolicyError(
-                f"{path}: computed with {name} {saved.get(name)}, this run has {value}; delete it or set "
-                "model.rpo.reference_cache"
-            )
-    known = np.frombuffer(b"".join(table["content_hash"].to_pylist()), dtype="V16")
-    wanted = np.ascontiguousarray(cache.content_hash).view("V16").reshape(-1)
-    order = np.argsort(known, kind="stable")
-    rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    missing = np.flatnonzero(known[rows] != wanted)
-    if missing.size:
-        first = int(missing[0])
-        raise ReferencePolicyError(
-            f"{path}: has no log-probs for pair '{cache.pair_id(first)}' ({cache.where(first)}; {missing.size} such "
-            "pairs); delete it to compute them again"
-        )
-    return CachedReference(table["ref_chosen_logps"].to_numpy()[rows], table["ref_rejected_logps"].to_numpy()[rows])
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as exc:
-        raise missing_extra("pyarrow", "mcore") from exc
-    return pyarrow, pyarrow.parquet
+    lengths = torch.cat((micro_batch["chosen_length"], micro_batch["rejected_length"]))
+    response = torch.cat([2 * micro_batch["pair_index"] + side for side in (0, 1)])
+    before = ends[response] - lengths.cumsum(0)  # what stands before the response there, less what does here
+    places = torch.arange(int(lengths.sum())) + before.repeat_interleave(lengths)
+    return places, torch.cat([micro_batch["valid"]] * 2).repeat_interleave(lengths)

@@ -25,12 +25,7 @@ def train(cfg: RunConfig) -> None:
         RPOError: anything the user can mend, before the first step wherever it can be known.
     """
     started = time.monotonic()
-    if cfg.trainer.accelerator == "cpu":
-        from nemo_rpo.megatron import cpu
-
-        cpu.install()
-    else:
-        _require_gpu()
+    use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training.claim import claimed
     from nemo_rpo.training.setup import run_folder
@@ -49,6 +44,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.finish import drop_results, finish
     from nemo_rpo.training.logging import RunLog, startup_log
+    from nemo_rpo.training.references import find_references
     from nemo_rpo.training.schedule import Schedule
     from nemo_rpo.training.step0 import check_step0
     from nemo_rpo.training.trainer import RPOTrainer
@@ -70,7 +66,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float
     model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
     if "validation" in splits:
         store.check_monitor(f"val_{name}" for name in model.metrics.means())
-    references = setup.references(cfg, model, splits)
+    references = find_references(cfg, model, splits)
 
     facts = {
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
@@ -100,7 +96,15 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float
             finish(cfg, trainer, log)
 
 
-def _require_gpu() -> None:
+def use_accelerator(cfg: RunConfig) -> None:
+    """Prepares this process for ``trainer.accelerator``; before Megatron-Core is imported. Raises :class:`ConfigError`
+    without a usable GPU.
+    """
+    if cfg.trainer.accelerator == "cpu":
+        from nemo_rpo.megatron import cpu
+
+        cpu.install()
+        return
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: data, architecture, model, reference."""
+"""From a configuration to the parts of a run: data, architecture, model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.loss import base_loss
@@ -31,33 +29,14 @@ from nemo_rpo.megatron import parallel, reference_cache
 from nemo_rpo.megatron.checkpoint import RUN_FILE, architecture_of, load_weights
 from nemo_rpo.megatron.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.huggingface.importer import load_hf_weights
-from nemo_rpo.megatron.model import Batch, LoadWeights, MegatronGPTRPOModel
-from nemo_rpo.megatron.reference_cache import CachedReference
+from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.reliability import build_reliability
 from nemo_rpo.training.packing import packing_of
 
 
-class Reference(Protocol):
-    """Whatever puts reference log-probs into a batch: the engine's live reference, or a cached one."""
-
-    def add_ref_policy_logprobs(self, batch: Batch) -> None: ...
-
-
-@dataclass(frozen=True)
-class _CachedBesideLive:
-    """A cached reference, and the previous iterate that the engine runs where the loss compares with one."""
-
-    cached: CachedReference
-    model: MegatronGPTRPOModel
-
-    def add_ref_policy_logprobs(self, batch: Batch) -> None:
-        self.cached.add_ref_policy_logprobs(batch)
-        self.model.add_ref_policy_logprobs(batch)
-
-
 @dataclass(frozen=True)
 class Split:
-    """One file of the data: its pairs, their order, and where their reference log-probs come from."""
+    """One file of the data: its pairs and their order."""
 
     cache: PreferenceCache
     dataset: PreferenceDataset
@@ -80,11 +59,11 @@ def tokenizer_folder(cfg: RunConfig) -> str:
     return folder
 
 
-def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
-    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet."""
+def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
+    """What decides the tokens of ``model.data.data_prefix.<split>``."""
     data = cfg.model.data
     files = data.data_prefix[split]
-    spec = CacheSpec(
+    return CacheSpec(
         paths=[files] if isinstance(files, str) else files,
         keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key)
         if split == "train"
@@ -95,7 +74,13 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
         invalid_pairs=data.invalid_pairs,
         keep_ties=base_loss(cfg.model).takes_ties,
     )
+
+
+def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
+    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet."""
+    data = cfg.model.data
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
+    spec = cache_spec(cfg, split)
     return open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
 
 
@@ -254,35 +239,3 @@ def _loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
     if _is_ours(path):
         return partial(load_weights, path)
     return partial(load_hf_weights, folder=path, architecture=architecture)
-
-
-def references(cfg: RunConfig, model: MegatronGPTRPOModel, splits: dict[str, Split]) -> dict[str, Reference]:
-    """Where each split's reference log-probs, and those of a previous iterate, come from.
-
-    Cached ones are read, or computed now: ``model`` must hold its starting weights.
-    """
-    if not model.needs.reference or model.needs.live_reference:
-        return dict.fromkeys(splits, model)
-    folder = Path(cfg.model.rpo.reference_cache or run_folder(cfg) / "reference")
-    made_with = {
-        "weights": reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
-        "precision": cfg.trainer.precision,
-    }
-    found: dict[str, Reference] = {}
-    for name, split in splits.items():
-        if name == "train":
-            continue  # the same pairs as "sweep", which visits each of them once
-        path = folder / f"{'train' if name == 'sweep' else name}.parquet"
-        found[name] = _cached_reference(path, model, split, made_with)
-    return {"train": found["sweep"], **found}
-
-
-def _cached_reference(path: Path, model: MegatronGPTRPOModel, split: Split, made_with: dict[str, Any]) -> Reference:
-    here = torch.tensor([float(path.exists())], device=model.device)
-    dist.broadcast(here, 0)  # rank 0 decides for all: a file may appear between two looks
-    if here.item():
-        return _CachedBesideLive(reference_cache.read(path, split.cache, made_with), model)
-    reference = reference_cache.compute(model, split.dataset.batches(range(len(split.dataset))), len(split.cache))
-    if dist.get_rank() == 0:
-        reference_cache.write(path, reference, split.cache, made_with)
-    return _CachedBesideLive(reference, model)

@@ -16,8 +16,9 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.annotators import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logging import RunLog
+from nemo_rpo.training.references import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
-from nemo_rpo.training.setup import Reference, Split
+from nemo_rpo.training.setup import Split
 
 
 class RPOTrainer:

@@ -16,7 +16,8 @@ from nemo_rpo.config.validate import validate_config, validate_parallel
 if TYPE_CHECKING:
     from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
     from nemo_rpo.megatron.optimizer import StepOutcome
-    from nemo_rpo.training.setup import Reference, Split
+    from nemo_rpo.training.references import Reference
+    from nemo_rpo.training.setup import Split
 
 CONFIG = Path(__file__).with_name("tiny.yaml")
 
@@ -73,6 +74,7 @@ def engine(overrides: Sequence[str]) -> Iterator[Engine]:
     cpu.install()
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training import setup
+    from nemo_rpo.training.references import find_references
     from nemo_rpo.training.schedule import Schedule
 
     device = parallel.initialize(cfg)
@@ -83,5 +85,5 @@ def engine(overrides: Sequence[str]) -> Iterator[Engine]:
     steps = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset)).total_steps
     architecture = setup.architecture_for(cfg, cache)
     model = setup.build_model(cfg, architecture, cache, steps, device)
-    yield Engine(cfg, model, splits, setup.references(cfg, model, splits))
+    yield Engine(cfg, model, splits, find_references(cfg, model, splits))
     parallel.finalize()

@@ -44,9 +44,11 @@ def experiment(overrides: list[str]) -> dict[str, object]:
         for split in ("sweep", "validation"):
             data, before = run.splits[split], random_state()
             batches = data.dataset.batches(range(len(data.dataset)))
-            cached = reference_cache.compute(run.model, batches, len(data.cache))
+            logprobs = reference_cache.compute(run.model, batches, data.cache.lengths, per_token=True)
+            cached = reference_cache.CachedReference(logprobs)
             found[f"{split}: random state"] = all(map(torch.equal, before, random_state()))
-            found[f"{split}: log-probs"] = [cached.chosen.tolist(), cached.rejected.tolist()]
+            found[f"{split}: log-probs"] = [logprobs.chosen.tolist(), logprobs.rejected.tolist()]
+            found[f"{split}: per token"] = [[side.tolist() for side in pair] for pair in logprobs.tokens]
             found[f"{split}: same batches"] = distance(run, split, cached)
             if split == "sweep":
                 found["other batches"] = distance(run, "train", cached)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+import pyarrow.parquet
 import tiny_world
 from torchrun import run_ranks
 
@@ -20,17 +22,23 @@ from nemo_rpo.data.cache_spec import CacheSpec
 from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.data.tokenizer import TokenizerSpec
 from nemo_rpo.errors import ReferencePolicyError
-from nemo_rpo.megatron import reference_cache
+from nemo_rpo.megatron import reference_cache, reference_file
 from nemo_rpo.megatron.reference_cache import CachedReference
+from nemo_rpo.megatron.reference_file import Logprobs, MadeWith
 
 HERE = Path(__file__).parent
-MADE_WITH = {"weights": "some", "precision": "32"}
+MODEL, TEXT = {"weights": "some", "precision": "32"}, {"tokenizer": "its hash", "truncation": "at 24 tokens"}
+MADE_WITH = MadeWith(MODEL, TEXT)
 TP, PP, MICRO = (
     f"model.{name}=" for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_size")
 )
 LAYOUTS: dict[int, dict[str, list[str]]] = {
     1: {"one rank": []},
-    4: {"TP=2 × PP=2": [f"{TP}2", f"{PP}2"], "TP=2 × DP=2": [f"{TP}2", f"{MICRO}2"]},
+    4: {
+        "TP=2 × PP=2": [f"{TP}2", f"{PP}2"],
+        "TP=2 × DP=2": [f"{TP}2", f"{MICRO}2"],
+        "PP=2 × DP=2, packed": [f"{PP}2", "model.data.packed_sequence=true"],
+    },
 }
 
 
@@ -68,6 +76,17 @@ def test_computed_once_is_computed_live(computed: Callable[[str], list[dict[str,
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group])
+def test_those_of_the_tokens_add_up(computed: Callable[[str], list[dict[str, Any]]], layout: str) -> None:
+    for found in computed(layout):
+        for split in ("sweep", "validation"):
+            tokens, sums = found[f"{split}: per token"], torch.tensor(found[f"{split}: log-probs"])
+            assert len(tokens) == sums.shape[1] and all(value < 0 for pair in tokens for side in pair for value in side)
+            added = torch.tensor([[sum(side) for side in pair] for pair in tokens]).t()
+            torch.testing.assert_close(added, sums, rtol=0, atol=2e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group])
 def test_computing_draws_no_random_number(computed: Callable[[str], list[dict[str, Any]]], layout: str) -> None:
     for found in computed(layout):
         assert found["sweep: random state"] and found["validation: random state"]
@@ -100,13 +119,13 @@ def kept(rows: Rows, cache_of: Callable[..., PreferenceCache], tmp_path: Path) -
     """A file of log-probs: -i and -100-i of the i-th row."""
     numbers = torch.arange(len(rows), dtype=torch.float32).numpy()
     path = tmp_path / "train.parquet"
-    reference_cache.write(path, CachedReference(-numbers, -100 - numbers), cache_of(rows), MADE_WITH)
+    reference_file.write(path, Logprobs(-numbers, -100 - numbers), cache_of(rows), MADE_WITH)
     return path
 
 
-def refusal(path: Path, cache: PreferenceCache, made_with: dict[str, str]) -> str:
+def refusal(path: Path, cache: PreferenceCache, made_with: MadeWith) -> str:
     with pytest.raises(ReferencePolicyError) as caught:
-        reference_cache.read(path, cache, made_with)
+        reference_file.read(path, cache, made_with)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path))
     return str(caught.value)
 
@@ -115,7 +134,7 @@ def test_reordered_filtered_and_renamed_pairs_are_found_again(
     rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
 ) -> None:
     chosen_rows = list(range(len(rows)))[::-2]
-    found = reference_cache.read(kept, cache_of({**rows[i], "pair_id": f"new{i}"} for i in chosen_rows), MADE_WITH)
+    found = reference_file.read(kept, cache_of({**rows[i], "pair_id": f"new{i}"} for i in chosen_rows), MADE_WITH)
     assert found.chosen.tolist() == [-i for i in chosen_rows]
     assert found.rejected.tolist() == [-100 - i for i in chosen_rows]
 
@@ -123,7 +142,7 @@ def test_reordered_filtered_and_renamed_pairs_are_found_again(
 def test_a_batch_gets_the_log_probs_of_its_pairs(
     rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
 ) -> None:
-    found = reference_cache.read(kept, cache_of(rows), MADE_WITH)
+    found = CachedReference(reference_file.read(kept, cache_of(rows), MADE_WITH))
     batch = [{"pair_index": torch.tensor([7, 2])}, {"pair_index": torch.tensor([5, -1])}]
     found.add_ref_policy_logprobs(batch)
     assert batch[0]["ref_policy_log_probs_chosen"].tolist() == [-7, -2]
@@ -137,6 +156,40 @@ def test_changed_text_is_not_found(rows: Rows, kept: Path, cache_of: Callable[..
     changed[5]["prompt"] = "plain0 " + changed[5]["prompt"]
     said = refusal(kept, cache_of(changed), MADE_WITH)
     assert "has no log-probs for pair 'p3'" in said and "train.jsonl:4; 2 such pairs" in said and "delete it" in said
+    assert "its text has changed, or which response is chosen" in said
+    # The same with another tokenizer: that is what to look at first.
+    said = refusal(kept, cache_of(changed), MadeWith(MODEL, TEXT | {"tokenizer": "another"}))
+    assert "computed with tokenizer its hash, this run has another; delete it" in said
+
+
+def test_a_new_pair_is_told_from_a_changed_one(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
+) -> None:
+    added = {**rows[0], "pair_id": "new", "prompt": "plain0 " + rows[0]["prompt"]}
+    said = refusal(kept, cache_of([*rows, added]), MADE_WITH)
+    assert "has no log-probs for pair 'new'" in said and "it was not among the pairs then" in said
+
+
+def test_another_truncation_that_cuts_nothing_is_no_difference(
+    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache]
+) -> None:
+    found = reference_file.read(kept, cache_of(rows), MadeWith(MODEL, TEXT | {"truncation": "at 48 tokens"}))
+    assert found.chosen.tolist() == [-i for i in range(len(rows))]
+
+
+def test_log_probs_of_tokens_stand_beside_their_sums(
+    rows: Rows, cache_of: Callable[..., PreferenceCache], tmp_path: Path
+) -> None:
+    cache, path = cache_of(rows), tmp_path / "train.parquet"
+    tokens = [tuple(-numpy.ones(length, dtype=numpy.float32) for length in pair[1:]) for pair in cache.lengths]
+    sums = -cache.lengths.astype(numpy.float32)
+    reference_file.write(path, Logprobs(sums[:, 1], sums[:, 2], tokens), cache, MADE_WITH)
+    table = pyarrow.parquet.read_table(path).to_pylist()
+    assert [row["pair_id"] for row in table] == [f"p{i}" for i in range(len(rows))]
+    for row in table:
+        for side in ("chosen", "rejected"):
+            assert sum(row[f"ref_{side}_token_logps"]) == row[f"ref_{side}_logps"] < 0
+    assert reference_file.read(path, cache, MADE_WITH).chosen.tolist() == sums[:, 1].tolist()
 
 
 def test_a_pair_that_votes_have_turned_is_not_taken_for_the_old_one(
@@ -152,8 +205,8 @@ def test_a_pair_that_votes_have_turned_is_not_taken_for_the_old_one(
 def test_other_weights_or_precision_are_refused(
     rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache], name: str, value: str
 ) -> None:
-    said = refusal(kept, cache_of(rows), MADE_WITH | {name: value})
-    assert f"computed with {name} {MADE_WITH[name]}, this run has {value}" in said
+    said = refusal(kept, cache_of(rows), MadeWith(MODEL | {name: value}, TEXT))
+    assert f"computed with {name} {MODEL[name]}, this run has {value}" in said
     assert "model.rpo.reference_cache" in said
 
 
