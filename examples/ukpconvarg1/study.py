@@ -91,19 +91,25 @@ def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """One line a setting: means over its seeds, with the spread of the accuracies where there are several."""
-    head = "| votes | seeds | pairs | signed votes | length rule | DPO | RE-DPO | ρ with MACE | AUC honest/inverted |"
-    lines = [head, "|---" * 9 + "|"]
+    columns = "votes seeds epochs pairs signed_votes workers length_rule DPO RE-DPO ρ_with_MACE AUC_honest/inverted"
+    lines = [f"| {columns.replace(' ', ' | ').replace('_', ' ')} |", "|---" * len(columns.split()) + "|"]
+    epochs = {setting.name: setting.epochs for setting in (*SETTINGS, FULL)}
     for name, by_seed in results.items():
         runs = list(by_seed.values())
-        mean = {key: statistics.mean(run[key] for run in runs) for key in ("length_rule", "spearman", "workers")}
-        inverted = statistics.mean(run["inverted"] for run in runs)
-        auc = f"{statistics.mean(run['auc'] for run in runs):.3f} ({inverted:.0f})" if inverted else "–"
-        sizes = (f"{statistics.mean(run['train'][key] for run in runs):,.0f}" for key in ("pairs", "signed_votes"))
-        lines.append(
-            f"| {name} | {len(runs)} | {' | '.join(sizes)} | {mean['length_rule']:.3f} | {_accuracy(runs, 'dpo')} "
-            f"| {_accuracy(runs, 're_dpo')} | {mean['spearman']:.2f} ({mean['workers']:.0f}) | {auc} |"
-        )
+        mean = {key: statistics.fmean(run[key] for run in runs) for key in ("length_rule", "spearman", "workers")}
+        mean |= {key: statistics.fmean(run["train"][key] for run in runs) for key in ("pairs", "signed_votes")}
+        voters = statistics.fmean(run["train"]["workers"] for run in runs)
+        sizes = [f"{size:,.0f}" for size in (mean["pairs"], mean["signed_votes"], voters)]
+        accuracies = [f"{mean['length_rule']:.3f}", _accuracy(runs, "dpo"), _accuracy(runs, "re_dpo")]
+        competence = f"{mean['spearman']:.2f} ({mean['workers']:.0f})"
+        cells = [name, str(len(runs)), str(epochs[name]), *sizes, *accuracies, competence, _separation(runs)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _separation(runs: list[dict[str, Any]]) -> str:
+    turned = statistics.fmean(run["inverted"] for run in runs)
+    return f"{statistics.fmean(run['auc'] for run in runs):.3f} ({turned:.0f})" if turned else "–"
 
 
 def _accuracy(runs: list[dict[str, Any]], method: str) -> str:
