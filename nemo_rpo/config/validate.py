@@ -11,6 +11,7 @@ from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.typed import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.losses import COLUMNS
 
 
 def validate_config(cfg: RunConfig) -> None:
@@ -21,7 +22,6 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
-    base_loss(cfg.model)
     _check_policies(cfg)
     _check_layout(cfg)
     _check_length(cfg)
@@ -141,6 +141,13 @@ def _check_layout(cfg: RunConfig) -> None:
 
 
 def _check_policies(cfg: RunConfig) -> None:
+    loss = base_loss(cfg.model)
+    finer = sorted(need for need in loss.needs if need in COLUMNS and COLUMNS[need].of_reference_tokens)
+    if cfg.model.rpo.reference == "cached" and finer:
+        raise ConfigError(
+            f"model.rpo.reference=cached keeps one log-prob a response, and the loss '{loss.name}' compares with the "
+            f"reference token by token ({', '.join(finer)}): set it to swapped or resident"
+        )
     if cfg.model.rpo.previous_iterate is not None and cfg.pretrained_checkpoint.restore_from_path is None:
         raise ConfigError(
             "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "

@@ -21,18 +21,21 @@ class Column:
             ``label``: one tensor a pair, unmoved when the pair is turned round.
         source: ``row``: read from the data. ``forward``: computed from model outputs, possibly with gradient.
         meaning: one line for error messages.
+        of_reference_tokens: it compares with the reference token by token, for which a log-prob a response, all that a
+            cached reference keeps, is not enough.
     """
 
     name: str
     belongs_to: Literal["response", "label"]
     source: Literal["row", "forward"]
     meaning: str
+    of_reference_tokens: bool = False
 
 
 _COLUMNS = (
     Column("base_logps", "response", "forward", "summed log-probs under the previous iterate π_t [pairs]"),
-    Column("kl", "response", "forward", "sequential KL Σ_t KL(reference ‖ policy) over the response [pairs]"),
-    Column("turn_log_ratios", "response", "forward", "log π/π_ref of each assistant turn, padded [pairs, turns]"),
+    Column("kl", "response", "forward", "sequential KL Σ_t KL(reference ‖ policy) over the response [pairs]", True),
+    Column("turn_log_ratios", "response", "forward", "log π/π_ref of each assistant turn, padded [pairs, turns]", True),
     Column("turns", "response", "row", "number of assistant turns [pairs]"),
     Column("score", "response", "forward", "output of the reward head [pairs]"),
     Column("embedding", "response", "forward", "output of the preference head, of even width [pairs, width]"),

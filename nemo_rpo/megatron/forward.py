@@ -15,11 +15,15 @@ from torch import Tensor
 
 from nemo_rpo.em import Votes
 from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.losses.pair import Two
+from nemo_rpo.megatron.questions import Answers, Questions
 from nemo_rpo.megatron.responses import ResponseTokens
 from nemo_rpo.megatron.segments import Segments
 
 MicroBatch = dict[str, Tensor]
+Figures = dict[str, Two]  # of chosen and rejected, under the names of the losses' columns
 REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
+REFERENCE_HIDDEN = "ref_policy_hidden_states"  # [n, h] of the n scored tokens, where the loss compares token by token
 PREVIOUS_KEYS = ("previous_policy_log_probs_chosen", "previous_policy_log_probs_rejected")
 
 
@@ -60,19 +64,30 @@ def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
     return ModelInput(*moved, responses.to(device), segments)
 
 
-def run_model(model: torch.nn.Module, x: ModelInput) -> Tensor:
-    """The stage's output: hidden states ``[S, b, h]``, or log-probs of the response tokens, fp32, on the last stage."""
-    return model(input_ids=x.tokens, position_ids=x.position_ids, responses=x.responses, segments=x.segments)
+def run_model(model: torch.nn.Module, x: ModelInput, questions: Questions) -> Tensor | Answers:
+    """The stage's output: hidden states ``[S, b, h]``, or answers about the response tokens on the last stage."""
+    return model(
+        input_ids=x.tokens,
+        position_ids=x.position_ids,
+        responses=x.responses,
+        segments=x.segments,
+        questions=questions,
+    )
 
 
-def response_logprobs(logprobs: Tensor, x: ModelInput) -> tuple[Tensor, Tensor]:
-    """Log-probs of chosen and rejected, summed over their tokens, fp32 ``[pairs]`` each."""
-    chosen, rejected = x.responses.sums(logprobs).chunk(2)
+def response_figures(answers: Answers, x: ModelInput) -> Figures:
+    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``."""
+    return {name: _two(x.responses.sums(answers[name])) for name in ("logps", "kl") if name in answers}
+
+
+def _two(of_responses: Tensor) -> Two:
+    chosen, rejected = of_responses.chunk(2)
     return chosen, rejected
 
 
-def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor, default_margin: float | None) -> PairLogprobs:
-    """What a loss sees of the micro-batch: log-probs, lengths, and every side column that the data carries.
+def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | None) -> PairLogprobs:
+    """What a loss sees of the micro-batch: log-probs, lengths, what else was asked of the model, and every side column
+    that the data carries.
 
     Where no previous iterate has run, the reference is it.
     ``margin`` is the data's, else the difference of its rewards, else ``default_margin`` (NeMo-Aligner's default
@@ -80,13 +95,15 @@ def pair_logprobs(batch: MicroBatch, chosen: Tensor, rejected: Tensor, default_m
     """
     reference = [batch.get(key) for key in REFERENCE_KEYS]
     previous = tuple(batch.get(key, of) for key, of in zip(PREVIOUS_KEYS, reference, strict=True))
+    columns = {name: both for name, both in figures.items() if name != "logps"}
+    if previous[0] is not None:
+        columns["base_logps"] = previous
     return PairLogprobs(
-        chosen,
-        rejected,
+        *figures["logps"],
         *reference,
         chosen_length=batch["chosen_length"],
         rejected_length=batch["rejected_length"],
-        response_columns={} if previous[0] is None else {"base_logps": previous},
+        response_columns=columns,
         pair_columns=_label_columns(batch, default_margin),
     )
 

@@ -1,4 +1,4 @@
-"""Megatron-Core's GPTModel, able to answer with the log-probs of given tokens in the place of logits.
+"""Megatron-Core's GPTModel, able to answer questions about given tokens in the place of giving logits.
 
 The head is part of the model, so that whatever Megatron hangs on its layers (the wait for gathered weights, tied
 embeddings of first and last pipeline stage, precision wrappers) finds it where it looks for it.
@@ -9,6 +9,7 @@ tensor-parallel ranks, n scored tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
@@ -20,14 +21,16 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
+from nemo_rpo.megatron.linear_kl import linear_kl
 from nemo_rpo.megatron.linear_logprob import linear_logprobs
 from nemo_rpo.megatron.logprob import token_logprobs
+from nemo_rpo.megatron.questions import Answers, Questions
 from nemo_rpo.megatron.responses import ResponseTokens
 from nemo_rpo.megatron.segments import Segments
 
 
 class ScoringHead(ColumnParallelLinear):
-    """The output layer; given the tokens to score, their log-probs take the place of logits.
+    """The output layer; given the tokens to score, what is asked about them takes the place of logits.
 
     Made of an output layer by :meth:`take_over`.
     """
@@ -50,28 +53,50 @@ class ScoringHead(ColumnParallelLinear):
         weight: Tensor | None = None,
         runtime_gather_output: bool | None = None,
         responses: ResponseTokens | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """``input_ [s, b, h]`` -> log-probs fp32 ``[n]`` of ``responses``; without them logits ``[s, b, V/T]``.
+        questions: Questions | None = None,
+    ) -> tuple[Tensor | Answers, Tensor | None]:
+        """``input_ [s, b, h]`` -> what is asked about ``responses``; without them logits ``[s, b, V/T]``.
 
-        Collectives over the tensor-parallel group: those of :func:`linear_logprobs`, and, for the hidden states, an
-        all-gather forward and a reduce-scatter backward of ``[s, b, h]`` under sequence parallelism, else an all-reduce
-        backward of ``[n, h]``.
+        Collectives over the tensor-parallel group: those of :func:`linear_logprobs` and :func:`linear_kl`, and, for the
+        hidden states, an all-gather forward and a reduce-scatter backward of ``[s, b, h]`` under sequence parallelism,
+        else an all-reduce backward of ``[n, h]``.
         """
         if responses is None:
             return super().forward(input_, weight, runtime_gather_output)
-        if self.through_logits:
+        questions, found = questions or Questions(), {}
+        weight = self.weight if weight is None else weight
+        if questions.logps and self.through_logits:
             logits, _ = super().forward(input_, weight, runtime_gather_output)
             scored = logits.flatten(0, 1).index_select(0, responses.index)
-            return token_logprobs(scored, responses.token, self.vocab_size), None
+            found["logps"] = token_logprobs(scored, responses.token, self.vocab_size)
+            questions = replace(questions, logps=False)
+            if not self.gradient_accumulation_fusion:
+                # Autograd has the head's gradient then, and what is in main_grad already would pass for all of it.
+                weight = weight.view_as(weight)
+        return found | self._answer(input_, weight, responses, questions), None
+
+    def _answer(self, input_: Tensor, weight: Tensor, responses: ResponseTokens, questions: Questions) -> Answers:
+        """What is asked, without logits."""
+        found: Answers = {}
+        if not (questions.logps or questions.hidden or questions.kl is not None):
+            return found
+        hidden = self._scored(input_, responses)
+        group = self.tp_group if self.tp_group.size() > 1 else None
+        if questions.logps:
+            found["logps"] = linear_logprobs(hidden, weight, responses.token, self.vocab_size, group)
+        if questions.kl is not None:
+            found["kl"] = linear_kl(hidden, weight, *questions.kl, self.vocab_size, group)
+        if questions.hidden:
+            found["hidden"] = hidden
+        return found
+
+    def _scored(self, input_: Tensor, responses: ResponseTokens) -> Tensor:
+        """The hidden states ``[n, h]``, of whose gradient each tensor-parallel rank makes a share."""
         if self.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(input_, group=self.tp_group)
-            hidden = hidden.flatten(0, 1).index_select(0, responses.index)
-        else:
-            hidden = input_.flatten(0, 1).index_select(0, responses.index)
-            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
-        weight = self.weight if weight is None else weight
-        group = self.tp_group if self.tp_group.size() > 1 else None
-        return linear_logprobs(hidden, weight, responses.token, self.vocab_size, group), None
+            return hidden.flatten(0, 1).index_select(0, responses.index)
+        hidden = input_.flatten(0, 1).index_select(0, responses.index)
+        return copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
 
 
 class PreferenceGPT(GPTModel):
@@ -98,9 +123,10 @@ class PreferenceGPT(GPTModel):
         attention_mask: Tensor | None = None,
         responses: ResponseTokens | None = None,
         segments: Segments | None = None,
-    ) -> Tensor:
-        """The stage's output: hidden states ``[s, b, h]``; on the last stage the log-probs fp32 ``[n]`` of
-        ``responses``, or vocabulary-parallel logits ``[b, s, V/T]`` without them.
+        questions: Questions | None = None,
+    ) -> Tensor | Answers:
+        """The stage's output: hidden states ``[s, b, h]``; on the last stage what is asked about ``responses``, or
+        vocabulary-parallel logits ``[b, s, V/T]`` without them.
 
         ``input_ids`` and ``position_ids`` are int64 ``[b, s]``; ``segments`` say what a row (b = 1) is packed of.
         Written on GPTModel's parts, which are the same in all supported releases; its own forward has no place for
@@ -119,8 +145,14 @@ class PreferenceGPT(GPTModel):
         if not self.post_process:
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        found, _ = self.output_layer(hidden, weight=weight, responses=responses)
+        found, _ = self.output_layer(hidden, weight=weight, responses=responses, questions=questions)
         return found.transpose(0, 1).contiguous() if responses is None else found
+
+    @property
+    def head_weight(self) -> Tensor:
+        """``[V/T, h]``, on the last stage."""
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
     def _rotary_embedding(
         self, hidden: Tensor | None, position_ids: Tensor, packed: Segments | PackedSeqParams | None

@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
@@ -28,19 +26,20 @@ from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.build import build_model_chunks
 from nemo_rpo.megatron.forward import (
     PREVIOUS_KEYS,
+    REFERENCE_HIDDEN,
     REFERENCE_KEYS,
+    Figures,
     MicroBatch,
-    input_shape,
-    model_input,
+    ModelInput,
     pair_logprobs,
-    response_logprobs,
-    run_model,
-    to_device,
+    response_figures,
     votes_of,
 )
 from nemo_rpo.megatron.metrics import StepMetrics
 from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
+from nemo_rpo.megatron.passes import forward_step, run_batch
+from nemo_rpo.megatron.questions import Answers, FrozenPredictions, Questions
 from nemo_rpo.megatron.reference import ReferencePolicy
 from nemo_rpo.megatron.statistics import gather_step_rows, reduce_to_all_ranks
 
@@ -83,13 +82,15 @@ class MegatronGPTRPOModel:
         self.needs = StepNeeds.of(self.loss, cfg.model)
         chunks = build_model_chunks(architecture, cfg)
         resident = partial(build_model_chunks, architecture, cfg) if cfg.model.rpo.reference == "resident" else None
+        self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
         if load_previous is not None:  # before the weights that stay
             load_previous(chunks)
             self.previous = ReferencePolicy(chunks, resident)
         if load_weights is not None:
             load_weights(chunks)
-        self.reference = ReferencePolicy(chunks, resident) if self.needs.live_reference else None
+        if self.needs.live_reference:
+            self.reference = ReferencePolicy(chunks, resident, keep_head=self.needs.kl)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
@@ -126,32 +127,24 @@ class MegatronGPTRPOModel:
         # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
         scale = num_microbatches * parallel.data_parallel_size() / self.cfg.model.global_batch_size
 
-        def fwd_output_and_loss_func(
-            data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None
-        ) -> tuple[Tensor, Callable]:
-            on_cpu = next(data_iterator)
-            x, batch = model_input(on_cpu, self.device), to_device(on_cpu, self.device)
-            output = run_model(model, x)
+        def receive_loss(answers: Answers, x: ModelInput, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            pairs = self.pair_logprobs(batch, response_figures(answers, x))
+            loss = self.loss_func(pairs, batch, collect_evidence=not validation_step)
+            return (loss * scale).sum(), {}
 
-            def logprobs_func(logprobs: Tensor, non_loss_data: bool = True) -> dict[str, Tensor]:
-                chosen, rejected = response_logprobs(logprobs, x)
-                return {"chosen": chosen, "rejected": rejected, "tokens": logprobs}
+        if logprobs_only:
+            return forward_step(self.device, lambda batch: Questions(), _receive_logprobs)
+        return forward_step(self.device, self.questions, receive_loss)
 
-            def loss_func(logprobs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-                chosen, rejected = response_logprobs(logprobs, x)
-                loss = self.loss_func(
-                    self.pair_logprobs(batch, chosen, rejected), batch, collect_evidence=not validation_step
-                )
-                return (loss * scale).sum(), {}
+    def questions(self, batch: MicroBatch) -> Questions:
+        """What the policy is asked about a micro-batch that holds what the frozen policies were asked."""
+        hidden = batch.get(REFERENCE_HIDDEN)  # the last stage's alone, and it alone is asked
+        return Questions(kl=None if hidden is None else FrozenPredictions(hidden, self.reference.head))
 
-            return output, logprobs_func if logprobs_only else loss_func
-
-        return fwd_output_and_loss_func
-
-    def pair_logprobs(self, batch: MicroBatch, chosen: Tensor, rejected: Tensor) -> PairLogprobs:
+    def pair_logprobs(self, batch: MicroBatch, figures: Figures) -> PairLogprobs:
         """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.forward.pair_logprobs`."""
         rewards = self.cfg.model.data.default_chosen_reward, self.cfg.model.data.default_rejected_reward
-        return pair_logprobs(batch, chosen, rejected, None if None in rewards else rewards[0] - rewards[1])
+        return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
         """What each pair adds to the step's objective ``[pairs]``, 0 where invalid: its loss, or the loss's surrogate
@@ -196,7 +189,7 @@ class MegatronGPTRPOModel:
             self.validation_forward(batch)
             metrics = self.finish_validation_step()
         else:
-            self._run(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
+            run_batch(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
             reduce_to_all_ranks(self.metrics.sums, self.em.pending)
             self.em.exchange(partial(gather_step_rows, pairs=self.cfg.model.global_batch_size))
             metrics = self.metrics.means()
@@ -210,7 +203,7 @@ class MegatronGPTRPOModel:
 
         the EM learns nothing. Collectives: the model's own.
         """
-        self._run(self.get_forward_output_and_loss_func(validation_step=True), batch, self.model, forward_only=True)
+        run_batch(self.get_forward_output_and_loss_func(validation_step=True), batch, self.model, forward_only=True)
 
     @torch.no_grad()
     def get_logprob_batch(self, batch: Batch, model: list[torch.nn.Module] | None = None) -> list[dict[str, Tensor]]:
@@ -223,7 +216,21 @@ class MegatronGPTRPOModel:
         Collectives: the model's own.
         """
         function = self.get_forward_output_and_loss_func(logprobs_only=True)
-        return self._run(function, batch, model or self.model, forward_only=True, collect_non_loss_data=True)
+        return run_batch(function, batch, model or self.model, forward_only=True, collect_non_loss_data=True)
+
+    @torch.no_grad()
+    def get_pair_batch(self, batch: Batch) -> list[PairLogprobs]:
+        """What the loss sees of each micro-batch of a batch that holds what the frozen policies were asked, on
+        last-stage ranks; an empty list on the others.
+
+        Collectives: the model's own.
+        """
+
+        def receive(answers: Answers, x: ModelInput, on_device: MicroBatch) -> PairLogprobs:
+            return self.pair_logprobs(on_device, response_figures(answers, x))
+
+        function = forward_step(self.device, self.questions, receive)
+        return run_batch(function, batch, self.model, forward_only=True, collect_non_loss_data=True)
 
     def get_ref_policy_logprobs(self, batch: Batch) -> list[dict[str, Tensor]]:
         """:meth:`get_logprob_batch` of the frozen reference."""
@@ -232,37 +239,25 @@ class MegatronGPTRPOModel:
             return self.get_logprob_batch(batch, model)
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
-        """Puts the log-probs of the frozen policies that run in each step into the batch, in place: the reference's and
-        the previous iterate's, where the loss compares with them.
+        """Puts what the loss compares with into the batch, in place: log-probs of the frozen policies that run in each
+        step, the reference and the previous iterate, and of the reference what it predicts token by token.
         """
-        for frozen, keys in ((self.reference, REFERENCE_KEYS), (self.previous, PREVIOUS_KEYS)):
-            if frozen is None:
-                continue
-            with frozen.active(self.model) as model:
-                found = self.get_logprob_batch(batch, model)
-            for micro_batch, logprobs in zip(batch, found or [{}] * len(batch), strict=True):
-                micro_batch.update(zip(keys, logprobs.values(), strict=False))
+        if self.reference is not None:
+            self._ask_frozen(batch, self.reference, REFERENCE_KEYS, Questions(hidden=self.needs.kl))
+        if self.previous is not None:
+            self._ask_frozen(batch, self.previous, PREVIOUS_KEYS, Questions())
 
-    def _run(
-        self,
-        function: Callable,
-        batch: Batch,
-        model: list[torch.nn.Module],
-        forward_only: bool,
-        collect_non_loss_data: bool = False,
-    ) -> list[Any]:
-        iterators = [iter(batch) for _ in model]
-        rows, seq_length = input_shape(batch[0])
-        return get_forward_backward_func()(
-            forward_step_func=function,
-            data_iterator=iterators if len(model) > 1 else iterators[0],
-            model=model if len(model) > 1 else model[0],
-            num_microbatches=len(batch),
-            seq_length=seq_length,
-            micro_batch_size=rows,
-            forward_only=forward_only,
-            collect_non_loss_data=collect_non_loss_data,
-        )
+    @torch.no_grad()
+    def _ask_frozen(self, batch: Batch, frozen: ReferencePolicy, keys: tuple[str, str], questions: Questions) -> None:
+        def receive(answers: Answers, x: ModelInput, on_device: MicroBatch) -> MicroBatch:
+            found = dict(zip(keys, response_figures(answers, x)["logps"], strict=True))
+            return found | ({REFERENCE_HIDDEN: answers["hidden"]} if questions.hidden else {})
+
+        function = forward_step(self.device, lambda on_device: questions, receive)
+        with frozen.active(self.model) as model:
+            found = run_batch(function, batch, model, forward_only=True, collect_non_loss_data=True)
+        for micro_batch, entries in zip(batch, found, strict=False):  # none before the last stage
+            micro_batch.update(entries)
 
     # --- around a step
 
@@ -317,3 +312,8 @@ class MegatronGPTRPOModel:
     @property
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
+
+
+def _receive_logprobs(answers: Answers, x: ModelInput, batch: MicroBatch) -> dict[str, Tensor]:
+    chosen, rejected = response_figures(answers, x)["logps"]
+    return {"chosen": chosen, "rejected": rejected, "tokens": answers["logps"]}

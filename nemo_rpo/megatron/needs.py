@@ -10,21 +10,23 @@ from nemo_rpo.losses import PreferenceLoss
 
 @dataclass(frozen=True)
 class StepNeeds:
-    """Which policies a step runs.
+    """Which policies a step runs, and what it asks them beside log-probs.
 
     Attributes:
         reference: the loss compares with the frozen reference, or with a previous iterate that is the reference.
         live_reference: the reference has to run in each step; False too where its log-probs are cached.
         previous_iterate: the loss compares with a frozen policy of its own beside the reference.
+        kl: the divergence of the reference's predictions to the policy's at each scored token.
     """
 
     reference: bool
     live_reference: bool
     previous_iterate: bool
+    kl: bool
 
     @classmethod
     def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
         iterates = "base_logps" in loss.needs
         previous_iterate = iterates and model.rpo.previous_iterate is not None
         reference = "reference" in loss.needs or (iterates and not previous_iterate)
-        return cls(reference, reference and model.rpo.reference != "cached", previous_iterate)
+        return cls(reference, reference and model.rpo.reference != "cached", previous_iterate, "kl" in loss.needs)

@@ -21,19 +21,27 @@ class ReferencePolicy:
         build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
             weights wait in host memory and are swapped in for each reference forward (three copies of the weights
             between host and device a step).
+        keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
+
+    Attributes:
+        head: its head ``[V/T, h]``, on the last pipeline stage; None where it is not kept.
     """
 
     def __init__(
-        self, chunks: list[torch.nn.Module], build_resident: Callable[[], list[torch.nn.Module]] | None
+        self,
+        chunks: list[torch.nn.Module],
+        build_resident: Callable[[], list[torch.nn.Module]] | None,
+        keep_head: bool = False,
     ) -> None:
         self._policy = chunks
         self._resident = None
         self._weights: list[Tensor] = []
         if build_resident is None:
             self._weights = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(chunks)]
-            return
-        self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
-        _write(self._resident, list(_parameters(chunks)))
+        else:
+            self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
+            _write(self._resident, list(_parameters(chunks)))
+        self.head = _head_of(self._resident or chunks, copy=build_resident is None) if keep_head else None
 
     @contextlib.contextmanager
     def active(self, policy: list[torch.nn.Module]) -> Iterator[list[torch.nn.Module]]:
@@ -51,6 +59,15 @@ class ReferencePolicy:
             yield policy
         finally:
             _write(self._policy, trained)
+
+
+def _head_of(chunks: list[torch.nn.Module], copy: bool) -> Tensor | None:
+    model = chunks[-1]
+    while hasattr(model, "module"):
+        model = model.module
+    if not model.post_process:
+        return None
+    return model.head_weight.detach().clone() if copy else model.head_weight.detach()
 
 
 def _parameters(chunks: list[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:

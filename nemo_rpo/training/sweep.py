@@ -23,9 +23,8 @@ def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> tuple[Tenso
     """
     deltas, annotators, signs = [], [], []
     for batch in batches:
-        for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
+        for micro_batch, x in zip(batch, model.get_pair_batch(batch), strict=False):
             on_device = to_device(micro_batch, model.device)
-            x = model.pair_logprobs(on_device, logprobs["chosen"], logprobs["rejected"])
             valid, votes = on_device["valid"], votes_of(on_device)
             deltas.append(model.loss.terms(x).delta[valid])
             annotators.append(votes.annotator[valid])

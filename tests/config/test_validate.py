@@ -43,6 +43,11 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.rpo.previous_iterate is set, but the loss 'dpo' compares with no earlier policy: unset it",
         ),
         (
+            {"model__rpo__reference": "cached", "model__rpo__base_loss": "tdpo2"},
+            "model.rpo.reference=cached keeps one log-prob a response, and the loss 'tdpo2' compares with the reference "
+            "token by token (kl): set it to swapped or resident",
+        ),
+        (
             {"model__rpo__previous_iterate": "earlier", "model__rpo__base_loss": "dno_prct"},
             "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
             "round",

@@ -121,7 +121,7 @@ def by_layer(
         layer.weight.zero_out_wgrad = True
     hidden = problem.hidden.chunk(group.size())[rank] if sequence_parallel else problem.hidden
     hidden = hidden.clone().requires_grad_()
-    found, _ = layer(hidden, responses=problem.responses)
+    found = layer(hidden, responses=problem.responses)[0]["logps"]
     found.backward(problem.upstream)
     gradient = hidden.grad
     if sequence_parallel:

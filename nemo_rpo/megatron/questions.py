@@ -1,0 +1,36 @@
+"""What the last pipeline stage is asked about the responses of a micro-batch.
+
+Shapes: n scored tokens, h hidden size, v rows of the head that a tensor-parallel rank holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+Answers = dict[str, Tensor]
+
+
+class FrozenPredictions(NamedTuple):
+    """What a frozen policy predicts at the scored positions: hidden states ``[n, h]``, and its head ``[v, h]``."""
+
+    hidden: Tensor
+    head: Tensor
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the last stage answers, by name.
+
+    Attributes:
+        logps: log-probs of the scored tokens, fp32 ``[n]``.
+        hidden: the hidden states that predict them, ``[n, h]`` in the model's precision, equal on the tensor-parallel
+            ranks; for :class:`FrozenPredictions`.
+        kl: the divergence of these predictions to the model's own at each scored token, fp32 ``[n]``.
+    """
+
+    logps: bool = True
+    hidden: bool = False
+    kl: FrozenPredictions | None = None
