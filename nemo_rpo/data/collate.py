@@ -20,8 +20,7 @@ def padded_length(lengths: np.ndarray, multiple_of: int, seq_length: int) -> int
     """S for a batch: its longest prompt + response, rounded up to ``multiple_of``, at most ``seq_length`` so rounded.
 
     Args:
-        lengths: int [n, 3] of prompt, chosen and rejected, of the whole *global* batch: every rank then finds the same
-            S without a word between them.
+        lengths: int [n, 3] of prompt, chosen and rejected.
 
     >>> padded_length(np.array([[5, 4, 7], [3, 2, 2]]), multiple_of=8, seq_length=64)
     16

@@ -27,6 +27,8 @@ class PreferenceDataset:
         data_parallel_rank, data_parallel_size, micro_batch_size: the share; ranks of one model replica pass the same.
         seq_length: no batch is longer.
         pad_to_multiple_of: the padded length is a multiple of it (tensor and context parallel sizes, FP8).
+        same_length: all micro-batches of a global batch are as long as its longest pair, or pack, as a pipeline needs
+            it; off: each as its own.
         packing: packs in the place of padded micro-batches of ``micro_batch_size`` pairs; None: none.
     """
 
@@ -40,6 +42,7 @@ class PreferenceDataset:
         micro_batch_size: int,
         seq_length: int,
         pad_to_multiple_of: int,
+        same_length: bool,
         packing: Packing | None = None,
     ) -> None:
         self.cache = cache
@@ -49,6 +52,7 @@ class PreferenceDataset:
         self.micro_batch_size = micro_batch_size
         self.seq_length = seq_length
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.same_length = same_length
         self.packing = packing
 
     def __len__(self) -> int:
@@ -56,17 +60,17 @@ class PreferenceDataset:
         return self.sampler.steps_per_epoch
 
     def global_batch(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of global batch ``step``: all of one padded length, with keys as in
-        :func:`collate`, or packs, with keys as in :func:`collate_packed`.
+        """This rank's micro-batches of global batch ``step``: padded, with keys as in :func:`collate`, or packs, with
+        keys as in :func:`collate_packed`.
         """
         indices = self.sampler.batch(step)
         if self.packing is not None:
             return self._packs(indices[indices != PADDING], self.packing)
-        length = padded_length(
-            self.cache.lengths[indices[indices != PADDING]], self.pad_to_multiple_of, self.seq_length
-        )
         shares = shard(indices, self.data_parallel_rank, self.data_parallel_size, self.micro_batch_size)
-        return [self._micro_batch(share, filler=int(indices[0]), length=length) for share in shares]
+        return [
+            self._micro_batch(share, of_length=indices if self.same_length else share, filler=int(indices[0]))
+            for share in shares
+        ]
 
     def batches(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
         """The global batches of ``steps`` in turn, the next one being prepared by a thread while one is in use."""
@@ -79,7 +83,10 @@ class PreferenceDataset:
             while upcoming:
                 yield upcoming.popleft().result()
 
-    def _micro_batch(self, share: np.ndarray, filler: int, length: int) -> Batch:
+    def _micro_batch(self, share: np.ndarray, of_length: np.ndarray, filler: int) -> Batch:
+        """Of the pairs ``share``, as long as the longest of ``of_length``; ``filler`` stands in rows without a pair."""
+        lengths = self.cache.lengths[np.where(of_length == PADDING, filler, of_length)]
+        length = padded_length(lengths, self.pad_to_multiple_of, self.seq_length)
         valid = share != PADDING
         pairs = [self.cache.pair(int(i)) for i in np.where(valid, share, filler)]
         return collate(pairs, share, valid, length, self.cache.pad_id, self.cache.max_votes)
@@ -94,7 +101,7 @@ class PreferenceDataset:
         lengths = [int(packing.sizes(self.cache.lengths[share]).sum()) for share, _ in shares]
         longest = max(lengths)
         return [
-            self._pack(share, valid, longest if packing.same_length else length, packing.share_prompts)
+            self._pack(share, valid, longest if self.same_length else length, packing.share_prompts)
             for (share, valid), length in zip(shares, lengths, strict=True)
         ]
 

@@ -20,13 +20,11 @@ class Packing:
     Attributes:
         budget: tokens of a pack, at least those of the largest pair.
         share_prompts: a prompt stands in the pack once, and both responses attend to it.
-        same_length: the packs of a rank are filled up to one length, as a pipeline needs it.
         count_multiple_of: the number of packs of a rank is a multiple of it (interleaved pipeline schedules).
     """
 
     budget: int
     share_prompts: bool
-    same_length: bool = False
     count_multiple_of: int = 1
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:

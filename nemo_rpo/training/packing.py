@@ -27,7 +27,6 @@ def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
     return Packing(
         budget=data.packed_sequence_size or 2 * length * model.micro_batch_size,
         share_prompts=_shares_prompts(cfg, lengths),
-        same_length=model.pipeline_model_parallel_size > 1,
         count_multiple_of=model.pipeline_model_parallel_size if model.virtual_pipeline_model_parallel_size else 1,
     )
 

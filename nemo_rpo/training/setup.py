@@ -114,6 +114,7 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         micro_batch_size=model.micro_batch_size,
         seq_length=model.data.seq_length or model.encoder_seq_length,
         pad_to_multiple_of=multiple,
+        same_length=model.pipeline_model_parallel_size > 1,
         packing=packing_of(cfg, cache.lengths),
     )
 

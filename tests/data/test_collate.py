@@ -74,7 +74,7 @@ def cache(tmp_path_factory, tokenizer_folder):
     return open_cache(spec, None, num_workers=0, wait_timeout=60)
 
 
-def dataset(cache, rank=0, ranks=1, micro=2, **sampling):
+def dataset(cache, rank=0, ranks=1, micro=2, same_length=True, **sampling):
     sampler = GlobalBatchSampler(len(cache), 8, seed=1, **sampling)
     return PreferenceDataset(
         cache,
@@ -84,6 +84,7 @@ def dataset(cache, rank=0, ranks=1, micro=2, **sampling):
         micro_batch_size=micro,
         seq_length=64,
         pad_to_multiple_of=4,
+        same_length=same_length,
     )
 
 
@@ -104,6 +105,17 @@ def test_ranks_together_hold_the_same_rows_at_the_same_length(cache, ranks, micr
     assert together.keys() == alone.keys()
     for index, row in alone.items():
         assert all(torch.equal(together[index][name], value) for name, value in row.items())
+
+
+def test_without_a_pipeline_each_micro_batch_is_as_long_as_its_own_pairs(cache):
+    one_length = dataset(cache).global_batch(5)
+    own_length = dataset(cache, same_length=False).global_batch(5)
+    assert len({batch["chosen"].shape for batch in one_length}) == 1
+    assert len({batch["chosen"].shape for batch in own_length}) > 1
+    for short, long in zip(own_length, one_length, strict=True):
+        longest = int((cache.lengths[short["pair_index"], 0] + cache.lengths[short["pair_index"], 1:].max(1)).max())
+        assert short["chosen"].shape[1] == -(-longest // 4) * 4
+        assert torch.equal(short["chosen_labels"], long["chosen_labels"][:, : short["chosen"].shape[1]])
 
 
 def test_prefetching_gives_what_asking_gives(cache):

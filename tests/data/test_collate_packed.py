@@ -71,14 +71,14 @@ def cache(tmp_path_factory: Any, tokenizer_folder: Any) -> PreferenceCache:
 
 
 def packs(
-    cache: PreferenceCache, step: int, ranks: int, evaluation: bool = False, **packing: Any
+    cache: PreferenceCache, step: int, ranks: int, evaluation: bool = False, same_length: bool = False, **packing: Any
 ) -> list[list[dict[str, Tensor]]]:
     """Each rank's packs of a global batch of 8 pairs, at most 160 tokens each."""
     sampler = GlobalBatchSampler(len(cache), 8, seed=1, shuffle=not evaluation, drop_last=not evaluation)
     return [
         PreferenceDataset(
             cache, sampler, data_parallel_rank=rank, data_parallel_size=ranks, micro_batch_size=1, seq_length=64,
-            pad_to_multiple_of=4, packing=Packing(160, **({"share_prompts": True} | packing)),
+            pad_to_multiple_of=4, same_length=same_length, packing=Packing(160, **({"share_prompts": True} | packing)),
         ).global_batch(step)
         for rank in range(ranks)
     ]  # fmt: skip
