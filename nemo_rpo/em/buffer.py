@@ -103,6 +103,7 @@ class BufferedReliability(AnnotatorReliability):
         self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
         self.estimate: Estimate | None = None
         self._rows: list[Tensor] = []
+        self._refitted_at = -1
 
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
         """Nothing: the buffer recomputes the posteriors of all pairs at every refit."""
@@ -142,13 +143,18 @@ class BufferedReliability(AnnotatorReliability):
     def rollback(self) -> None:
         self._rows = []
 
+    def settle(self) -> None:
+        """Refits, unless the last step did. The collectives of :func:`estimate`."""
+        if not self.warming_up and self._refitted_at != self.step:
+            self.refit()
+
     def refit(self) -> Estimate:
         """Fits all reliabilities to the margins so far, and takes them over if the margins carry information."""
         found = estimate(*self._seen(), self.eta, self.settings, self.collectives)
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
-        self.estimate = found
+        self.estimate, self._refitted_at = found, self.step
         return found
 
     def _seen(self) -> tuple[Tensor, Votes]:

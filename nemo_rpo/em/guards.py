@@ -81,7 +81,7 @@ def overconfident_margins(evidence: Evidence) -> str | None:
 
     At fixed margins D = sΔ of the labels a reliability below 1 needs E[e^{-D}] > 1, and one above 0 needs E[e^{D}] > 1.
     """
-    if evidence.disagreement > 1:
+    if not evidence.disagreement + 2 * evidence.disagreement_error <= 1:
         return None
     return (
         "the margins agree with the labels so strongly that no noise is left to estimate (mean exp(-Δ) is at most 1): "

@@ -42,15 +42,13 @@ class AnnotatorReliability:
             sums are exact (:mod:`nemo_rpo.em.exact`), so batching and layout leave no trace in them.
     """
 
-    estimator: ClassVar[str] = "ema"
+    estimator: ClassVar[str] = "ema"  # what ``model.rpo.estimator`` calls it
     estimate: Estimate | None = None  # the EMA fits nothing
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
         if num_annotators < 1:
             raise ConfigError(f"the EM needs at least one annotator, got {num_annotators}")
         settings.validate()
-        if settings.estimator != self.estimator:
-            raise ConfigError(f"model.rpo.estimator is {settings.estimator}, but {self.estimator} was built")
         self.settings = settings
         self.pending = torch.zeros(2, num_annotators, dtype=torch.float64, device=device)
         self.label_counts = torch.zeros(num_annotators, dtype=torch.float64, device=device)
@@ -126,6 +124,9 @@ class AnnotatorReliability:
             self.right_sums = self.right_sums + right
         self.step += 1
         self.pending.zero_()
+
+    def settle(self) -> None:
+        """After the last step of a run: takes in what the steps since the last fit have brought; the EMA has none."""
 
     def rollback(self) -> None:
         """Forgets this step's sums: the optimizer skipped the step, or it will be run again."""

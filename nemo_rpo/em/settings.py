@@ -54,8 +54,9 @@ class EMSettings:
         objective: ``induced`` is the paper's Eq. 5, ``-w log p - (1-w) log(1-p)`` with the preference probability p
             that the loss induces; ``weighted`` is ``w L(w≻l) + (1-w) L(l≻w)``. They differ by log Z, which is 0 in the
             DPO family.
-        estimator: ``ema`` is the paper's Eq. 7 over the annotators of each global batch; ``buffer`` refits all
-            annotators together from the kept margins of every pair, see :class:`BufferSettings`.
+        estimator: ``buffer`` refits all annotators together from the kept margins of every pair, see
+            :class:`BufferSettings`; ``ema`` is the paper's Eq. 7 over the annotators of each global batch, which mostly
+            remembers its start where labels are few (``docs/estimators.md`` has the two side by side).
         eta_init: reliability of every annotator before any evidence (the paper's 0.9).
         alpha: EMA step per optimizer step in which the annotator occurs (the paper's 0.1).
         alpha_per_labels: n₀; when set, an annotator with n_k labels in the step moves by 1-(1-alpha)^(n_k/n₀), so that
@@ -74,7 +75,7 @@ class EMSettings:
     """
 
     objective: Objective = "induced"
-    estimator: Estimator = "ema"
+    estimator: Estimator = "buffer"
     eta_init: float = 0.9
     alpha: float = 0.1
     alpha_per_labels: float | None = None

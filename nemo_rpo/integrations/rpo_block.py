@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any
 
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
 from nemo_rpo.config.typed import Mismatch, convert, hints_of
+from nemo_rpo.em.settings import EMSettings, Estimator
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import COLUMNS, PreferenceLoss
 from nemo_rpo.losses.options import nearest
@@ -18,12 +19,12 @@ from nemo_rpo.losses.options import nearest
 class HostedRPOConfig(RPOConfig):
     """The settings of ``model.rpo``, and where the host's data has the annotator."""
 
+    estimator: Estimator = "ema"  # the margin buffer is this package's own engine's
     annotator_key: str | None = "annotator"  # null: the data has no ids, all labels are one annotator's
     allow_new_annotators: bool = False  # on resume
 
 
-# Where the reference's weights wait is the host trainer's business.
-_OF_THE_ENGINE = ("reference", "reference_cache", "step0_tolerance", "record")
+_OF_THE_LOSS = {"enabled", "base_loss", "loss_options", "allow_noise_model"}
 
 
 def rpo_config(values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps: bool = False) -> HostedRPOConfig:
@@ -38,7 +39,7 @@ def rpo_config(values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps:
         ConfigError: an unknown key (with the nearest known one), a value of another type or out of its range, or a
             setting that this stack would ignore.
     """
-    given = vars(values) if isinstance(values, RPOConfig) else {} if values is None else values
+    given = _given(values) if isinstance(values, RPOConfig) else {} if values is None else values
     cfg = _section(HostedRPOConfig, given, block)
     try:
         cfg.validate()
@@ -72,6 +73,15 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
     return loss
 
 
+def _given(values: RPOConfig) -> dict[str, Any]:
+    """What a dataclass holds beyond its defaults, which differ from the hosted ones."""
+    return {spec.name: value for spec in fields(values) if (value := getattr(values, spec.name)) != _default(spec)}
+
+
+def _default(spec: Field) -> Any:
+    return spec.default if spec.default is not MISSING else spec.default_factory()
+
+
 def _section(schema: type, values: Mapping[str, Any], block: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{block} must be a mapping of settings; got {values!r}")
@@ -98,7 +108,10 @@ def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool) -> None:
         raise ConfigError(
             f"{block}.sweep={cfg.sweep} needs a pass over the data that this trainer has no place for: set none"
         )
-    defaults = RPOConfig()
-    for name in _OF_THE_ENGINE:
-        if getattr(cfg, name) != getattr(defaults, name):
-            raise ConfigError(f"{block}.{name} is a setting of this package's own engine and would be ignored: drop it")
+    of_the_em = {spec.name for spec in fields(EMSettings)}
+    for spec in fields(RPOConfig):
+        of_the_engine = spec.name not in of_the_em | _OF_THE_LOSS
+        if of_the_engine and getattr(cfg, spec.name) != _default(spec):
+            raise ConfigError(
+                f"{block}.{spec.name} is a setting of this package's own engine and would be ignored: drop it"
+            )

@@ -174,11 +174,21 @@ def test_state_inside_a_step_is_refused():
         reliability.state_dict()
 
 
-def test_the_estimator_and_its_class_have_to_fit():
-    with pytest.raises(ConfigError, match=r"model\.rpo\.estimator is buffer, but ema was built"):
-        AnnotatorReliability(3, SETTINGS)
-    with pytest.raises(ConfigError, match=r"model\.rpo\.estimator is ema, but buffer was built"):
-        build(EMSettings())
+def test_the_last_steps_are_taken_in():
+    reliability = build()
+    for number in range(7):
+        step(reliability, number)
+    reliability.settle()
+    late = reliability.estimate
+    reliability.settle()
+    assert reliability.estimate is late  # nothing has come since
+    every = build(EMSettings(buffer=BufferSettings(refit_every=7)))
+    for number in range(7):
+        step(every, number)
+    assert torch.equal(every.estimate.sweep.counts, late.sweep.counts) and late.sweep.counts.sum() > 0
+
+
+def test_votes_have_to_be_those_of_the_buffer():
     with pytest.raises(ConfigError, match="votes of 3 pairs"):
         BufferedReliability(20, SETTINGS, MarginBuffer(PAIRS), Votes.single(torch.arange(3)))
 

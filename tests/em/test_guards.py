@@ -45,6 +45,7 @@ def test_overconfident_margins():
         return guards.overconfident_margins(evidence_of(torch.tensor(delta), votes, torch.tensor([0.7]), EMSettings()))
 
     assert "reliabilities tend to 1" in said([3.0, -2.0, -9.0])
+    assert said([0.02, 0.01, 0.0]) is None  # margins this small leave the mean at 1, give or take its error
     assert said([3.0, 2.0, 0.0]) is None
     assert said([3.0, 2.0, 0.0], Votes(votes.annotator, torch.zeros(3, 1))) is None
 
@@ -67,12 +68,12 @@ def test_certain_annotators():
 
 
 def test_saturated_posteriors():
-    assert "only 2.0% of the posteriors" in guards.saturated_posteriors(Evidence(2.0, 0.02))
-    assert guards.saturated_posteriors(Evidence(2.0, 0.1)) is None
-    assert guards.saturated_posteriors(Evidence(2.0, float("nan"))) is None
+    assert "only 2.0% of the posteriors" in guards.saturated_posteriors(Evidence(2.0, 0.1, 0.02))
+    assert guards.saturated_posteriors(Evidence(2.0, 0.1, 0.1)) is None
+    assert guards.saturated_posteriors(Evidence(2.0, 0.1, float("nan"))) is None
 
 
 def test_all_that_apply_are_said_most_serious_first():
-    found = warn_all(torch.tensor([0.3]), torch.tensor([50.0]), 0.3, Evidence(2.0, 0.0))
+    found = warn_all(torch.tensor([0.3]), torch.tensor([50.0]), 0.3, Evidence(2.0, 0.1, 0.0))
     assert [guard for guard, _ in found] == ["lone_annotator_below_half", "stuck_at_start", "saturated_posteriors"]
     assert found[0].text.startswith("the only annotator")

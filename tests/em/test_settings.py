@@ -7,7 +7,7 @@ from nemo_rpo.errors import ConfigError
 def test_defaults_are_the_papers():
     settings = EMSettings()
     settings.validate()
-    assert (settings.eta_init, settings.alpha, settings.estimator, settings.objective) == (0.9, 0.1, "ema", "induced")
+    assert (settings.eta_init, settings.alpha, settings.estimator, settings.objective) == (0.9, 0.1, "buffer", "induced")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_start_below_the_floor_is_refused():
 
 
 def test_yaml_gives_lists_for_pairs():
-    EMSettings(prior=[0, 0]).validate()
+    EMSettings(prior=[2, 1]).validate()
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,6 @@ def test_a_bad_buffer_value_names_its_path(field, value):
 
 
 def test_the_buffer_needs_a_proper_prior():
-    EMSettings(prior=(0, 0)).validate()
+    EMSettings(estimator="ema", prior=(0, 0)).validate()
     with pytest.raises(ConfigError, match=r"model\.rpo\.prior must be above 0 twice under estimator: buffer"):
         EMSettings(estimator="buffer", prior=(3, 0)).validate()

@@ -33,7 +33,7 @@ model:
   global_batch_size: 8
   encoder_seq_length: 16
   dpo: {{ref_policy_kl_penalty: 0.5}}
-  rpo: {{sweep: epoch}}
+  rpo: {{estimator: ema, sweep: epoch}}
   optim: {{lr: 4e-3, sched: {{warmup_steps: 3}}}}
   data:
     data_prefix: {{train: {folder}/train.jsonl, validation: {folder}/validation.jsonl}}
