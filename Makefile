@@ -16,7 +16,7 @@ test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron
-	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py
+	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
