@@ -12,6 +12,8 @@ from trl import DPOConfig
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.losses import PreferenceLoss
+from nemo_rpo.losses.reduction import Mean
 
 _OLDEST = "1.16.0"  # the first release that was read and run; the forward pass of earlier ones returns no log-probs
 # Options that choose or change TRL's loss, with the value that leaves it alone.
@@ -50,6 +52,15 @@ def check_args(args: DPOConfig | None, rpo: RPOConfig) -> float:
     if args is None:
         return next(spec.default for spec in fields(DPOConfig) if spec.name == "beta")
     return args.beta
+
+
+def check_loss(loss: PreferenceLoss) -> None:
+    """Raises :class:`ConfigError` for a loss that weighs each pair by the whole global batch (Dr. DPO)."""
+    if not isinstance(loss.reduction, Mean):
+        raise ConfigError(
+            f"rpo.base_loss={loss.name} weighs every pair by the whole global batch, which no micro-batch here has: "
+            "choose another loss, or train with this package's own engine"
+        )
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -22,7 +22,7 @@ from nemo_rpo.integrations.em_state import continued, load_state, save_state, wi
 from nemo_rpo.integrations.rpo_block import log_prob_loss, rpo_config
 from nemo_rpo.integrations.trl.callback import EMCallback, sweep_reliabilities
 from nemo_rpo.integrations.trl.data import SIGN, VOTE_KEYS, VoteCollator, annotator_table, take_votes
-from nemo_rpo.integrations.trl.host import check_args, check_processes, check_version
+from nemo_rpo.integrations.trl.host import check_args, check_loss, check_processes, check_version
 from nemo_rpo.losses import PairLogprobs
 
 _SUMS = ("em/posterior_mean", "em/frac_flipped", "em/abs_delta_mean")
@@ -68,6 +68,7 @@ class RPOTrainer(DPOTrainer):
         self.rpo = rpo_config(rpo, "rpo", sweeps=True)
         beta = check_args(args, self.rpo)
         self.loss = log_prob_loss(self.rpo, LossSettings(ref_policy_kl_penalty=beta), "rpo")
+        check_loss(self.loss)
         key = self.rpo.annotator_key if self.rpo.enabled else None
         self.annotators = annotator_table(train_dataset, key)
         super().__init__(model, ref_model, args, data_collator, train_dataset, **kwargs)

@@ -118,6 +118,7 @@ def test_the_collator_knows_pairs_without_evidence():
         ({"eta_int": 0.8}, {}, r"unknown key rpo\.eta_int; did you mean 'eta_init'"),
         ({"alpha": 3}, {}, r"rpo\.alpha must be above 0 and at most 1"),
         ({"base_loss": "tdpo1"}, {}, r"rpo\.base_loss=tdpo1 needs more than the log-probs"),
+        ({"base_loss": "dr_dpo", "allow_noise_model": True}, {}, r"rpo\.base_loss=dr_dpo weighs every pair by"),
         ({"base_loss": "cdpo"}, {}, r"already models label noise.*rpo\.enabled=false"),
         ({"loss_options": {"beta": 0.2}}, {}, r"β is DPOConfig\.beta"),
         ({"estimator": "buffer"}, {}, r"rpo\.estimator=buffer needs this package's own engine"),
