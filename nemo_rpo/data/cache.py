@@ -9,6 +9,8 @@ Shapes: n pairs, v votes, K annotators. A cache folder holds
     gold.npy          int8 [n]         columns.npy    float32 [c, n]
     content_hash.npy  uint8 [n, 16]    source.npy     int64 [n, 2], file and row
     pair_id.bin       UTF-8, end to end               pair_id_start.npy  int64 [n+1]
+    runs.npy          int32, of all responses         run_bounds.npy     int64 [n, 2, 2], of chosen and rejected in it
+                      (both only where a response has several turns)
     annotators.jsonl  meta.json
 """
 
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.turns import assistant_tokens
 from nemo_rpo.errors import DataError
 
 
@@ -35,6 +38,8 @@ class TokenizedPair(NamedTuple):
         content_hash: 16 bytes over the three id sequences, in this orientation.
         columns: side columns by name, NaN where unknown.
         gold: +1 chosen, −1 rejected, ``None`` unknown.
+        chosen_runs, rejected_runs: which tokens are turns of the assistant (:mod:`nemo_rpo.data.turns`), int32 [r];
+            ``None`` where no response of the data has several.
     """
 
     prompt_ids: np.ndarray
@@ -46,6 +51,8 @@ class TokenizedPair(NamedTuple):
     content_hash: bytes
     columns: dict[str, float]
     gold: int | None
+    chosen_runs: np.ndarray | None = None
+    rejected_runs: np.ndarray | None = None
 
 
 class PreferenceCache:
@@ -91,6 +98,9 @@ class PreferenceCache:
         self._pair_id_start = self._array("pair_id_start")
         self._pair_ids = np.memmap(self.folder / "pair_id.bin", dtype=np.uint8, mode="r")
         self._source = self._array("source")
+        several_turns = (self.folder / "runs.npy").exists()
+        self._runs = self._array("runs") if several_turns else None
+        self._run_bounds = self._array("run_bounds") if several_turns else None
         self._own_annotators = AnnotatorTable.load(self.folder / "annotators.jsonl")
         if len(self._own_annotators) != self.report["annotators"]:
             raise ValueError(f"annotators.jsonl has {len(self._own_annotators)} of {self.report['annotators']} lines")
@@ -155,7 +165,20 @@ class PreferenceCache:
             content_hash=self.content_hash[i].tobytes(),
             columns={name: float(values[i]) for name, values in self.columns.items()},
             gold=int(self.gold[i]) or None,
+            chosen_runs=self._runs_of(i, 0),
+            rejected_runs=self._runs_of(i, 1),
         )
+
+    def _runs_of(self, i: int, side: int) -> np.ndarray | None:
+        return None if self._runs is None else np.array(self._runs[slice(*self._run_bounds[i, side])])
+
+    def scored_lengths(self) -> np.ndarray:
+        """Tokens of chosen and rejected that are scored, int64 [n, 2]: all of them, but for what stands between turns
+        of the assistant.
+        """
+        if self._runs is None:
+            return self.lengths[:, 1:].astype(np.int64)
+        return assistant_tokens(self._runs, self._run_bounds)
 
     def summary(self) -> str:
         """The build's counts in one sentence for the log."""

@@ -31,6 +31,9 @@ class _Texts(NamedTuple):
     start: np.ndarray  # int64 [T], of its prompt in tokens.bin
     lengths: np.ndarray
     problem: np.ndarray
+    runs: np.ndarray
+    run_start: np.ndarray  # int64 [T, 2], where those of either response begin in runs
+    run_counts: np.ndarray
     content_hash: np.ndarray
     truncated: int
     tokens: int
@@ -91,12 +94,14 @@ def _new_texts(spec: CacheSpec, ledger: PairLedger) -> Iterator[RawText]:
 
 
 def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Callable[[], None]) -> _Texts:
-    lengths, problem, content_hash = [], [], []
+    lengths, problem, runs, run_counts, content_hash = [], [], [], [], []
     truncated, max_token_id = 0, -1
     for chunk in chunks:
         write(chunk.tokens.tobytes())
         lengths.append(chunk.lengths)
         problem.append(chunk.problem)
+        runs.append(chunk.runs)
+        run_counts.append(chunk.run_counts)
         content_hash.append(chunk.content_hash)
         truncated += chunk.truncated
         max_token_id = max(max_token_id, int(chunk.tokens.max(initial=-1)))
@@ -104,7 +109,19 @@ def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Ca
     all_lengths, all_problem = np.concatenate(lengths), np.concatenate(problem)
     end = np.cumsum(np.where(all_problem == OK, all_lengths.sum(1, dtype=np.int64), 0))
     start = np.concatenate([[0], end[:-1]])
-    return _Texts(start, all_lengths, all_problem, np.concatenate(content_hash), truncated, int(end[-1]), max_token_id)
+    counts = np.concatenate(run_counts)
+    return _Texts(
+        start=start,
+        lengths=all_lengths,
+        problem=all_problem,
+        runs=np.concatenate(runs),
+        run_start=counts.cumsum().reshape(-1, 2) - counts,
+        run_counts=counts,
+        content_hash=np.concatenate(content_hash),
+        truncated=truncated,
+        tokens=int(end[-1]),
+        max_token_id=max_token_id,
+    )
 
 
 def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray, dict[str, int]]:
@@ -168,6 +185,7 @@ def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray
         "content_hash": texts.content_hash[text, turned.astype(np.int64)],
         "source": table.source[keep],
         "pair_id_start": np.concatenate([[0], np.cumsum([len(name) for name in names])]),
+        **_runs(texts, text, turned),
     }
     for name, values in arrays.items():
         with (folder / f"{name}.npy").open("wb") as file:
@@ -178,6 +196,15 @@ def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray
     AnnotatorTable(replace(known, labels=int(labels[k])) for k, known in enumerate(table.annotators.annotators)).save(
         folder / "annotators.jsonl"
     )
+
+
+def _runs(texts: _Texts, text: np.ndarray, turned: np.ndarray) -> dict[str, np.ndarray]:
+    """Of data that is all single turns there is nothing to say."""
+    if texts.run_counts[text].max() == 1:
+        return {}
+    sides = np.stack([turned, ~turned], axis=1).astype(np.int64)
+    start, count = (np.take_along_axis(values[text], sides, axis=1) for values in (texts.run_start, texts.run_counts))
+    return {"runs": texts.runs, "run_bounds": np.stack([start, start + count], axis=2)}
 
 
 def _sync(file) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.data.cache import TokenizedPair
+from nemo_rpo.data.turns import said_by_assistant, turn_lengths
 
 IGNORE = -100  # the label of a position that is not scored, as in torch's cross entropy
 
@@ -52,7 +53,9 @@ def collate(
         ``chosen``, ``rejected`` int64 [n, S]: prompt + response, right-padded.
         ``chosen_labels``, ``rejected_labels`` int64 [n, S]: the token ids at response positions, −100 elsewhere; not
         shifted (the model's output at position t−1 predicts the label at t).
-        ``chosen_length``, ``rejected_length`` int64 [n]: response tokens.
+        ``chosen_length``, ``rejected_length`` int64 [n]: response tokens that are scored.
+        ``chosen_turn_lengths``, ``rejected_turn_lengths`` int64 [n, T]: of these, tokens of each turn of the assistant,
+        0 beyond the last; only where responses of the data have several turns, T being the most of the micro-batch.
         ``position_ids`` int64 [S].
         ``annotator`` int64 [n, V], 0 where there is no vote; ``sign`` float32 [n, V], ±1, and 0 there.
         ``gold`` int64 [n]: +1, −1, or 0 without one.
@@ -60,8 +63,8 @@ def collate(
     """
     batch: dict[str, Tensor] = {}
     for side in ("chosen", "rejected"):
-        batch[side], batch[f"{side}_labels"], batch[f"{side}_length"] = _side(
-            [(pair.prompt_ids, getattr(pair, f"{side}_ids")) for pair in pairs], seq_length, pad_id
+        batch[side], batch[f"{side}_labels"] = _side(
+            [(pair.prompt_ids, *response_of(pair, side)) for pair in pairs], seq_length, pad_id
         )
     batch["position_ids"] = torch.arange(seq_length)
     return batch | pair_columns(pairs, pair_index, valid, max_votes)
@@ -70,9 +73,10 @@ def collate(
 def pair_columns(
     pairs: Sequence[TokenizedPair], pair_index: np.ndarray, valid: np.ndarray, max_votes: int
 ) -> dict[str, Tensor]:
-    """What a micro-batch knows of each pair beyond its tokens, from ``annotator`` on in :func:`collate`."""
+    """What a micro-batch knows of each pair beyond its tokens, from ``chosen_length`` on in :func:`collate`."""
     annotator, sign = _votes(pairs, valid, max_votes)
     batch = {
+        **_lengths(pairs),
         "annotator": annotator,
         "sign": sign,
         "gold": torch.tensor([pair.gold or 0 for pair in pairs]),
@@ -84,16 +88,37 @@ def pair_columns(
     return batch
 
 
+def response_of(pair: TokenizedPair, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of one response of a pair, int32 [c], and which of them are scored, bool [c]."""
+    ids, runs = getattr(pair, f"{side}_ids"), getattr(pair, f"{side}_runs")
+    return ids, np.ones(len(ids), dtype=bool) if runs is None else said_by_assistant(runs)
+
+
+def _lengths(pairs: Sequence[TokenizedPair]) -> dict[str, Tensor]:
+    several_turns = pairs[0].chosen_runs is not None
+    if not several_turns:
+        return {
+            f"{side}_length": torch.tensor([len(getattr(pair, f"{side}_ids")) for pair in pairs])
+            for side in ("chosen", "rejected")
+        }
+    turns = {side: [turn_lengths(getattr(pair, f"{side}_runs")) for pair in pairs] for side in ("chosen", "rejected")}
+    most = max(len(of) for both in turns.values() for of in both)
+    padded = {side: np.stack([np.pad(of, (0, most - len(of))) for of in turns[side]]) for side in turns}
+    lengths = {f"{side}_length": torch.from_numpy(of.sum(1)) for side, of in padded.items()}
+    return lengths | {f"{side}_turn_lengths": torch.from_numpy(of) for side, of in padded.items()}
+
+
 def _side(
-    sequences: list[tuple[np.ndarray, np.ndarray]], seq_length: int, pad_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    sequences: list[tuple[np.ndarray, np.ndarray, np.ndarray]], seq_length: int, pad_id: int
+) -> tuple[Tensor, Tensor]:
     ids = torch.full((len(sequences), seq_length), pad_id, dtype=torch.int64)
     labels = torch.full((len(sequences), seq_length), IGNORE, dtype=torch.int64)
-    for i, (prompt, response) in enumerate(sequences):
+    for i, (prompt, response, scored) in enumerate(sequences):
         begin, end = len(prompt), len(prompt) + len(response)
         ids[i, :begin] = torch.from_numpy(prompt)
-        ids[i, begin:end] = labels[i, begin:end] = torch.from_numpy(response).long()
-    return ids, labels, torch.tensor([len(response) for _, response in sequences])
+        ids[i, begin:end] = torch.from_numpy(response).long()
+        labels[i, begin:end] = torch.from_numpy(np.where(scored, response, IGNORE)).long()
+    return ids, labels
 
 
 def _votes(pairs: Sequence[TokenizedPair], valid: np.ndarray, max_votes: int) -> tuple[Tensor, Tensor]:

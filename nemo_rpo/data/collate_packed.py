@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.data.cache import TokenizedPair
-from nemo_rpo.data.collate import pair_columns
+from nemo_rpo.data.collate import pair_columns, response_of
 
 
 def collate_packed(
@@ -43,7 +43,7 @@ def collate_packed(
     """
     pack = _Pack()
     for pair in pairs:
-        sides = pair.chosen_ids, pair.rejected_ids
+        sides = response_of(pair, "chosen"), response_of(pair, "rejected")
         for branches in [sides] if share_prompts else [sides[:1], sides[1:]]:
             pack.add(pair.prompt_ids, branches, as_branches=share_prompts)
     # Sequence by sequence: chosen and rejected in turn.
@@ -55,8 +55,6 @@ def collate_packed(
         "segments": torch.tensor(pack.segments, dtype=torch.int64),
         "response_index": _tensor([pack.predictors[i] for i in order]),
         "response_tokens": _tensor([pack.scored[i] for i in order]),
-        "chosen_length": torch.tensor([len(pair.chosen_ids) for pair in pairs]),
-        "rejected_length": torch.tensor([len(pair.rejected_ids) for pair in pairs]),
         **pair_columns(pairs, pair_index, valid, max_votes),
     }
 
@@ -72,15 +70,16 @@ class _Pack:
         self.predictors: list[np.ndarray] = []
         self.scored: list[np.ndarray] = []
 
-    def add(self, prompt: np.ndarray, responses: Sequence[np.ndarray], as_branches: bool) -> None:
-        """A prompt and the responses that go on from it."""
+    def add(self, prompt: np.ndarray, responses: Sequence[tuple[np.ndarray, np.ndarray]], as_branches: bool) -> None:
+        """A prompt and the responses that go on from it, each with which of its tokens are scored."""
         self._append(prompt, start=0)
         end_of_prompt = self.size - 1
-        for response in responses:
-            self.predictors.append(np.concatenate([[end_of_prompt], np.arange(len(response) - 1) + self.size]))
-            self.scored.append(response)
+        for response, scored in responses:
+            predictors = np.concatenate([[end_of_prompt], np.arange(len(response) - 1) + self.size])
+            self.predictors.append(predictors[scored])
+            self.scored.append(response[scored])
             self._append(response, start=len(prompt))
-        lengths = [len(response) for response in responses]
+        lengths = [len(response) for response, _ in responses]
         self.segments.append((len(prompt), *lengths) if as_branches else (len(prompt) + lengths[0], 0, 0))
 
     def fill(self, seq_length: int, pad_id: int) -> None:

@@ -48,6 +48,8 @@ class EncodedChunk:
         tokens: int32, prompt, first and second response of every text, end to end.
         lengths: int32 [m, 3] of the three; of a text with a problem the lengths it would have had.
         problem: int8 [m], index into :data:`PROBLEMS`.
+        runs: int32, those of every response (:mod:`nemo_rpo.data.turns`), end to end.
+        run_counts: int64 [m, 2], runs of the two responses; of a text with a problem 0.
         content_hash: uint8 [m, 2, 16], BLAKE2b of the ids, the responses in the text's order and turned.
         truncated: prompts that were cut.
     """
@@ -55,6 +57,8 @@ class EncodedChunk:
     tokens: np.ndarray
     lengths: np.ndarray
     problem: np.ndarray
+    runs: np.ndarray
+    run_counts: np.ndarray
     content_hash: np.ndarray
     truncated: int
 
@@ -96,12 +100,14 @@ def encode(
 def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_length: int) -> EncodedChunk:
     """Tokenise, truncate and judge each text. Raises :class:`DataError` naming the row that cannot be rendered."""
     parts: list[np.ndarray] = []
+    runs: list[np.ndarray] = []
+    run_counts = np.zeros((len(texts), 2), dtype=np.int64)
     lengths = np.zeros((len(texts), 3), dtype=np.int32)
     problem = np.zeros(len(texts), dtype=np.int8)
     content_hash = np.zeros((len(texts), 2, 16), dtype=np.uint8)
     truncated = 0
     for i, text in enumerate(texts):
-        prompt, first, second = _render(text, tokenizer)
+        prompt, first, second, *both_runs = _render(text, tokenizer)
         lengths[i] = len(prompt), len(first), len(second)
         problem[i] = _problem(text, prompt, first, second, seq_length)
         if problem[i] != OK:
@@ -109,21 +115,25 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
         kept = truncate_prompt(prompt, max(len(first), len(second)), seq_length, tokenizer.bos_id)
         truncated += len(kept) < len(prompt)
         parts += [kept, first, second]
+        runs += both_runs
+        run_counts[i] = [len(of) for of in both_runs]
         lengths[i, 0] = len(kept)
-        content_hash[i] = _hash(kept, first, second), _hash(kept, second, first)
+        content_hash[i] = _hash(kept, first, second, *both_runs), _hash(kept, second, first, *both_runs[::-1])
     tokens = np.concatenate(parts).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
-    return EncodedChunk(tokens, lengths, problem, content_hash, truncated)
+    flat_runs = np.concatenate(runs) if runs else np.empty(0, dtype=np.int32)
+    return EncodedChunk(tokens, lengths, problem, flat_runs, run_counts, content_hash, truncated)
 
 
-def _render(text: RawText, tokenizer: PreferenceTokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _render(text: RawText, tokenizer: PreferenceTokenizer) -> tuple[np.ndarray, ...]:
+    """Ids of prompt, first and second response, and the runs of the two."""
     try:
-        prompt, first = tokenizer.render(text.prompt, text.first)
-        other_prompt, second = tokenizer.render(text.prompt, text.second)
+        prompt, first, first_runs = tokenizer.render_turns(text.prompt, text.first)
+        other_prompt, second, second_runs = tokenizer.render_turns(text.prompt, text.second)
     except DataError as exc:
         raise DataError(f"{text.where}: {exc}") from exc
     if not np.array_equal(prompt, other_prompt):
         raise DataError(f"{text.where}: the chat template of {tokenizer.name} gives the responses different prompts")
-    return prompt, first, second
+    return prompt, first, second, first_runs, second_runs
 
 
 def _problem(text: RawText, prompt: np.ndarray, first: np.ndarray, second: np.ndarray, seq_length: int) -> int:
@@ -138,13 +148,19 @@ def _problem(text: RawText, prompt: np.ndarray, first: np.ndarray, second: np.nd
 
 
 def _is_blank(text: Text) -> bool:
-    return not (text if isinstance(text, str) else "".join(message["content"] for message in text)).strip()
+    if not isinstance(text, str):
+        said = [message for message in text if message["role"] == "assistant" or len(text) == 1]
+        text = "".join(message["content"] for message in said)
+    return not text.strip()
 
 
-def _hash(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+def _hash(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, *runs: np.ndarray) -> np.ndarray:
     digest = hashlib.blake2b(np.array([len(prompt), len(chosen)], dtype="<i8").tobytes(), digest_size=16)
     for ids in (prompt, chosen, rejected):
         digest.update(ids.astype("<i4").tobytes())
+    if max(map(len, runs)) > 1:  # which tokens are scored; of one turn all are
+        for of in runs:
+            digest.update(np.array([len(of), *of], dtype="<i8").tobytes())
     return np.frombuffer(digest.digest(), dtype=np.uint8)
 
 

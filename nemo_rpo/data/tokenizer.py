@@ -122,12 +122,15 @@ class PreferenceTokenizer:
 
         Messages, and text with ``use_chat_template``, go through the chat template: the prompt is the conversation up
         to and including the header of the assistant's turn, the response what the template adds to that, end-of-turn
-        token included. Plain text is ``[bos] + prompt`` and ``response + [eos]``.
+        token included. Plain text is ``[bos] + prompt`` and ``response + [eos]``. A response of several messages is as
+        in :meth:`render_turns`.
 
         Raises:
             DataError: messages without a chat template, or a template that rejects them or rewrites the prompt once the
                 response is known.
         """
+        if isinstance(response, list) and len(response) > 1:
+            return self.render_turns(prompt, response)[:2]
         if self.use_chat_template or not (isinstance(prompt, str) and isinstance(response, str)):
             head, tail = self._through_template(_messages(prompt, "user"), _messages(response, "assistant"))
             return self._split(head, tail)
@@ -138,6 +141,41 @@ class PreferenceTokenizer:
             np.concatenate([np.array(bos, dtype=np.int32), prompt_ids]),
             np.concatenate([response_ids, np.array(eos, dtype=np.int32)]),
         )
+
+    def render_turns(self, prompt: Text, response: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """:meth:`render`, and the response's runs (:mod:`nemo_rpo.data.turns`), int32 [r].
+
+        Of a response of several messages each assistant message is a turn: what the template adds to everything before
+        it and the header of the turn. Each piece is tokenised as it came to the policy, after what stood there already.
+        What follows the last turn is left out: nothing of it is scored.
+        """
+        if not (isinstance(response, list) and len(response) > 1):
+            prompt_ids, response_ids = self.render(prompt, response)
+            return prompt_ids, response_ids, np.array([len(response_ids)], dtype=np.int32)
+        head, pieces = self._dialogue(_messages(prompt, "user"), response)
+        prompt_ids, text, ids = self._ids(head), head, []
+        for piece in pieces:
+            ids.append(self._split(text, piece)[1] if piece else np.empty(0, dtype=np.int32))
+            text += piece
+        return prompt_ids, np.concatenate(ids), np.array([len(of) for of in ids], dtype=np.int32)
+
+    def _dialogue(self, prompt: Messages, response: Messages) -> tuple[str, list[str]]:
+        """The prompt, and the response in pieces: a turn of the assistant, what stands before the next, and so on."""
+        turns = [i for i, message in enumerate(response) if message["role"] == "assistant"]
+        if not turns:
+            raise DataError("a completion of several messages has none of the assistant's")
+        said = [self._through_template(prompt + response[:i], response[i : i + 1]) for i in turns]
+        head = said[0][0] if turns[0] == 0 else self._apply(prompt)
+        text, pieces = head, [] if turns[0] == 0 else [""]
+        for before, turn in said:
+            if not before.startswith(text):
+                raise DataError(
+                    f"the chat template of {self.name} rewrites what was said once the dialogue goes on, so no model "
+                    "has seen the completion as it would be scored; use a template that only appends"
+                )
+            pieces += [turn] if not pieces else [before[len(text) :], turn]
+            text = before + turn
+        return head, pieces
 
     def _split(self, prompt: str, response: str) -> tuple[np.ndarray, np.ndarray]:
         # The prompt is tokenised alone: these are the ids the policy is given when it has to answer, and they must be

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em import Votes
-from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.megatron.questions import Answers, Questions
 from nemo_rpo.megatron.responses import ResponseTokens
 from nemo_rpo.megatron.segments import Segments
 
 MicroBatch = dict[str, Tensor]
-Figures = dict[str, Two]  # of chosen and rejected, under the names of the losses' columns
+Figures = dict[str, Two]  # of chosen and rejected
 REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
-REFERENCE_HIDDEN = "ref_policy_hidden_states"  # [n, h] of the n scored tokens, where the loss compares token by token
+# [pairs, T] of each turn of the assistant, and [n, h] of the n scored tokens; where the loss compares that finely.
+REFERENCE_TURN_KEYS = ("ref_policy_turn_log_probs_chosen", "ref_policy_turn_log_probs_rejected")
+REFERENCE_HIDDEN = "ref_policy_hidden_states"
 PREVIOUS_KEYS = ("previous_policy_log_probs_chosen", "previous_policy_log_probs_rejected")
 
 
@@ -53,13 +55,17 @@ def input_shape(batch: MicroBatch) -> tuple[int, int]:
 
 def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
     """Of a micro-batch on the CPU, padded or packed; on ``device``."""
+    turn_lengths = None
+    if "chosen_turn_lengths" in batch:
+        turn_lengths = torch.cat((batch["chosen_turn_lengths"], batch["rejected_turn_lengths"]))
     if "segments" in batch:
         tokens, positions, segments = batch["tokens"], batch["position_ids"], Segments.of(batch["segments"])
-        responses = ResponseTokens.of_pack(batch)
+        responses = ResponseTokens.of_pack(batch, turn_lengths)
     else:
         tokens, segments = torch.cat((batch["chosen"], batch["rejected"])), None
         positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
-        responses = ResponseTokens.of_labels(torch.cat((batch["chosen_labels"], batch["rejected_labels"])))
+        labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
+        responses = ResponseTokens.of_labels(labels, turn_lengths)
     moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
     return ModelInput(*moved, responses.to(device), segments)
 
@@ -75,9 +81,16 @@ def run_model(model: torch.nn.Module, x: ModelInput, questions: Questions) -> Te
     )
 
 
-def response_figures(answers: Answers, x: ModelInput) -> Figures:
-    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``."""
-    return {name: _two(x.responses.sums(answers[name])) for name in ("logps", "kl") if name in answers}
+def response_figures(answers: Answers, x: ModelInput, by_turn: bool = False) -> Figures:
+    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``.
+
+    ``by_turn`` adds ``turn_logps``, summed over each turn, fp32 ``[pairs, T]``, and ``turns``, their number.
+    """
+    figures = {name: _two(x.responses.sums(answers[name])) for name in ("logps", "kl") if name in answers}
+    if by_turn:
+        figures["turn_logps"] = _two(x.responses.turn_sums(answers["logps"]))
+        figures["turns"] = _two(x.responses.turns())
+    return figures
 
 
 def _two(of_responses: Tensor) -> Two:
@@ -95,7 +108,10 @@ def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | N
     """
     reference = [batch.get(key) for key in REFERENCE_KEYS]
     previous = tuple(batch.get(key, of) for key, of in zip(PREVIOUS_KEYS, reference, strict=True))
-    columns = {name: both for name, both in figures.items() if name != "logps"}
+    columns = {name: both for name, both in figures.items() if name in COLUMNS}
+    if "turn_logps" in figures:
+        frozen = (batch[key] for key in REFERENCE_TURN_KEYS)
+        columns["turn_log_ratios"] = tuple(of - old for of, old in zip(figures["turn_logps"], frozen, strict=True))
     if previous[0] is not None:
         columns["base_logps"] = previous
     return PairLogprobs(

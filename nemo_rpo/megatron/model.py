@@ -28,7 +28,7 @@ from nemo_rpo.megatron.forward import (
     PREVIOUS_KEYS,
     REFERENCE_HIDDEN,
     REFERENCE_KEYS,
-    Figures,
+    REFERENCE_TURN_KEYS,
     MicroBatch,
     ModelInput,
     pair_logprobs,
@@ -128,7 +128,7 @@ class MegatronGPTRPOModel:
         scale = num_microbatches * parallel.data_parallel_size() / self.cfg.model.global_batch_size
 
         def receive_loss(answers: Answers, x: ModelInput, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-            pairs = self.pair_logprobs(batch, response_figures(answers, x))
+            pairs = self.pair_logprobs(answers, x, batch)
             loss = self.loss_func(pairs, batch, collect_evidence=not validation_step)
             return (loss * scale).sum(), {}
 
@@ -141,8 +141,9 @@ class MegatronGPTRPOModel:
         hidden = batch.get(REFERENCE_HIDDEN)  # the last stage's alone, and it alone is asked
         return Questions(kl=None if hidden is None else FrozenPredictions(hidden, self.reference.head))
 
-    def pair_logprobs(self, batch: MicroBatch, figures: Figures) -> PairLogprobs:
+    def pair_logprobs(self, answers: Answers, x: ModelInput, batch: MicroBatch) -> PairLogprobs:
         """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.forward.pair_logprobs`."""
+        figures = response_figures(answers, x, by_turn=self.needs.turns)
         rewards = self.cfg.model.data.default_chosen_reward, self.cfg.model.data.default_rejected_reward
         return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])
 
@@ -225,11 +226,7 @@ class MegatronGPTRPOModel:
 
         Collectives: the model's own.
         """
-
-        def receive(answers: Answers, x: ModelInput, on_device: MicroBatch) -> PairLogprobs:
-            return self.pair_logprobs(on_device, response_figures(answers, x))
-
-        function = forward_step(self.device, self.questions, receive)
+        function = forward_step(self.device, self.questions, self.pair_logprobs)
         return run_batch(function, batch, self.model, forward_only=True, collect_non_loss_data=True)
 
     def get_ref_policy_logprobs(self, batch: Batch) -> list[dict[str, Tensor]]:
@@ -243,17 +240,22 @@ class MegatronGPTRPOModel:
         step, the reference and the previous iterate, and of the reference what it predicts token by token.
         """
         if self.reference is not None:
-            self._ask_frozen(batch, self.reference, REFERENCE_KEYS, Questions(hidden=self.needs.kl))
+            self._ask_frozen(batch, self.reference, REFERENCE_KEYS, self.needs.turns, self.needs.kl)
         if self.previous is not None:
-            self._ask_frozen(batch, self.previous, PREVIOUS_KEYS, Questions())
+            self._ask_frozen(batch, self.previous, PREVIOUS_KEYS)
 
     @torch.no_grad()
-    def _ask_frozen(self, batch: Batch, frozen: ReferencePolicy, keys: tuple[str, str], questions: Questions) -> None:
+    def _ask_frozen(
+        self, batch: Batch, frozen: ReferencePolicy, keys: tuple[str, str], turns: bool = False, hidden: bool = False
+    ) -> None:
         def receive(answers: Answers, x: ModelInput, on_device: MicroBatch) -> MicroBatch:
-            found = dict(zip(keys, response_figures(answers, x)["logps"], strict=True))
-            return found | ({REFERENCE_HIDDEN: answers["hidden"]} if questions.hidden else {})
+            figures = response_figures(answers, x, by_turn=turns)
+            found = dict(zip(keys, figures["logps"], strict=True))
+            if turns:
+                found |= zip(REFERENCE_TURN_KEYS, figures["turn_logps"], strict=True)
+            return found | ({REFERENCE_HIDDEN: answers["hidden"]} if hidden else {})
 
-        function = forward_step(self.device, lambda on_device: questions, receive)
+        function = forward_step(self.device, lambda on_device: Questions(hidden=hidden), receive)
         with frozen.active(self.model) as model:
             found = run_batch(function, batch, model, forward_only=True, collect_non_loss_data=True)
         for micro_batch, entries in zip(batch, found, strict=False):  # none before the last stage

@@ -17,16 +17,24 @@ class StepNeeds:
         live_reference: the reference has to run in each step; False too where its log-probs are cached.
         previous_iterate: the loss compares with a frozen policy of its own beside the reference.
         kl: the divergence of the reference's predictions to the policy's at each scored token.
+        turns: log-probs by turn of the assistant.
     """
 
     reference: bool
     live_reference: bool
     previous_iterate: bool
     kl: bool
+    turns: bool
 
     @classmethod
     def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
         iterates = "base_logps" in loss.needs
         previous_iterate = iterates and model.rpo.previous_iterate is not None
         reference = "reference" in loss.needs or (iterates and not previous_iterate)
-        return cls(reference, reference and model.rpo.reference != "cached", previous_iterate, "kl" in loss.needs)
+        return cls(
+            reference=reference,
+            live_reference=reference and model.rpo.reference != "cached",
+            previous_iterate=previous_iterate,
+            kl="kl" in loss.needs,
+            turns="turn_log_ratios" in loss.needs,
+        )

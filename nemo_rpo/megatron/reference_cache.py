@@ -57,13 +57,13 @@ def compute(
     model: MegatronGPTRPOModel, batches: Iterable[Batch], lengths: np.ndarray, per_token: bool = False
 ) -> Logprobs:
     """Log-probs under the model's present weights, which must be the reference's, of all pairs of a data set, each of
-    which ``batches`` hold once. ``lengths [n, 3]`` are their tokens (prompt, chosen, rejected).
+    which ``batches`` hold once. ``lengths [n, 2]`` are their scored tokens (chosen, rejected).
 
     Draws no random number. Collectives: the model's forward ones, and one all-reduce over the world, of 8 bytes a pair,
     and, ``per_token``, of 4 bytes a response token; every rank ends with all of them.
     """
     found = torch.zeros(2, len(lengths), device=model.device)
-    ends = torch.from_numpy(lengths[:, 1:].astype(np.int64)).flatten().cumsum(0)
+    ends = torch.from_numpy(lengths).flatten().cumsum(0)
     tokens = torch.zeros(int(ends[-1]) if per_token else 0, device=model.device)
     with model.evaluating():
         for batch in batches:

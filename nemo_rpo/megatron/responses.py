@@ -1,6 +1,7 @@
 """Which positions of a micro-batch are scored: the response tokens, and the positions that predict them.
 
-Shapes: b rows of S positions (what the model sees), n response tokens in all, m sequences (responses).
+Shapes: b rows of S positions (what the model sees), n response tokens in all, m sequences (responses), T turns of the
+assistant in the response that has most.
 """
 
 from __future__ import annotations
@@ -23,31 +24,36 @@ class ResponseTokens:
             the token: the one before it.
         token: int64 ``[n]``.
         lengths: int64 ``[m]``, tokens of each response; they add up to n.
+        turn_lengths: int64 ``[m, T]``, of these the tokens of each turn; 0 beyond a response's last.
     """
 
     index: Tensor
     token: Tensor
     lengths: Tensor
+    turn_lengths: Tensor
 
     @classmethod
-    def of_labels(cls, labels: Tensor) -> ResponseTokens:
-        """From ``labels [m, S]`` that are a token's id where it is scored and -100 elsewhere, a row a response.
+    def of_labels(cls, labels: Tensor, turn_lengths: Tensor | None = None) -> ResponseTokens:
+        """From ``labels [m, S]`` that are a token's id where it is scored and -100 elsewhere, a row a response; without
+        ``turn_lengths`` each is one turn.
 
         Waits for the device; called on the CPU, where the batch is made.
         """
         row, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         lengths = torch.bincount(row, minlength=len(labels))
-        return cls(position * len(labels) + row, labels[row, position + 1], lengths)
+        turn_lengths = lengths.unsqueeze(1) if turn_lengths is None else turn_lengths
+        return cls(position * len(labels) + row, labels[row, position + 1], lengths, turn_lengths)
 
     @classmethod
-    def of_pack(cls, batch: Mapping[str, Tensor]) -> ResponseTokens:
+    def of_pack(cls, batch: Mapping[str, Tensor], turn_lengths: Tensor | None = None) -> ResponseTokens:
         """Of a micro-batch as :func:`nemo_rpo.data.collate_packed.collate_packed` makes it."""
         lengths = torch.cat((batch["chosen_length"], batch["rejected_length"]))
-        return cls(batch["response_index"], batch["response_tokens"], lengths)
+        turn_lengths = lengths.unsqueeze(1) if turn_lengths is None else turn_lengths
+        return cls(batch["response_index"], batch["response_tokens"], lengths, turn_lengths)
 
     def to(self, device: torch.device) -> ResponseTokens:
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.index, self.token, self.lengths))
-        return ResponseTokens(*moved)
+        tensors = (self.index, self.token, self.lengths, self.turn_lengths)
+        return ResponseTokens(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
     def sums(self, logprobs: Tensor) -> Tensor:
         """log π(y | x), fp32 ``[m]``, of log-probs fp32 ``[n]``.
@@ -55,5 +61,16 @@ class ResponseTokens:
         Summed in float64: a thousand tokens make a sum whose last fp32 digits would depend on the order, and margins
         are small differences of such sums.
         """
-        summed = torch.segment_reduce(logprobs.double(), "sum", lengths=self.lengths, unsafe=True)
-        return summed.float()
+        return _sums(logprobs, self.lengths)
+
+    def turn_sums(self, logprobs: Tensor) -> Tensor:
+        """:meth:`sums` of each turn, fp32 ``[m, T]``."""
+        return _sums(logprobs, self.turn_lengths.flatten()).view(self.turn_lengths.shape)
+
+    def turns(self) -> Tensor:
+        """Turns of each response, int64 ``[m]``."""
+        return (self.turn_lengths > 0).sum(1)
+
+
+def _sums(values: Tensor, lengths: Tensor) -> Tensor:
+    return torch.segment_reduce(values.double(), "sum", lengths=lengths, unsafe=True).float()

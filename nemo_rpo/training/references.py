@@ -69,7 +69,7 @@ def compute_and_write(
     :func:`~nemo_rpo.megatron.reference_cache.compute`.
     """
     batches = split.dataset.batches(range(len(split.dataset)))
-    logprobs = reference_cache.compute(model, batches, split.cache.lengths, per_token)
+    logprobs = reference_cache.compute(model, batches, split.cache.scored_lengths(), per_token)
     on_first_rank(lambda: reference_file.write(path, logprobs, split.cache, made_with(cfg, name)))
     return logprobs
 

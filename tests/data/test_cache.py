@@ -180,6 +180,53 @@ def test_responses_that_differ_in_text_and_not_in_tokens_are_identical(tmp_path,
         opened(wanted)
 
 
+def test_turns_of_a_dialogue_go_with_their_response(spec, tokenizer):
+    def said(*contents):
+        return [{"role": ("assistant", "user")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+    user = [{"role": "user", "content": "which is the better one?"}]
+    dialogue, answer = said("a cat", "why?", "a dog"), said("a tie")
+    rows = [
+        {
+            "pair_id": "long first",
+            "prompt": user,
+            "response_a": dialogue,
+            "response_b": answer,
+            "votes": [{"vote": "a"}],
+        },
+        {
+            "pair_id": "long last",
+            "prompt": user,
+            "response_a": said("x"),
+            "response_b": dialogue,
+            "votes": [{"vote": "a"}],
+        },
+        {
+            "pair_id": "turned",
+            "prompt": user,
+            "response_a": said("y"),
+            "response_b": dialogue,
+            "votes": [{"vote": "b"}],
+        },
+    ]
+    cache = opened(spec(rows))
+    _, _, runs = tokenizer.render_turns(user, dialogue)
+    pairs = {pair.pair_id: pair for pair in map(cache.pair, range(len(cache)))}
+    assert pairs["long first"].chosen_runs.tolist() == pairs["turned"].chosen_runs.tolist() == runs.tolist()
+    assert pairs["long last"].rejected_runs.tolist() == runs.tolist()
+    assert pairs["turned"].rejected_runs.tolist() == [len(pairs["turned"].rejected_ids)]
+    turns = runs[0] + runs[2]
+    order = [pairs[cache.pair_id(i)] for i in range(3)]
+    expected = [[turns if len(of) == 3 else of.sum() for of in (p.chosen_runs, p.rejected_runs)] for p in order]
+    assert cache.scored_lengths().tolist() == expected
+
+
+def test_data_of_single_turns_says_nothing_of_them(spec):
+    cache = opened(spec(random_rows(5)))
+    assert cache.pair(0).chosen_runs is None
+    assert cache.scored_lengths().tolist() == cache.lengths[:, 1:].tolist()
+
+
 def test_ties_stay_where_there_is_a_use_for_them(spec):
     said = {"both": ["tie", "tie"], "one": ["tie", "b"], "none": []}
     rows = [

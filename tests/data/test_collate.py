@@ -51,6 +51,20 @@ def test_a_micro_batch_by_hand():
     assert batch["sign"].dtype == batch["margin"].dtype == torch.float32
 
 
+def test_of_a_dialogue_the_assistants_turns_are_scored():
+    pairs = [
+        pair([1, 2], [3, 4, 5, 6], [7])._replace(chosen_runs=np.array([1, 2, 1]), rejected_runs=np.array([1])),
+        pair([1], [6], [7, 8, 2])._replace(chosen_runs=np.array([1]), rejected_runs=np.array([0, 1, 2])),
+    ]
+    batch = collate(pairs, np.array([0, 1]), np.array([True, True]), seq_length=6, pad_id=PAD, max_votes=1)
+    assert batch["chosen"].tolist() == [[1, 2, 3, 4, 5, 6], [1, 6, PAD, PAD, PAD, PAD]]
+    assert batch["chosen_labels"].tolist() == [[-100, -100, 3, -100, -100, 6], [-100, 6, -100, -100, -100, -100]]
+    assert batch["rejected_labels"][1].tolist() == [-100, -100, 8, 2, -100, -100]
+    assert (batch["chosen_length"].tolist(), batch["rejected_length"].tolist()) == ([2, 1], [1, 2])
+    assert batch["chosen_turn_lengths"].tolist() == [[1, 1], [1, 0]]
+    assert batch["rejected_turn_lengths"].tolist() == [[1, 0], [2, 0]]
+
+
 def test_a_row_that_fills_up_has_real_tokens_and_no_vote():
     real = pair([1, 2], [3, 4], [5])
     batch = collate([real, real], np.array([0, -1]), np.array([True, False]), seq_length=4, pad_id=PAD, max_votes=1)

@@ -42,6 +42,18 @@ def test_sequences_end_to_end() -> None:
     assert batch["response_index"].tolist() == [1, 2, 7, 5, 9, 10, 11]
 
 
+def test_of_a_dialogue_the_assistants_turns_are_scored() -> None:
+    dialogue = pair([1, 2], [3, 4, 5, 6], [7, 8])
+    dialogue = dialogue._replace(chosen_runs=np.array([1, 2, 1]), rejected_runs=np.array([0, 1, 1]))
+    index, valid = np.array([0]), np.array([True])
+    for share_prompts, places in ((False, [1, 4, 8]), (True, [1, 4, 6])):
+        batch = collate_packed([dialogue], index, valid, 10, PAD, max_votes=1, share_prompts=share_prompts)
+        assert batch["response_tokens"].tolist() == [3, 6, 8]
+        assert batch["response_index"].tolist() == places
+        assert (batch["chosen_length"].tolist(), batch["rejected_length"].tolist()) == ([2], [1])
+        assert batch["chosen_turn_lengths"].tolist() == [[1, 1]] and batch["rejected_turn_lengths"].tolist() == [[1, 0]]
+
+
 def test_one_prompt_for_both_responses() -> None:
     batch = packed(share_prompts=True, seq_length=10)
     assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 1, 6, 7, 8, 2]]

@@ -69,6 +69,46 @@ def test_plain_rows_go_through_the_template_when_asked(tokenizer_folder, tokeniz
         assert [ids.tolist() for ids in mixed] == [ids.tolist() for ids in plain]
 
 
+DIALOGUE = [
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "are you sure?"},
+    {"role": "assistant", "content": "a tie says nothing"},
+]
+
+
+def test_of_a_dialogue_only_the_assistants_turns_are_runs_of_its_own(tokenizer):
+    prompt_ids, response_ids, runs = tokenizer.render_turns(USER, [*DIALOGUE, {"role": "user", "content": "bye"}])
+    assert prompt_ids.tolist() == tokenizer.render(USER, DIALOGUE[:1])[0].tolist()
+    pieces = np.split(response_ids, np.cumsum(runs)[:-1])
+    assert [tokenizer.tokenizer.decode(piece) for piece in pieces] == [
+        "yes<|end|>\n",
+        "<|user|>\nare you sure?<|end|>\n<|assistant|>\n",
+        "a tie says nothing<|end|>\n",
+    ]
+    assert [ids.tolist() for ids in tokenizer.render(USER, DIALOGUE)] == [prompt_ids.tolist(), response_ids.tolist()]
+
+
+def test_one_message_is_one_run(tokenizer):
+    for response in ("a tie", ASSISTANT):
+        _, response_ids, runs = tokenizer.render_turns(USER, response)
+        assert runs.tolist() == [len(response_ids)]
+
+
+def test_a_completion_may_begin_with_somebody_else(tokenizer):
+    prompt_ids, response_ids, runs = tokenizer.render_turns(USER, DIALOGUE[1:])
+    assert runs[0] == 0 and len(runs) == 3
+    assert tokenizer.tokenizer.decode(prompt_ids) == "<s><|user|>\nwhich answer is the better one?<|end|>\n"
+    assert tokenizer.tokenizer.decode(response_ids[runs[1] :]) == "a tie says nothing<|end|>\n"
+
+
+def test_a_dialogue_needs_the_assistant_and_a_template_that_only_appends(tokenizer, tmp_path):
+    with pytest.raises(DataError, match="none of the assistant's"):
+        tokenizer.render_turns(USER, [DIALOGUE[1], DIALOGUE[1]])
+    forgetful = CHAT_TEMPLATE.replace("{{ m.content }}", "{{ m.content if loop.last or m.role != 'assistant' }}")
+    with pytest.raises(DataError, match="rewrites"):
+        load(train_tokenizer(tmp_path, forgetful)).render_turns(USER, DIALOGUE)
+
+
 def test_a_template_that_opens_the_turn_differently_for_generation(tmp_path):
     opened = CHAT_TEMPLATE.replace("<|assistant|>\n{% endif %}", "<|assistant|>\n<think>\n{% endif %}")
     tokenizer = load(train_tokenizer(tmp_path, opened))

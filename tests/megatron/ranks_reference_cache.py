@@ -44,7 +44,7 @@ def experiment(overrides: list[str]) -> dict[str, object]:
         for split in ("sweep", "validation"):
             data, before = run.splits[split], random_state()
             batches = data.dataset.batches(range(len(data.dataset)))
-            logprobs = reference_cache.compute(run.model, batches, data.cache.lengths, per_token=True)
+            logprobs = reference_cache.compute(run.model, batches, data.cache.scored_lengths(), per_token=True)
             cached = reference_cache.CachedReference(logprobs)
             found[f"{split}: random state"] = all(map(torch.equal, before, random_state()))
             found[f"{split}: log-probs"] = [logprobs.chosen.tolist(), logprobs.rejected.tolist()]

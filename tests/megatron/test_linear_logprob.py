@@ -92,5 +92,6 @@ def test_responses_of_labels() -> None:
 def test_sums_do_not_lose_digits_to_length() -> None:
     """A hundred thousand tokens of one response; added one after the other in fp32 they would be off by whole nats."""
     logprobs = torch.full((100_000,), -0.1)
-    found = ResponseTokens(torch.zeros(0), torch.zeros(0), torch.tensor([100_000])).sums(logprobs)
+    lengths = torch.tensor([100_000])
+    found = ResponseTokens(torch.zeros(0), torch.zeros(0), lengths, lengths.unsqueeze(1)).sums(logprobs)
     assert found.item() == pytest.approx(-float(torch.tensor(0.1)) * 100_000, abs=1e-3)
