@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from competence import compare, read_annotators
+from labels import label_accuracy
 from ukp import read_competence
 
 from nemo_rpo.training.metrics import read_metrics
@@ -84,6 +85,8 @@ def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, 
         values = [f"{key}={value}" for key, value in settings.items()]
         call("-m", "nemo_rpo.cli", "train", "--config-path", CONF, "--config-name", "ukpconvarg1", *values, *overrides)
         figures[method] = [row["acc"] for row in read_metrics(run) if row["split"] == "val"]
+    if not setting.one_row_per_vote:
+        figures["labels"] = label_accuracy(folder / "re_dpo/posteriors.parquet", folder / "train.jsonl")
     annotators = read_annotators(folder / "re_dpo/annotators.csv")
     figures |= compare(annotators, read_competence(args.data), set(truth["inverted_workers"]), MIN_VOTES)
     return figures
@@ -91,7 +94,7 @@ def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """One line a setting: means over its seeds, with the spread of the accuracies where there are several."""
-    columns = "votes seeds epochs pairs signed_votes workers length_rule DPO RE-DPO ρ_with_MACE AUC_honest/inverted"
+    columns = "votes seeds epochs pairs signed_votes workers length_rule DPO RE-DPO ρ_with_MACE AUC labels"
     lines = [f"| {columns.replace(' ', ' | ').replace('_', ' ')} |", "|---" * len(columns.split()) + "|"]
     epochs = {setting.name: setting.epochs for setting in (*SETTINGS, FULL)}
     for name, by_seed in results.items():
@@ -102,7 +105,8 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         sizes = [f"{size:,.0f}" for size in (mean["pairs"], mean["signed_votes"], voters)]
         accuracies = [f"{mean['length_rule']:.3f}", _accuracy(runs, "dpo"), _accuracy(runs, "re_dpo")]
         competence = f"{mean['spearman']:.2f} ({mean['workers']:.0f})"
-        cells = [name, str(len(runs)), str(epochs[name]), *sizes, *accuracies, competence, _separation(runs)]
+        cells = [name, str(len(runs)), str(epochs[name]), *sizes, *accuracies, competence]
+        cells += [_separation(runs), _labels(runs)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -110,6 +114,13 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 def _separation(runs: list[dict[str, Any]]) -> str:
     turned = statistics.fmean(run["inverted"] for run in runs)
     return f"{statistics.fmean(run['auc'] for run in runs):.3f} ({turned:.0f})" if turned else "–"
+
+
+def _labels(runs: list[dict[str, Any]]) -> str:
+    """Gold labels of the training pairs that the posteriors find, and that the one-coin EM without a model finds."""
+    if any("labels" not in run for run in runs):
+        return "–"
+    return " / ".join(f"{statistics.fmean(run['labels'][by] for run in runs):.3f}" for by in ("posterior", "one_coin"))
 
 
 def _accuracy(runs: list[dict[str, Any]], method: str) -> str:
