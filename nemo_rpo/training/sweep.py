@@ -47,12 +47,12 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     """Runs :func:`full_batch_em` over ``batches`` (the whole training data, once) and makes its η the model's own.
 
     Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
-    evidence; one broadcast of 8 (4K + 5) bytes from the last pipeline stage.
+    evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage.
     """
     with model.evaluating():
         delta, votes = margins(model, batches)
     k = model.em.num_annotators
-    packed = torch.zeros(4 * k + 5, dtype=torch.float64, device=model.device)
+    packed = torch.zeros(4 * k + 3 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():
         found = full_batch_em(delta, votes, model.em.eta, model.em.settings, sum_over_data_parallel)
         known = delta, votes, found.eta, model.em.settings, sum_over_data_parallel
