@@ -36,6 +36,7 @@ _FREE = (
     "model.rpo.previous_iterate",
     "model.rpo.step0_tolerance",
     "model.rpo.logprob_head",
+    "model.rpo.record",
     "model.optim.name",
     "model.optim.overlap_grad_sync",
     "model.optim.overlap_param_sync",

@@ -89,6 +89,8 @@ class RPOConfig(EMSettings):
     # π_t of losses that compare with the policy of an earlier round: a Hugging Face folder or a checkpoint of this
     # package, kept as `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None
+    record: bool = True  # posteriors.parquet, annotators.parquet and validation.parquet in the run's folder
+    embedding_width: Count = 6  # of a general preference model's embeddings; even
     # Log-probs of the response tokens: a block of the vocabulary at a time, or from all logits of all positions.
     logprob_head: Literal["chunked", "logits"] = "chunked"
     # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16.

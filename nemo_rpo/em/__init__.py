@@ -7,6 +7,7 @@ from nemo_rpo.em.evidence import Evidence, evidence_of
 from nemo_rpo.em.guards import warn_all
 from nemo_rpo.em.objective import robust_loss
 from nemo_rpo.em.posterior import posterior, posterior_logit
+from nemo_rpo.em.record import PairRecord, RecordedReliability
 from nemo_rpo.em.reliability import AnnotatorReliability
 from nemo_rpo.em.settings import BufferSettings, EMSettings
 from nemo_rpo.em.standard_error import standard_errors
@@ -22,6 +23,8 @@ __all__ = [
     "Estimate",
     "Evidence",
     "MarginBuffer",
+    "PairRecord",
+    "RecordedReliability",
     "SweepResult",
     "Votes",
     "estimate",

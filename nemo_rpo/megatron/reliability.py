@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import torch
 
+from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.em import AnnotatorReliability, BufferedReliability, Collectives, EMSettings, MarginBuffer, Votes
+from nemo_rpo.em import (
+    AnnotatorReliability,
+    BufferedReliability,
+    Collectives,
+    MarginBuffer,
+    PairRecord,
+    RecordedReliability,
+    Votes,
+)
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.statistics import gather_over_data_parallel, sum_over_data_parallel
 
 COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel)
 
 
-def build_reliability(settings: EMSettings, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
-    """The reliabilities of the annotators of ``cache``, all at their start.
+def build_reliability(
+    rpo: RPOConfig, cache: PreferenceCache, device: torch.device
+) -> AnnotatorReliability | RecordedReliability:
+    """The reliabilities of the annotators of ``cache``, all at their start; recorded where ``rpo.record`` asks for it.
 
-    ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs. No collective.
+    ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
+    pair. No collective.
     """
+    em = _estimator(rpo, cache, device)
+    if not (rpo.enabled and rpo.record):
+        return em
+    pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
+    return RecordedReliability(em, pairs, COLLECTIVES)
+
+
+def _estimator(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
     annotators = len(cache.annotators)
-    if settings.estimator == AnnotatorReliability.estimator:
-        return AnnotatorReliability(annotators, settings, device)
+    if rpo.estimator == AnnotatorReliability.estimator:
+        return AnnotatorReliability(annotators, rpo, device)
     buffer = MarginBuffer(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
     votes = Votes(*map(torch.from_numpy, cache.vote_matrix(buffer.block)))
-    return BufferedReliability(annotators, settings, buffer, votes, COLLECTIVES, device)
+    return BufferedReliability(annotators, rpo, buffer, votes, COLLECTIVES, device)

@@ -70,14 +70,17 @@ def gather_over_data_parallel(rows: Tensor) -> Tensor:
 
 def gather_step_rows(rows: Tensor, pairs: int) -> Tensor:
     """Brings the ``rows [pairs/D, c]`` that each of D data-parallel ranks of the last pipeline stage has collected in a
-    step to every rank: ``[pairs, c]``, ``pairs`` being the global batch.
+    step to every rank: ``[pairs, c]``, ``pairs`` being the global batch. Rows beyond those, of pairs that only fill up
+    a pipeline, are left behind.
 
     One all-gather over the data-parallel group (last stage only) and, with several stages, one broadcast over the
     pipeline group: 12 bytes a pair for the rows of the margin buffer. No wait for the device; not differentiable.
     """
     gathered = rows.new_empty(pairs, *rows.shape[1:])
     if is_last_stage():
-        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=parallel_state.get_data_parallel_group())
+        group = parallel_state.get_data_parallel_group()
+        own = rows[: pairs // dist.get_world_size(group)].contiguous()
+        dist.all_gather_into_tensor(gathered, own, group=group)
     broadcast_from_last_stage(gathered)
     return gathered
 

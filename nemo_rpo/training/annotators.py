@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_rpo.data.annotators import AnnotatorTable
-from nemo_rpo.em import Evidence, warn_all
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.em import Evidence, RecordedReliability, warn_all
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training import record
 from nemo_rpo.training.logging import RunLog
 from nemo_rpo.training.results import ANNOTATOR_CSV, write_annotators
 from nemo_rpo.training.summary import AnnotatorRow
@@ -28,8 +29,8 @@ class AnnotatorBook:
         standard_error: of η [K], from the last sweep or refit; nan where nothing has been fitted.
     """
 
-    def __init__(self, model: MegatronGPTRPOModel, table: AnnotatorTable, folder: Path, log: RunLog) -> None:
-        self.model, self.table, self.folder, self.log = model, table, folder, log
+    def __init__(self, model: MegatronGPTRPOModel, cache: PreferenceCache, folder: Path, log: RunLog) -> None:
+        self.model, self.cache, self.folder, self.log = model, cache, folder, log
         self.enabled = model.cfg.model.rpo.enabled
         self.running_eta = model.em.eta
         self.standard_error = torch.full_like(model.em.eta, math.nan)
@@ -110,11 +111,25 @@ class AnnotatorBook:
             setattr(self, name, torch.cat((kept, fresh[len(kept) :])))
         self._noted = self.model.em.estimate
 
-    def write(self) -> Path:
-        """Writes ``annotators.csv`` on global rank 0."""
+    def write(self, step: int) -> list[Path]:
+        """Writes ``annotators.csv`` and, where a record is kept, ``annotators.parquet`` and ``posteriors.parquet``, on
+        global rank 0, as they stand after ``step``; returns their paths.
+
+        Collectives: :meth:`RecordedReliability.seen`.
+        """
+        em, paths = self.model.em, [self.folder / ANNOTATOR_CSV]
+        recorded = isinstance(em, RecordedReliability)
+        if recorded:
+            paths += [self.folder / record.ANNOTATORS, self.folder / record.POSTERIORS]
+            seen = em.seen().cpu().numpy()
         if dist.get_rank() == 0:
-            write_annotators(self.folder, self.rows())
-        return self.folder / ANNOTATOR_CSV
+            rows = self.rows()
+            write_annotators(self.folder, rows)
+            if recorded:
+                record.write_annotators(self.folder, step, rows, em.trajectory)
+                logit_eta = torch.logit(em.eta).cpu().numpy()
+                record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.settings.link_tau)
+        return paths
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""
@@ -122,5 +137,5 @@ class AnnotatorBook:
         start = self.model.em.settings.eta_init
         return [
             AnnotatorRow(a.id, a.labels, eta, start, error, running)
-            for a, eta, error, running in zip(self.table.annotators, *columns, strict=True)
+            for a, eta, error, running in zip(self.cache.annotators.annotators, *columns, strict=True)
         ]

@@ -37,6 +37,22 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def holder_of(folder: Path) -> str | None:
+    """Which job is at work in ``folder``; None if there is none, or its file system has no locks."""
+    try:
+        file = (folder / ".lock").open(encoding="utf-8")
+    except OSError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "by another job"
+        except OSError:
+            return None
+    return None
+
+
 def _locked(folder: Path) -> TextIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,11 @@
-"""The end of a run: the policy as a Hugging Face folder, ``annotators.csv``, and the closing report."""
+"""The end of a run: the policy as a Hugging Face folder, the tables of annotators, labels and held-out pairs, and the
+closing report.
+"""
 
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -11,12 +14,14 @@ from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.huggingface.config import read_hf_config
 from nemo_rpo.megatron.huggingface.exporter import export_hf
+from nemo_rpo.training import record
 from nemo_rpo.training.first_rank import on_first_rank
 from nemo_rpo.training.logging import RunLog
 from nemo_rpo.training.metrics import read_metrics
 from nemo_rpo.training.results import ANNOTATOR_CSV
 from nemo_rpo.training.setup import starting_point, tokenizer_folder
 from nemo_rpo.training.summary import final_report
+from nemo_rpo.training.sweep import margins
 from nemo_rpo.training.trainer import RPOTrainer
 
 _HF_FOLDER = "hf"
@@ -25,14 +30,16 @@ _HF_FOLDER = "hf"
 def drop_results(folder: Path, fresh: bool) -> None:
     """Removes what an earlier end left in the run's ``folder`` and this start will make again. Collective.
 
-    The export goes before the first step, so that one that is there is always of the run's last step. A run that starts
-    afresh drops the table of annotators too: it may learn none.
+    The export and the held-out margins go before the first step, so that those that are there are always of the run's
+    last step. A run that starts afresh drops the tables of annotators and labels too: it may learn none.
     """
 
     def drop() -> None:
         shutil.rmtree(folder / _HF_FOLDER, ignore_errors=True)
+        (folder / record.VALIDATION).unlink(missing_ok=True)
         if fresh:
-            (folder / ANNOTATOR_CSV).unlink(missing_ok=True)
+            for name in (ANNOTATOR_CSV, record.ANNOTATORS, record.POSTERIORS):
+                (folder / name).unlink(missing_ok=True)
 
     on_first_rank(drop)
 
@@ -47,7 +54,10 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
     rows = []
     if cfg.model.rpo.enabled:
         rows = trainer.annotators.rows()
-        files.append(trainer.annotators.write())  # a run that was killed after its last checkpoint has an older one
+        # A run that was killed after its last checkpoint has older ones.
+        files += trainer.annotators.write(trainer.step)
+    if cfg.model.rpo.record and "validation" in trainer.splits:
+        files.append(_held_out(trainer))
     checkpoint = trainer.store.latest()
     if checkpoint is not None:
         files.append(checkpoint)
@@ -56,6 +66,15 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
     log.close()
     if dist.get_rank() == 0:
         print_on_first_rank("\n" + final_report(rows, read_metrics(trainer.folder), files))
+
+
+def _held_out(trainer: RPOTrainer) -> Path:
+    path, cache = trainer.folder / record.VALIDATION, trainer.splits["validation"].cache
+    if not on_first_rank(path.exists):
+        with trainer.model.evaluating():
+            delta = margins(trainer.model, trainer.validation_batches()).everywhere(len(cache))
+        on_first_rank(partial(record.write_validation, trainer.folder, trainer.step, cache, delta.cpu().numpy()))
+    return path
 
 
 def _export(cfg: RunConfig, trainer: RPOTrainer) -> Path:

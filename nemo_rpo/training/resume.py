@@ -9,7 +9,7 @@ from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differen
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotators import AnnotatorTable
 from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.em import AnnotatorReliability
+from nemo_rpo.em import AnnotatorReliability, RecordedReliability
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint import read_run
 from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
@@ -88,3 +88,6 @@ def take_up(trainer: RPOTrainer, run: dict[str, Any]) -> None:
     """Puts the trainer where the checkpoint that its model was restored from stood; ``run`` is its ``run.json``."""
     trainer.step, trainer.val_metrics = run["step"], run["metrics"]
     trainer.annotators.take_up(run)
+    em = trainer.model.em
+    if isinstance(em, RecordedReliability) and run["origin"]["data"] != trainer.origin["data"]:
+        em.pairs.forget()  # it knows pairs by their place

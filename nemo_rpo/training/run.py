@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def train(cfg: RunConfig) -> None:
     """Trains as ``cfg`` says, from the latest checkpoint of its folder if there is one. Collective over the world.
 
-    Leaves in the run's folder: ``config.yaml``, ``metrics.jsonl``, ``annotators.csv``, ``checkpoints/`` and, at the
-    end, the policy as a Hugging Face folder ``hf/``.
+    Leaves in the run's folder: ``config.yaml``, ``metrics.jsonl``, ``annotators.csv``, ``checkpoints/``, the record
+    (:mod:`nemo_rpo.training.record`) and, at the end, the policy as a Hugging Face folder ``hf/``.
 
     Raises:
         RPOError: anything the user can mend, before the first step wherever it can be known.

@@ -8,20 +8,51 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_rpo.em import Evidence, SweepResult, Votes, evidence_of, full_batch_em, standard_errors
+from nemo_rpo.em import (
+    Evidence,
+    RecordedReliability,
+    SweepResult,
+    Votes,
+    evidence_of,
+    full_batch_em,
+    standard_errors,
+)
 from nemo_rpo.megatron.forward import to_device, votes_of
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
 from nemo_rpo.megatron.statistics import broadcast_from_last_stage, sum_over_data_parallel
 
 
-@torch.no_grad()
-def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> tuple[Tensor, Votes]:
-    """Δ of every valid pair of this rank's batches, fp32 ``[pairs]``, and their votes; empty before the last stage.
-
-    The batches hold their reference log-probs already. Collectives: the model's forward ones.
+class Margins(NamedTuple):
+    """Of every valid pair of this rank's batches: Δ fp32 ``[pairs]``, its votes, and ``pair`` int64 ``[pairs]``, its
+    index in the data; empty before the last stage.
     """
-    deltas, annotators, signs = [], [], []
+
+    delta: Tensor
+    votes: Votes
+    pair: Tensor
+
+    def everywhere(self, pairs: int) -> Tensor:
+        """Δ of all ``pairs`` of the data, on every rank: fp32 ``[pairs]``, NaN for those that no rank has seen.
+
+        One all-reduce of 8 bytes a pair over the data-parallel group and one broadcast over the pipeline group.
+        """
+        found = torch.zeros(2, pairs, device=self.delta.device)
+        found[:, self.pair] = torch.stack((self.delta, torch.ones_like(self.delta)))
+        if is_last_stage():
+            sum_over_data_parallel(found)
+        broadcast_from_last_stage(found)
+        delta, seen = found
+        return torch.where(seen > 0, delta, torch.nan)
+
+
+@torch.no_grad()
+def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Margins:
+    """The margins of ``batches``, which hold their reference log-probs already, at the present weights.
+
+    Collectives: the model's forward ones.
+    """
+    deltas, annotators, signs, pairs = [], [], [], []
     for batch in batches:
         for micro_batch, x in zip(batch, model.get_pair_batch(batch), strict=False):
             on_device = to_device(micro_batch, model.device)
@@ -29,10 +60,11 @@ def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> tuple[Tenso
             deltas.append(model.loss.terms(x).delta[valid])
             annotators.append(votes.annotator[valid])
             signs.append(votes.sign[valid])
+            pairs.append(on_device["pair_index"][valid])
     if not deltas:
         nothing = torch.zeros(0, device=model.device)
-        return nothing, Votes(nothing.long().unsqueeze(-1), nothing.unsqueeze(-1))
-    return torch.cat(deltas), Votes(torch.cat(annotators), torch.cat(signs))
+        return Margins(nothing, Votes(nothing.long().unsqueeze(-1), nothing.unsqueeze(-1)), nothing.long())
+    return Margins(torch.cat(deltas), Votes(torch.cat(annotators), torch.cat(signs)), torch.cat(pairs))
 
 
 class Sweep(NamedTuple):
@@ -44,13 +76,18 @@ class Sweep(NamedTuple):
 
 
 def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Sweep:
-    """Runs :func:`full_batch_em` over ``batches`` (the whole training data, once) and makes its η the model's own.
+    """Runs :func:`full_batch_em` over ``batches`` (the whole training data, once) and makes its η the model's own; its
+    margins are the last sight of each pair, where a record is kept.
 
     Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
-    evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage.
+    evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage; for the record
+    :meth:`Margins.everywhere`.
     """
     with model.evaluating():
-        delta, votes = margins(model, batches)
+        seen = margins(model, batches)
+    delta, votes, _ = seen
+    if isinstance(model.em, RecordedReliability):
+        model.em.pairs.see_again(seen.everywhere(model.em.pairs.num_pairs))
     k = model.em.num_annotators
     packed = torch.zeros(4 * k + 3 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,7 @@ class RPOTrainer:
         self.schedule, self.store, self.log, self.folder = schedule, store, log, folder
         self.origin, self.started = origin, started
         self.step = 0  # optimizer steps done
-        self.annotators = AnnotatorBook(model, splits["train"].cache.annotators, folder, log)
+        self.annotators = AnnotatorBook(model, splits["train"].cache, folder, log)
         self.val_metrics: dict[str, float] = {}
         self.skipped = 0
 
@@ -53,7 +53,7 @@ class RPOTrainer:
             self.train_single_step(step, batch)
             self.annotators.note_refit(step)
             if self.sweeps(step):
-                self.annotators.sweep(step, self._batches("sweep"))
+                self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
             if "validation" in self.splits and self.schedule.validates(step):
                 self.run_validation(step)
             out_of_time = self.out_of_time()
@@ -105,19 +105,20 @@ class RPOTrainer:
 
     def run_validation(self, step: int) -> None:
         """Loss and metrics over the validation pairs; the EM learns nothing from them."""
-        split = self.splits["validation"]
-        count = batches_of(self.cfg.trainer.dpo.limit_val_batches, len(split.dataset))
         self.model.prepare_for_validation_step()
-        for batch in split.dataset.batches(range(count)):
-            self.references["validation"].add_ref_policy_logprobs(batch)
+        for batch in self.validation_batches():
             self.model.validation_forward(batch)
         metrics = self.model.finish_validation_step()
         self.val_metrics = {f"val_{name}": value for name, value in metrics.items()}
         self.log.record("val", step, metrics)
 
-    def _batches(self, split: str) -> Any:
-        dataset = self.splits[split].dataset
-        for batch in dataset.batches(range(len(dataset))):
+    def validation_batches(self) -> Iterator[Batch]:
+        """Those that a validation looks at, with their reference log-probs."""
+        available = len(self.splits["validation"].dataset)
+        return self._batches("validation", batches_of(self.cfg.trainer.dpo.limit_val_batches, available))
+
+    def _batches(self, split: str, count: int) -> Iterator[Batch]:
+        for batch in self.splits[split].dataset.batches(range(count)):
             self.references[split].add_ref_policy_logprobs(batch)
             yield batch
 
@@ -133,7 +134,7 @@ class RPOTrainer:
         }
         path = self.store.save(self.model, self.splits["train"].cache.annotators, run)
         if self.cfg.model.rpo.enabled:
-            self.annotators.write()
+            self.annotators.write(step)
         self.log.note(f"saved {path}")
 
     def out_of_time(self) -> bool:

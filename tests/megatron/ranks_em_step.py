@@ -127,7 +127,7 @@ def sweep(run: Engine) -> dict[str, Any]:
     """What this rank brings to the closing EM, and what comes of it."""
     start = run.model.em.eta.tolist()
     with run.model.evaluating():
-        delta, votes = margins(run.model, run.batches("sweep"))
+        delta, votes, _ = margins(run.model, run.batches("sweep"))
     found = sweep_reliabilities(run.model, run.batches("sweep")).result
     return {
         "start": start,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import resource
 import shutil
 import signal
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -21,12 +23,15 @@ pytestmark = pytest.mark.distributed
 LAST = Path("checkpoints") / step(STEPS)
 EXPORT = Path("hf") / "model.safetensors"
 ETA = "annotators.csv"
+RECORD = ("posteriors.parquet", "annotators.parquet", "validation.parquet")
 
 
 def assert_same_end(resumed: Path, unbroken: Path, scratch: Path) -> None:
     """Weights, optimizer, η, metrics and what is kept of them, bit for bit."""
     assert (resumed / EXPORT).read_bytes() == (unbroken / EXPORT).read_bytes()
     assert (resumed / ETA).read_bytes() == (unbroken / ETA).read_bytes()
+    for name in RECORD:
+        assert parquet.read_table(resumed / name).equals(parquet.read_table(unbroken / name)), name
     assert read_metrics(resumed, timing=False) == read_metrics(unbroken, timing=False)
     assert checkpoints(resumed) == checkpoints(unbroken)
     for name in checkpoints(unbroken):
@@ -44,7 +49,7 @@ def assert_equal(ours: object, theirs: object, where: str = "") -> None:
     elif isinstance(theirs, list):
         assert_equal(dict(enumerate(ours)), dict(enumerate(theirs)), where)
     elif isinstance(theirs, torch.Tensor):
-        assert torch.equal(ours, theirs), where
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{where}: {text}")
     else:
         assert ours == theirs, where
 
@@ -144,6 +149,19 @@ def test_the_margin_buffer_is_resumed(world: World, tmp_path: Path) -> None:
     assert_same_end(out, unbroken, tmp_path)
     world.train(other, *buffer, ranks=2)
     assert etas(other) == pytest.approx(etas(unbroken), abs=1e-5)
+    assert_close_records(other, unbroken)
+
+
+def assert_close_records(out: Path, wanted: Path) -> None:
+    """Every label, annotator and held-out pair in the same order, floats within 1e-5."""
+    for name in RECORD:
+        ours, theirs = (parquet.read_table(run / name).to_pylist() for run in (out, wanted))
+        assert len(ours) == len(theirs) > 0
+        for row, expected in zip(ours, theirs, strict=True):
+            assert row.keys() == expected.keys()
+            for column, value in expected.items():
+                floats = isinstance(value, float) or column == "trajectory_eta"
+                assert row[column] == (pytest.approx(value, abs=1e-5) if floats else value), (name, column)
 
 
 def etas(out: Path) -> dict[str, float]:
@@ -171,6 +189,7 @@ def test_resumed_under_other_layouts(world: World, unbroken: Path, tmp_path: Pat
     for row, wanted in zip(rows, expected, strict=True):
         assert row.pop("split") == wanted.pop("split")
         assert row == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert_close_records(out, unbroken)
     ours, theirs = tensors(out / LAST, tmp_path), tensors(unbroken / LAST, tmp_path)
     assert ours.keys() == theirs.keys()
     for name in theirs:
@@ -201,7 +220,8 @@ def test_a_finish_that_was_cut_short_is_made_up_for(world: World, unbroken: Path
     out = tmp_path / "run"
     shutil.copytree(unbroken, out)
     shutil.rmtree(out / "hf")
-    (out / ETA).unlink()
+    for name in (ETA, *RECORD):
+        (out / name).unlink()
     world.train(out)
     assert_same_end(out, unbroken, tmp_path)
 
@@ -234,6 +254,7 @@ def test_a_fresh_start_puts_the_earlier_run_aside(world: World, unbroken: Path, 
     assert checkpoints(out) == [step(2), step(3)]
     assert sorted(path.name for path in (out / "checkpoints.previous").iterdir()) == checkpoints(unbroken)
     assert steps_done(out) == 3 and not (out / ETA).exists()
+    assert [name for name in RECORD if (out / name).exists()] == ["validation.parquet"]
 
 
 def test_a_folder_is_one_jobs(world: World, tmp_path: Path) -> None:
@@ -263,5 +284,8 @@ def test_annotators_that_are_new_join(world: World, unbroken: Path, tmp_path: Pa
         table = list(csv.DictReader(file))
     assert [row["id"] for row in table] == ["a01", "a02", "a03", "a04", "a00"]
     assert table[-1]["labels"] == "12" and 0 < float(table[-1]["eta"]) < 1
+    record = parquet.read_table(out / "annotators.parquet").to_pylist()
+    way = record[-1]["trajectory_eta"]
+    assert math.isnan(way[0]) and 0 < way[-1] < 1
     saved = common(out / LAST)["em"]
     assert saved["label_counts"].tolist()[-1] > 0  # it has been learnt from

@@ -41,6 +41,7 @@ def test_every_file_of_the_report_is_there(re_dpo: tuple[Path, subprocess.Comple
     named = files_named(result.stderr)
     relative = {str(path.relative_to(out)) for path in named}
     written = {"config.yaml", "metrics.jsonl", "tensorboard", "annotators.csv", f"checkpoints/{step(STEPS)}", "hf"}
+    written |= {"annotators.parquet", "posteriors.parquet", "validation.parquet"}
     assert relative == written
     assert all(path.exists() for path in named)
     assert {path.name for path in out.iterdir()} == {name.split("/")[0] for name in written} | {".lock"}
