@@ -21,8 +21,8 @@ from nemo_rpo.errors import CheckpointError, DataError
 STATE_FILE = "rpo_state.json"
 
 
-def save_state(folder: Path, em: AnnotatorReliability, table: AnnotatorTable) -> None:
-    """Writes η, its evidence and the table into the checkpoint's ``folder``; JSON holds every float64 exactly."""
+def packed(em: AnnotatorReliability, table: AnnotatorTable) -> dict[str, Any]:
+    """η, its evidence and the table as plain values, a row an annotator; Python's floats hold every float64 exactly."""
     state = em.state_dict()
     annotators = [
         {**asdict(annotator), "eta": eta, "label_count": count, "right_sum": right}
@@ -30,8 +30,22 @@ def save_state(folder: Path, em: AnnotatorReliability, table: AnnotatorTable) ->
             table.annotators, *(state[key].tolist() for key in ("eta", "label_counts", "right_sums")), strict=True
         )
     ]
+    return {"format": 1, "step": state["step"], "annotators": annotators}
+
+
+def unpacked(saved: dict[str, Any]) -> tuple[AnnotatorTable, dict[str, Any]]:
+    """The table, and the state for :meth:`AnnotatorReliability.load_state_dict`, of what :func:`packed` returned."""
+    rows = saved["annotators"]
+    table = AnnotatorTable(Annotator(row["id"], row["labels"], row["first_seen"]) for row in rows)
+    columns = {"eta": "eta", "label_counts": "label_count", "right_sums": "right_sum"}
+    state = {name: torch.tensor([row[column] for row in rows], dtype=torch.float64) for name, column in columns.items()}
+    return table, {**state, "step": saved["step"]}
+
+
+def save_state(folder: Path, em: AnnotatorReliability, table: AnnotatorTable) -> None:
+    """Writes :func:`packed` into the checkpoint's ``folder``; JSON holds every float64 exactly."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": 1, "step": state["step"], "annotators": annotators}, indent=1, ensure_ascii=False)
+    text = json.dumps(packed(em, table), indent=1, ensure_ascii=False)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -48,14 +62,7 @@ def load_state(folder: Path) -> tuple[AnnotatorTable, dict[str, Any]]:
             "start in a new folder"
         )
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        rows = saved["annotators"]
-        table = AnnotatorTable(Annotator(row["id"], row["labels"], row["first_seen"]) for row in rows)
-        columns = {"eta": "eta", "label_counts": "label_count", "right_sums": "right_sum"}
-        state = {
-            name: torch.tensor([row[column] for row in rows], dtype=torch.float64) for name, column in columns.items()
-        }
-        return table, {**state, "step": saved["step"]}
+        return unpacked(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as exc:
         raise CheckpointError(f"{path} is damaged ({exc!r}): resume from an earlier checkpoint") from exc
 
