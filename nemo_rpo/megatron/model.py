@@ -192,7 +192,8 @@ class MegatronGPTRPOModel:
         else:
             run_batch(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
             reduce_to_all_ranks(self.metrics.sums, self.em.pending)
-            self.em.exchange(partial(gather_step_rows, pairs=self.cfg.model.global_batch_size))
+            if self.cfg.model.rpo.enabled:  # else nothing was observed
+                self.em.exchange(partial(gather_step_rows, pairs=self.cfg.model.global_batch_size))
             metrics = self.metrics.means()
             if (scale := self.metrics.gradient_scale()) != 1.0:
                 for chunk in self.model:

@@ -95,6 +95,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
 
 # Other ways through the step, five steps each, under one layout of each number of ranks; these are not committed.
 OBJECTIVES: dict[str, list[str]] = {
+    "no EM": ["model.rpo.enabled=false", "model.rpo.estimator=buffer"],
     "a loss that is no mean": ["model.rpo.base_loss=dr_dpo", "model.rpo.enabled=false"],
     "no reference, warm-up, SFT": [
         "model.rpo.base_loss=simpo",
