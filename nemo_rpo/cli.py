@@ -58,6 +58,14 @@ COMMANDS = {
             "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
         ),
     ),
+    "report": Command(
+        "show what a run has learnt of its annotators, labels and policy",
+        "nemo_rpo.commands.report",
+        (
+            "nemo-rpo report results/megatron_gpt_rpo",
+            "nemo-rpo report results/megatron_gpt_rpo --groups groups.csv --quotes 50 --out reports/monday",
+        ),
+    ),
     "rank": Command(
         "rank players (models, say) by their wins, losses and ties",
         "nemo_rpo.commands.rank",

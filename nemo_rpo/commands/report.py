@@ -1,0 +1,70 @@
+"""``nemo-rpo report``: what a run has learnt of its annotators, labels and policy, as a page to read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_rpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemo_rpo.report.document import Document
+
+FORMATS = ("html", "markdown")
+_NAME = "report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder, as nemo-rpo train writes it")
+    add("--out", type=Path, metavar="DIR", help="folder for report.html, report.md and its figures (RUN)")
+    add("--format", nargs="+", choices=FORMATS, default=FORMATS, help="what to write (both)")
+    add("--quotes", type=int, metavar="N", help="doubtful labels to quote (20)")
+    help = "CSV with columns annotator and group: compare these (bands of reliability)"
+    add("--groups", type=Path, metavar="CSV", help=help)
+    help = "the training files, if they are no longer where the run read them"
+    add("--data", nargs="+", type=Path, metavar="FILE", default=[], help=help)
+    add("--no-texts", action="store_true", help="quote no texts: for a report that leaves the house")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the report and prints where it is."""
+    from nemo_rpo.report.build import ReportSettings, build_report
+    from nemo_rpo.report.run import read_run
+
+    out = args.out or args.run
+    if args.out and not args.out.parent.is_dir():
+        raise ConfigError(f"folder {args.out.parent} does not exist; make it, or name another place")
+    if args.quotes is not None and args.quotes < 0:
+        raise ConfigError(f"--quotes must be 0 or more, got {args.quotes}")
+    given = {} if args.quotes is None else {"quotes": args.quotes}
+    settings = ReportSettings(groups=args.groups, data=tuple(args.data), texts=not args.no_texts, **given)
+    document = build_report(read_run(args.run), settings)
+    for path in _write(document, out, args.format):
+        print(path)
+
+
+def _write(document: Document, out: Path, formats: tuple[str, ...]) -> list[Path]:
+    from nemo_rpo.report.document import Figure
+    from nemo_rpo.report.html import as_html
+    from nemo_rpo.report.markdown import as_markdown
+
+    files: dict[Path, str] = {}
+    if "html" in formats:
+        files[out / f"{_NAME}.html"] = as_html(document)
+    if "markdown" in formats:
+        figures = f"{_NAME}_figures"
+        files[out / f"{_NAME}.md"] = as_markdown(document, figures)
+        drawn = [block for section in document.sections for block in section.blocks if isinstance(block, Figure)]
+        files |= {out / figures / f"{figure.name}.svg": figure.svg for figure in drawn}
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(exist_ok=True)
+            writing = path.with_name(f".writing-{path.name}")
+            writing.write_text(text, encoding="utf-8")
+            os.replace(writing, path)
+    except OSError as exc:
+        raise ConfigError(f"cannot write in {out} ({exc.strerror or exc}); name another place with --out") from exc
+    return [path for path in files if path.parent == out]

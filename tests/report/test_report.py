@@ -1,0 +1,228 @@
+"""The report: what it says is what is true of the run, and the page stands alone."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip install 'nemo-rpo[report]'")
+pytest.importorskip("pyarrow", reason="the report needs pyarrow: pip install 'nemo-rpo[report]'")
+
+from nemo_rpo.cli import main
+from nemo_rpo.report.build import ReportSettings, build_report
+from nemo_rpo.report.document import Document, Figure, Note, Quote, Section, Table, Text
+from nemo_rpo.report.run import Run, read_run
+
+from .runs import Crowd, make_run
+
+ETA = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.1]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Crowd]:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    return folder, make_run(folder, ETA)
+
+
+@pytest.fixture(scope="module")
+def run(made: tuple[Path, Crowd]) -> Run:
+    return read_run(made[0])
+
+
+@pytest.fixture(scope="module")
+def document(run: Run) -> Document:
+    return build_report(run)
+
+
+def section(document: Document, title: str) -> Section:
+    return next(section for section in document.sections if section.title == title)
+
+
+def blocks(document: Document, title: str, kind: type) -> list:
+    return [block for block in section(document, title).blocks if isinstance(block, kind)]
+
+
+def test_the_adversary_is_first(document: Document, made: tuple[Path, Crowd]) -> None:
+    [table] = blocks(document, "Annotators", Table)
+    assert table.rows[0][0] == "w0007" and len(table.rows) == len(ETA)
+    etas = [float(row[2]) for row in table.rows]
+    assert etas == sorted(etas) and etas[0] < 0.3
+    for row in table.rows:
+        low, high = map(float, row[3].split("–"))
+        assert low < float(row[2]) < high
+    crowd = made[1]
+    counts = np.bincount(crowd.annotator)
+    shown = {row[0]: int(row[1].replace(",", "")) for row in table.rows}
+    assert shown == {f"w{k:04d}": n for k, n in enumerate(counts)}
+    assert "w0007" in section(document, "In short").blocks[0].text
+
+
+def test_doubtful_labels_are_wrong_ones(document: Document, run: Run, made: tuple[Path, Crowd]) -> None:
+    crowd = made[1]
+    wrong, doubt = ~crowd.right, 1 - run.labels.w_last
+    ranks = np.argsort(np.argsort(doubt))
+    auroc = (ranks[wrong].mean() - (wrong.sum() - 1) / 2) / (~wrong).sum()
+    assert auroc > 0.9
+    quotes = blocks(document, "Most doubtful labels", Quote)
+    assert len(quotes) == 20
+    by_pair = {crowd.ids[i]: i for i in range(len(crowd))}
+    givers = []
+    for quote in quotes:
+        pair = by_pair[quote.title.split()[-1]]
+        giver = re.match(r"preferred by (w\d+)", quote.sides[0][0])[1]
+        [row] = [v for v in np.flatnonzero(crowd.pair == pair) if f"w{crowd.annotator[v]:04d}" == giver]
+        assert not crowd.right[row]
+        givers.append(giver)
+        # The response on the left is the one that this annotator voted for.
+        assert quote.sides[0][1].split()[-1].rstrip("ab") == str(pair)
+        assert quote.sides[0][1][-1] != quote.sides[1][1][-1]
+        assert f"preferred by {giver}" in quote.sides[0][0]
+    assert max(givers.count(giver) for giver in givers) <= 3
+
+
+def test_quotes_are_the_right_way_round(run: Run, document: Document, made: tuple[Path, Crowd]) -> None:
+
+    votes = {}
+    for line in Path(made[1].file).read_text().splitlines():
+        row = json.loads(line)
+        votes |= {(row["pair_id"], vote["annotator"]): row[f"response_{vote['vote']}"] for vote in row["votes"]}
+    for quote in blocks(document, "Most doubtful labels", Quote):
+        giver = re.match(r"preferred by (w\d+)", quote.sides[0][0])[1]
+        assert quote.sides[0][1] == votes[quote.title.split()[-1], giver]
+
+
+def test_accuracy_is_that_of_the_margins(document: Document, run: Run) -> None:
+    table = blocks(document, "Policy", Table)[0]
+    right = (run.held_out.gold * run.held_out.delta > 0).mean()
+    assert table.rows[0][2].startswith(f"{right:.3f} (")
+    last = next(row for row in table.rows if row[0] == "training, last sight")
+    assert last[2].startswith(f"{(run.labels.sign * run.labels.delta_last > 0).mean():.3f} (")
+
+
+def test_shared_taste_is_no_noise(tmp_path: Path) -> None:
+    """Two annotators who want the opposite on half of the pairs are named together; independent ones are not."""
+    make_run(tmp_path / "run", [0.9] * 6 + [0.9, 0.9], pairs=600, taste=2)
+    [table] = blocks(build_report(read_run(tmp_path / "run")), "Taste rather than noise", Table)
+    assert [set(row[0].split(", ")) for row in table.rows] == [{"w0006", "w0007"}]
+    make_run(tmp_path / "noise", [0.9] * 6 + [0.5, 0.5], pairs=600)
+    assert not blocks(build_report(read_run(tmp_path / "noise")), "Taste rather than noise", Table)
+
+
+def test_warnings_say_what_to_do(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [0.2] * 5, pairs=100)
+    notes = blocks(build_report(read_run(tmp_path / "run")), "Warnings", Note)
+    assert notes[0].title == "Most labels come from annotators rated below one half"
+    assert "Do not swap" in notes[0].advice
+
+
+def test_groups_of_the_user(run: Run, tmp_path: Path) -> None:
+    groups = tmp_path / "groups.csv"
+    groups.write_text("annotator,group\nw0000,expert\nw0001,expert\nw0007,crowd\n")
+    [table] = blocks(build_report(run, ReportSettings(groups=groups)), "Labels", Table)
+    assert [row[0] for row in table.rows] == ["crowd", "expert", "(no group)", "all"]
+    assert [row[1] for row in table.rows] == ["1", "2", "5", "8"]
+
+
+def test_without_the_data_there_are_no_quotes(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made[0], folder)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace(made[1].file, str(tmp_path / "gone.jsonl")))
+    document = build_report(read_run(folder))
+    assert not blocks(document, "Most doubtful labels", Quote)
+    assert any("gone.jsonl does not exist" in text.text for text in blocks(document, "Most doubtful labels", Text))
+    moved = ReportSettings(data=(Path(made[1].file),))
+    assert len(blocks(build_report(read_run(folder), moved), "Most doubtful labels", Quote)) == 20
+
+
+class _Page(html.parser.HTMLParser):
+    """Tags in order, and whatever could ask for another file."""
+
+    VOID = frozenset(("meta", "br", "hr", "img", "use", "path", "link"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone(made: tuple[Path, Crowd], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", str(made[0]), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out/report.html"), str(tmp_path / "out/report.md")]
+    text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    page = _Page(text)
+    assert all(link.startswith(("#", "data:")) for link in page.links) and page.links
+    assert "script" not in page.tags and "url(http" not in text and "@import" not in text
+    assert page.tags.count("svg") == 6 and "<b>Question" not in text and "&lt;b&gt;Question" in text
+    assert main(["report", str(made[0]), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again/report.html").read_text(encoding="utf-8") == text
+
+
+def test_markdown_says_the_same(made: tuple[Path, Crowd], document: Document, tmp_path: Path) -> None:
+    assert main(["report", str(made[0]), "--out", str(tmp_path / "out"), "--format", "markdown"]) == 0
+    assert not (tmp_path / "out/report.html").exists()
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [s.title for s in document.sections]
+    drawn = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(drawn) == sum(isinstance(block, Figure) for s in document.sections for block in s.blocks)
+    assert all((tmp_path / "out" / path).read_text(encoding="utf-8").startswith("<svg") for path in drawn)
+
+
+def test_a_crowd_of_thousands(tmp_path: Path) -> None:
+    eta = np.random.default_rng(0).beta(6, 2, 3815).tolist()
+    make_run(tmp_path / "run", eta, pairs=8000, per_pair=5)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 5e6 and page.count("<td>w") >= 3800
+
+
+def browse(page: str, folder: Path) -> tuple[str, set[str]]:
+    """What the browser says while it opens a page, and who asked for the requests that it makes beside its own."""
+    names = (os.environ.get("NEMO_RPO_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine (NEMO_RPO_CHROMIUM names one)")
+    log = folder / "net.json"
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    command += [f"--log-net-log={log}", "--enable-logging=stderr", f"--screenshot={folder}/page.png", page]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and (folder / "page.png").stat().st_size > 1000
+    asked = set(re.findall(r'"initiator":"([^"]*)"', log.read_text())) - {"not an origin"}
+    return result.stderr, asked
+
+
+def test_a_browser_opens_it_without_a_word(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    """And a page that does ask for a file is found out by the same means."""
+    assert main(["report", str(made[0]), "--out", str(tmp_path / "out")]) == 0
+    said, asked = browse((tmp_path / "out/report.html").as_uri(), tmp_path)
+    assert "CONSOLE" not in said and not asked
+    (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:9/"><script>console.error("no")</script>')
+    said, asked = browse((tmp_path / "asks.html").as_uri(), tmp_path)
+    assert "CONSOLE" in said and asked
