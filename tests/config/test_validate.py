@@ -44,8 +44,8 @@ def test_the_defaults_with_data_are_valid() -> None:
         ),
         (
             {"model__rpo__reference": "cached", "model__rpo__base_loss": "tdpo2"},
-            "model.rpo.reference=cached keeps one log-prob a response, and the loss 'tdpo2' compares with the reference "
-            "token by token (kl): set it to swapped or resident",
+            "model.rpo.reference=cached keeps one log-prob a response, and the loss 'tdpo2' compares with the "
+            "reference token by token (kl): set it to swapped or resident",
         ),
         (
             {"model__rpo__previous_iterate": "earlier", "model__rpo__base_loss": "dno_prct"},
