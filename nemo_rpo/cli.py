@@ -66,6 +66,15 @@ COMMANDS = {
             "nemo-rpo report results/megatron_gpt_rpo --groups groups.csv --quotes 50 --out reports/monday",
         ),
     ),
+    "export": Command(
+        "write doubtful labels, cleaned data, or the weights of annotators from a run",
+        "nemo_rpo.commands.export",
+        (
+            "nemo-rpo export results/megatron_gpt_rpo doubtful --limit 500 --out relabel.csv",
+            "nemo-rpo export results/megatron_gpt_rpo data --relabelled relabel.csv --wrong drop --out clean.jsonl",
+            "nemo-rpo export results/megatron_gpt_rpo annotators --out weights.csv",
+        ),
+    ),
     "rank": Command(
         "rank players (models, say) by their wins, losses and ties",
         "nemo_rpo.commands.rank",

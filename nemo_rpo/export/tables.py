@@ -1,0 +1,45 @@
+"""Rows into a CSV or JSONL file, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.data.write import record_writer
+from nemo_rpo.errors import ConfigError, DataError
+
+
+def write_table(rows: Iterable[dict[str, Any]], out: Path, overwrite: bool) -> int:
+    """Writes rows that all have the fields of the first; returns how many. ``.csv``, or what
+    :func:`nemo_rpo.data.write.record_writer` takes.
+
+    Raises:
+        ConfigError: ``out`` is there already, or cannot be written. DataError: there are no rows.
+    """
+    if out.suffix != ".csv":
+        count = 0
+        with record_writer(out, overwrite) as write:
+            for count, row in enumerate(rows, start=1):  # noqa: B007  the count is what is wanted
+                write(row)
+        return count
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; name another file, or say --overwrite")
+    if not out.parent.is_dir():
+        raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+    listed = list(rows)
+    if not listed:
+        raise DataError(f"no row is left to write to {out}")
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, listed[0])
+            writer.writeheader()
+            writer.writerows(listed)
+        os.replace(part, out)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+    return len(listed)
