@@ -38,6 +38,7 @@ def collate_packed(
             not to each other, given by their lengths. A sequence is a trunk without branches.
         ``response_index``, ``response_tokens`` int64 [t]: the position that predicts a response token, and the token;
             all chosen responses in the order of the pairs, then all rejected.
+        ``response_ends`` int64 [2n]: the position of the last scored token of each.
         ``chosen_length``, ``rejected_length`` and everything else a pair has, as :func:`~nemo_rpo.data.collate.collate`
             gives it.
     """
@@ -55,12 +56,13 @@ def collate_packed(
         "segments": torch.tensor(pack.segments, dtype=torch.int64),
         "response_index": _tensor([pack.predictors[i] for i in order]),
         "response_tokens": _tensor([pack.scored[i] for i in order]),
+        "response_ends": torch.tensor([pack.ends[i] for i in order]),
         **pair_columns(pairs, pair_index, valid, max_votes),
     }
 
 
 class _Pack:
-    """The arrays of a pack while it grows; one entry of ``predictors`` and ``scored`` a response."""
+    """The arrays of a pack while it grows; one entry of ``predictors``, ``scored`` and ``ends`` a response."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -69,6 +71,7 @@ class _Pack:
         self.segments: list[tuple[int, int, int]] = []
         self.predictors: list[np.ndarray] = []
         self.scored: list[np.ndarray] = []
+        self.ends: list[int] = []
 
     def add(self, prompt: np.ndarray, responses: Sequence[tuple[np.ndarray, np.ndarray]], as_branches: bool) -> None:
         """A prompt and the responses that go on from it, each with which of its tokens are scored."""
@@ -78,6 +81,7 @@ class _Pack:
             predictors = np.concatenate([[end_of_prompt], np.arange(len(response) - 1) + self.size])
             self.predictors.append(predictors[scored])
             self.scored.append(response[scored])
+            self.ends.append(self.size + int(np.flatnonzero(scored)[-1]))
             self._append(response, start=len(prompt))
         lengths = [len(response) for response, _ in responses]
         self.segments.append((len(prompt), *lengths) if as_branches else (len(prompt) + lengths[0], 0, 0))

@@ -21,11 +21,14 @@ with warnings.catch_warnings():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.attention import CausalSDPA
 from nemo_rpo.megatron.gpt import PreferenceGPT
+from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.norm import TorchNorm
+from nemo_rpo.megatron.reward_head import RewardHead
 
 _DTYPES = {"bf16": torch.bfloat16, "32": torch.float32}
 _NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
@@ -152,9 +155,13 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
     """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet
     wrapped for data parallelism.
 
-    Raises :class:`ConfigError` if the layout does not divide the model. Issues no collective.
+    Where the run's loss asks for the outputs of a reward head, the last stage has one; where it asks for no log-probs,
+    the output layer is not trained.
+
+    Raises :class:`ConfigError` if the layout does not divide the model, or leaves a gradient to wait for that never
+    comes. Issues no collective.
     """
-    model = cfg.model
+    model, needs = cfg.model, StepNeeds.of(base_loss(cfg.model), cfg.model)
     architecture.check_parallel(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
     )
@@ -166,6 +173,7 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
         vp_stage = stage if virtual else None
         chunk = PreferenceGPT(
             real_vocab_size=architecture.vocab_size,
+            reward_head=_reward_head(architecture, cfg, needs),
             logprob_head=model.rpo.logprob_head,
             transformer_engine=te,
             config=config,
@@ -180,7 +188,28 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
             vp_stage=vp_stage,
             **_rope_arguments(architecture),
         )
+        if not needs.logps:
+            _leave_output_layer(chunk, cfg)
         if cfg.trainer.accelerator == "gpu":
             chunk.cuda(torch.cuda.current_device())
         chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
     return chunks
+
+
+def _reward_head(architecture: GPTArchitecture, cfg: RunConfig, needs: StepNeeds) -> RewardHead | None:
+    if not needs.reward_outputs:
+        return None
+    return RewardHead(architecture.hidden_size, needs.reward_outputs, cfg.model.seed)
+
+
+def _leave_output_layer(chunk: PreferenceGPT, cfg: RunConfig) -> None:
+    """Keeps an output layer that no loss reads out of training: weight decay alone would wear it away."""
+    if not chunk.post_process:
+        return
+    if not chunk.share_embeddings_and_output_weights:
+        chunk.output_layer.weight.requires_grad_(False)
+    elif not chunk.pre_process and cfg.model.optim.overlap_grad_sync:
+        raise ConfigError(
+            "model.optim.overlap_grad_sync=true waits on the last pipeline stage for a gradient of the tied output "
+            "layer, which a reward model has none of: set it to false"
+        )

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
+from nemo_rpo.megatron.reward_head import REWARD_HEAD, head_of
 
 RUN_FILE = "run.json"
 _INDEX_FILES = (".metadata", "metadata.json")
@@ -107,6 +108,7 @@ def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) ->
         **run,
         "architecture": model.architecture.to_dict(),
         "layout": _layout(),
+        "reward_outputs": dict(model.needs.reward_outputs),
         "optimizer": model.cfg.model.optim.name,
         "megatron_core": megatron_version,
     }
@@ -206,12 +208,22 @@ def _with_newcomers(saved: dict[str, Any], fresh: dict[str, Any]) -> dict[str, A
 
 
 def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:
-    """Reads only the weights of a checkpoint into model chunks that are not wrapped for data parallelism yet.
+    """Reads only the weights of a checkpoint into model chunks that are not wrapped for data parallelism yet. What the
+    checkpoint lacks of a reward head stays as it is.
 
     Collective over the world. Raises :class:`CheckpointError` if it cannot be read.
     """
+    state, fresh = _model_state(chunks), {}
+    head = head_of(chunks)
+    if head is not None:
+        saved, last = read_run(folder).get("reward_outputs", {}), _chunk_names(chunks)[-1]
+        unlike = [name for name, width in head.outputs.items() if saved.get(name) != width]
+        keys = [key for key in state[last] for name in unlike if key.startswith(f"{REWARD_HEAD}.{name}.")]
+        fresh = {key: state[last].pop(key).data for key in keys}
     with _reading(folder):
-        state = dist_checkpointing.load(_model_state(chunks), str(folder))
+        state = dist_checkpointing.load(state, str(folder))
+    if fresh:
+        state[last] |= fresh
     _load_model_state(chunks, state)
 
 

@@ -82,11 +82,14 @@ def run_model(model: torch.nn.Module, x: ModelInput, questions: Questions) -> Te
 
 
 def response_figures(answers: Answers, x: ModelInput, by_turn: bool = False) -> Figures:
-    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``.
+    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``, and the
+    reward head's outputs.
 
     ``by_turn`` adds ``turn_logps``, summed over each turn, fp32 ``[pairs, T]``, and ``turns``, their number.
     """
-    figures = {name: _two(x.responses.sums(answers[name])) for name in ("logps", "kl") if name in answers}
+    per_token = {name: x.responses.sums(answers[name]) for name in ("logps", "kl") if name in answers}
+    per_response = {name: answer for name, answer in answers.items() if name in COLUMNS and name not in per_token}
+    figures = {name: _two(of_responses) for name, of_responses in (per_token | per_response).items()}
     if by_turn:
         figures["turn_logps"] = _two(x.responses.turn_sums(answers["logps"]))
         figures["turns"] = _two(x.responses.turns())
@@ -108,19 +111,24 @@ def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | N
     """
     reference = [batch.get(key) for key in REFERENCE_KEYS]
     previous = tuple(batch.get(key, of) for key, of in zip(PREVIOUS_KEYS, reference, strict=True))
-    columns = {name: both for name, both in figures.items() if name in COLUMNS}
+    columns, of_prompts = {}, {}
+    for name in figures.keys() & COLUMNS.keys():
+        if COLUMNS[name].belongs_to == "response":
+            columns[name] = figures[name]
+        else:
+            of_prompts[name], _ = figures[name]  # read before either response begins: the same of both
     if "turn_logps" in figures:
         frozen = (batch[key] for key in REFERENCE_TURN_KEYS)
         columns["turn_log_ratios"] = tuple(of - old for of, old in zip(figures["turn_logps"], frozen, strict=True))
     if previous[0] is not None:
         columns["base_logps"] = previous
     return PairLogprobs(
-        *figures["logps"],
+        *figures.get("logps", (None, None)),
         *reference,
         chosen_length=batch["chosen_length"],
         rejected_length=batch["rejected_length"],
         response_columns=columns,
-        pair_columns=_label_columns(batch, default_margin),
+        pair_columns=_label_columns(batch, default_margin) | of_prompts,
     )
 
 

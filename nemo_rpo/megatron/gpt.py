@@ -26,6 +26,7 @@ from nemo_rpo.megatron.linear_logprob import linear_logprobs
 from nemo_rpo.megatron.logprob import token_logprobs
 from nemo_rpo.megatron.questions import Answers, Questions
 from nemo_rpo.megatron.responses import ResponseTokens
+from nemo_rpo.megatron.reward_head import RewardHead
 from nemo_rpo.megatron.segments import Segments
 
 
@@ -105,16 +106,29 @@ class PreferenceGPT(GPTModel):
     Args:
         real_vocab_size: tokens of the vocabulary without its padding.
         logprob_head: ``model.rpo.logprob_head``.
+        reward_head: what the last stage has beside the output layer; dropped on others. Log-probs then may be asked for
+            or not.
         transformer_engine: whether the layers are Transformer Engine's, whose packed attention has a format of its own.
     """
 
     def __init__(
-        self, *args: Any, real_vocab_size: int, logprob_head: str, transformer_engine: bool, **kwargs: Any
+        self,
+        *args: Any,
+        real_vocab_size: int,
+        logprob_head: str,
+        transformer_engine: bool,
+        reward_head: RewardHead | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.transformer_engine = transformer_engine
         if self.post_process:
             ScoringHead.take_over(self.output_layer, real_vocab_size, through_logits=logprob_head == "logits")
+            if reward_head is not None:
+                self.reward_head = reward_head
+                # A tied output layer gets a bucket of its own, and Megatron-Core saves what follows a padded bucket from
+                # the wrong place: it stays the last module, whose bucket is the first.
+                self._modules["output_layer"] = self._modules.pop("output_layer")
 
     def forward(
         self,
@@ -146,6 +160,8 @@ class PreferenceGPT(GPTModel):
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         found, _ = self.output_layer(hidden, weight=weight, responses=responses, questions=questions)
+        if questions is not None and questions.reward:
+            found |= self.reward_head(hidden, responses, self.config.sequence_parallel, self.output_layer.tp_group)
         return found.transpose(0, 1).contiguous() if responses is None else found
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.losses.pair import Two
 from nemo_rpo.losses.reduction import Reduction
 
 # Sums over the valid pairs of the global batch; `means` turns them into the names that a person reads.
@@ -26,10 +27,11 @@ class StepMetrics:
 
     Args:
         reduction: how the losses of pairs become the loss of the batch.
+        logps: whether there are log-probs; a reward model has none.
     """
 
-    def __init__(self, reduction: Reduction, device: torch.device) -> None:
-        self.reduction = reduction
+    def __init__(self, reduction: Reduction, device: torch.device, logps: bool = True) -> None:
+        self.reduction, self.logps = reduction, logps
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
     def reset(self) -> None:
@@ -40,15 +42,13 @@ class StepMetrics:
         self, x: PairLogprobs, valid: Tensor, loss: Tensor, preference: Tensor, sft: Tensor, w: Tensor, delta: Tensor
     ) -> None:
         """Adds one micro-batch; every argument is per pair ``[pairs]``, invalid pairs count nowhere."""
-        frozen = (x.reference_chosen, x.reference_rejected)
-        if x.reference_chosen is None:
-            frozen = x.response_columns.get("base_logps", (0.0, 0.0))
-        chosen, rejected = x.policy_chosen - frozen[0], x.policy_rejected - frozen[1]
+        chosen, rejected = _rewards(x, delta)
+        policy = x.policy() if self.logps else (torch.zeros_like(loss),) * 2
         rows = torch.stack(
             [
                 torch.ones_like(loss), self.reduction.surrogate(loss), self.reduction.statistic(loss),
                 preference, sft, (chosen > rejected).float(),
-                chosen, rejected, chosen.square() + rejected.square(), x.policy_chosen, x.policy_rejected,
+                chosen, rejected, chosen.square() + rejected.square(), *policy,
                 w, (w < 0.5).float(), delta.abs(),
             ]
         ).double()  # fmt: skip
@@ -64,7 +64,8 @@ class StepMetrics:
 
     def means(self) -> dict[str, float]:
         """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (to the previous iterate where
-        that is the only frozen policy, plain log-probs where there is none), ``margin`` their difference.
+        that is the only frozen policy, plain log-probs where there is none), a reward model's scores, or Δ and 0 of
+        one that scores pairs alone; ``margin`` is their difference.
 
         Waits for the device, once.
         """
@@ -83,8 +84,7 @@ class StepMetrics:
             "rewards_all_mean": rewards_all,
             "rewards_all_std": max(variance, 0.0) ** 0.5,
             "margin": mean["rewards_chosen"] - mean["rewards_rejected"],
-            "logps_chosen_mean": mean["logps_chosen"],
-            "logps_rejected_mean": mean["logps_rejected"],
+            **{f"{name}_mean": mean[name] for name in ("logps_chosen", "logps_rejected") if self.logps},
             "em/posterior_mean": mean["posterior"],
             "em/frac_flipped": mean["flipped"],
             "em/abs_delta_mean": mean["abs_delta"],
@@ -93,3 +93,13 @@ class StepMetrics:
     def _loss(self, total: dict[str, float]) -> float:
         sums = (torch.tensor(total[name], dtype=torch.float64) for name in ("surrogate", "statistic", "pairs"))
         return self.reduction.value(*sums).item()
+
+
+def _rewards(x: PairLogprobs, delta: Tensor) -> Two:
+    """The rewards of chosen and rejected ``[pairs]``, as :meth:`StepMetrics.means` speaks of them."""
+    if x.policy_chosen is None:
+        return x.response_columns.get("score", (delta, torch.zeros_like(delta)))
+    frozen = (x.reference_chosen, x.reference_rejected)
+    if x.reference_chosen is None:
+        frozen = x.response_columns.get("base_logps", (0.0, 0.0))
+    return x.policy_chosen - frozen[0], x.policy_rejected - frozen[1]

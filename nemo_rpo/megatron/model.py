@@ -78,8 +78,8 @@ class MegatronGPTRPOModel:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
         self.em = em
-        self.metrics = StepMetrics(self.loss.reduction, device)
         self.needs = StepNeeds.of(self.loss, cfg.model)
+        self.metrics = StepMetrics(self.loss.reduction, device, self.needs.logps)
         chunks = build_model_chunks(architecture, cfg)
         resident = partial(build_model_chunks, architecture, cfg) if cfg.model.rpo.reference == "resident" else None
         self.reference: ReferencePolicy | None = None
@@ -139,7 +139,11 @@ class MegatronGPTRPOModel:
     def questions(self, batch: MicroBatch) -> Questions:
         """What the policy is asked about a micro-batch that holds what the frozen policies were asked."""
         hidden = batch.get(REFERENCE_HIDDEN)  # the last stage's alone, and it alone is asked
-        return Questions(kl=None if hidden is None else FrozenPredictions(hidden, self.reference.head))
+        return Questions(
+            logps=self.needs.logps,
+            kl=None if hidden is None else FrozenPredictions(hidden, self.reference.head),
+            reward=bool(self.needs.reward_outputs),
+        )
 
     def pair_logprobs(self, answers: Answers, x: ModelInput, batch: MicroBatch) -> PairLogprobs:
         """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.forward.pair_logprobs`."""
@@ -159,7 +163,7 @@ class MegatronGPTRPOModel:
         preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
         if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
             preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
-        sft = self.sft_loss_func(x, w)
+        sft = self.sft_loss_func(x, w) if self.needs.logps else torch.zeros_like(preference)
         loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
         if collect_evidence and rpo.enabled:
             self.em.accumulate(w, votes, valid)

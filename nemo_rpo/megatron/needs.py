@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_rpo.config.schema import ModelConfig
@@ -13,28 +14,36 @@ class StepNeeds:
     """Which policies a step runs, and what it asks them beside log-probs.
 
     Attributes:
+        logps: log-probs of the policy. A reward model is asked for none, and its language-model head stays as it is.
         reference: the loss compares with the frozen reference, or with a previous iterate that is the reference.
         live_reference: the reference has to run in each step; False too where its log-probs are cached.
         previous_iterate: the loss compares with a frozen policy of its own beside the reference.
         kl: the divergence of the reference's predictions to the policy's at each scored token.
         turns: log-probs by turn of the assistant.
+        reward_outputs: name → width of what a reward head gives.
     """
 
+    logps: bool
     reference: bool
     live_reference: bool
     previous_iterate: bool
     kl: bool
     turns: bool
+    reward_outputs: Mapping[str, int]
 
     @classmethod
     def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
         iterates = "base_logps" in loss.needs
         previous_iterate = iterates and model.rpo.previous_iterate is not None
         reference = "reference" in loss.needs or (iterates and not previous_iterate)
+        width = model.rpo.embedding_width
+        widths = {"score": 1, "embedding": width, "gate": width // 2}
         return cls(
+            logps="policy" in loss.needs or model.dpo.sft_loss_weight > 0,
             reference=reference,
             live_reference=reference and model.rpo.reference != "cached",
             previous_iterate=previous_iterate,
             kl="kl" in loss.needs,
             turns="turn_log_ratios" in loss.needs,
+            reward_outputs={name: width for name, width in widths.items() if name in loss.needs},
         )

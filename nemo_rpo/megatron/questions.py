@@ -29,8 +29,10 @@ class Questions:
         hidden: the hidden states that predict them, ``[n, h]`` in the model's precision, equal on the tensor-parallel
             ranks; for :class:`FrozenPredictions`.
         kl: the divergence of these predictions to the model's own at each scored token, fp32 ``[n]``.
+        reward: the outputs of the reward head of each response, by their names.
     """
 
     logps: bool = True
     hidden: bool = False
     kl: FrozenPredictions | None = None
+    reward: bool = False

@@ -25,12 +25,15 @@ class ResponseTokens:
         token: int64 ``[n]``.
         lengths: int64 ``[m]``, tokens of each response; they add up to n.
         turn_lengths: int64 ``[m, T]``, of these the tokens of each turn; 0 beyond a response's last.
+        begin, end: int64 ``[m]``, the hidden states (as in ``index``) before a response's first token and at its last.
     """
 
     index: Tensor
     token: Tensor
     lengths: Tensor
     turn_lengths: Tensor
+    begin: Tensor
+    end: Tensor
 
     @classmethod
     def of_labels(cls, labels: Tensor, turn_lengths: Tensor | None = None) -> ResponseTokens:
@@ -39,20 +42,25 @@ class ResponseTokens:
 
         Waits for the device; called on the CPU, where the batch is made.
         """
-        row, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        lengths = torch.bincount(row, minlength=len(labels))
+        b, scored = len(labels), labels[:, 1:] != IGNORED
+        row, position = scored.nonzero(as_tuple=True)
+        lengths = torch.bincount(row, minlength=b)
         turn_lengths = lengths.unsqueeze(1) if turn_lengths is None else turn_lengths
-        return cls(position * len(labels) + row, labels[row, position + 1], lengths, turn_lengths)
+        first, last = scored.int().argmax(1), scored.shape[1] - scored.flip(1).int().argmax(1)
+        begin, end = (place * b + torch.arange(b) for place in (first, last))
+        return cls(position * b + row, labels[row, position + 1], lengths, turn_lengths, begin, end)
 
     @classmethod
     def of_pack(cls, batch: Mapping[str, Tensor], turn_lengths: Tensor | None = None) -> ResponseTokens:
         """Of a micro-batch as :func:`nemo_rpo.data.collate_packed.collate_packed` makes it."""
         lengths = torch.cat((batch["chosen_length"], batch["rejected_length"]))
         turn_lengths = lengths.unsqueeze(1) if turn_lengths is None else turn_lengths
-        return cls(batch["response_index"], batch["response_tokens"], lengths, turn_lengths)
+        index = batch["response_index"]
+        begin = index[lengths.cumsum(0) - lengths]
+        return cls(index, batch["response_tokens"], lengths, turn_lengths, begin, batch["response_ends"])
 
     def to(self, device: torch.device) -> ResponseTokens:
-        tensors = (self.index, self.token, self.lengths, self.turn_lengths)
+        tensors = (self.index, self.token, self.lengths, self.turn_lengths, self.begin, self.end)
         return ResponseTokens(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
     def sums(self, logprobs: Tensor) -> Tensor:

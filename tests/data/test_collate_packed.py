@@ -40,6 +40,7 @@ def test_sequences_end_to_end() -> None:
     assert batch["segments"].tolist() == [[4, 0, 0], [3, 0, 0], [2, 0, 0], [4, 0, 0], [2, 0, 0]]
     assert batch["response_tokens"].tolist() == [3, 4, 6, 5, 7, 8, 2]  # chosen, then rejected
     assert batch["response_index"].tolist() == [1, 2, 7, 5, 9, 10, 11]
+    assert batch["response_ends"].tolist() == [3, 8, 6, 12]
 
 
 def test_of_a_dialogue_the_assistants_turns_are_scored() -> None:
@@ -50,6 +51,7 @@ def test_of_a_dialogue_the_assistants_turns_are_scored() -> None:
         batch = collate_packed([dialogue], index, valid, 10, PAD, max_votes=1, share_prompts=share_prompts)
         assert batch["response_tokens"].tolist() == [3, 6, 8]
         assert batch["response_index"].tolist() == places
+        assert batch["response_ends"].tolist() == [5, 7 if share_prompts else 9]
         assert (batch["chosen_length"].tolist(), batch["rejected_length"].tolist()) == ([2], [1])
         assert batch["chosen_turn_lengths"].tolist() == [[1, 1]] and batch["rejected_turn_lengths"].tolist() == [[1, 0]]
 

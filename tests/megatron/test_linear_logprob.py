@@ -87,11 +87,13 @@ def test_responses_of_labels() -> None:
     position, row = found.index // 3, found.index % 3  # of a hidden state [S, b]
     assert position.tolist() == [0, 1, 1, 2] and row.tolist() == [0, 0, 1, 1]
     assert found.sums(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [3.0, 7.0, 0.0]
+    assert (found.begin // 3).tolist()[:2] == [0, 1] and (found.end // 3).tolist()[:2] == [2, 3]
+    assert (found.begin % 3).tolist() == (found.end % 3).tolist() == [0, 1, 2]
 
 
 def test_sums_do_not_lose_digits_to_length() -> None:
     """A hundred thousand tokens of one response; added one after the other in fp32 they would be off by whole nats."""
     logprobs = torch.full((100_000,), -0.1)
     lengths = torch.tensor([100_000])
-    found = ResponseTokens(torch.zeros(0), torch.zeros(0), lengths, lengths.unsqueeze(1)).sums(logprobs)
+    found = ResponseTokens(*[torch.zeros(0)] * 2, lengths, lengths.unsqueeze(1), *[torch.zeros(0)] * 2).sums(logprobs)
     assert found.item() == pytest.approx(-float(torch.tensor(0.1)) * 100_000, abs=1e-3)

@@ -19,6 +19,9 @@ from nemo_rpo.megatron.huggingface.config import exported_config
 from nemo_rpo.megatron.huggingface.mapping import MegatronTensor, hf_shapes, megatron_tensors
 from nemo_rpo.megatron.huggingface.sharding import LocalShard, local_shards
 from nemo_rpo.megatron.huggingface.writer import HuggingFaceFolderWriter
+from nemo_rpo.megatron.reward_head import head_of
+
+REWARD_HEAD_FILE = "reward_head.safetensors"
 
 T = TypeVar("T")
 _TensorId = tuple[str, "int | None"]  # sharded key, layer
@@ -82,7 +85,8 @@ def export_hf(
 
     It holds safetensors in ``dtype`` (None: the parameters' own), with an index where there are several files of at
     most ``max_shard_size``; ``config.json`` (every key of ``source_config`` kept, or one made from ``architecture``);
-    and the tokenizer files of ``tokenizer_folder``. Rows that pad the vocabulary are left out.
+    and the tokenizer files of ``tokenizer_folder``. Rows that pad the vocabulary are left out. A reward head is
+    in ``reward_head.safetensors`` beside them: ``<output>.weight`` ``[width, hidden size]``.
 
     Collective over the model-parallel (tensor × pipeline) group of data-parallel rank 0; the other data-parallel ranks
     return at once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard
@@ -108,8 +112,20 @@ def export_hf(
     for tensor in tensors:
         for name, data in _gather(tensor, inventory, mine, dtype, first).items():
             first.run(writer.add, name, data)
+    head = _reward_head(chunks, dtype, first.group)
+    if head:
+        first.run(lambda: writer.add_file(REWARD_HEAD_FILE, head))
     first.run(lambda: writer.finish(config))
     first.agree()
+
+
+def _reward_head(chunks: Sequence[torch.nn.Module], dtype: torch.dtype, group: dist.ProcessGroup) -> dict[str, Tensor]:
+    """The weights of the last stage's reward head, a few rows, on every rank; empty without one."""
+    head = head_of(list(chunks))
+    mine = {} if head is None else {name: weight.to("cpu", dtype) for name, weight in head.state_dict().items()}
+    everyones: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyones, mine, group=group)
+    return next((theirs for theirs in everyones if theirs), {})
 
 
 def _inventory(shards: Sequence[LocalShard], group: dist.ProcessGroup) -> _Inventory:

@@ -9,6 +9,8 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor
 
+from nemo_rpo.megatron.reward_head import REWARD_HEAD
+
 
 @dataclass(frozen=True)
 class LocalShard:
@@ -22,8 +24,8 @@ class LocalShard:
 
 
 def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
-    """Every parameter of ``chunks`` as one or two shards that share its memory; wrappers for 16-bit precision and data
-    parallelism are looked through.
+    """Every parameter of the language model in ``chunks`` as one or two shards that share its memory; wrappers for
+    16-bit precision and data parallelism are looked through, and a reward head beside it is left out.
 
     A gated ``linear_fc1`` is two: each tensor-parallel rank stacks its gate rows on its up rows, which are not
     neighbours in the whole tensor. A tied output layer on its own pipeline stage comes under the key of the word
@@ -32,7 +34,9 @@ def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
     for chunk in chunks:
         while hasattr(chunk, "module"):
             chunk = chunk.module
-        for entry in chunk.sharded_state_dict().values():
+        for name, entry in chunk.sharded_state_dict().items():
+            if name.startswith(f"{REWARD_HEAD}."):
+                continue
             if isinstance(entry, ShardedTensorFactory):
                 parts = entry.build()
                 yield from (_shard(part) for part in (parts.values() if isinstance(parts, dict) else parts))

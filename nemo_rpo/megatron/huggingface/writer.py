@@ -88,6 +88,13 @@ class HuggingFaceFolderWriter:
             with self._or_abandon():
                 save_file(self._waiting.pop(file), self.partial / file, metadata={"format": "pt"})
 
+    def add_file(self, file: str, tensors: Mapping[str, Tensor]) -> None:
+        """A file of its own, in no index. :class:`CheckpointError` if it cannot be written."""
+        from safetensors.torch import save_file
+
+        with self._or_abandon():
+            save_file(dict(tensors), self.partial / file, metadata={"format": "pt"})
+
     def finish(self, config: Mapping[str, Any]) -> None:
         """Writes index and ``config.json``, copies the tokenizer, renames. :class:`CheckpointError` if it cannot."""
         with self._or_abandon():
