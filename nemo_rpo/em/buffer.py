@@ -12,7 +12,7 @@ from torch import Tensor
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.estimate import Estimate, estimate
 from nemo_rpo.em.evidence import Evidence, evidence_of
-from nemo_rpo.em.reliability import AnnotatorReliability
+from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.settings import EMSettings
 from nemo_rpo.em.standard_error import standard_errors
 from nemo_rpo.em.votes import Votes
@@ -142,6 +142,16 @@ class BufferedReliability(AnnotatorReliability):
 
     def rollback(self) -> None:
         self._rows = []
+
+    def fit(self, delta: Tensor, votes: Votes, collectives: Collectives | None = None) -> Fit:
+        """As :meth:`AnnotatorReliability.fit`, with prior and temperature fitted too where the margins tell them.
+
+        The collectives of :func:`estimate`.
+        """
+        found = estimate(delta, votes, self.eta, self.settings, collectives or self.collectives)
+        if found.sweep is None:
+            return super().fit(delta, votes, collectives or self.collectives)
+        return found.sweep, replace(self.settings, prior=found.prior, link_tau=found.temperature.value)
 
     def settle(self) -> None:
         """Refits, unless the last step did. The collectives of :func:`estimate`."""

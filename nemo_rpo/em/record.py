@@ -146,6 +146,11 @@ class RecordedReliability:
         self.em.commit()
         self.trajectory.pass_by(self.em.step, self.em.eta)
 
+    def settle(self) -> None:
+        """As the estimator's; what it makes of η is on the trajectory."""
+        self.em.settle()
+        self.trajectory.keep(self.em.step, self.em.eta)
+
     def rollback(self) -> None:
         self.em.rollback()
         self._rows, self._posteriors = [], []

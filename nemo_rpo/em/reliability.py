@@ -15,15 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.exact import exactly_summable
 from nemo_rpo.em.posterior import posterior
 from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.em.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from nemo_rpo.em.estimate import Estimate
     from nemo_rpo.em.evidence import Evidence
+
+Fit = tuple[SweepResult, EMSettings]
 
 
 class AnnotatorReliability:
@@ -124,6 +128,16 @@ class AnnotatorReliability:
             self.right_sums = self.right_sums + right
         self.step += 1
         self.pending.zero_()
+
+    def fit(self, delta: Tensor, votes: Votes, collectives: Collectives | None = None) -> Fit:
+        """The exact full-batch EM on all margins [P] and labels [P, V] of this rank, taken at one set of weights.
+
+        η itself stays as it is. Returns what was found, and the settings (prior, ``link_tau``) that it ended with.
+
+        The collectives of :func:`nemo_rpo.em.sweep.full_batch_em`.
+        """
+        all_reduce = (collectives or Collectives()).all_reduce
+        return full_batch_em(delta, votes, self.eta, self.settings, all_reduce), self.settings
 
     def settle(self) -> None:
         """After the last step of a run: takes in what the steps since the last fit have brought; the EMA has none."""

@@ -14,12 +14,12 @@ from nemo_rpo.em import (
     SweepResult,
     Votes,
     evidence_of,
-    full_batch_em,
     standard_errors,
 )
 from nemo_rpo.megatron.forward import to_device, votes_of
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
+from nemo_rpo.megatron.reliability import COLLECTIVES
 from nemo_rpo.megatron.statistics import broadcast_from_last_stage, sum_over_data_parallel
 
 
@@ -76,8 +76,9 @@ class Sweep(NamedTuple):
 
 
 def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Sweep:
-    """Runs :func:`full_batch_em` over ``batches`` (the whole training data, once) and makes its η the model's own; its
-    margins are the last sight of each pair, where a record is kept.
+    """Runs the estimator's full fit over ``batches`` (the whole training data, once) and makes its η the model's own.
+
+    Where a record is kept, these margins are the last sight of each pair.
 
     Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
     evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage; for the record
@@ -91,8 +92,8 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     k = model.em.num_annotators
     packed = torch.zeros(4 * k + 3 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():
-        found = full_batch_em(delta, votes, model.em.eta, model.em.settings, sum_over_data_parallel)
-        known = delta, votes, found.eta, model.em.settings, sum_over_data_parallel
+        found, fitted = model.em.fit(delta, votes, COLLECTIVES)
+        known = delta, votes, found.eta, fitted, COLLECTIVES.all_reduce
         error, evidence = standard_errors(*known), evidence_of(*known)
         scalars = packed.new_tensor([float(found.log_likelihood), found.iterations, found.converged, *evidence])
         packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, error, scalars)))

@@ -51,6 +51,8 @@ class RPOTrainer:
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
         for step, batch in zip(steps, batches, strict=True):
             self.train_single_step(step, batch)
+            if step == self.schedule.total_steps and self.cfg.model.rpo.enabled:
+                self.model.em.settle()
             self.annotators.note_refit(step)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))

@@ -198,3 +198,12 @@ def test_the_ema_ignores_margins_that_are_offered():
     reliability.observe(torch.arange(3), torch.ones(3), torch.ones(3, dtype=torch.bool))
     reliability.commit()
     assert (reliability.eta == 0.9).all()
+
+
+def test_a_sweep_fits_prior_and_temperature_too():
+    """Margins three times too large: the sweep of the running mean cannot see it."""
+    found, fitted = build().fit(3 * CROWD.delta, CROWD.votes)
+    assert fitted.link_tau == pytest.approx(3, rel=0.35) and fitted.prior != SETTINGS.prior
+    plain, as_set = AnnotatorReliability(20, EMSettings(estimator="ema")).fit(3 * CROWD.delta, CROWD.votes)
+    assert as_set.link_tau == 1
+    assert (found.eta - CROWD.eta).abs().mean() < (plain.eta - CROWD.eta).abs().mean()
