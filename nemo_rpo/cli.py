@@ -58,6 +58,15 @@ COMMANDS = {
             "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
         ),
     ),
+    "evaluate": Command(
+        "judge a policy on labelled pairs, or let it answer the prompts of a benchmark",
+        "nemo_rpo.commands.evaluate",
+        (
+            "nemo-rpo evaluate results/megatron_gpt_rpo test.jsonl --scores rpo.parquet",
+            "nemo-rpo evaluate results/dpo test.jsonl --compare rpo.parquet --groups groups.csv --json",
+            "nemo-rpo evaluate results/megatron_gpt_rpo/hf alpaca_eval.json --generate alpaca_eval --out outputs.json",
+        ),
+    ),
     "report": Command(
         "show what a run has learnt of its annotators, labels and policy",
         "nemo_rpo.commands.report",
@@ -101,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name].module)
         parser = _parser(name)
         module.add_arguments(parser)
-        status = module.run(parser.parse_intermixed_args(rest)) or 0
+        arguments = parser.parse_intermixed_args(rest)
+        arguments.given = rest
+        status = module.run(arguments) or 0
 
     try:
         return run_on_ranks(body) or status

@@ -41,27 +41,29 @@ def run_on_ranks(
         return None
     # Read once before there are ranks, so that a mistake is answered at once; the ranks print the notices.
     cfg = read(notify=lambda text: None)
-    ranks = args.nproc_per_node or _ranks(cfg, command)
+    ranks = args.nproc_per_node or fewest_ranks(cfg, command)
     if ranks == 1:
         _checked(read(), ranks, body)
         return None
-    _check(cfg, ranks)
+    check_run(cfg, ranks)
     shared = ["--config-name", args.config_name]
     shared += ["--config-path", args.config_path] if args.config_path else []
     return start_ranks(ranks, "nemo_rpo.cli", [command, *shared, *options, "--", *args.overrides])
 
 
 def _checked(cfg: RunConfig, world_size: int, body: Callable[[RunConfig], None]) -> None:
-    _check(cfg, world_size)
+    check_run(cfg, world_size)
     body(cfg)
 
 
-def _check(cfg: RunConfig, world_size: int) -> None:
+def check_run(cfg: RunConfig, world_size: int) -> None:
+    """Raises :class:`ConfigError` for settings that do not fit each other or the ranks."""
     validate_config(cfg)
     validate_parallel(cfg, world_size)
 
 
-def _ranks(cfg: RunConfig, command: str) -> int:
+def fewest_ranks(cfg: RunConfig, command: str) -> int:
+    """Ranks to start on this machine where nobody says how many."""
     if cfg.trainer.num_nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo {command} starts the ranks of one machine: "

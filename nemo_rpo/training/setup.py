@@ -158,9 +158,9 @@ def check_start(cfg: RunConfig) -> None:
     path, previous = starting_point(cfg), previous_iterate(cfg)
     if path is None:
         return
-    architecture = _stored_architecture(path)
+    architecture = stored_architecture(path)
     _check_fits(cfg, architecture)
-    if previous is not None and _stored_architecture(previous) != architecture:
+    if previous is not None and stored_architecture(previous) != architecture:
         raise ConfigError(
             f"model.rpo.previous_iterate={previous} is not of the architecture of the starting weights in {path}: "
             "it has to be an earlier state of the same model"
@@ -174,7 +174,7 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
         CheckpointError, ConfigError: as :func:`check_start`, or a tokenizer with ids beyond the model's vocabulary.
     """
     path = starting_point(cfg)
-    architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else _stored_architecture(path)
+    architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
@@ -185,7 +185,8 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     return architecture
 
 
-def _stored_architecture(path: Path) -> GPTArchitecture:
+def stored_architecture(path: Path) -> GPTArchitecture:
+    """The shape of the model in a checkpoint or a Hugging Face folder."""
     return architecture_of(path) if _is_ours(path) else architecture_from_hf(path)
 
 
@@ -230,13 +231,15 @@ def build_model(
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's; ``cache`` is the training data."""
     start, previous = (
-        None if path is None else _loader(path, architecture) for path in (starting_point(cfg), previous_iterate(cfg))
+        None if path is None else weights_loader(path, architecture)
+        for path in (starting_point(cfg), previous_iterate(cfg))
     )
     em = build_reliability(cfg.model.rpo, cache, device)
     return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous)
 
 
-def _loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
+def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
+    """What fills model chunks with the weights of a checkpoint or a Hugging Face folder."""
     if _is_ours(path):
         return partial(load_weights, path)
     return partial(load_hf_weights, folder=path, architecture=architecture)

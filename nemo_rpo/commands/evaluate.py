@@ -1,0 +1,193 @@
+"""``nemo-rpo evaluate``: how good a checkpoint is, on labelled pairs or for a benchmark with a judge."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_rpo.commands.on_ranks import check_run, fewest_ranks
+from nemo_rpo.commands.row_format import add_row_format, row_format
+from nemo_rpo.data.files import as_paths
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.evaluation.checkpoint import Target, target_of
+from nemo_rpo.launch import start_ranks
+from nemo_rpo.training.summary import format_table
+
+if TYPE_CHECKING:
+    from nemo_rpo.evaluation.judge import Comparison
+    from nemo_rpo.evaluation.scores import Scores
+
+LAYOUTS = ("alpaca_eval", "arena_hard")
+_RESAMPLES, _SEED, _NEW_TOKENS, _SHOWN = 1000, 0, 256, 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    help = "a run's folder (its export, or last checkpoint), one of its checkpoints, or a Hugging Face folder"
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help=help)
+    add("data", type=Path, metavar="DATA", help="labelled pairs: a file in any layout; with --generate, prompts")
+    help = "settings over the run's, such as trainer.accelerator=cpu or model.dpo.preference_loss=ipo"
+    add("overrides", nargs="*", metavar="key=value", help=help)
+    add("--config", type=Path, metavar="YAML", help="settings (those of the run that the checkpoint belongs to)")
+    add("--reference", type=Path, metavar="DIR", help="weights that margins are relative to (the run's start)")
+    add("--nproc-per-node", type=int, help="ranks to start on this machine (as many as the settings need)")
+    judging = parser.add_argument_group("judging")
+    add_row_format(judging)
+    judging.add_argument(
+        "--groups", type=Path, metavar="CSV", help="columns annotator and group: judge these alone too"
+    )
+    judging.add_argument("--scores", type=Path, metavar="OUT", help="write the margins of all labels (.parquet)")
+    help = "compare with the margins that another evaluation of the same data wrote"
+    judging.add_argument("--compare", type=Path, metavar="SCORES", help=help)
+    help = f"resamples of the prompts for the intervals ({_RESAMPLES})"
+    judging.add_argument("--bootstrap", type=int, default=_RESAMPLES, metavar="B", help=help)
+    judging.add_argument("--seed", type=int, default=_SEED, help=f"of the resampling ({_SEED})")
+    judging.add_argument("--json", action="store_true", help="print the result as JSON")
+    answering = parser.add_argument_group("answering")
+    help = "answer the prompts of DATA greedily, in the layout of this benchmark"
+    answering.add_argument("--generate", choices=LAYOUTS, help=help)
+    answering.add_argument("--out", type=Path, metavar="OUT", help="file to write the answers to")
+    help = f"longest answer ({_NEW_TOKENS})"
+    answering.add_argument("--max-new-tokens", type=int, default=_NEW_TOKENS, metavar="N", help=help)
+    answering.add_argument("--name", help="what the model is called in the answers (CHECKPOINT)")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Evaluates on the ranks that there are; starts them first where the settings need several."""
+    _check_options(args)
+    target = target_of(args.checkpoint, args.config, args.reference, args.overrides)
+    data = target.cfg.model.data
+    keys = row_format(args)
+    data.layout, data.annotator_key, data.pair_id_key = keys.layout, keys.annotator_key, keys.pair_id_key
+    data.data_prefix, data.invalid_pairs = {"train": str(args.data)}, "drop"
+    if "RANK" not in os.environ:
+        ranks = args.nproc_per_node or fewest_ranks(target.cfg, "evaluate")
+        check_run(target.cfg, ranks)
+        if ranks > 1:
+            return start_ranks(ranks, "nemo_rpo.cli", ["evaluate", *args.given])
+    else:
+        check_run(target.cfg, int(os.environ["WORLD_SIZE"]))
+    if args.generate:
+        _answer(args, target)
+    else:
+        _judge(args, target)
+    return None
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    as_paths(args.data, setting="DATA", folders=False)
+    if args.bootstrap < 1 or args.max_new_tokens < 1:
+        raise ConfigError("--bootstrap and --max-new-tokens must be 1 or more")
+    if bool(args.generate) != bool(args.out):
+        raise ConfigError("--generate and --out go together: name a file for the answers")
+    for out in filter(None, (args.scores, args.out)):
+        if not out.parent.is_dir():
+            raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+    if args.compare:
+        from nemo_rpo.evaluation.scores import read_scores
+
+        read_scores(args.compare)
+
+
+def _judge(args: argparse.Namespace, target: Target) -> None:
+    from nemo_rpo.evaluation.judge import compare
+    from nemo_rpo.evaluation.measure import measure
+    from nemo_rpo.evaluation.scores import read_scores, write_scores
+
+    scores, summary = measure(target)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    compared = compare(scores, read_scores(args.compare), args.bootstrap, args.seed) if args.compare else None
+    result = _result(args, target, scores, compared)
+    if args.scores:
+        write_scores(scores, args.scores)
+    print(
+        json.dumps(result, ensure_ascii=False, indent=1) if args.json else "\n\n".join(_text(result, summary, compared))
+    )
+
+
+def _result(args: argparse.Namespace, target: Target, scores: Scores, compared: Comparison | None) -> dict[str, Any]:
+    from nemo_rpo.evaluation.groups import by_group
+    from nemo_rpo.evaluation.judge import by_annotator, judge
+
+    figures = judge(scores, args.bootstrap, args.seed)
+    model = target.cfg.model
+    result: dict[str, Any] = {
+        "checkpoint": str(target.weights),
+        "data": str(args.data),
+        "loss": model.rpo.base_loss or model.dpo.preference_loss,
+        "labels": len(scores),
+        "pairs": len(set(scores.pair_id)),
+        "prompts": len(set(scores.prompt)),
+        **{name: estimate._asdict() for name, estimate in figures.items()},
+        "annotators": [
+            {"annotator": name, "labels": found.n, "accuracy": found.value, "low": found.low, "high": found.high}
+            for name, found in by_annotator(scores)
+        ],
+    }
+    if args.groups:
+        result["groups"] = {
+            name: {"labels": labels, **{figure: estimate._asdict() for figure, estimate in found.items()}}
+            for name, labels, found in by_group(scores, args.groups, args.bootstrap, args.seed)
+        }
+    if compared:
+        differences = {name: estimate._asdict() for name, estimate in compared.differences.items()}
+        result["comparison"] = {**compared._asdict(), "with": str(args.compare), "differences": differences}
+    return result
+
+
+def _text(result: dict[str, Any], summary: str, compared: Comparison | None) -> Iterator[str]:
+    from nemo_rpo.evaluation.judge import FIGURES
+
+    yield f"{result['checkpoint']} on {result['data']}\n{summary}"
+    counts = f"{result['labels']:,} labels of {result['pairs']:,} pairs, {result['prompts']:,} prompts"
+    yield f"{counts}; link of {result['loss']}"
+    yield format_table(["", "value", "95 % interval"], [[name, *_interval(result[name])] for name in FIGURES])
+    if "groups" in result:
+        rows = [
+            [name, f"{found['labels']:,}", *(f"{found[f]['value']:.4f}" for f in FIGURES)]
+            for name, found in result["groups"].items()
+        ]
+        yield format_table(["group", "labels", *FIGURES], rows)
+    annotators = result["annotators"]
+    if len(annotators) > 1:
+        rows = [
+            [
+                row["annotator"] or "(no name)",
+                f"{row['labels']:,}",
+                f"{row['accuracy']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}",
+            ]
+            for row in annotators[:_SHOWN]
+        ]
+        more = f"\n… {len(annotators) - _SHOWN:,} more" if len(annotators) > _SHOWN else ""
+        yield format_table(["annotator", "labels", "policy agrees", "95 % interval"], rows) + more
+    if compared:
+        comparison = result["comparison"]
+        rows = [[name, *_interval(found, "+")] for name, found in comparison["differences"].items()]
+        table = format_table([f"less {comparison['with']}", "difference", "95 % interval"], rows)
+        yield (
+            f"{table}\n{compared.labels:,} labels of {compared.prompts:,} prompts; right where the other is not: "
+            f"{compared.won:,}, the other way round: {compared.lost:,}; p = {compared.p_value:.4f} (permutation test)"
+        )
+
+
+def _interval(estimate: dict[str, float], sign: str = "") -> list[str]:
+    value, low, high = (f"{estimate[part]:{sign}.4f}" for part in ("value", "low", "high"))
+    return [value, f"{low} to {high}"]
+
+
+def _answer(args: argparse.Namespace, target: Target) -> None:
+    from nemo_rpo.evaluation.answers import answer
+    from nemo_rpo.evaluation.benchmarks import read_questions, write_answers
+
+    questions = read_questions(args.data, args.generate)
+    answers = answer(target, [question.turns for question in questions], args.max_new_tokens)
+    if os.environ.get("RANK", "0") == "0":
+        name = args.name or args.checkpoint.resolve().name
+        write_answers(args.out, args.generate, questions, answers, name)
+        print(f"{args.out}: {len(questions):,} answers")

@@ -1,0 +1,1 @@
+"""How good a policy is: preferences judged against labels, and responses for the benchmarks that have judges."""

@@ -1,0 +1,80 @@
+"""Which weights and which settings a path to a run, a checkpoint or an exported model stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nemo_rpo.config.load import load_config
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import CheckpointError, ConfigError
+
+_RUN_FILE = "run.json"  # of a distributed checkpoint; nemo_rpo.megatron.checkpoint needs the engine
+
+
+class Target(NamedTuple):
+    """What is evaluated: ``weights``, a checkpoint's folder or a Hugging Face one, under the settings ``cfg``."""
+
+    weights: Path
+    cfg: RunConfig
+
+
+def target_of(
+    path: Path,
+    config: Path | None = None,
+    reference: Path | None = None,
+    overrides: Sequence[str] = (),
+    notify: Callable[[str], None] | None = None,
+) -> Target:
+    """The settings are those of ``config``, else of the run that the checkpoint belongs to, else the defaults.
+
+    Args:
+        path: a run's folder (its export, or its last checkpoint), one of its checkpoints, or a Hugging Face folder.
+        reference: the starting weights that margins are relative to, over those of the run.
+
+    Raises:
+        CheckpointError: no such folder, or neither weights nor a run in it.
+        ConfigError: bad settings; or a Hugging Face folder of no run, and no ``reference``.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder; name a run, one of its checkpoints, or a Hugging Face folder")
+    weights = _weights(path)
+    found = config or next((p / "config.yaml" for p in (weights.parent, weights.parent.parent) if _is_run(p)), None)
+    if found is None and reference is None:
+        raise ConfigError(
+            f"{path} is of no run, so nothing says what its margins are relative to: name its starting weights with "
+            "--reference, or a run's config.yaml with --config"
+        )
+    given = [] if reference is None else [f"pretrained_checkpoint.restore_from_path={reference}"]
+    if found is None:
+        given.append(f"model.tokenizer.type={path}")
+    arguments = [*given, *overrides]
+    cfg = load_config(str(found), arguments, notify=notify or (lambda text: None)) if found else _defaults(arguments)
+    return Target(weights, cfg)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _defaults(overrides: Sequence[str]) -> RunConfig:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        empty = Path(folder) / "empty.yaml"
+        empty.write_text("{}\n", encoding="utf-8")
+        return load_config(str(empty), overrides, notify=lambda text: None)
+
+
+def _weights(path: Path) -> Path:
+    if (path / _RUN_FILE).is_file() or (path / "config.json").is_file():
+        return path
+    if not _is_run(path):
+        raise CheckpointError(f"{path} is no run, no checkpoint of one and no Hugging Face folder")
+    if (path / "hf" / "config.json").is_file():
+        return path / "hf"
+    checkpoints = [step for step in (path / "checkpoints").glob("step=*") if (step / _RUN_FILE).is_file()]
+    if not checkpoints:
+        raise CheckpointError(f"{path} has neither an export nor a checkpoint yet; let the run reach its first one")
+    return max(checkpoints, key=lambda step: step.name)

@@ -1,0 +1,90 @@
+"""The margins of one policy on one set of labels: what is measured once and judged, kept and compared ever after.
+
+Shapes: v labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nemo_rpo.data.annotators import VIRTUAL
+from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.training.record import pyarrow
+
+_COLUMNS = ("pair_id", "annotator", "prompt", "sign", "gold", "delta")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A row a signed label, in the order of the data.
+
+    Attributes:
+        pair_id, annotator: [v] names; the annotator is ``""`` for labels without one.
+        prompt: [v], equal for pairs of one prompt.
+        sign: int8 [v], +1 the label prefers the pair's chosen response, -1 its rejected one.
+        gold: int8 [v], likewise, 0 where unknown.
+        delta: float64 [v], Δ of the pair, chosen over rejected, under the loss's link.
+    """
+
+    pair_id: np.ndarray
+    annotator: np.ndarray
+    prompt: np.ndarray
+    sign: np.ndarray
+    gold: np.ndarray
+    delta: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sign)
+
+    @property
+    def margin(self) -> np.ndarray:
+        """float64 [v], Δ of the response that is better by the gold label, by the recorded one where there is none."""
+        return np.where(self.gold != 0, self.gold, self.sign) * self.delta
+
+
+def scores_of(cache: PreferenceCache, delta: np.ndarray) -> Scores:
+    """From the margins [n] of all pairs of ``cache``."""
+    pair, annotator, sign = cache.all_votes()
+    names = np.array(["" if name == VIRTUAL else name for name in cache.annotators.ids], dtype=object)
+    ids = np.array([cache.pair_id(i) for i in range(len(cache))], dtype=object)
+    prompts = np.array([hash_of(cache.pair(i).prompt_ids) for i in range(len(cache))], dtype=object)
+    margins = delta[pair].astype(np.float64)
+    return Scores(ids[pair], names[annotator], prompts[pair], sign, np.asarray(cache.gold)[pair], margins)
+
+
+def hash_of(ids: np.ndarray) -> str:
+    """A name for a prompt's tokens."""
+    return hashlib.blake2b(np.ascontiguousarray(ids).tobytes(), digest_size=8).hexdigest()
+
+
+def write_scores(scores: Scores, out: Path) -> None:
+    """A Parquet file; raises :class:`ConfigError` if it cannot be written."""
+    pa, pq = pyarrow()
+    writing = out.with_name(f".writing-{out.name}")
+    try:
+        pq.write_table(pa.table({name: pa.array(getattr(scores, name)) for name in _COLUMNS}), writing)
+        os.replace(writing, out)
+    except OSError as exc:
+        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+
+
+def read_scores(path: Path) -> Scores:
+    """Raises :class:`DataError` for a file that is missing, damaged, or none of :func:`write_scores`."""
+    pa, pq = pyarrow()
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; name a file that nemo-rpo evaluate --scores has written")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as exc:
+        reason = str(exc).splitlines()[0].rstrip(".")
+        raise DataError(f"{path}: no Parquet file, or a truncated one ({reason})") from exc
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing or not table.num_rows:
+        raise DataError(f"{path} has no {missing[0] if missing else 'rows'}; write it with nemo-rpo evaluate --scores")
+    return Scores(*(table[name].to_numpy() for name in _COLUMNS))
