@@ -1,0 +1,103 @@
+"""Every registered loss trains through the engine, on one rank and under TP=2 × PP=2 alike.
+
+Five steps on one batch of 32 pairs: the loss falls, and each rank layout gives the same numbers. All losses of a layout
+share one start of its ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+import loss_world
+from torchrun import run_ranks
+
+from nemo_rpo.losses import build_loss, loss_names
+
+pytestmark = pytest.mark.distributed
+
+HERE = Path(__file__).parent
+STEPS, TOLERANCE = 5, 1e-5
+LAYOUTS = {
+    1: [],
+    4: ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2", "model.micro_batch_size=8"],
+}
+SEQUENCE_PARALLEL = "model.sequence_parallel=true"
+# Options and settings that lead a loss through another part of the engine: name of the run → loss and overrides, and
+# what only several ranks can do.
+WAYS: dict[str, tuple[str, list[str], list[str]]] = {
+    "a reward head's rankings": ("plackett_luce", ["model.rpo.loss_options={scores: reward}"], [SEQUENCE_PARALLEL]),
+    "a gated preference head": ("gpm", ["model.rpo.loss_options={gated: true}"], [SEQUENCE_PARALLEL]),
+    "a reward head beside log-probs": ("bt", ["model.dpo.sft_loss_weight=0.1"], []),
+    "a previous iterate of its own": ("inpo", ["model.rpo.previous_iterate={world}/earlier"], []),
+    "a previous iterate, resident": (
+        "onpo",
+        ["model.rpo.previous_iterate={world}/earlier", "model.rpo.reference=resident"],
+        [],
+    ),
+    "a previous iterate beside a cached reference": (
+        "inpo",
+        ["model.rpo.previous_iterate={world}/earlier", "model.rpo.reference=cached"],
+        [],
+    ),
+    "divergence, resident reference": ("tdpo2", ["model.rpo.reference=resident"], [SEQUENCE_PARALLEL]),
+    "divergence beside all logits": ("tdpo1", ["model.rpo.logprob_head=logits"], []),
+    "turns in packs": ("dmpo", ["model.data.packed_sequence=true"], []),
+    "ties under the EM's default objective": ("todo", ["model.rpo.objective=induced"], []),
+}
+NAMES = [*loss_names(), *WAYS]
+
+
+def overrides(name: str, ranks: int, world: Path) -> list[str]:
+    """Read from what the loss declares, as the engine does; a loss of tomorrow is a run of tomorrow."""
+    loss, further, of_several = WAYS.get(name, (name, [], []))
+    declared = build_loss(loss)
+    found = [f"model.rpo.base_loss={loss}", *LAYOUTS[ranks], "model.global_batch_size=32"]
+    found += ["model.optim.lr=3e-4", "model.optim.sched.name=constant", "model.optim.sched.warmup_steps=0"]
+    if declared.models_noise:
+        found.append("model.rpo.enabled=false")
+    if declared.needs_link_tau:
+        found += ["model.rpo.link_tau=100", "model.rpo.objective=weighted"]
+    if "turns" in declared.needs:
+        found.append(f"model.data.data_prefix.train={world / 'dialogues.jsonl'}")
+    found += [setting.format(world=world) if "{world}" in setting else setting for setting in further]
+    return found + (of_several if ranks > 1 else [])
+
+
+Trajectory = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Trajectory]:
+    """Gives the figures of a run; its ranks start when the first run of their number is asked for."""
+    world = loss_world.make(tmp_path_factory.mktemp("loss_world"))
+    folders: dict[int, Path] = {}
+
+    def steps_of(name: str, ranks: int) -> Trajectory:
+        if ranks not in folders:
+            folders[ranks] = tmp_path_factory.mktemp("ran")
+            runs = json.dumps({name: overrides(name, ranks, world) for name in NAMES})
+            run_ranks(HERE / "ranks_every_loss.py", ranks, world, folders[ranks], str(STEPS), runs, timeout=900)
+        return json.loads((folders[ranks] / f"{name}.json").read_text(encoding="utf-8"))
+
+    return steps_of
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_falls(name: str, trained: Callable[[str, int], Trajectory]) -> None:
+    steps = trained(name, 4)
+    assert len(steps) == STEPS
+    assert steps[-1]["loss"] < steps[0]["loss"] and all(step["grad_norm"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layout_changes_nothing(name: str, trained: Callable[[str, int], Trajectory]) -> None:
+    for ours, theirs in zip(trained(name, 4), trained(name, 1), strict=True):
+        scale = max(1.0, abs(theirs["loss"]))
+        assert abs(ours["loss"] - theirs["loss"]) <= TOLERANCE * scale
+        assert abs(ours["grad_norm"] / theirs["grad_norm"] - 1) <= 10 * TOLERANCE

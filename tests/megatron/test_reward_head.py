@@ -1,0 +1,120 @@
+"""A reward head is read where a response ends, goes into checkpoints that every layout reads, and into the export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+import loss_world
+import torch
+from safetensors.torch import load_file
+from torchrun import run_ranks
+
+from nemo_rpo.megatron.responses import ResponseTokens
+from nemo_rpo.megatron.reward_head import RewardHead
+from nemo_rpo.training.metrics import read_metrics
+
+HERE = Path(__file__).parent
+RUN = [
+    "model.rpo.base_loss=gpm",
+    "model.rpo.loss_options={gated: true}",
+    "model.rpo.embedding_width=4",
+    "model.global_batch_size=16",
+    "trainer.dpo.save_interval=2",
+    "model.optim.sched.max_steps=8",
+    "exp_manager.checkpoint_callback_params.save_hf_on_train_end=true",
+]
+SPLIT = ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2", "model.sequence_parallel=true"]
+
+
+def test_each_output_is_read_at_its_place() -> None:
+    labels = torch.tensor([[-100, -100, 5, 6, -100], [-100, 7, -100, -100, -100]])  # the second of one token
+    responses = ResponseTokens.of_labels(labels)
+    head = RewardHead(3, {"score": 1, "embedding": 4, "gate": 2}, seed=0)
+    torch.nn.init.normal_(head.score.weight), torch.nn.init.normal_(head.gate.weight)
+    hidden = torch.randn(5, 2, 3)
+    found = head(hidden, responses, sequence_parallel=False, group=None)
+    last, before = torch.stack((hidden[3, 0], hidden[1, 1])), torch.stack((hidden[1, 0], hidden[0, 1]))
+    torch.testing.assert_close(found["score"], (last @ head.score.weight.t()).squeeze(-1))
+    torch.testing.assert_close(found["embedding"], last @ head.embedding.weight.t())
+    torch.testing.assert_close(found["gate"], (before @ head.gate.weight.t()).softmax(-1))
+
+
+def test_it_starts_without_an_opinion_and_the_same_everywhere() -> None:
+    before = torch.get_rng_state()
+    head, again = (RewardHead(8, {"score": 1, "embedding": 4}, seed=3) for _ in range(2))
+    assert not head.score.weight.any() and head.embedding.weight.any()
+    assert torch.equal(head.embedding.weight, again.embedding.weight)
+    assert torch.equal(torch.get_rng_state(), before), "every rank draws the same numbers whichever has the head"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``split`` has begun on four ranks and gone on on one; ``whole`` is one rank's from the start."""
+    world, folder = loss_world.make(tmp_path_factory.mktemp("loss_world")), tmp_path_factory.mktemp("ran")
+
+    def run(ranks: int, *runs: tuple[str, list[str]]) -> None:
+        run_ranks(HERE / "ranks_reward_head.py", ranks, world, folder, json.dumps(runs), timeout=500)
+
+    run(4, ("split", [*RUN, *SPLIT, "trainer.dpo.max_steps=2"]))
+    checkpoint = folder / "split/checkpoints/step=00000002"
+    run(
+        1,
+        ("split", [*RUN, "trainer.dpo.max_steps=4"]),
+        ("whole", [*RUN, "trainer.dpo.max_steps=4"]),
+        (
+            "of its weights",
+            [
+                "model.rpo.base_loss=dpo",
+                "trainer.dpo.max_steps=1",
+                f"pretrained_checkpoint.restore_from_path={checkpoint}",
+                f"model.tokenizer.type={world / 'model'}",
+            ],
+        ),
+        (
+            "another head on its weights",
+            [
+                "model.rpo.base_loss=bt",
+                "trainer.dpo.max_steps=1",
+                f"pretrained_checkpoint.restore_from_path={checkpoint}",
+                f"model.tokenizer.type={world / 'model'}",
+            ],
+        ),
+    )
+    return folder
+
+
+@pytest.mark.distributed
+def test_another_layout_goes_on_where_the_first_one_stopped(out: Path) -> None:
+    broken, whole = ([row["loss"] for row in read_metrics(out / name)] for name in ("split", "whole"))
+    assert len(broken) == len(whole) == 4 and broken == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.distributed
+def test_the_export_has_it_beside_the_model(out: Path) -> None:
+    broken, whole = (load_file(out / name / "hf/reward_head.safetensors") for name in ("split", "whole"))
+    assert {name: list(weight.shape) for name, weight in whole.items()} == {
+        "embedding.weight": [4, 32],
+        "gate.weight": [2, 32],
+    }
+    for name, weight in whole.items():
+        torch.testing.assert_close(broken[name], weight, atol=1e-5, rtol=0)
+    names = load_file(out / "whole/hf/model.safetensors")
+    assert not any("reward" in name or "embedding.weight" == name for name in names)
+
+
+@pytest.mark.distributed
+def test_its_weights_start_a_policy_and_another_head(out: Path) -> None:
+    for name in ("of its weights", "another head on its weights"):
+        [first] = read_metrics(out / name)
+        assert first["loss"] == pytest.approx(0.693147, abs=1e-4), name
+
+
+@pytest.mark.distributed
+def test_a_reward_models_figures(out: Path) -> None:
+    row = read_metrics(out / "whole")[-1]
+    assert "logps_chosen_mean" not in row and 0 <= row["acc"] <= 1
+    assert row["rewards_rejected_mean"] == 0 and row["margin"] == row["rewards_chosen_mean"]
