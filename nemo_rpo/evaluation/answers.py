@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 
 from nemo_rpo.data.rows import Messages, Text
@@ -13,6 +15,24 @@ from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measure import engine
 
 _ROWS = 16  # answered side by side
+
+
+@dataclass
+class Conversation:
+    """What the user says, turn by turn, and what has been answered so far; ``number`` is its place in the file."""
+
+    number: int
+    turns: Sequence[str]
+    said: list[str]
+
+    def prompt(self) -> Text:
+        """Plain text where there is one turn, else messages up to the turn that is to be answered."""
+        if len(self.turns) == 1:
+            return self.turns[0]
+        messages: Messages = []
+        for user, assistant in zip(self.turns, self.said, strict=False):
+            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        return [*messages, {"role": "user", "content": self.turns[len(self.said)]}]
 
 
 def answer(target: Target, questions: Sequence[Sequence[str]], max_new_tokens: int) -> list[list[str]]:
@@ -25,60 +45,66 @@ def answer(target: Target, questions: Sequence[Sequence[str]], max_new_tokens: i
     Raises:
         RPOError: weights or a tokenizer that cannot be read, or a prompt that leaves no room for an answer.
     """
-    cfg = target.cfg
-    with engine(cfg) as _:
+    with engine(target.cfg):
         from megatron.core import parallel_state
 
+        speaker = _Speaker.load(target, max_new_tokens)
+        group = parallel_state.get_data_parallel_group()
+        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        mine = [Conversation(i, questions[i], []) for i in range(rank, len(questions), ranks)]
+        for turn in range(max(map(len, questions))):
+            asked = [conversation for conversation in mine if turn < len(conversation.turns)]
+            for start in range(0, len(asked), _ROWS):
+                speaker.answer(asked[start : start + _ROWS])
+        everyones: list = [None] * ranks
+        dist.all_gather_object(everyones, {c.number: c.said for c in mine}, group=group)
+    found = {number: said for theirs in everyones for number, said in theirs.items()}
+    return [found[i] for i in range(len(questions))]
+
+
+@dataclass
+class _Speaker:
+    """A policy and its tokenizer."""
+
+    chunks: list[torch.nn.Module]
+    tokenizer: PreferenceTokenizer
+    vocab_size: int
+    room: int
+    max_new_tokens: int
+
+    @classmethod
+    def load(cls, target: Target, max_new_tokens: int) -> _Speaker:
         from nemo_rpo.megatron.build import build_model_chunks
-        from nemo_rpo.megatron.generate import greedy
         from nemo_rpo.training import setup
 
-        tokenizer = PreferenceTokenizer.load(
-            TokenizerSpec(setup.tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template)
-        )
+        cfg = target.cfg
+        spec = TokenizerSpec(setup.tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template)
         architecture = setup.stored_architecture(target.weights)
         chunks = build_model_chunks(architecture, cfg)
         setup.weights_loader(target.weights, architecture)(chunks)
         room = architecture.max_position_embeddings
+        return cls(chunks, PreferenceTokenizer.load(spec), architecture.vocab_size, room, max_new_tokens)
 
-        def complete(prompts: list[list[int]], stop: int | None) -> list[list[int]]:
-            return greedy(chunks, prompts, max_new_tokens, stop, architecture.vocab_size)
+    def answer(self, conversations: Sequence[Conversation]) -> None:
+        """Adds the next answer to each, side by side. Collective over the tensor and pipeline groups."""
+        from nemo_rpo.megatron.generate import greedy
 
-        group = parallel_state.get_data_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        mine = list(range(rank, len(questions), ranks))
-        answers: dict[int, list[str]] = {i: [] for i in mine}
-        for turn in range(max(map(len, questions))):
-            asked = [i for i in mine if turn < len(questions[i])]
-            for start in range(0, len(asked), _ROWS):
-                some = asked[start : start + _ROWS]
-                prompts = [_prompt(tokenizer, questions[i], answers[i]) for i in some]
-                for i, (ids, _) in zip(some, prompts, strict=True):
-                    if len(ids) + max_new_tokens > room:
-                        raise DataError(
-                            f"prompt {i + 1} has {len(ids)} tokens, which leaves no {max_new_tokens} of the model's "
-                            f"{room} for an answer: lower --max-new-tokens, or leave that prompt out"
-                        )
-                stop = prompts[0][1]
-                for i, new in zip(some, complete([ids for ids, _ in prompts], stop), strict=True):
-                    kept = new[:-1] if new and new[-1] == stop else new
-                    answers[i].append(tokenizer.tokenizer.decode(kept, skip_special_tokens=True).strip())
-        everyones: list = [None] * ranks
-        dist.all_gather_object(everyones, answers, group=group)
-        found = {i: said for theirs in everyones for i, said in theirs.items()}
-        return [found[i] for i in range(len(questions))]
+        prompts = [self._ids(conversation) for conversation in conversations]
+        # An empty response tells how responses end: with the template's end of turn, or the tokenizer's own.
+        _, ending = self.tokenizer.render(conversations[0].prompt(), "")
+        special = set(self.tokenizer.tokenizer.all_special_ids)
+        stop = next((int(i) for i in ending if int(i) in special), self.tokenizer.eos_id)
+        for conversation, new in zip(
+            conversations, greedy(self.chunks, prompts, self.max_new_tokens, stop, self.vocab_size), strict=True
+        ):
+            kept = new[:-1] if new and new[-1] == stop else new
+            conversation.said.append(self.tokenizer.tokenizer.decode(kept, skip_special_tokens=True).strip())
 
-
-def _prompt(tokenizer: PreferenceTokenizer, turns: Sequence[str], said: Sequence[str]) -> tuple[list[int], int | None]:
-    """Ids of the conversation so far, up to where the policy is to speak, and the id that ends what it says."""
-    prompt: Text = turns[0]
-    if len(turns) > 1:
-        conversation: Messages = []
-        for user, assistant in zip(turns, said, strict=False):
-            conversation += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        prompt = [*conversation, {"role": "user", "content": turns[len(said)]}]
-    # What stands before a response, and how it ends, is told by an empty one.
-    head, response = tokenizer.render(prompt, "")
-    special = set(tokenizer.tokenizer.all_special_ids)
-    stop = next((int(i) for i in response if int(i) in special), tokenizer.eos_id)
-    return head.tolist(), stop
+    def _ids(self, conversation: Conversation) -> list[int]:
+        ids = self.tokenizer.render(conversation.prompt(), "")[0].tolist()
+        if len(ids) + self.max_new_tokens > self.room:
+            raise DataError(
+                f"prompt {conversation.number + 1} has {len(ids)} tokens, which leaves no {self.max_new_tokens} of the "
+                f"model's {self.room} for an answer: lower --max-new-tokens, or leave that prompt out"
+            )
+        return ids
