@@ -1,0 +1,159 @@
+"""Annotators on NeMo-Aligner's data path: from a field of the JSONL file to a tensor of every batch.
+
+Upstream's data sets and collate functions drop fields that they do not know, so both are wrapped here. Shapes: B pairs
+of a batch; a batch of packs has B packs of up to P pairs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nemo_aligner.data.nlp.builders import build_train_valid_test_datasets
+from nemo_aligner.data.nlp.datasets import DPOModelDataset, DPOPackedDataset
+from torch import Tensor
+
+from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.files import Record, as_paths, read_records
+from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.integrations.nemo_aligner.settings import BLOCK, annotator_key
+
+_NO_PAIR = -1  # fills up packs of fewer pairs
+
+
+class AnnotatedDPODataset(DPOModelDataset):
+    """Upstream's rows with ``annotator``, the id of who labelled them; None where the row names nobody."""
+
+    def __init__(self, cfg: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        self.annotator_key, self.file = annotator_key(cfg), str(kwargs["data_prefix"])
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        row = super().__getitem__(idx)
+        if self.annotator_key is None:
+            return {**row, "annotator": VIRTUAL}
+        record = Record(self.file, int(idx) + 1, self.data[idx])
+        return {**row, "annotator": Fields(record).identity(self.annotator_key, required=False)}
+
+
+class AnnotatedPackedDataset(DPOPackedDataset):
+    """Upstream's packs with ``annotator``, a list of ids, one a pair in the order in which they are packed."""
+
+    def __init__(self, cfg: Any, **kwargs: Any) -> None:
+        super().__init__(cfg, **kwargs)
+        self.annotator_key, self.file = annotator_key(cfg), str(kwargs["data_prefix"])
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        pack = super().__getitem__(idx)
+        return {**pack, "annotator": _ids_of_pack(pack, self.annotator_key, f"{self.file}:{int(idx) + 1}")}
+
+
+def annotated_datasets(cfg: Any, **kwargs: Any) -> Any:
+    """Upstream's ``build_train_valid_test_dpo_datasets`` (or, for packs, its packed sibling) with annotators.
+
+    Args:
+        cfg: the section ``model``. kwargs: as upstream's.
+
+    Raises:
+        ConfigError: a ``data_impl`` whose rows have no place for an annotator.
+    """
+    impl = kwargs["data_impl"]
+    if impl == "packed_jsonl":
+        return build_train_valid_test_datasets(AnnotatedPackedDataset, cfg=cfg, **kwargs)
+    if not impl.startswith("json"):
+        raise ConfigError(f"model.data.data_impl={impl} carries no annotators: set jsonl or packed_jsonl")
+    return build_train_valid_test_datasets(AnnotatedDPODataset, cfg=cfg, **kwargs)
+
+
+def annotator_table(cfg: Any) -> AnnotatorTable:
+    """Everybody who labelled a pair of the training files, sorted by id.
+
+    Args:
+        cfg: the section ``model``; its ``data.data_prefix.train`` lists one file, or weights and files in turn.
+
+    Raises:
+        DataError: a file that is not there, or a row that names no annotator.
+    """
+    listed, key = list(cfg.data.data_prefix.train), annotator_key(cfg)
+    ids_of = _ids_of_packs if cfg.data.data_impl == "packed_jsonl" else _ids_of_rows
+    labels: Counter[str] = Counter()
+    first_seen: dict[str, str] = {}
+    for file in as_paths(listed if len(listed) == 1 else listed[1::2], setting="model.data.data_prefix.train"):
+        for identity, where in ids_of(file, key):
+            labels[identity] += 1
+            first_seen.setdefault(identity, where)
+    return AnnotatorTable.sorted(Annotator(name, count, first_seen[name]) for name, count in labels.items())
+
+
+class AnnotatorCollate:
+    """Upstream's collate function, whose batch gets ``annotator`` int64 and ``valid`` bool, [B] each, [B, P] of packs.
+
+    A pair carries no evidence, and is not valid, where a response has no label (upstream blanks pairs that are too
+    long), or where both have the same. Annotators without an η, and rows that name none, get index K: evaluation takes
+    them as reliable as all were at the start, and training refuses them.
+
+    Args:
+        collate: upstream's function. annotators: returns who stands behind each index, K of them.
+    """
+
+    def __init__(self, collate: Callable, annotators: Callable[[], AnnotatorTable]) -> None:
+        self.collate, self.annotators = collate, annotators
+
+    def __call__(self, batch: list[dict[str, Any]], **kwargs: Any) -> dict[str, Tensor]:
+        collated = self.collate(batch, **kwargs)
+        try:
+            identities = [row["annotator"] for row in batch]
+        except KeyError:
+            raise DataError("the rows carry no annotator: build the data sets with annotated_datasets") from None
+        if "input_ids" in collated:
+            width = max(map(len, identities))
+            padded = [[*map(self._index, ids), *[_NO_PAIR] * (width - len(ids))] for ids in identities]
+            annotator = torch.tensor(padded)
+            return {**collated, "annotator": annotator.clamp(min=0), "valid": annotator != _NO_PAIR}
+        chosen, rejected = collated["chosen_labels"], collated["rejected_labels"]
+        valid = (chosen >= 0).any(-1) & (rejected >= 0).any(-1) & (chosen != rejected).any(-1)
+        return {**collated, "annotator": torch.tensor([self._index(one) for one in identities]), "valid": valid}
+
+    def _index(self, identity: str | None) -> int:
+        table = self.annotators()
+        return table.index(identity) if identity in table else len(table)
+
+
+def _ids_of_rows(file: Path, annotator_key: str | None) -> Iterator[tuple[str, str]]:
+    for record in read_records(file):
+        if isinstance(record, DataError):
+            raise record
+        if annotator_key is None:
+            yield VIRTUAL, record.where
+        elif annotator_key in record.fields:
+            yield Fields(record).identity(annotator_key, required=True), record.where
+        else:
+            raise DataError(
+                f"{record.where}: the row has no field '{annotator_key}'; it has {', '.join(record.fields)}. Set "
+                f"{BLOCK}.annotator_key to the field with the annotator, or to null if there is none"
+            )
+
+
+def _ids_of_packs(file: Path, annotator_key: str | None) -> Iterator[tuple[str, str]]:
+    for row, pack in enumerate(np.load(file, allow_pickle=True), start=1):  # upstream's format
+        where = f"{file}:{row}"
+        for identity in _ids_of_pack(pack, annotator_key, where):
+            yield identity, where
+
+
+def _ids_of_pack(pack: dict[str, Any], annotator_key: str | None, where: str) -> list[str]:
+    pairs = len(pack["lengths"]) // 2
+    if annotator_key is None:
+        return [VIRTUAL] * pairs
+    found = list(pack.get(annotator_key, ()))
+    if len(found) != pairs or None in found:
+        raise DataError(
+            f"{where}: the pack of {pairs} pairs names {len(found)} annotators in its field '{annotator_key}': it must "
+            f"list one a pair, in the order in which they are packed; {BLOCK}.annotator_key=null if there are none"
+        )
+    return [str(one) for one in found]

@@ -1,0 +1,235 @@
+"""NeMo-Aligner's DPO model with the package's losses and EM.
+
+Upstream runs the forward passes, the pipeline schedule and the reference; what it computes from the log-probs of a
+micro-batch is replaced. Shapes: n pairs of a micro-batch, chosen first; K annotators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from nemo_aligner.data.nlp.datasets import DPOPackedDataset
+from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+from torch import Tensor
+
+from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
+from nemo_rpo.errors import DataError
+from nemo_rpo.integrations.em_state import continued, packed, unpacked, with_newcomers
+from nemo_rpo.integrations.nemo_aligner.settings import BLOCK, base_loss, dpo_settings, rpo_settings
+from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.losses.reduction import Mean
+from nemo_rpo.megatron.metrics import StepMetrics
+from nemo_rpo.megatron.statistics import reduce_to_all_ranks, sum_over_data_parallel
+
+_STATE = "nemo_rpo"  # key of the EM's state in a checkpoint
+
+
+class _Labels(NamedTuple):
+    """Who labelled the pairs of the micro-batch whose loss is being computed, [n] each."""
+
+    annotator: Tensor
+    valid: Tensor
+    is_evidence: bool
+
+
+class MegatronGPTRPOModel(MegatronGPTDPOModel):
+    """``MegatronGPTDPOModel`` that believes each annotator as far as the data allow.
+
+    The loss of a step is the mean over the valid pairs of its *global* batch, whatever the micro-batches and ranks. η
+    is fixed inside a step; evidence is summed over data-parallel ranks and sent to all pipeline stages with the
+    metrics, and :meth:`finish_em_step` commits it. With ``model.rpo.enabled=false`` it is the plain base loss.
+
+    Attributes:
+        rpo: the block ``model.rpo``. base_loss: the preference loss.
+        em, annotators: reliabilities and who stands behind each, from :meth:`connect_annotators` on.
+
+    Raises:
+        ConfigError: an unknown setting of the block, or a loss that needs more than log-probs and rewards.
+    """
+
+    em: AnnotatorReliability
+    annotators: AnnotatorTable
+
+    def __init__(self, cfg: Any, trainer: Any) -> None:
+        loss = base_loss(cfg)  # before minutes are spent on the weights
+        super().__init__(cfg, trainer)
+        self.base_loss, self.rpo, self.dpo = loss, rpo_settings(cfg), dpo_settings(cfg)
+        # The superclass weighs its two terms and adds them up; here loss_func returns the sum.
+        self.preference_loss_weight, self.sft_loss_weight = 1.0, 0.0
+        self.step_metrics = StepMetrics(self.base_loss.reduction, torch.cuda.current_device())
+        self.restored: dict[str, Any] | None = None
+        self._labels: _Labels | None = None
+
+    def connect_annotators(self, table: AnnotatorTable) -> None:
+        """Starts the EM over the annotators of the training data, or continues it where a checkpoint was restored.
+
+        Raises:
+            DataError: the data has annotators that the checkpoint lacks (``model.rpo.allow_new_annotators``).
+        """
+        state = None
+        if self.restored is not None:
+            saved, state = unpacked(self.restored)
+            table = continued(saved, table, self.rpo.allow_new_annotators, BLOCK)
+        self.annotators = table
+        self.em = AnnotatorReliability(len(table), self.rpo, torch.cuda.current_device())
+        if state is not None:
+            self.em.load_state_dict(with_newcomers(state, self.em))
+
+    # --- one micro-batch
+
+    def get_forward_output_and_loss_func(self, validation_step: bool = False, logprobs_only: bool = False) -> Callable:
+        """Upstream's, which on later pipeline stages drops what it does not know: the labels go round it."""
+        forward = super().get_forward_output_and_loss_func(validation_step, logprobs_only)
+
+        def fwd_output_and_loss_func(dataloader_iter: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Callable]:
+            batch = next(dataloader_iter)
+            annotator, valid = (batch.pop(key).flatten().cuda(non_blocking=True) for key in ("annotator", "valid"))
+            output, upstream_func = forward(iter([batch]), *args, **kwargs)
+
+            def output_func(*args: Any, **kwargs: Any) -> Any:
+                self._labels = _Labels(annotator, valid, is_evidence=self.rpo.enabled and not validation_step)
+                return upstream_func(*args, **kwargs)
+
+            return output, output_func
+
+        return fwd_output_and_loss_func
+
+    def loss_func(
+        self,
+        pi_logprobs: Tensor,
+        ref_logprobs: Tensor,
+        labels: Tensor,
+        gt_rewards: Tensor,
+        cu_seqlens: Tensor | None = None,
+        average_log_probs: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """This micro-batch's share of the step's loss [], and 0 in the place of the accuracy, which is among the
+        metrics.
+
+        Args:
+            pi_logprobs, ref_logprobs, labels: [2n, S] or, of a pack, [1, S]. gt_rewards: [2n] or [1, 2P], padded.
+            cu_seqlens: boundaries in a pack.
+            average_log_probs: the base loss knows it by its own option.
+        """
+        x = self._pair_logprobs(pi_logprobs, ref_logprobs, labels, gt_rewards, cu_seqlens)
+        annotator, valid, is_evidence = self._labels
+        annotator, valid = annotator[: len(x)], valid[: len(x)]
+        terms, votes = self.base_loss.terms(x), Votes.single(annotator)
+        w = self.em.posterior(terms.delta, votes) if self.rpo.enabled else votes.share()
+        preference = robust_loss(terms, w, self.rpo.objective if self.rpo.enabled else "weighted")
+        chosen, rejected = x.mean_policy() if self.sft_avg_log_probs else x.policy()
+        sft = -(w * chosen + (1 - w) * rejected)
+        loss = self.dpo.preference_loss_weight * preference + self.dpo.sft_loss_weight * sft
+        if is_evidence:
+            self.em.accumulate(w, votes, valid)
+        self.step_metrics.add(x, valid, loss, preference, sft, w, terms.delta)
+        share = torch.where(valid, self.base_loss.reduction.surrogate(loss), 0.0).sum() * self._scale
+        return share, torch.zeros_like(share)
+
+    def _pair_logprobs(
+        self, policy: Tensor, reference: Tensor, labels: Tensor, gt_rewards: Tensor, cu_seqlens: Tensor | None
+    ) -> PairLogprobs:
+        def halves(of_tokens: Tensor) -> tuple[Tensor, Tensor]:
+            return self.split_output_tensor(self.get_reduced_masked_logps(of_tokens, labels, cu_seqlens))
+
+        if cu_seqlens is None:
+            chosen_reward, rejected_reward = self.split_output_tensor(gt_rewards)
+        else:
+            rewards = gt_rewards[gt_rewards != DPOPackedDataset.REWARDS_PAD_ID].float()
+            chosen_reward, rejected_reward = rewards[::2], rewards[1::2]
+        return PairLogprobs(
+            *halves(policy),
+            *((None, None) if self.base_loss.reference_free else halves(reference)),
+            *halves(torch.ones_like(policy)),
+            pair_columns={"margin": chosen_reward - rejected_reward},
+        )
+
+    # --- one global batch
+
+    def get_loss_and_metrics(self, batch: dict[str, Tensor], forward_only: bool) -> tuple[float, dict[str, float]]:
+        """Upstream's passes over the batch; loss and metrics of the *global* batch, the same on every rank.
+
+        Collectives beside upstream's: one all-reduce of 8 bytes over the data-parallel group, and
+        :func:`reduce_to_all_ranks` over metrics and evidence. A loss that is no mean of pairs (Dr. DPO) costs a forward
+        pass more, for the statistic that its gradient is divided by.
+
+        Raises:
+            DataError: a pair to be trained on names no annotator of the training data.
+        """
+        if self.rpo.enabled and not forward_only:
+            self._check_annotators(batch)
+        scale = self._mean_over_pairs(batch["valid"])
+        if not forward_only and not isinstance(self.base_loss.reduction, Mean):
+            self._pass_over(batch, scale, forward_only=True)
+            scale = scale * self.step_metrics.gradient_scale()
+        self._pass_over(batch, scale, forward_only)
+        metrics = self.step_metrics.means()
+        return metrics["loss"], metrics
+
+    def _pass_over(self, batch: dict[str, Tensor], scale: Tensor, forward_only: bool) -> None:
+        self.step_metrics.reset()
+        self._scale = scale
+        super().get_loss_and_metrics(batch, forward_only)
+        reduce_to_all_ranks(self.step_metrics.sums, self.em.pending)
+
+    def _mean_over_pairs(self, valid: Tensor) -> Tensor:
+        """What a sum over pairs of a micro-batch is multiplied by to add up to the mean over the global batch's.
+
+        Megatron divides by the micro-batches and data-parallel ranks average their gradients; both are undone here.
+        """
+        pairs = valid.sum().float().cuda()
+        sum_over_data_parallel(pairs)
+        return get_num_microbatches() * parallel_state.get_data_parallel_world_size() / pairs.clamp(min=1)
+
+    def _check_annotators(self, batch: dict[str, Tensor]) -> None:
+        known = len(self.annotators)
+        strangers = ((batch["annotator"] >= known) & batch["valid"]).sum().item()
+        if strangers:
+            raise DataError(
+                f"{strangers} pairs to be trained on have no annotator among the {known} that the trainer was given: "
+                f"pass annotator_table of the same files and {BLOCK}.annotator_key"
+            )
+
+    def get_ref_policy_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
+        """Upstream's; zeros, without a pass, for losses without a reference."""
+        if not self.base_loss.reference_free:
+            return super().get_ref_policy_logprobs(batch)
+        if "input_ids" in batch:
+            return torch.zeros_like(batch["input_ids"], dtype=torch.float32)
+        return torch.zeros_like(torch.cat((batch["chosen"], batch["rejected"])), dtype=torch.float32)
+
+    # --- around a step
+
+    def prepare_for_training_step(self) -> None:
+        """Upstream's; drops what a step that failed has left of its evidence."""
+        super().prepare_for_training_step()
+        self.em.rollback()
+
+    def finish_em_step(self, updated: bool) -> dict[str, float]:
+        """The M-step, to be called once the optimizer has taken the step (or not: then η stays); metrics of η."""
+        if not self.rpo.enabled:
+            return {}
+        if updated:
+            self.em.commit()
+        else:
+            self.em.rollback()
+        mean, least = torch.stack((self.em.eta.mean(), self.em.eta.min())).tolist()
+        return {"em/eta_mean": mean, "em/eta_min": least}
+
+    # --- the checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Upstream's, with the EM's state among what all ranks share."""
+        super().on_save_checkpoint(checkpoint)
+        if self.rpo.enabled:
+            checkpoint[_STATE] = packed(self.em, self.annotators)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Upstream's; the EM's state waits in ``restored`` for :meth:`connect_annotators`."""
+        self.restored = checkpoint.get(_STATE)
+        super().on_load_checkpoint(checkpoint)

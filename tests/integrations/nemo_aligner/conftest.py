@@ -1,0 +1,64 @@
+"""These tests run where NeMo-Aligner is installed; CI has an environment of its own for it.
+
+``test_engine_side.py`` alone is for the project's main environment: it holds the engine to the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+INSTALLED = find_spec("nemo_aligner") is not None
+OF_MAIN_ENVIRONMENT = {"test_engine_side.py", "test_nemo_checkpoint.py"}
+
+if INSTALLED:
+    from . import shim
+
+    shim.install()  # before a test module imports NeMo
+
+
+class NotHere(pytest.Module):
+    """A test module that is not imported, since its imports would fail."""
+
+    def collect(self) -> list[pytest.Item]:
+        here, there = ("NeMo-Aligner's", "the project's main") if INSTALLED else ("the main", "NeMo-Aligner's own")
+        pytest.skip(f"this is {here} environment; CI runs these tests in {there} one", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    of_main = module_path.name in OF_MAIN_ENVIRONMENT
+    return NotHere.from_parent(parent, path=module_path) if of_main == INSTALLED else None
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world's folder, with the ``tiny.nemo`` that NeMo's own class has saved."""
+    from torchrun import run_ranks
+
+    from . import world
+
+    made = world.make(tmp_path_factory.mktemp("world"))
+    run_ranks(HERE / "ranks_nemo.py", 1, made, timeout=600)
+    return made
+
+
+@pytest.fixture(scope="session")
+def train(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """``train(ranks, overrides, stock=False, run=None)``: what :mod:`ranks_train` leaves; ``run`` is the log folder."""
+    from torchrun import run_ranks
+
+    def run_recipe(
+        ranks: int = 1, overrides: dict[str, Any] | None = None, stock: bool = False, run: Path | None = None
+    ) -> dict[str, Any]:
+        out = (run or tmp_path_factory.mktemp("run") / "log").with_suffix(".json")
+        spec = json.dumps({"overrides": overrides or {}, "stock": stock})
+        run_ranks(HERE / "ranks_train.py", ranks, folder, out, spec, timeout=600)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+    return run_recipe

@@ -1,0 +1,34 @@
+"""Writes the engine's trajectory anew: ``PYTHONPATH=.:tests python tests/integrations/nemo_aligner/make_trajectory.py``.
+
+In the project's main environment; to be run only when the mathematics is meant to change.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from integrations.nemo_aligner import world
+
+
+def engine_run(folder: Path) -> dict[str, list]:
+    """RE-DPO on the world's rows by the package's own engine, in this process."""
+    from ranks_trajectory import run
+
+    world.write_model(folder / "model")
+    world.tiny_world.write_rows(folder / "train.jsonl", world.engine_rows())
+    steps = run(folder, folder / "run", world.engine_overrides())
+    annotators = sorted({row["annotator"] for row in world.engine_rows()})
+    return {"annotators": annotators, "loss": [s["loss"] for s in steps], "eta": [s["eta"] for s in steps]}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = engine_run(Path(folder))
+    lines = ",\n ".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+    world.TRAJECTORY.write_text(f"{{{lines}}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Writes ``tiny.nemo`` into the world's folder: NeMo's own class saves the weights of the Hugging Face folder there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from integrations.nemo_aligner import shim
+
+shim.install()
+
+from integrations.nemo_aligner import world  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
+    from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
+    from nemo_aligner.utils.train_script_utils import init_distributed
+
+    shim.complete_nemo()
+    model = {
+        "mcore_gpt": True,
+        "micro_batch_size": 1,
+        "global_batch_size": 1,
+        "megatron_amp_O2": False,
+        "seed": world.SEED,
+        "tokenizer": {"library": "huggingface", "type": str(folder / "tokenizer"), "use_fast": True},
+        "data": {"data_prefix": None},
+        "optim": {"name": "adamw", "lr": world.LR},
+        **world.architecture(tensor_parallel=1),
+        **world.on_cpu(),
+    }
+    run = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "logger": False, "max_steps": 1}
+    run |= {"enable_checkpointing": False, "use_distributed_sampler": False}
+    cfg = OmegaConf.create({"trainer": run, "exp_manager": None, "model": model})
+    trainer = MegatronTrainerBuilder(cfg).create_trainer()
+    gpt = MegatronGPTModel(cfg.model, trainer)
+    init_distributed(trainer, gpt)
+
+    from nemo_rpo.megatron.huggingface.config import architecture_from_hf
+    from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+
+    load_hf_weights(gpt.get_model_module_list(), folder / "model", architecture_from_hf(folder / "model"))
+    gpt.save_to(str(folder / "tiny.nemo"))
+
+
+if __name__ == "__main__":  # checkpoint writers start processes that import this file
+    main()
