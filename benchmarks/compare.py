@@ -3,7 +3,7 @@
     python -m benchmarks.compare                      # all systems; TRL's from .venv-trl (make .venv-trl/.ready)
     python -m benchmarks.compare --scale annotators   # step time against the number of annotators
     python -m benchmarks.compare --scale ranks        # and against data-parallel ranks
-    python -m benchmarks.compare --write README.md    # puts the table into its block "speed"
+    python -m benchmarks.compare --write docs/speed.md    # puts the table into its block
 
 Every round starts each system once, in a process of its own; a figure is the median over rounds of the medians over a
 process's steps, the first of which is left out, and a ratio the median of the rounds' ratios, so that a machine that is
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", default="", help="systems whose name has this in it")
     parser.add_argument("--trl-python", type=Path, default=Path(".venv-trl/bin/python"))
-    parser.add_argument("--write", help="a file with the block 'speed'")
+    parser.add_argument("--write", help="a file with the block 'speed', or that of --scale")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)
@@ -213,7 +213,7 @@ def main() -> None:
     )
     print(f"{header}\n\n{found}")
     if args.write:
-        replace_block(args.write, "speed", f"{header}\n\n{found}")
+        replace_block(args.write, args.scale or "speed", f"{header}\n\n{found}")
 
 
 if __name__ == "__main__":
