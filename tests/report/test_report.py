@@ -226,3 +226,41 @@ def test_a_browser_opens_it_without_a_word(made: tuple[Path, Crowd], tmp_path: P
     (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:9/"><script>console.error("no")</script>')
     said, asked = browse((tmp_path / "asks.html").as_uri(), tmp_path)
     assert "CONSOLE" in said and asked
+
+
+def test_a_plain_loss_has_a_policy_and_no_annotators(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    shutil.copytree(made[0], folder)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("    enabled: true\n", "    enabled: false\n"))
+    for name in ("annotators.parquet", "posteriors.parquet"):
+        (folder / name).unlink()
+    document = build_report(read_run(folder))
+    assert [section.title for section in document.sections] == ["In short", "Policy", "How to read this"]
+    assert "every label believed" in dict(document.facts)["loss"]
+    assert main(["report", str(folder)]) == 0
+
+
+def test_without_held_out_pairs_calibration_is_that_of_first_sight(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made[0], folder)
+    (folder / "validation.parquet").unlink()
+    [figure] = [f for f in blocks(build_report(read_run(folder)), "Policy", Figure) if f.name == "calibration"]
+    assert "training labels at first sight (there is no held-out record)" in figure.caption
+
+
+def test_a_run_that_was_stopped_says_so(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    """Steps after the last checkpoint are in ``metrics.jsonl``, and in no table."""
+    folder = tmp_path / "run"
+    shutil.copytree(made[0], folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 45, "split": "train", "loss": 0.5, "acc": 0.5, "margin": 0.1}\n{"step": 46, "spl')
+    [note] = blocks(build_report(read_run(folder)), "Warnings", Note)
+    assert note.text == "The run took 45 steps, and its last checkpoint is of step 40; this report is of that one."
+
+
+def test_no_texts_leave_the_house(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    assert main(["report", str(made[0]), "--no-texts", "--out", str(tmp_path)]) == 0
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "word word" not in text and "Question" not in text and "Texts were left out" in text
