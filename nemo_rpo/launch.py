@@ -20,8 +20,9 @@ USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 
 # A rank other than 0 waits before it speaks: where all ranks fail alike, rank 0 speaks, and torchrun ends the rest
-# within about 0.1 s of its exit. The ranks of a node wait in turn, so that of several only the first is heard.
-_FIRST_RANK_SPEAKS_S = 1.0
+# within about 0.1 s of its exit; on a busy machine rank 0 may be seconds behind the others. The ranks of a node wait in
+# turn, so that of several only the first is heard.
+_FIRST_RANK_SPEAKS_S = 3.0
 _BETWEEN_RANKS_S = 0.5
 # The error of a collective is usually the echo of a peer that is gone and has said why.
 _PEER_SPEAKS_S = 10.0

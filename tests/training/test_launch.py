@@ -52,7 +52,10 @@ def spoken(stderr: str) -> list[str]:
 
 
 def test_all_ranks_fail_alike_and_one_speaks(tmp_path: Path) -> None:
-    body = 'raise ConfigError("model.x is wrong:\\n  change it")'
+    body = """
+    meet()
+    raise ConfigError("model.x is wrong:\\n  change it")
+    """
     result = run_ranks(script(tmp_path, body), 3, check=False, timeout=60)
     assert result.returncode != 0
     assert spoken(result.stderr)[0] == "error: model.x is wrong: change it"
