@@ -4,8 +4,8 @@
         'model.data.data_prefix={train: [train.jsonl], validation: [val.jsonl], test: [val.jsonl]}' …
     python train_gpt_rpo.py model.rpo.base_loss=ipo …
 
-Run it where NeMo-Aligner 0.7's ``train_gpt_dpo.py`` runs, with its settings; the second form takes ``conf/gpt_rpo.yaml``.
-Every row of the training data names its annotator in one more field.
+Run it where NeMo-Aligner 0.7's ``train_gpt_dpo.py`` runs, with its settings; the second form reads ``gpt_rpo.yaml``
+in ``conf``. Every row of the training data names its annotator in one more field.
 """
 
 from __future__ import annotations

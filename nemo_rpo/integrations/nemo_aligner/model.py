@@ -163,8 +163,11 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         """
         if self.rpo.enabled and not forward_only:
             self._check_annotators(batch)
-        scale = self._mean_over_pairs(batch["valid"])
-        if not forward_only and not isinstance(self.base_loss.reduction, Mean):
+        pairs = batch["valid"].sum().float().cuda()
+        sum_over_data_parallel(pairs)
+        # Megatron divides by the micro-batches, data-parallel ranks average their gradients: both are undone here.
+        scale = get_num_microbatches() * parallel_state.get_data_parallel_world_size() / pairs.clamp(min=1)
+        if not forward_only and not isinstance(self.base_loss.reduction, Mean) and pairs > 0:
             self._pass_over(batch, scale, forward_only=True)
             scale = scale * self.step_metrics.gradient_scale()
         self._pass_over(batch, scale, forward_only)
@@ -176,15 +179,6 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         self._scale = scale
         super().get_loss_and_metrics(batch, forward_only)
         reduce_to_all_ranks(self.step_metrics.sums, self.em.pending)
-
-    def _mean_over_pairs(self, valid: Tensor) -> Tensor:
-        """What a sum over pairs of a micro-batch is multiplied by to add up to the mean over the global batch's.
-
-        Megatron divides by the micro-batches and data-parallel ranks average their gradients; both are undone here.
-        """
-        pairs = valid.sum().float().cuda()
-        sum_over_data_parallel(pairs)
-        return get_num_microbatches() * parallel_state.get_data_parallel_world_size() / pairs.clamp(min=1)
 
     def _check_annotators(self, batch: dict[str, Tensor]) -> None:
         known = len(self.annotators)

@@ -1,4 +1,4 @@
-"""Writes the engine's trajectory anew: ``PYTHONPATH=.:tests python tests/integrations/nemo_aligner/make_trajectory.py``.
+"""Writes the engine's trajectory anew: ``PYTHONPATH=.:tests python -m integrations.nemo_aligner.make_trajectory``.
 
 In the project's main environment; to be run only when the mathematics is meant to change.
 """

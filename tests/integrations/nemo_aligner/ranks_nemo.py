@@ -9,8 +9,9 @@ from integrations.nemo_aligner import shim
 
 shim.install()
 
-from integrations.nemo_aligner import world  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+
+from integrations.nemo_aligner import world  # noqa: E402
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ from integrations.nemo_aligner import shim
 
 shim.install()
 
-from integrations.nemo_aligner import world  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from paths import ROOT  # noqa: E402
+
+from integrations.nemo_aligner import world  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "examples" / "nemo_aligner"))
 import train_gpt_rpo  # noqa: E402

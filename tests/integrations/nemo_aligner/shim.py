@@ -89,6 +89,7 @@ def complete_nemo() -> None:
     _complete_strategy()
     _complete_gradients()
     _complete_models()
+    _complete_adapters()
     from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 
     AVAILABLE_OPTIMIZERS["adamw"] = _NeMoAdamW
@@ -144,6 +145,24 @@ def _complete_models() -> None:
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
     megatron_init._set_random_seed = on_cpu_too
+
+
+def _complete_adapters() -> None:
+    """NeMo's adapters of Megatron modules ask Transformer Engine for one name, and do without it."""
+    from nemo.collections.nlp.parts import peft_config
+    from nemo.collections.nlp.parts.mixins import nlp_adapter_mixins
+
+    name = "megatron.core.extensions.transformer_engine"
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].SplitAlongDim = None
+    try:
+        from nemo.collections.nlp.modules.common.megatron.adapters import mcore_mixins
+    finally:
+        del sys.modules[name]  # Megatron itself must find that it is absent
+    nlp_adapter_mixins.swap_mcore_mixin = mcore_mixins.swap_mcore_mixin
+    for mixin in [key for key, value in vars(peft_config).items() if key.startswith("MCore") and value is None]:
+        setattr(peft_config, mixin, getattr(mcore_mixins, mixin))
+    peft_config.HAVE_MEGATRON_CORE = True
 
 
 class _NeverCalled(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -53,10 +53,10 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, seed: int = 1) -> None:
     config = tiny_world.CONFIG | {"vocab_size": VOCABULARY}
     with mock.patch.multiple(tiny_world, WORDS=WORDS, CONFIG=config):
-        tiny_world.write_model(folder)
+        tiny_world.write_model(folder, seed)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -135,6 +135,8 @@ def recipe(world: Path, run: Path, overrides: dict[str, Any], ranks: int = 1) ->
         "trainer.dpo.gradient_clip_val": 1.0,
         "exp_manager.explicit_log_dir": str(run),
         "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": False,
+        # NeMo-Aligner reads from a checkpoint's name where its run stood.
+        "exp_manager.checkpoint_callback_params.filename": "gpt--{val_loss:.3f}-{step}-{consumed_samples}-{epoch}",
         "pretrained_checkpoint.restore_from_path": str(world / "tiny.nemo"),
         "model.micro_batch_size": 2,
         "model.global_batch_size": GLOBAL_BATCH,
@@ -143,6 +145,16 @@ def recipe(world: Path, run: Path, overrides: dict[str, Any], ranks: int = 1) ->
         "model.dpo.ref_policy_kl_penalty": BETA,
         "model.dpo.preference_loss": "dpo",
         "model.dpo.preference_average_log_probs": False,
+        "model.peft.lora_tuning": {
+            "target_modules": ["attention_qkv"],
+            "adapter_dim": 8,
+            "adapter_dropout": 0.0,
+            "column_init_method": "xavier",
+            "row_init_method": "zero",
+            "layer_selection": None,
+            "weight_tying": False,
+            "position_embedding_strategy": None,
+        },
         "model.optim": {
             "name": "adamw",
             "lr": LR,
@@ -159,7 +171,8 @@ def recipe(world: Path, run: Path, overrides: dict[str, Any], ranks: int = 1) ->
     }
     cpu = {f"model.{name}": value for name, value in on_cpu(tensor, pipeline).items()}
     cpu["model.make_vocab_size_divisible_by"] = VOCABULARY // tensor
-    settings = {name: value for name, value in settings.items() if not name.startswith("model.optim.")}
+    above = ("model.optim.", "model.peft.lora_tuning.")
+    settings = {name: value for name, value in settings.items() if not name.startswith(above)}
     return nested(settings | cpu | overrides)
 
 

@@ -1,0 +1,363 @@
+"""Data, settings, checkpoint and optimizer around the model, and what is said when something does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nemo_aligner.data.nlp.datasets import DPOPackedDataset
+from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
+from omegaconf import OmegaConf
+
+from nemo_rpo.data.annotators import Annotator, AnnotatorTable
+from nemo_rpo.em import Votes
+from nemo_rpo.errors import CheckpointError, ConfigError, DataError
+from nemo_rpo.integrations.nemo_aligner import (
+    AnnotatorCollate,
+    MegatronGPTRPOModel,
+    RPOTrainer,
+    annotated_datasets,
+    annotator_table,
+    rpo_settings,
+)
+from nemo_rpo.integrations.nemo_aligner.settings import base_loss, dpo_settings
+from nemo_rpo.integrations.nemo_aligner.trainer import _Watched
+from nemo_rpo.megatron.metrics import StepMetrics
+
+from . import world
+
+
+def table(*names: str) -> AnnotatorTable:
+    return AnnotatorTable([Annotator(name, 1, f"train.jsonl:{i}") for i, name in enumerate(names, start=1)])
+
+
+def section(files: list[Any], rpo: dict[str, Any] | None = None, **data: Any) -> Any:
+    """A recipe's section ``model``."""
+    splits = {"train": files, "validation": files[:1], "test": files[:1]}
+    data = {"data_prefix": splits, "data_impl": "jsonl", "splits_string": None, "append_eod": True} | data
+    return OmegaConf.create({"data": data, "rpo": rpo, "dpo": {"ref_policy_kl_penalty": 0.5}})
+
+
+class Letters:
+    """A tokenizer of one token a letter."""
+
+    eos_id = 0
+
+    def text_to_ids(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def datasets(cfg: Any) -> Any:
+    data = cfg.data
+    return annotated_datasets(
+        cfg=cfg,
+        data_prefix=data.data_prefix,
+        data_impl=data.data_impl,
+        splits_string=None,
+        train_valid_test_num_samples=[-1, -1, -1],
+        seq_length=64,
+        seed=1,
+        tokenizer=Letters(),
+    )
+
+
+def write(path: Path, *changes: dict[str, Any]) -> Path:
+    made = world.rows(len(changes), seed=3)
+    for row, change in zip(made, changes, strict=True):
+        row |= {"prompt": "ab", "chosen_response": "cd", "rejected_response": "efg"} | change
+        if row["annotator"] is ...:
+            del row["annotator"]
+    world.tiny_world.write_rows(path, made)
+    return path
+
+
+# --- data
+
+
+def test_every_row_brings_its_annotator(tmp_path):
+    path = write(tmp_path / "train.jsonl", {"annotator": "w1"}, {"annotator": 7}, {"annotator": "w1"})
+    train, _, _ = datasets(section([str(path)]))
+    assert [row["annotator"] for row in (train[i] for i in range(3))] == ["w1", "7", "w1"]
+    found = annotator_table(section([str(path)]))
+    assert found.ids == ["7", "w1"]
+    assert found.labels.tolist() == [1, 2]
+
+
+def test_weighted_files_make_one_table(tmp_path):
+    one, two = write(tmp_path / "one.jsonl", {"annotator": "b"}), write(tmp_path / "two.jsonl", {"annotator": "a"})
+    assert annotator_table(section([0.3, str(one), 0.7, str(two)])).ids == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rpo", "message"),
+    [
+        ({"annotator": None}, None, r"train\.jsonl:2: field 'annotator' is null"),
+        ({"annotator": ""}, None, r"train\.jsonl:2: field 'annotator' is blank"),
+        ({"annotator": ...}, None, r"train\.jsonl:2: the row has no field 'annotator'.*model\.rpo\.annotator_key"),
+        ({"annotator": [1]}, None, r"train\.jsonl:2: field 'annotator' must be an id"),
+        ({}, {"annotator_key": "rater"}, r"train\.jsonl:1: the row has no field 'rater'"),
+    ],
+)
+def test_a_row_that_names_nobody_is_named(change, rpo, message, tmp_path):
+    path = write(tmp_path / "train.jsonl", {"annotator": "w1"}, {"annotator": "w2"} | change)
+    with pytest.raises(DataError, match=message) as caught:
+        annotator_table(section([str(path)], rpo))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rpo", [{"annotator_key": None}, {"enabled": False}])
+def test_data_without_annotators_has_one(rpo, tmp_path):
+    cfg = section([str(write(tmp_path / "train.jsonl", {"annotator": ...}, {"annotator": ...}))], rpo)
+    found = annotator_table(cfg)
+    assert (found.ids, found.labels.tolist()) == (["all"], [2])
+    assert datasets(cfg)[0][0]["annotator"] == "all"
+
+
+def test_other_formats_are_refused(tmp_path):
+    path = write(tmp_path / "train.jsonl", {"annotator": "w"})
+    with pytest.raises(ConfigError, match=r"model\.data\.data_impl=mmap carries no annotators"):
+        datasets(section([str(path)], data_impl="mmap"))
+
+
+def labels(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_the_collator_knows_pairs_without_evidence():
+    blank = [-100, -100, -100]
+    collated = {
+        "chosen_labels": labels([-100, 5, 6], blank, [-100, 5, 6], [-100, 5, 6]),
+        "rejected_labels": labels([-100, 5, 7], blank, [-100, 5, 6], [-100, 7, -100]),
+    }
+    collate = AnnotatorCollate(lambda batch, **kwargs: collated, lambda: table("a", "b"))
+    batch = collate([{"annotator": name} for name in ("b", "a", "a", "stranger")], pad_length_to_multiple_of=8)
+    assert batch["valid"].tolist() == [True, False, False, True]
+    assert batch["annotator"].tolist() == [1, 0, 0, 2]
+    assert collate([{"annotator": None}] * 4)["annotator"].tolist() == [2, 2, 2, 2]
+    with pytest.raises(DataError, match="build the data sets with annotated_datasets"):
+        collate([{}])
+
+
+# --- packs
+
+
+def packs() -> list[dict[str, Any]]:
+    """Upstream's format, of packs with two pairs and with one; every sequence is a prompt token and its response."""
+
+    def pack(*sequences: list[int], **more: Any) -> dict[str, Any]:
+        ids = [token for sequence in sequences for token in sequence]
+        ends = np.cumsum([0, *map(len, sequences)]).tolist()
+        lengths = [len(sequence) for sequence in sequences]
+        rewards = [2.0, 1.0] * (len(sequences) // 2)
+        return {"input_ids": ids, "labels": ids, "lengths": lengths, "reward": rewards, "seq_boundaries": ends, **more}
+
+    first = pack([1, 11, 12], [1, 13], [2, 14, 15, 16], [2, 17, 18], annotator=["w2", "w1"])
+    return [first, pack([3, 11], [3, 12, 13], annotator=["w1"])]
+
+
+def test_packs_list_an_annotator_a_pair(tmp_path):
+    path = tmp_path / "packed.npy"
+    np.save(path, np.array(packs(), dtype=object))
+    cfg = section([str(path)], data_impl="packed_jsonl")
+    found = annotator_table(cfg)
+    assert (found.ids, found.labels.tolist()) == (["w1", "w2"], [2, 1])
+    train, _, _ = datasets(cfg)
+    assert isinstance(train, DPOPackedDataset)
+    batch = AnnotatorCollate(train.global_collate_fn, lambda: found)([train[0], train[1]], eos_id=0)
+    assert batch["annotator"].tolist() == [[1, 0], [0, 0]]
+    assert batch["valid"].tolist() == [[True, True], [True, False]]
+    broken = packs()
+    broken[1]["annotator"] = []
+    np.save(path, np.array(broken, dtype=object))
+    with pytest.raises(DataError, match=r"packed\.npy:2: the pack of 1 pairs names 0 annotators in its field"):
+        annotator_table(cfg)
+
+
+def bare(rpo: dict[str, Any] | None = None) -> MegatronGPTRPOModel:
+    """The model as far as a loss needs it: no weights, no process group."""
+    cfg = section(["none"], rpo)
+    model = object.__new__(MegatronGPTRPOModel)
+    torch.nn.Module.__init__(model)
+    model.base_loss, model.rpo, model.dpo = base_loss(cfg), rpo_settings(cfg), dpo_settings(cfg)
+    model.sft_avg_log_probs, model._scale, model.restored = False, torch.tensor(0.5), None
+    model.step_metrics = StepMetrics(model.base_loss.reduction, torch.device("cpu"))
+    model.connect_annotators(table("w1", "w2"))
+    return model
+
+
+@pytest.fixture
+def one_context_rank(monkeypatch):
+    from nemo_aligner.utils import parallel_state
+
+    monkeypatch.setattr(parallel_state, "get_context_parallel_world_size", lambda: 1)
+
+
+def test_a_packed_micro_batch_has_the_loss_of_its_pairs(one_context_rank):
+    """Attention over packs is Transformer Engine's and needs a GPU; what follows from the log-probs does not."""
+    from nemo_rpo.integrations.nemo_aligner.model import _Labels
+
+    torch.manual_seed(0)
+    tokens = [[-100, 11], [13, -100], [-100, 14, 15], [-100, 17]]  # chosen and rejected in turn, shifted
+    logps, reference = ([torch.randn(len(sequence)) for sequence in tokens] for _ in range(2))
+    ends = torch.tensor([0, *np.cumsum([len(sequence) for sequence in tokens])], dtype=torch.int32)
+    rewards = torch.tensor([[3.0, 1.0, 2.0, 0.5, DPOPackedDataset.REWARDS_PAD_ID, DPOPackedDataset.REWARDS_PAD_ID]])
+    annotator, valid = torch.tensor([1, 0, 0]), torch.tensor([True, True, False])
+    for name in ("dpo", "rpo_sq"):
+        packed, padded = bare({"base_loss": name}), bare({"base_loss": name})
+        packed._labels = padded._labels = _Labels(annotator, valid, is_evidence=True)
+        row = [torch.cat(columns)[None] for columns in (logps, reference)]
+        loss, _ = packed.loss_func(*row, torch.tensor([[label for of in tokens for label in of]]), rewards, ends)
+        order = [0, 2, 1, 3]
+        fill = torch.nn.utils.rnn.pad_sequence
+        rows = [fill([of[i] for i in order], batch_first=True) for of in (logps, reference)]
+        targets = fill([torch.tensor(tokens[i]) for i in order], batch_first=True, padding_value=-100)
+        padded._labels = _Labels(annotator[:2], valid[:2], is_evidence=True)
+        expected, _ = padded.loss_func(*rows, targets, rewards[0, order])
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(packed.em.pending, padded.em.pending)
+        assert packed.em.pending[1].tolist() == [1, 1]
+
+
+def test_dpo_on_tensors_is_nemo_aligners(one_context_rank):
+    """The plain loss, each reward-aware one included, is upstream's own on the same tensors."""
+    from nemo_rpo.integrations.nemo_aligner.model import _Labels
+
+    torch.manual_seed(1)
+    policy, reference = torch.randn(6, 7), torch.randn(6, 7)
+    targets = torch.randint(0, 9, (6, 7))
+    targets[:, :2] = -100
+    rewards = torch.tensor([4.0, 3.0, 2.0, 1.0, 2.5, 0.0])
+    for name in ("dpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl"):
+        ours = bare({"base_loss": name, "enabled": False})
+        ours._scale = torch.tensor(1 / 3)
+        ours._labels = _Labels(torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool), is_evidence=False)
+        upstream = object.__new__(MegatronGPTDPOModel)
+        torch.nn.Module.__init__(upstream)
+        upstream.preference_loss, upstream.ref_policy_kl_penalty, upstream.gt_reward_scale = name, 0.5, 1.0
+        expected, _ = upstream.loss_func(policy, reference, targets, rewards)
+        torch.testing.assert_close(ours.loss_func(policy, reference, targets, rewards)[0], expected)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("rpo", "dpo", "message"),
+    [
+        ({"eta_int": 0.8}, {}, r"unknown key model\.rpo\.eta_int; did you mean 'eta_init'"),
+        ({"alpha": 3}, {}, r"model\.rpo\.alpha must be above 0 and at most 1"),
+        ({"base_loss": "tdpo1"}, {}, r"model\.rpo\.base_loss=tdpo1 needs more than the log-probs"),
+        ({"base_loss": "cdpo"}, {}, r"already models label noise.*model\.rpo\.enabled=false"),
+        ({"estimator": "buffer"}, {}, r"model\.rpo\.estimator=buffer needs this package's own engine"),
+        ({"reference": "resident"}, {}, r"model\.rpo\.reference is a setting of this package's own engine"),
+        ({}, {"preference_loss": "dppo"}, r"unknown loss 'dppo'"),
+    ],
+)
+def test_bad_settings_are_one_line(rpo, dpo, message):
+    cfg = section(["none"], rpo)
+    cfg.dpo = OmegaConf.merge(cfg.dpo, dpo)
+    with pytest.raises(ConfigError, match=message) as caught:
+        base_loss(cfg)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_the_recipe_are_the_packages():
+    cfg = section(["none"])
+    cfg.dpo = {
+        "preference_loss": "rpo_sq",
+        "ref_policy_kl_penalty": 0.3,
+        "gt_reward_scale": 2.0,
+        "log_prob_forward_micro_batch_size": 1,
+        "sft_loss_weight": 0.1,
+    }
+    loss = base_loss(cfg)
+    assert (loss.name, loss.beta, loss.gt_reward_scale) == ("rpo_sq", 0.3, 2.0)
+    assert dpo_settings(cfg).sft_loss_weight == 0.1
+
+
+# --- the M-step and the checkpoint
+
+
+@pytest.mark.parametrize(
+    ("returned", "outside", "norm"),
+    [(None, 1.5, 1.5), ((None, 2.0, None), 0.0, 2.0), ((None, None, None), 0.0, None), (None, float("nan"), None)],
+)
+def test_the_optimizer_says_whether_it_stepped(returned, outside, norm):
+    optimizer = _Watched(SimpleNamespace(step=lambda closure=None: returned, param_groups=["kept"]))
+    optimizer.step(closure=None)
+    assert optimizer.param_groups == ["kept"]
+    found = optimizer.grad_norm(outside)
+    assert found == norm or (norm is None and (found is None or np.isnan(found)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "moves"), [(0.5, 1.0, True), (0.5, float("inf"), False), (float("nan"), 1.0, False)]
+)
+def test_eta_moves_with_the_weights_alone(loss, grad_norm, moves, monkeypatch):
+    model = bare()
+    before = model.em.eta.clone()
+
+    def step(self: Any, global_batch: Any) -> tuple[float, dict[str, float]]:
+        votes = Votes.single(torch.tensor([0, 1]))
+        model.em.accumulate(torch.tensor([0.2, 0.9]), votes, torch.tensor([True, True]))
+        return loss, {"grad_norm": grad_norm}
+
+    monkeypatch.setattr(RPOTrainer.__bases__[0], "train_single_step", step)
+    trainer = object.__new__(RPOTrainer)
+    trainer.model, trainer.optimizer = model, _Watched(SimpleNamespace(step=lambda: None))
+    _, metrics = trainer.train_single_step({})
+    assert torch.equal(model.em.eta, before) is not moves
+    assert not model.em.pending.any()
+    assert metrics["em/eta_min"] == model.em.eta.min()
+    assert model.em.step == int(moves)
+
+
+def test_a_checkpoint_brings_eta_back_and_takes_newcomers_if_allowed(monkeypatch):
+    monkeypatch.setattr(MegatronGPTDPOModel, "on_save_checkpoint", lambda self, checkpoint: None)
+    monkeypatch.setattr(MegatronGPTDPOModel, "on_load_checkpoint", lambda self, checkpoint: None)
+    saved, checkpoint = bare(), {}
+    saved.em.accumulate(torch.tensor([0.123]), Votes.single(torch.tensor([1])), torch.tensor([True]))
+    saved.em.commit()
+    saved.on_save_checkpoint(checkpoint)
+
+    strict, open_to_new = bare(), bare({"allow_new_annotators": True})
+    for model in (strict, open_to_new):
+        model.on_load_checkpoint(checkpoint)
+    strict.connect_annotators(table("w1", "w2"))
+    assert torch.equal(strict.em.eta, saved.em.eta)
+    assert strict.em.step == 1
+    with pytest.raises(DataError, match=r"annotator 'w0'.*model\.rpo\.allow_new_annotators=true"):
+        strict.connect_annotators(table("w0", "w1", "w2"))
+    open_to_new.connect_annotators(table("w0", "w1", "w2"))
+    assert open_to_new.annotators.ids == ["w1", "w2", "w0"]
+    assert open_to_new.em.eta.tolist() == [*saved.em.eta.tolist(), pytest.approx(0.9)]
+
+
+def test_a_run_without_reliabilities_is_not_resumed_with_them(monkeypatch):
+    monkeypatch.setattr(
+        RPOTrainer.__bases__[0], "load_state_dict", lambda self, state: setattr(self, "step", state["step"])
+    )
+    trainer = object.__new__(RPOTrainer)
+    trainer.model = bare()
+    with pytest.raises(CheckpointError, match=r"model\.rpo\.enabled=false"):
+        trainer.load_state_dict({"step": 5})
+    trainer.load_state_dict({"step": 0})
+
+
+def test_strangers_are_not_trained_on():
+    model = bare()
+    batch = {"annotator": torch.tensor([0, 2, 2]), "valid": torch.tensor([True, True, False])}
+    with pytest.raises(DataError, match=r"1 pairs to be trained on have no annotator among the 2"):
+        model.get_loss_and_metrics(batch, forward_only=False)
+
+
+def test_a_loss_without_a_reference_runs_no_reference():
+    model = bare({"base_loss": "simpo"})
+    tokens = torch.zeros(3, 5, dtype=torch.int64)
+    zeros = model.get_ref_policy_logprobs({"chosen": tokens, "rejected": tokens})
+    assert zeros.shape == (6, 5) and not zeros.any()
+    assert model.get_ref_policy_logprobs({"input_ids": tokens}).shape == (3, 5)
