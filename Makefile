@@ -12,11 +12,12 @@ export OMP_NUM_THREADS = 1
 demo: .venv/.ready
 	.venv/bin/python examples/demo.py
 
-test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready
+test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
+	.venv-aligner/bin/python -m pytest tests/integrations/nemo_aligner
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -50,5 +51,13 @@ lint: .venv/.ready
 	.venv-trl/$(PIP) --no-deps -e .
 	touch $@
 
+# NeMo-Aligner with what its DPO recipe imports, pinned: what it declares pulls in packages that need a GPU to build.
+.venv-aligner/.ready: pyproject.toml Makefile tests/integrations/nemo_aligner/requirements.txt
+	$(PYTHON) -m venv .venv-aligner
+	.venv-aligner/$(PIP) "$(TORCH)" pytest
+	.venv-aligner/$(PIP) --no-deps -r tests/integrations/nemo_aligner/requirements.txt
+	.venv-aligner/$(PIP) --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-mcore-0.19 .venv-trl runs
+	rm -rf .venv .venv-mcore-0.19 .venv-trl .venv-aligner runs
