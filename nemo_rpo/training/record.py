@@ -130,7 +130,8 @@ def _write(path: Path, step: int, columns: dict[str, Any]) -> None:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -x))
+    with np.errstate(invalid="ignore"):  # NaN stays NaN, where a pair was not seen
+        return np.exp(-np.logaddexp(0, -x))
 
 
 def pyarrow() -> tuple[Any, Any]:

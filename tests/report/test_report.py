@@ -20,6 +20,7 @@ from nemo_rpo.cli import main
 from nemo_rpo.report.build import ReportSettings, build_report
 from nemo_rpo.report.document import Document, Figure, Note, Quote, Section, Table, Text
 from nemo_rpo.report.run import Run, read_run
+from nemo_rpo.training import record
 
 from .runs import Crowd, make_run
 
@@ -264,3 +265,21 @@ def test_no_texts_leave_the_house(made: tuple[Path, Crowd], tmp_path: Path) -> N
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "word word" not in text and "Question" not in text and "Texts were left out" in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_that_were_never_seen_are_left_out(made: tuple[Path, Crowd], tmp_path: Path) -> None:
+    """As at a checkpoint in the first epoch."""
+    from pyarrow import parquet
+
+    folder, crowd = tmp_path / "run", made[1]
+    shutil.copytree(made[0], folder)
+    seen = np.full((len(crowd), 3), np.nan, np.float32)
+    seen[:100] = 1.0
+    record.write_posteriors(folder, 3, crowd, seen, np.zeros(len(ETA)), 1.0)
+    table = parquet.read_table(folder / "posteriors.parquet")
+    assert all(table[name].null_count == 900 for name in ("delta_first", "w_first", "delta_last", "w_last", "flipped"))
+    document = build_report(read_run(folder))
+    assert any("900 labels were never seen" in text.text for text in blocks(document, "Labels", Text))
+    [groups] = blocks(document, "Labels", Table)
+    assert groups.rows[-1][2] == "300"
