@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.bucket_padding import padding_kept
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 from nemo_rpo.megatron.reward_head import REWARD_HEAD, head_of
 
@@ -100,7 +101,8 @@ def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) ->
         CheckpointError: it cannot be written. On every rank, unless rank 0 fails alone with one of the small files.
     """
     state = _model_state(model.model)
-    state["optimizer"] = model.optimizer.sharded_state_dict(state, metadata=_METADATA)
+    with padding_kept(model.optimizer):
+        state["optimizer"] = model.optimizer.sharded_state_dict(state, metadata=_METADATA)
     state["scheduler"] = model.scheduler.state_dict()
     state["em"] = model.em.state_dict()
     state["random_state"] = _random_state()
@@ -185,7 +187,8 @@ def load_state(folder: Path, model: MegatronGPTRPOModel) -> None:
             f"{model.cfg.model.optim.name}"
         )
     state = _model_state(model.model)
-    state["optimizer"] = model.optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
+    with padding_kept(model.optimizer):
+        state["optimizer"] = model.optimizer.sharded_state_dict(state, is_loading=True, metadata=_METADATA)
     if run["layout"] == _layout():
         state["random_state"] = _random_state()
     with _reading(folder):
