@@ -110,6 +110,14 @@ def _complete_strategy() -> None:
     nlp_overrides.HAVE_APEX = True  # else the DDP strategy is not to be built
     nlp_overrides.McoreDistributedOptimizer = McoreDistributedOptimizer
     nlp_overrides.MegatronDistributedFusedAdam = type("MegatronDistributedFusedAdam", (), {})
+    nlp_overrides.init_optimizer_states = _give_states
+
+
+def _give_states(optimizer: torch.optim.Optimizer) -> None:
+    """What a checkpoint is loaded into; NeMo's own function knows torch's and apex's optimizers alone."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
 
 
 def _complete_gradients() -> None:

@@ -72,8 +72,7 @@ def test_lora_learns_reliabilities(train):
 def recipe(folder: Path, run: Path, **overrides: object) -> list[str]:
     """Writes a recipe's YAML without a block ``rpo``; the example's arguments."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    ranks = int(overrides.pop("ranks", 1))
-    made = world.recipe(folder, run, {key.replace("__", "."): value for key, value in overrides.items()}, ranks)
+    made = world.recipe(folder, run, {key.replace("__", "."): value for key, value in overrides.items()})
     (run.parent / "gpt_dpo.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
     return ["--config-path", str(run.parent), "--config-name", "gpt_dpo", "+model.rpo.alpha=0.2"]
 
@@ -85,21 +84,15 @@ def reliabilities(run: Path) -> dict[str, tuple[float, float]]:
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(folder, tmp_path):
-    """Two steps and two more, the second pair on two pipeline stages: η, labels and the order of the rows come back."""
+    """Two steps and two more: η and labels come back to the bit, with weights, optimizer and the order of the rows."""
     straight, halves = tmp_path / "straight" / "run", tmp_path / "halves" / "run"
     every_two = {"trainer__dpo__val_check_interval": 2, "trainer__dpo__save_interval": 2}
     run_ranks(EXAMPLE, 1, *recipe(folder, straight, **every_two), timeout=600)
     run_ranks(EXAMPLE, 1, *recipe(folder, halves, **every_two, trainer__dpo__max_steps=2), timeout=600)
     first = reliabilities(halves)
-    more = recipe(folder, halves, **every_two, ranks=2, **{PIPELINE.replace(".", "__"): 2})
-    run_ranks(EXAMPLE, 2, *more, timeout=600)
-    expected, found = reliabilities(straight), reliabilities(halves)
-    assert first != found
-    assert found.keys() == expected.keys()
-    for name, (eta, labels) in expected.items():
-        assert found[name][0] == pytest.approx(eta, abs=1e-5)
-        assert found[name][1] == labels
-    assert sum(labels for _, labels in found.values()) == world.GLOBAL_BATCH * world.STEPS
+    run_ranks(EXAMPLE, 1, *recipe(folder, halves, **every_two), timeout=600)
+    assert first != reliabilities(halves) == reliabilities(straight)
+    assert sum(labels for _, labels in reliabilities(halves).values()) == world.GLOBAL_BATCH * world.STEPS
 
 
 def test_a_row_without_an_annotator_is_one_line(folder, tmp_path):
