@@ -118,14 +118,17 @@ def _in_short(run: Run) -> list[str]:
             )
         else:
             said.append("No annotator is rated wrong more often than right.")
-        count = len(warnings_of(run))
-        said.append(f"{count} warning{'s' * (count != 1)} below." if count else "No guard warns of these estimates.")
+        count = sum(isinstance(block, Note) for block in _warnings(run))
+        said.append(f"{count} warning{'s' * (count != 1)} below." if count else "Nothing warns of these estimates.")
     said += policy.in_short(run)
     return said
 
 
 def _warnings(run: Run) -> list[Note | Text]:
     found: list[Note | Text] = [Note(w.title, _sentence(w.finding), w.advice) for w in warnings_of(run)]
+    leaning = doubtful.length_note(run)
+    if leaning:
+        found.append(leaning)
     unfinished = _unfinished(run)
     if unfinished:
         found.insert(0, unfinished)

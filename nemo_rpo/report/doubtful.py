@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nemo_rpo.report import plots
-from nemo_rpo.report.document import Block, Figure, Quote, Section, Table, Text
+from nemo_rpo.report.document import Block, Figure, Note, Quote, Section, Table, Text
 from nemo_rpo.report.doubt import Leaning, length_leaning, most_doubtful, position_leaning
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.taste import Camp, Taste
@@ -16,6 +16,7 @@ from nemo_rpo.report.texts import Texts
 CONTESTED = 5  # pairs quoted on which annotators stand together against the model
 _PER_ANNOTATOR = 3
 _NAMED = 6
+_LARGE = 0.2  # difference of two shares that no longer is a detail
 
 
 def choose(run: Run, quotes: int) -> np.ndarray:
@@ -94,6 +95,23 @@ def _names(run: Run, rows: np.ndarray) -> str:
 
 def _small(p: float) -> str:
     return f"{p:.3f}" if 0.001 <= p <= 0.999 else "under .001" if p < 0.001 else "over .999"
+
+
+def length_note(run: Run) -> Note | None:
+    """A warning where what the EM distrusts is largely a matter of length."""
+    leaning = length_leaning(run.labels)
+    if not leaning.gap.clear or abs(leaning.gap.value) < _LARGE:
+        return None
+    text = (
+        f"Distrusted labels prefer the longer response {leaning.distrusted.value:.0%} of the time, believed ones "
+        f"{leaning.believed.value:.0%}. If the policy has learnt to go by length, so has the EM, and whoever does not "
+        "is rated unreliable."
+    )
+    advice = (
+        "Read the quotes below before you drop or swap any label. If it is the policy, take a loss that does not pay "
+        "for length (model.dpo.preference_average_log_probs, simpo), and have some doubtful labels looked at again."
+    )
+    return Note("Distrust goes with length", text, advice)
 
 
 def leanings_section(run: Run, texts: Texts | None) -> Section:

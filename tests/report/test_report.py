@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -283,3 +284,15 @@ def test_labels_that_were_never_seen_are_left_out(made: tuple[Path, Crowd], tmp_
     assert any("900 labels were never seen" in text.text for text in blocks(document, "Labels", Text))
     [groups] = blocks(document, "Labels", Table)
     assert groups.rows[-1][2] == "300"
+
+
+def test_distrust_that_goes_with_length_is_a_warning(run: Run, document: Document) -> None:
+    """Every distrusted label on the shorter response, every believed one on the longer."""
+    assert not blocks(document, "Warnings", Note)
+    prefers_chosen = (run.labels.sign > 0) != run.labels.distrusted
+    tokens = np.where(prefers_chosen[:, None], [[20, 10]], [[10, 20]])
+    skewed = dataclasses.replace(run, labels=dataclasses.replace(run.labels, tokens=tokens))
+    found = build_report(skewed)
+    [note] = blocks(found, "Warnings", Note)
+    assert note.title == "Distrust goes with length" and "0% of the time, believed ones 100%" in note.text
+    assert "1 warning below" in section(found, "In short").blocks[0].text
