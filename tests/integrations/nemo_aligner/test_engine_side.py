@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -23,8 +25,6 @@ SCRIPT = """
 
 @pytest.mark.distributed
 def test_the_engine_still_runs_this_trajectory(tmp_path):
-    import json
-
     run_ranks(SCRIPT, 1, tmp_path)
     found, committed = json.loads((tmp_path / "found.json").read_text()), world.trajectory()
     assert found["annotators"] == committed["annotators"]
