@@ -27,13 +27,16 @@ class HostedRPOConfig(RPOConfig):
 _OF_THE_LOSS = {"enabled", "base_loss", "loss_options", "allow_noise_model"}
 
 
-def rpo_config(values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps: bool = False) -> HostedRPOConfig:
+def rpo_config(
+    values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps: bool = False, used: Collection[str] = ()
+) -> HostedRPOConfig:
     """The settings of a block, over their defaults, checked.
 
     Args:
         values: what the user wrote: a mapping, a dataclass, or None for the defaults.
         block: the block's name in the user's configuration, for messages (``dpo.robust``).
         sweeps: the stack can run full-batch sweeps.
+        used: settings of the engine that mean something in the stack too.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of another type or out of its range, or a
@@ -45,8 +48,17 @@ def rpo_config(values: RPOConfig | Mapping[str, Any] | None, block: str, sweeps:
         cfg.validate()
     except ConfigError as exc:
         raise ConfigError(str(exc).replace("model.rpo.", f"{block}.")) from exc
-    _refuse_ignored(cfg, block, sweeps)
+    _refuse_ignored(cfg, block, sweeps, used)
     return cfg
+
+
+def dpo_config(values: DPOConfig | Mapping[str, Any] | None, block: str) -> DPOConfig:
+    """The settings of ``model.dpo`` in a block of that name, over their defaults.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), or a value of another type or out of its range.
+    """
+    return values if isinstance(values, DPOConfig) else _section(DPOConfig, values or {}, block)
 
 
 def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collection[str] = ()) -> PreferenceLoss:
@@ -101,7 +113,7 @@ def _setting(hint: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"{path} must be {exc}; got {value!r}") from exc
 
 
-def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool) -> None:
+def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool, used: Collection[str]) -> None:
     if cfg.estimator != "ema":
         raise ConfigError(f"{block}.estimator={cfg.estimator} needs this package's own engine: set ema")
     if cfg.sweep != "none" and not sweeps:
@@ -110,7 +122,7 @@ def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool) -> None:
         )
     of_the_em = {spec.name for spec in fields(EMSettings)}
     for spec in fields(RPOConfig):
-        of_the_engine = spec.name not in of_the_em | _OF_THE_LOSS
+        of_the_engine = spec.name not in of_the_em | _OF_THE_LOSS | set(used)
         if of_the_engine and getattr(cfg, spec.name) != _default(spec):
             raise ConfigError(
                 f"{block}.{spec.name} is a setting of this package's own engine and would be ignored: drop it"

@@ -1,0 +1,165 @@
+"""The functor that Megatron-Bridge calls for every micro-batch: this package's loss, and the evidence for η.
+
+Shapes: n pairs of a micro-batch, K annotators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from megatron.bridge.training.state import GlobalState
+from megatron.bridge.training.utils.flop_utils import accumulate_flops_metadata
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from torch import Tensor
+
+from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
+from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.em import AnnotatorReliability, robust_loss
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.integrations.megatron_bridge.model import score
+from nemo_rpo.integrations.megatron_bridge.reference import ReferenceLogprobs
+from nemo_rpo.integrations.rpo_block import dpo_config, log_prob_loss, rpo_config
+from nemo_rpo.losses import COLUMNS, PairLogprobs
+from nemo_rpo.losses.reduction import Mean
+from nemo_rpo.megatron.forward import MicroBatch, ModelInput, pair_logprobs, response_figures, votes_of
+from nemo_rpo.megatron.needs import StepNeeds
+
+_USED = ("reference", "logprob_head")  # settings of the engine that mean the same here
+# What the data may carry beside log-probs; π_t of the losses that compare with an earlier round is the reference.
+_COLUMNS = {"base_logps"} | {name for name, column in COLUMNS.items() if column.source == "row"}
+
+
+class RPOForwardStep:
+    """``forward_step_func`` of ``finetune``, together with ``RPOCallback(step)``.
+
+    A step's loss is the mean over the pairs of its *global* batch. In evaluation (``model.training`` is False) η is
+    used and nothing is learnt.
+
+    Args:
+        rpo: the settings of ``model.rpo`` (a mapping or :class:`RPOConfig`), ``annotator_key``, the field of the data
+            that has an annotator's id (None: there are no ids), and ``allow_new_annotators`` (on resume).
+        dpo: the settings of ``model.dpo``: ``ref_policy_kl_penalty`` (β), ``preference_loss``, ``sft_loss_weight``, …
+
+    Attributes:
+        loss: the base loss.
+        em: the reliabilities; annotators: who stands behind each. None until ``finetune`` has opened the data.
+        reference: None for losses without one.
+
+    Raises:
+        ConfigError: an unknown setting, or a loss that needs more than log-probs and columns of the data.
+    """
+
+    def __init__(
+        self, rpo: RPOConfig | Mapping[str, Any] | None = None, dpo: DPOConfig | Mapping[str, Any] | None = None
+    ) -> None:
+        self.rpo, self.dpo = rpo_config(rpo, "rpo", used=_USED), dpo_config(dpo, "dpo")
+        self.loss = log_prob_loss(self.rpo, self.dpo, "rpo", columns=_COLUMNS)
+        if not isinstance(self.loss.reduction, Mean):
+            raise ConfigError(
+                f"rpo.base_loss={self.loss.name} weighs every pair by the whole global batch, which no micro-batch "
+                "here has: choose another loss, or train with this package's own engine"
+            )
+        if self.rpo.reference == "cached":
+            raise ConfigError("rpo.reference=cached needs this package's own engine: set swapped or resident")
+        self.needs_reference = StepNeeds.of(self.loss, ModelConfig(rpo=self.rpo, dpo=self.dpo)).reference
+        self.em: AnnotatorReliability | None = None
+        self.annotators: AnnotatorTable | None = None
+        self.reference: ReferenceLogprobs | None = None
+        self._seen = 0  # micro-batches of the pass under way
+
+    @property
+    def reliabilities(self) -> dict[str, float]:
+        """η of every annotator by id."""
+        return dict(zip(self.annotators.ids, self.em.eta.tolist(), strict=True))
+
+    def __call__(
+        self,
+        state: GlobalState,
+        data_iterator: Iterator[MicroBatch],
+        model: torch.nn.Module,
+        return_schedule_plan: bool = False,
+    ) -> tuple[Tensor, Callable]:
+        if self.em is None:
+            raise ConfigError("pass RPOCallback(step) in the callbacks of finetune, with the step that it gets")
+        if return_schedule_plan:
+            raise ConfigError("there are no schedule plans of pairs: set model.overlap_moe_expert_parallel_comm=false")
+
+        def receive(logps: Tensor, x: ModelInput, batch: MicroBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            return self.loss_func(logps, x, batch, model.training)
+
+        iterator = _counting_flops(data_iterator, state, getattr(model, "vp_stage", None))
+        return score(iterator, model, receive)
+
+    def loss_func(
+        self, logps: Tensor, x: ModelInput, batch: MicroBatch, training: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss summed over the micro-batch's pairs, their number, and metrics as Bridge sums them up.
+
+        Megatron-Core divides by the number, and averages over micro-batches and ranks, which all hold as many. No
+        collective, no wait for the device.
+        """
+        if self.reference is not None:
+            batch = self.reference.add_to(batch)
+        pairs = pair_logprobs(batch, response_figures({"logps": logps}, x), default_margin=None)
+        valid = batch["valid"]
+        each, metrics = self._pair_losses(pairs, batch, training)
+        count = valid.sum()
+        sums = {
+            name: torch.stack((torch.where(valid, value.detach().float(), 0.0).sum(), count.float()))
+            for name, value in metrics.items()
+        }
+        if self.rpo.enabled:  # one element: the same on all ranks, and not summed over them
+            sums |= {"em/eta_mean": self.em.eta.mean().float(), "em/eta_min": self.em.eta.min().float()}
+        return torch.where(valid, each, 0.0).sum(), count.int(), sums
+
+    def _pair_losses(self, x: PairLogprobs, batch: MicroBatch, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [n], and what is logged of it; in training the evidence is added to the step's."""
+        votes, enabled, dpo = votes_of(batch), self.rpo.enabled, self.dpo
+        terms = self.loss.terms(x)
+        delta = terms.delta.detach()
+        w = self.em.posterior(delta, votes) if enabled else votes.share()
+        preference = robust_loss(terms, w, self.rpo.objective if enabled else "weighted")
+        if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
+            preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
+        average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
+        chosen, rejected = x.mean_policy() if average else x.policy()
+        sft = -(w * chosen + (1 - w) * rejected)
+        loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
+        if training and enabled:
+            self._begin_pass()
+            self.em.accumulate(w, votes, batch["valid"])
+        rewards = x.log_ratios() if self.reference is not None else x.policy()
+        return loss, {
+            "loss": loss,
+            "preference_loss": preference,
+            **({"sft_loss": sft} if dpo.sft_loss_weight else {}),
+            "acc": rewards[0] > rewards[1],
+            "margin": rewards[0] - rewards[1],
+            "rewards_chosen_mean": rewards[0],
+            "rewards_rejected_mean": rewards[1],
+            "em/posterior_mean": w,
+            "em/frac_flipped": w < 0.5,
+            "em/abs_delta_mean": delta.abs(),
+        }
+
+    def _begin_pass(self) -> None:
+        """Counts micro-batches; after the last of a pass, one more is the first of a replay, and the evidence starts
+        anew. Bridge's rerun state machine replays a step's pass without telling its callbacks.
+        """
+        if self._seen == get_num_microbatches():
+            self.forget_step()
+        self._seen += 1
+
+    def forget_step(self) -> None:
+        """Drops the evidence of the step under way."""
+        self.em.rollback()
+        self._seen = 0
+
+
+def _counting_flops(iterator: Iterator[MicroBatch], state: GlobalState, vp_stage: int | None) -> Iterator[MicroBatch]:
+    batch = next(iterator)
+    both = torch.empty(2 * len(batch["chosen"]), batch["chosen"].shape[1], device="meta")  # only its shape counts
+    accumulate_flops_metadata(state, both, vp_stage=vp_stage)
+    return iter((batch,))

@@ -1,0 +1,41 @@
+"""These tests run where Megatron-Bridge is installed; CI has it in the environment of the newest Megatron-Core."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from paths import TESTS
+
+sys.path.append(str(TESTS / "megatron"))  # tiny_world, hf_models: the engine's worlds are also Bridge's
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("megatron.bridge") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class WithoutBridge(pytest.Module):
+    """A test module that is not imported."""
+
+    def collect(self) -> list[pytest.Item]:
+        pytest.skip(
+            "Megatron-Bridge is not installed; CI runs these tests with the newest Megatron-Core",
+            allow_module_level=True,
+        )
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return None if _installed() else WithoutBridge.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A :mod:`tiny_world`."""
+    from tiny_world import make
+
+    return make(tmp_path_factory.mktemp("world"))
