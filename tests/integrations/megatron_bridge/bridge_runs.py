@@ -89,7 +89,6 @@ def configuration(world: Path, out: Path, run: Run) -> ConfigContainer:
     checkpoints = str(out / run.folder) if run.folder else None
     model = tiny_model(world / "model")
     model.seq_length = 24
-    vocab_size, model.vocab_size = model.vocab_size, None  # the tokenizer's then, padded until the ranks divide it
     cfg = ConfigContainer(
         model=model,
         train=TrainingConfig(train_iters=run.steps, global_batch_size=16, micro_batch_size=4),
@@ -109,7 +108,7 @@ def configuration(world: Path, out: Path, run: Run) -> ConfigContainer:
         ),
         logger=LoggerConfig(log_interval=1, logging_level=40),
         # Bridge tries its tokenizer on words of its own, which the world's does not know.
-        tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=vocab_size - 1),
+        tokenizer=TokenizerConfig(tokenizer_type="NullTokenizer", vocab_size=model.vocab_size - 1),
         checkpoint=CheckpointConfig(
             pretrained_checkpoint=str(world / "model"), save=checkpoints, load=checkpoints, save_interval=2,
             ckpt_format="torch_dist", async_save=False,

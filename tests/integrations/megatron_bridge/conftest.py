@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from paths import TESTS
@@ -35,7 +36,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A :mod:`tiny_world`."""
-    from tiny_world import make
+    """A :mod:`tiny_world` with a token more: Bridge does not pad the vocabulary of a model that it takes over."""
+    import tiny_world
 
-    return make(tmp_path_factory.mktemp("world"))
+    words = (*tiny_world.WORDS, "spare")
+    with mock.patch.multiple(tiny_world, WORDS=words, CONFIG=tiny_world.CONFIG | {"vocab_size": len(words)}):
+        return tiny_world.make(tmp_path_factory.mktemp("world"))
