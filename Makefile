@@ -15,7 +15,7 @@ demo: .venv/.ready
 test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
-	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
 	.venv-aligner/bin/python -m pytest tests/integrations/nemo_aligner
 
@@ -29,17 +29,21 @@ lint: .venv/.ready
 	.venv/$(PIP) megatron-core==0.16.1 -e '.[cpu,dev]'
 	touch $@
 
-# The newest one. It declares Python 3.12 and runs on 3.11; its wheel is unpacked, since pip will not install it there.
+# The newest one, with Megatron-Bridge. Both declare Python 3.12 and run on 3.11; Megatron-Core's wheel is unpacked, since
+# pip will not install it there. Bridge's pins are those it was read and run with; it imports them all, whatever is used.
 .venv-mcore-0.19/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv-mcore-0.19
-	.venv-mcore-0.19/$(PIP) "$(TORCH)" triton
+	.venv-mcore-0.19/$(PIP) "$(TORCH)" triton==3.6.0
 	.venv-mcore-0.19/$(PIP) einops six typing_extensions
 	.venv-mcore-0.19/bin/pip download --quiet --disable-pip-version-check --no-deps --python-version 3.12 \
 	  --only-binary=:all: --dest .venv-mcore-0.19/wheel megatron-core==0.19.2
 	.venv-mcore-0.19/bin/python -m zipfile -e .venv-mcore-0.19/wheel/megatron_core-0.19.2-*.whl \
 	  $$(.venv-mcore-0.19/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-	.venv-mcore-0.19/$(PIP) psutil numpy omegaconf pyarrow tqdm filelock transformers tokenizers safetensors \
-	  pytest pytest-xdist hypothesis
+	.venv-mcore-0.19/bin/python -m compileall -q .venv-mcore-0.19/lib/python*/site-packages/megatron
+	.venv-mcore-0.19/$(PIP) psutil numpy pyarrow tqdm filelock tokenizers safetensors pytest pytest-xdist hypothesis
+	.venv-mcore-0.19/$(PIP) transformers==5.12.1 datasets==5.0.1 omegaconf==2.3.1 hydra-core==1.3.8 \
+	  nvidia-modelopt==0.47.0 diffusers==0.42.1 accelerate==1.15.0 peft==0.21.2 tensorboard
+	.venv-mcore-0.19/$(PIP) --no-deps --ignore-requires-python megatron-bridge==0.6.2
 	.venv-mcore-0.19/$(PIP) --no-deps -e .
 	touch $@
 
