@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from typing import Any
 
@@ -28,10 +29,10 @@ def build(settings: dict[str, Any], overrides: list[str]) -> tuple[ConfigContain
     """Bridge's configuration and the functor, of what stands in the file and behind it."""
     step = RPOForwardStep(rpo=settings.pop("rpo", None), dpo=settings.pop("dpo", None))
     known = inspect.signature(llama3_8b_rpo_config).parameters
-    for name in settings.keys() - known.keys():
+    for name in sorted(settings.keys() - known.keys()):
         raise ConfigError(f"unknown setting '{name}'; known are rpo, dpo, {', '.join(known)}")
-    for name in ("hf_path", "data_prefix", "train_iters"):
-        if settings.get(name) is None:
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and settings.get(name) is None:
             raise ConfigError(f"the setting '{name}' is missing")
     config = process_config_with_overrides(llama3_8b_rpo_config(**settings), cli_overrides=overrides)
     return use_rpo(config), step  # once more: an override may have added pipeline stages
@@ -44,6 +45,9 @@ def main() -> None:
     settings = OmegaConf.to_container(OmegaConf.load(arguments.config), resolve=True)
     config, step = build(settings, overrides)
     finetune(config, step, callbacks=[RPOCallback(step)])
+    if os.environ.get("RANK", "0") == "0":
+        for annotator, eta in sorted(step.reliabilities.items(), key=lambda item: item[1]):
+            print(f"{eta:.3f}  {annotator}")
 
 
 if __name__ == "__main__":

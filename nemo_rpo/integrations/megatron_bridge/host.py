@@ -41,6 +41,9 @@ def check_config(cfg: Any, step: RPOForwardStep, manager: RPOCheckpointManager |
         "dataset.dataloader_type must be 'single': the pairs are shuffled already": (
             getattr(cfg.dataset, "dataloader_type", None) != "single"
         ),
+        "dataset.seq_length must not be above model.seq_length": (
+            getattr(cfg.dataset, "seq_length", 0) > model.seq_length
+        ),
         "model.variable_seq_lengths must be true with pipeline_model_parallel_size > 1: a micro-batch of n pairs is 2n "
         "sequences of their own length; use_rpo(config) sets it": (
             model.pipeline_model_parallel_size > 1 and not model.variable_seq_lengths
