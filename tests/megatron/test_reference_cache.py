@@ -211,9 +211,7 @@ def test_other_weights_or_precision_are_refused(
 
 
 @pytest.mark.parametrize("damage", ["cut", "nonsense"])
-def test_a_damaged_file_is_named(
-    rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache], damage: str
-) -> None:
+def test_a_damaged_file_is_named(rows: Rows, kept: Path, cache_of: Callable[..., PreferenceCache], damage: str) -> None:
     kept.write_bytes(kept.read_bytes()[:-100] if damage == "cut" else b"nonsense")
     said = refusal(kept, cache_of(rows), MADE_WITH)
     assert "cannot be read" in said and "delete it to compute the reference again" in said
