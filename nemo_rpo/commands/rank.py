@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
+from nemo_rpo.data.write import write_csv
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import ComparisonFormat, Leaderboard, RankSettings, Standing, leaderboard, read_comparisons
 from nemo_rpo.ranking.leaderboard import COMPARE
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"folder {args.csv.parent} does not exist; make it, or name another place")
     board = leaderboard(read_comparisons(args.data, keys), settings, args.compare, _progress(settings.bootstrap))
     if args.csv:
-        _write_csv(board, args.csv)
+        write_csv(args.csv, [asdict(player) for player in board.players])
     if args.json:
         print(json.dumps(board.to_dict(), ensure_ascii=False, indent=1))
     else:
@@ -120,17 +119,3 @@ def _progress(resamples: int) -> Callable[[int], None] | None:
         )
 
     return show
-
-
-def _write_csv(board: Leaderboard, out: Path) -> None:
-    rows = [asdict(player) for player in board.players]
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(part, out)
-    except OSError as exc:
-        part.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc

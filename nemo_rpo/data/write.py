@@ -1,14 +1,15 @@
-"""Records into a JSONL, gzipped JSONL or Parquet file, or a saved Hugging Face data set: whole, or not at all."""
+"""Records into a JSONL, gzipped JSONL, Parquet or CSV file, or a saved Hugging Face data set: whole, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def record_writer(out: Path, overwrite: bool = False) -> Iterator[Write]:
         _replace(_formatted(lines, out, workplace), out)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+def write_csv(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``rows``, at least one, as CSV under the names of the first; an ``out`` that is there is replaced.
+
+    Raises:
+        ConfigError: ``out`` cannot be written; what was there stays.
+    """
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, out)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
 
 
 def _check(out: Path, overwrite: bool) -> None:

@@ -151,7 +151,11 @@ class BufferedReliability(AnnotatorReliability):
         found = estimate(delta, votes, self.eta, self.settings, collectives or self.collectives)
         if found.sweep is None:
             return super().fit(delta, votes, collectives or self.collectives)
-        return found.sweep, replace(self.settings, prior=found.prior, link_tau=found.temperature.value)
+        return found.sweep, self._as_fitted(found)
+
+    def _as_fitted(self, found: Estimate) -> EMSettings:
+        """The settings with what was fitted in the place of what was set."""
+        return replace(self.settings, prior=found.prior, link_tau=found.temperature.value)
 
     def settle(self) -> None:
         """Refits, unless the last step did. The collectives of :func:`estimate`."""
@@ -180,7 +184,7 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.estimate is None or self.estimate.sweep is None:
             return None
-        fitted = replace(self.settings, prior=self.estimate.prior, link_tau=self.estimate.temperature.value)
+        fitted = self._as_fitted(self.estimate)
         seen, reduce = self._seen(), self.collectives.all_reduce
         return standard_errors(*seen, self.eta, fitted, reduce), evidence_of(*seen, self.eta, fitted, reduce)
 

@@ -131,10 +131,14 @@ class RecordedReliability:
         self._rows.append(torch.cat((index, torch.stack((delta.float(), w), -1).view(torch.int32)), -1))
 
     def exchange(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
-        """As :meth:`AnnotatorReliability.exchange`; brings this step's rows to every rank: int32 [r, 4] -> [R, 4]."""
-        self.em.exchange(gather_rows)
+        """As :meth:`AnnotatorReliability.exchange`; brings this step's rows to every rank: int32 [r, 4] -> [R, 4].
+
+        The estimator's rows are the first three columns of the record's: they travel once.
+        """
         empty = torch.empty(0, 4, dtype=torch.int32, device=self.em.eta.device)
-        self._rows = [gather_rows(torch.cat((empty, *self._rows)))]
+        rows = gather_rows(torch.cat((empty, *self._rows)))
+        self.em.exchange(lambda own: rows[:, :3])
+        self._rows = [rows]
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.data.write import record_writer
+from nemo_rpo.data.write import record_writer, write_csv
 from nemo_rpo.errors import ConfigError, DataError
 
 
@@ -32,14 +30,5 @@ def write_table(rows: Iterable[dict[str, Any]], out: Path, overwrite: bool) -> i
     listed = list(rows)
     if not listed:
         raise DataError(f"no row is left to write to {out}")
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, listed[0])
-            writer.writeheader()
-            writer.writerows(listed)
-        os.replace(part, out)
-    except OSError as exc:
-        part.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+    write_csv(out, listed)
     return len(listed)

@@ -126,9 +126,6 @@ class PreferenceGPT(GPTModel):
             ScoringHead.take_over(self.output_layer, real_vocab_size, through_logits=logprob_head == "logits")
             if reward_head is not None:
                 self.reward_head = reward_head
-                # A tied output layer gets a bucket of its own, and Megatron-Core saves what follows a padded bucket
-                # from the wrong place: it stays the last module, whose bucket is the first.
-                self._modules["output_layer"] = self._modules.pop("output_layer")
 
     def forward(
         self,

@@ -96,7 +96,8 @@ def test_rank_prints_and_writes(battles, tmp_path, capsys):
 
 
 def test_other_ratings_stand_beside(battles, capsys):
-    pytest.importorskip("evalica"), pytest.importorskip("trueskill")
+    pytest.importorskip("evalica", reason="compared with evalica: pip install 'nemo-rpo[rank]'")
+    pytest.importorskip("trueskill", reason="TrueSkill needs trueskill: pip install 'nemo-rpo[rank]'")
     _, out, _ = run(capsys, "rank", battles, "--bootstrap", "0", "--elo", "--trueskill")
     assert out.splitlines()[2].split()[-2:] == ["elo", "trueskill"]
 

@@ -126,7 +126,7 @@ def test_an_answer_of_several_messages_has_no_place_in_nemo_aligner(tmp_path):
 @pytest.mark.parametrize("to", WRITERS)
 def test_every_format_of_file(to, out, tmp_path):
     if out == "out":
-        pytest.importorskip("datasets")
+        pytest.importorskip("datasets", reason="saved data sets need datasets: pip install 'nemo-rpo[data]'")
     source = write(tmp_path / "source.jsonl", PAIRS)
     convert(source, to, tmp_path / out)
     assert said(tmp_path / out) == said(source)
@@ -135,7 +135,7 @@ def test_every_format_of_file(to, out, tmp_path):
 
 
 def test_a_hugging_face_folder_is_one(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="saved data sets need datasets: pip install 'nemo-rpo[data]'")
     convert(write(tmp_path / "source.jsonl", PAIRS), "hf", tmp_path / "saved")
     saved = datasets.load_from_disk(str(tmp_path / "saved"))
     assert len(saved) == 7 and set(saved.column_names) == {"pair_id", "prompt", "chosen", "rejected", "annotator"}

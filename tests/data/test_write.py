@@ -19,7 +19,7 @@ def fields_of(path):
 @pytest.mark.parametrize("name", ["rows.parquet", "rows"])
 def test_a_field_that_comes_late_is_kept(name, tmp_path):
     if name == "rows":
-        pytest.importorskip("datasets")
+        pytest.importorskip("datasets", reason="saved data sets need datasets: pip install 'nemo-rpo[data]'")
     rows = [{"n": i, "chat": [{"role": "user", "content": str(i)}]} for i in range(1500)]
     rows[1400] |= {"late": [1.5], "chat": [{"role": "user", "content": "x", "tool": {"id": 7}}]}
     with record_writer(tmp_path / name) as write:
@@ -102,7 +102,7 @@ def test_a_row_error_crosses_processes_whole():
 
 
 def test_folders_of_hugging_face(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="saved data sets need datasets: pip install 'nemo-rpo[data]'")
     rows = [{"prompt": "q", "chosen": f"a{i}", "rejected": "b", "annotator": "w1"} for i in range(600)]
     data = datasets.Dataset.from_list(rows)
     data.save_to_disk(str(tmp_path / "one"))

@@ -86,7 +86,7 @@ def test_agrees_with_choix(seed):
 
 @pytest.mark.parametrize("ties", [0.0, 0.25])
 def test_agrees_with_evalica(ties):
-    evalica = pytest.importorskip("evalica")
+    evalica = pytest.importorskip("evalica", reason="compared with evalica: pip install 'nemo-rpo[rank]'")
     comparisons, _ = games.drawn(5, players=15, games=2000, ties=ties)
     winner = {1: evalica.Winner.X, -1: evalica.Winner.Y, 0: evalica.Winner.Draw}
     winners = [winner[int(outcome)] for outcome in comparisons.outcome]

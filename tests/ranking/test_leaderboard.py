@@ -76,7 +76,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_trueskill_gives_the_published_values():
-    pytest.importorskip("trueskill")
+    pytest.importorskip("trueskill", reason="TrueSkill needs trueskill: pip install 'nemo-rpo[rank]'")
     mu, sigma = trueskill(games.games_of([0], [1], [1], players=2))
     assert mu == pytest.approx([29.39583, 20.60417], abs=5e-6)
     assert sigma == pytest.approx([7.17148, 7.17148], abs=5e-6)
@@ -85,7 +85,7 @@ def test_trueskill_gives_the_published_values():
 
 
 def test_elo_by_its_formula():
-    pytest.importorskip("evalica")
+    pytest.importorskip("evalica", reason="compared with evalica: pip install 'nemo-rpo[rank]'")
     found = elo(games.games_of([0, 0, 1], [1, 1, 2], [1, 0, -1], players=4))
     rating, change = np.full(4, 1000.0), 4.0
     for a, b, score in ((0, 1, 1.0), (0, 1, 0.5), (1, 2, 0.0)):
