@@ -6,7 +6,7 @@ For every setting it prepares the files (``prepare.py``), trains both methods wi
 ``nemo-rpo train`` (TP 2 × PP 2 on CPU ranks), and prints a Markdown table: accuracy on held-out debates against the
 gold labels beside the length rule's, and what the reliabilities know of the workers (``competence.py``). A seed draws
 the votes, the workers to turn round, and the order of the pairs. A run whose result lies in ``study.json`` already is
-not run again. ``--full`` adds a run on every vote of every worker.
+not run again. ``--full`` adds a run on every vote of every worker, ``--only`` leaves settings out.
 """
 
 from __future__ import annotations
@@ -138,10 +138,20 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="longer pairs are left out (256)")
     parser.add_argument("--seeds", type=int, default=1, help="of the settings with part of the votes")
     parser.add_argument("--full", action="store_true", help="also train on every vote of every worker")
+    names = [setting.name for setting in SETTINGS]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="SETTING",
+        help="of " + "; ".join(names).replace("%", "%%"),
+    )
     args = parser.parse_args()
     record = args.out / "study.json"
     results = json.loads(record.read_text()) if record.exists() else {}
-    for setting in [*SETTINGS, *([FULL] if args.full else [])]:
+    chosen = [setting for setting in SETTINGS if setting.name in args.only]
+    for setting in [*chosen, *([FULL] if args.full else [])]:
         found = results.setdefault(setting.name, {})
         for seed in map(str, range(1 if setting.all_votes else args.seeds)):
             if seed not in found:
