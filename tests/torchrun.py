@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,8 +26,8 @@ def run_ranks(
     """Runs ``script`` (a file, or lines of code that it is handed as ``-c``) on ``nproc`` ranks.
 
     ``nemo_rpo`` and this folder are importable there whether installed or not. With ``check``, a failed rank fails the
-    test with the end of what the ranks wrote. A run that outlives ``timeout`` seconds is a hang: all its ranks are
-    killed and ``subprocess.TimeoutExpired`` is raised.
+    test with the end of what the ranks wrote. A run that outlives ``timeout`` seconds is a hang: its ranks say where
+    they stand, are killed, and :class:`AssertionError` tells it.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(nproc)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -39,12 +40,11 @@ def run_ranks(
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired as exc:
+        _, stderr = _end(process, signal.SIGABRT)  # at which faulthandler prints each thread's stack
+        raise AssertionError(f"{nproc} ranks of {script} hung for {timeout} s\n{stderr[-20000:]}") from exc
     except BaseException:
-        # torchrun gives each rank a session of its own, where a signal to the launcher's group does not reach it.
-        for rank in psutil.Process(process.pid).children(recursive=True):
-            rank.kill()
-        process.kill()
-        process.communicate()
+        _end(process, signal.SIGKILL)
         raise
     result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
     if check and result.returncode:
@@ -53,6 +53,19 @@ def run_ranks(
             f"{nproc} ranks of {script} ended with {result.returncode}\n{stdout[-3000:]}\n{said[-6000:]}"
         )
     return result
+
+
+def _end(launcher: subprocess.Popen[str], how: signal.Signals) -> tuple[str, str]:
+    """Ends a launcher and its ranks, the ranks by the signal ``how``; what they wrote."""
+    # torchrun gives each rank a session of its own, where a signal to the launcher's group does not reach it.
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    for rank in ranks:
+        rank.send_signal(how)
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    for rank in alive:
+        rank.kill()
+    launcher.kill()
+    return launcher.communicate()
 
 
 def run_apart(arguments: Sequence[str | Path], nproc: int, timeout: float = 240) -> list[tuple[int, str]]:
@@ -83,4 +96,5 @@ def run_apart(arguments: Sequence[str | Path], nproc: int, timeout: float = 240)
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
     paths = [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(env)
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return os.environ | ours | dict(env)
