@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,12 @@ class Votes(NamedTuple):
         """
         column = annotator.unsqueeze(-1)
         return cls(column, torch.ones_like(column, dtype=torch.float32))
+
+    @classmethod
+    def all_of(cls, parts: Sequence[Votes]) -> Votes:
+        """Those of several batches of pairs, at least one; either all or none have weights."""
+        annotator, sign, weight = zip(*parts, strict=True)
+        return cls(torch.cat(annotator), torch.cat(sign), None if weight[0] is None else torch.cat(weight))
 
     def share(self) -> Tensor:
         """Share of the signed votes that say chosen, float32 [P]: the soft label of plain DPO on grouped pairs.
