@@ -63,7 +63,13 @@ FURTHER: dict[int, dict[str, list[str]]] = {
     1: {
         "a loss of pairs": ["model.rpo.base_loss=dpo", *SHORT],
         "buffer": [*BUFFER, *SHORT],
-        "whom to believe": [],
+        "whom to believe": [
+            "model.data.data_prefix.train={world}/reversed.jsonl",
+            "model.rpo.estimator=buffer",
+            "model.rpo.buffer.refit_every=5",
+        ],
+        "rankings of two": ["model.data.data_prefix.train={world}/rankings_of_two.jsonl", *SHORT],
+        "their pairs": ["model.data.data_prefix.train={world}/their_pairs.jsonl", *SHORT],
     },
     4: {"buffer, TP=2 × DP=2": [*BUFFER, *SHORT, f"{TP}2", f"{MICRO}2"]},
 }
@@ -79,7 +85,7 @@ def runs_of(ranks: int, world: Path) -> dict[str, list[str]]:
     data = f"model.data.data_prefix.train={world / 'rankings.jsonl'}"
     runs = {name: overrides(*LOSSES[of], further) for name, (of, further) in WAYS[ranks].items()}
     runs |= {name: ["model.rpo.base_loss=plackett_luce", *further] for name, further in FURTHER[ranks].items()}
-    return {name: [data, *run] for name, run in runs.items()}
+    return {name: [data, *(setting.replace("{world}", str(world)) for setting in run)] for name, run in runs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,10 @@ def test_a_loss_of_pairs_takes_a_ranking_as_its_pairs(launched: Callable[[str], 
     assert max(found.values()) == 0, found
 
 
+def test_a_ranking_of_two_is_a_pair(launched: Callable[[str], Trajectory]) -> None:
+    assert launched("rankings of two") == launched("their pairs")
+
+
 def test_the_margin_buffer_is_the_same_on_any_ranks(launched: Callable[[str], Trajectory]) -> None:
     one, several = launched("buffer"), launched("buffer, TP=2 × DP=2")
     assert one[-1]["eta"] != one[0]["eta"]
@@ -147,6 +157,4 @@ def test_the_margin_buffer_is_the_same_on_any_ranks(launched: Callable[[str], Tr
 
 def test_who_reverses_rankings_is_not_believed(launched: Callable[[str], Trajectory]) -> None:
     eta = dict(zip(NAMES, launched("whom to believe")[-1]["eta"], strict=True))
-    honest = [eta[name] for name, truth in tiny_world.RELIABILITY.items() if truth >= 0.8]
-    assert eta["eve"] < 0.5 and eta["eve"] == min(eta.values()) and min(honest) > 0.7, eta
-    print(eta)
+    assert eta.pop("eve") < 0.3 and min(eta.values()) > 0.6, eta

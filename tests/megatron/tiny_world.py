@@ -156,14 +156,22 @@ def write_rows(path: Path, made: list[dict[str, Any]]) -> Path:
 
 
 def make(folder: Path) -> Path:
-    """``model/``, ``train.jsonl`` (160 pairs), ``single.jsonl`` (48, one vote each), ``validation.jsonl`` (21),
-    ``rankings.jsonl`` (96) and ``reversed.jsonl`` (320 rankings, all those of eve the wrong way round).
+    """``model/``, ``train.jsonl`` (160 pairs), ``single.jsonl`` (48, one vote each), ``validation.jsonl`` (21).
+
+    ``rankings.jsonl`` (96), ``reversed.jsonl`` (320, all those of eve the wrong way round), ``rankings_of_two.jsonl``
+    (48), and ``their_pairs.jsonl``, the same in another layout.
     """
     write_model(folder / "model")
     write_rows(folder / "train.jsonl", rows(160, seed=2))
     write_rows(folder / "single.jsonl", rows(48, seed=3, several_votes=False))
     write_rows(folder / "rankings.jsonl", rankings(96, seed=6))
     write_rows(folder / "reversed.jsonl", rankings(320, seed=7, reliability=dict.fromkeys(RELIABILITY, 1) | {"eve": 0}))
+    of_two = [row for row in rankings(160, seed=8) if len(row["responses"]) == 2][:48]
+    write_rows(folder / "rankings_of_two.jsonl", of_two)
+    pairs = [{**row, **dict(zip(("chosen", "rejected"), row["responses"], strict=True))} for row in of_two]
+    for row in pairs:
+        del row["responses"], row["rewards"]
+    write_rows(folder / "their_pairs.jsonl", pairs)
     measured = rows(21, seed=4)
     for row in measured:
         for vote in row["votes"]:
