@@ -91,13 +91,9 @@ class PreferenceDataset:
         length = padded_length(lengths, self.pad_to_multiple_of, self.seq_length)
         valid = share != PADDING
         pairs = self._pairs(np.where(valid, share, filler), valid)
-        return collate(
-            *pairs, length, self.cache.pad_id, self.cache.max_votes, max_responses=self.cache.max_responses
-        )
+        return collate(*pairs, length, self.cache.pad_id, self.cache.max_votes, max_responses=self.cache.max_responses)
 
-    def _pairs(
-        self, rankings: np.ndarray, valid: np.ndarray
-    ) -> tuple[list[TokenizedPair], np.ndarray, np.ndarray]:
+    def _pairs(self, rankings: np.ndarray, valid: np.ndarray) -> tuple[list[TokenizedPair], np.ndarray, np.ndarray]:
         """The pairs of rankings in a grid (:mod:`nemo_rpo.data.rankings`), their indices in the cache and whether they
         count; a place without a pair has its ranking's first, and index −1.
         """

@@ -20,8 +20,8 @@ class Evidence(NamedTuple):
     """Figures of the margins Δ/τ and their votes.
 
     Attributes:
-        disagreement: mean of e^{-sΔ/τ} over the signed votes s, by what they count for. At fixed margins a reliability below 1 maximises the
-            likelihood only where this is above 1; inf without votes.
+        disagreement: mean of e^{-sΔ/τ} over the signed votes s, by what they count for. At fixed margins a reliability
+            below 1 maximises the likelihood only where this is above 1; inf without votes.
         disagreement_error: its standard error; nan without votes. Small margins leave the mean at 1 give or take this.
         undecided: share of pairs whose posterior lies between .05 and .95; nan without pairs.
     """

@@ -54,11 +54,12 @@ def full_batch_em(
         E   w_i = σ(Δ_i/τ + Σ_v s_v logit η_v)
         M   η_k = (Σ right_k + a) / (n_k + a + b)
 
-    with (a, b) = ``settings.prior``, pseudo-labels right and wrong, and the sums over labels by what they count for. The fixed point is the posterior mode of logit η_k
+    with (a, b) = ``settings.prior``, pseudo-labels right and wrong. The fixed point is the posterior mode of logit η_k
     under a Beta(a, b) prior; on the scale of η itself the same number is the mode under Beta(a+1, b+1), and it is
     a log η + b log(1-η) that the objective adds per annotator. With no labels it is the mean of Beta(a, b), a/(a+b);
     when a = b = 0 an annotator without labels stays where it is. Clamp and floor keep the objective rising, since the
-    M-step's own objective is concave in η.
+    M-step's own objective is concave in η. Labels that count for less than one (:class:`Votes`) weigh as much in all
+    sums and in the likelihood, which is then a composite one.
 
     Args:
         delta: margins Δ [P] of this rank's pairs, any float dtype (computed in float64).

@@ -61,7 +61,8 @@ class Votes(NamedTuple):
     def counted(self, values: Tensor) -> Tensor:
         """``values`` of pairs or of their labels, [P, …], times what each counts for.
 
-        >>> Votes(torch.tensor([[0], [0]]), torch.ones(2, 1), torch.tensor([1.0, 0.5])).counted(torch.tensor([3.0, 2.0]))
+        >>> votes = Votes(torch.tensor([[0], [0]]), torch.ones(2, 1), weight=torch.tensor([1.0, 0.5]))
+        >>> votes.counted(torch.tensor([3.0, 2.0]))
         tensor([3., 1.])
         """
         if self.weight is None:

@@ -2,8 +2,8 @@
 from them.
 
 Padded, chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage
-receives ``[S, 2·pairs, h]``; packed, they run end to end as one row, and it receives ``[S, 1, h]``. Of rankings of up to
-K responses K·rankings sequences run, the best ones first, and every pair of a ranking is made from their log-probs.
+receives ``[S, 2·pairs, h]``; packed, they run end to end as one row, and it receives ``[S, 1, h]``. Of rankings of up
+to K responses K·rankings sequences run, the best ones first, and every pair of a ranking is made from their log-probs.
 
 Shapes: m responses.
 """

@@ -84,7 +84,7 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
-            f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and the default rewards are of two: "
+            f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
             "unset model.data.default_chosen_reward and default_rejected_reward, and give the rankings rewards"
         )
     return cache
@@ -111,7 +111,9 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
     multiple = model.data.pad_length_to_multiple_of
     if model.sequence_parallel:  # each tensor-parallel rank holds an equal slice of the sequence
         multiple *= model.tensor_model_parallel_size
-    sampler = GlobalBatchSampler(cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle)
+    sampler = GlobalBatchSampler(
+        cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
+    )
     return PreferenceDataset(
         cache,
         sampler,

@@ -111,7 +111,9 @@ def test_a_ranking_is_its_pairs(opened, tokenizer):
 
 
 def test_a_ranking_is_one_label(opened):
-    cache = opened([ranking(0, 4, "w2"), ranking(1, 3, "w2"), ranking(2, 2, "w1"), {**ranking(3, 3), "annotator": None}])
+    cache = opened(
+        [ranking(0, 4, "w2"), ranking(1, 3, "w2"), ranking(2, 2, "w1"), {**ranking(3, 3), "annotator": None}]
+    )
     assert dict(zip(cache.annotators.ids, cache.annotators.labels, strict=True)) == {"w1": 1, "w2": 2, "all": 1}
     report = cache.report
     assert (report["rows"], report["votes"], report["rankings"], report["votes_without_annotator"]) == (4, 4, 3, 1)
@@ -152,7 +154,10 @@ def test_one_bad_response_leaves_out_the_ranking(opened, problem):
 
 def test_equal_ranks_are_left_out_and_counted(opened):
     rows = [
-        {"context": "why?", "completions": [{"rank": k, "completion": said} for k, said in zip(ranks, TEXTS, strict=False)]}
+        {
+            "context": "why?",
+            "completions": [{"rank": k, "completion": said} for k, said in zip(ranks, TEXTS, strict=False)],
+        }
         for ranks in ([2, 1, 2], [1, 3, 2])
     ]
     cache = opened(rows)

@@ -1,4 +1,4 @@
-"""A label that counts for twice is two labels, in everything that is learnt about annotators; posteriors are the same."""
+"""A label that counts twice is two labels, in all that is learnt about annotators; posteriors are the same."""
 
 from __future__ import annotations
 

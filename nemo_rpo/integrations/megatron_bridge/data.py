@@ -147,8 +147,8 @@ class PreferenceDatasetProvider(DatasetProvider):
         cache = open_cache(spec, cache_dir, num_workers=max(self.num_workers, 1))
         if cache.max_responses > 2:
             raise DataError(
-                f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and this recipe takes pairs: split "
-                "them with nemo-rpo convert --to hf"
+                f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and this recipe takes pairs: "
+                "split them with nemo-rpo convert --to hf"
             )
         if cache.max_token_id >= cfg.model.vocab_size:
             raise ConfigError(
