@@ -9,7 +9,7 @@ from pathlib import Path
 from nemo_rpo.conversion.layouts import WRITERS
 from nemo_rpo.conversion.merged import MergedPairs
 from nemo_rpo.data.files import Paths, as_paths
-from nemo_rpo.data.formats import read_parsed
+from nemo_rpo.data.formats import read_pairs
 from nemo_rpo.data.identity import PairIndex
 from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.data.write import record_writer
@@ -27,7 +27,7 @@ class Converted:
 
 
 def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, overwrite: bool = False) -> Converted:
-    """Writes the preferences of ``paths`` to ``out`` in the layout ``to``.
+    """Writes the preferences of ``paths`` to ``out`` in the layout ``to``; of a ranking, all its pairs.
 
     Rows that speak of one pair are brought together: layouts with votes get one row a pair, the others a row a label,
     in the order of the pairs' first rows. Pair ids, annotator ids and side columns are kept; fields that no layout
@@ -45,10 +45,10 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
         raise ConfigError(f"--to is '{to}'; it can be {', '.join(WRITERS)}")
     checked = as_paths(paths, setting="the path", folders=True)
     with record_writer(out, overwrite) as write:
-        merged = MergedPairs(parsed.row for parsed in read_parsed(checked, keys))
+        merged = MergedPairs(parsed.row for parsed in read_pairs(checked, keys))
         done = Converted(merged.rows, len(merged))
         again = PairIndex()
-        for parsed in read_parsed(checked, keys):
+        for parsed in read_pairs(checked, keys):
             sighting = again.find(parsed.row)
             if sighting.new:
                 for fields in WRITERS[to](merged.pair(sighting.text, parsed.row), done.lost):

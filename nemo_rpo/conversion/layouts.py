@@ -102,10 +102,23 @@ def hf(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
         }
 
 
+def rankings(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
+    """A row a signed label: ``responses``, the better one first."""
+    for vote in _signed(pair, lost):
+        yield {
+            **_identified(pair),
+            "prompt": pair.prompt,
+            "responses": list(_sides(pair, vote)),
+            **_named(vote),
+            **pair.columns_for(vote.sign),
+        }
+
+
 WRITERS: dict[str, Writer] = {
     "votes": votes,
     "multipref": multipref,
     "nemo_rl": nemo_rl,
+    "rankings": rankings,
     "nemo_aligner": nemo_aligner,
     "hf": hf,
 }

@@ -1,8 +1,11 @@
 """Tokenised pairs on disk, memory-mapped: a million of them cost a process no memory until it looks at one.
 
-Shapes: n pairs, v votes, K annotators. A cache folder holds
+A ranking is all pairs of its responses, one after the other (:mod:`nemo_rpo.data.rankings`); they share its tokens. A
+pair by itself is a ranking of two.
 
-    tokens.bin        int32, prompt and two responses of every distinct text, end to end
+Shapes: n pairs, r rankings, v votes, K annotators. A cache folder holds
+
+    tokens.bin        int32, prompt and responses of every distinct text, end to end
     offsets.npy       int64 [n, 3], where prompt, chosen and rejected begin in it
     lengths.npy       int32 [n, 3]
     vote_start.npy    int64 [n+1]      annotator.npy  int32 [v]      sign.npy  int8 [v], ±1
@@ -11,6 +14,7 @@ Shapes: n pairs, v votes, K annotators. A cache folder holds
     pair_id.bin       UTF-8, end to end               pair_id_start.npy  int64 [n+1]
     runs.npy          int32, of all responses         run_bounds.npy     int64 [n, 2, 2], of chosen and rejected in it
                       (both only where a response has several turns)
+    ranking_start.npy int64 [r+1], where the pairs of each ranking begin (only where one has more than two responses)
     annotators.jsonl  meta.json
 """
 
@@ -23,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.rankings import pairs_of, responses_of
 from nemo_rpo.data.turns import assistant_tokens
 from nemo_rpo.errors import DataError
 
@@ -68,6 +73,9 @@ class PreferenceCache:
         report: counts of the build: rows, pairs, votes, ties, what was dropped and why.
         pad_id, bos_id, eos_id, vocab_size: the tokenizer's; ``max_token_id`` is the largest id in the data.
         max_votes: votes of the pair that has most.
+        max_responses: responses of the ranking that has most; 2 where all are pairs.
+        ranking_lengths: int32 [r, 1 + max_responses], tokens of the prompt and the responses of each, 0 where it has
+            fewer; ``lengths`` where all are pairs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,6 +109,11 @@ class PreferenceCache:
         several_turns = (self.folder / "runs.npy").exists()
         self._runs = self._array("runs") if several_turns else None
         self._run_bounds = self._array("run_bounds") if several_turns else None
+        self._ranking_start = self._array("ranking_start") if (self.folder / "ranking_start.npy").exists() else None
+        self.max_responses, self.ranking_lengths = 2, self.lengths
+        if self._ranking_start is not None:
+            self.max_responses = responses_of(int(np.diff(self._ranking_start).max()))
+            self.ranking_lengths = self._lengths_of_rankings()
         self._own_annotators = AnnotatorTable.load(self.folder / "annotators.jsonl")
         if len(self._own_annotators) != self.report["annotators"]:
             raise ValueError(f"annotators.jsonl has {len(self._own_annotators)} of {self.report['annotators']} lines")
@@ -109,7 +122,38 @@ class PreferenceCache:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def __len__(self) -> int:
+        """Pairs."""
         return len(self.lengths)
+
+    @property
+    def rankings(self) -> int:
+        return len(self.ranking_lengths)
+
+    def pairs_of(self, ranking: int) -> range:
+        """The pairs of a ranking, 0 ≤ ranking < r."""
+        if self._ranking_start is None:
+            return range(ranking, ranking + 1)
+        return range(int(self._ranking_start[ranking]), int(self._ranking_start[ranking + 1]))
+
+    def grouping(self) -> tuple[np.ndarray, ...]:
+        """Where the pairs of each ranking begin, int64 [r+1]; nothing where all are pairs by themselves."""
+        return () if self._ranking_start is None else (self._ranking_start,)
+
+    def share_of_ranking(self, block: slice) -> np.ndarray | None:
+        """What each of a run of pairs is of its ranking, float32 [b]; None where all are pairs by themselves."""
+        if self._ranking_start is None:
+            return None
+        counts = np.diff(self._ranking_start)
+        return np.repeat((1 / counts).astype(np.float32), counts)[block]
+
+    def _lengths_of_rankings(self) -> np.ndarray:
+        start, pairs = self._ranking_start[:-1], np.diff(self._ranking_start)
+        found = np.zeros((len(start), 1 + self.max_responses), dtype=np.int32)
+        found[:, :3] = self.lengths[start]
+        for response in range(2, self.max_responses):
+            has = pairs >= pairs_of(response + 1)
+            found[has, 1 + response] = self.lengths[start[has] + response - 1, 2]  # of the best one's pair with it
+        return found
 
     def use_annotators(self, table: AnnotatorTable, unknown: int | None = None) -> None:
         """Index annotators as ``table`` does from now on, and those it lacks as ``unknown`` (None: it has them all).
@@ -183,8 +227,9 @@ class PreferenceCache:
     def summary(self) -> str:
         """The build's counts in one sentence for the log."""
         report = self.report
+        ranked = f" ({report['rankings']:,} rankings of 3 to {self.max_responses})" if report["rankings"] else ""
         text = (
-            f"{report['pairs']:,} pairs from {report['rows']:,} rows; {report['votes']:,} votes of "
+            f"{report['pairs']:,} pairs{ranked} from {report['rows']:,} rows; {report['votes']:,} votes of "
             f"{report['annotators']:,} annotators, {report['ties']:,} of them ties"
         )
         if report["votes_without_annotator"] and report["annotators"] > 1:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import EllipsisType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from nemo_rpo.data.tokenizer import PreferenceTokenizer
 from nemo_rpo.errors import DataError
 
 Progress = Callable[[int, int], None]
-NO_SIGNED_VOTE = "no signed vote"
+NO_SIGNED_VOTE, EQUAL_RANKS = "no signed vote", "equal ranks"
 
 
 class _Texts(NamedTuple):
@@ -32,9 +33,10 @@ class _Texts(NamedTuple):
     lengths: np.ndarray
     problem: np.ndarray
     runs: np.ndarray
-    run_start: np.ndarray  # int64 [T, 2], where those of either response begin in runs
+    run_start: np.ndarray  # int64 [T, k], where those of each response begin in runs
     run_counts: np.ndarray
     content_hash: np.ndarray
+    hash_start: np.ndarray  # int64 [T], where its hashes begin
     truncated: int
     tokens: int
     max_token_id: int
@@ -65,6 +67,7 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
     report = {
         "rows": table.rows,
         "pairs": int(keep.sum()),
+        "rankings": int((keep & (np.diff(table.text, prepend=-1) != 0) & (table.size > 2)).sum()),
         "votes": table.votes,
         "ties": table.ties,
         "annotators": len(table.annotators),
@@ -90,11 +93,11 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
 def _new_texts(spec: CacheSpec, ledger: PairLedger) -> Iterator[RawText]:
     for row in read_rows(spec.paths, spec.keys):
         if ledger.add(row) is not None:
-            yield RawText(row.where, row.prompt, row.chosen, row.rejected)
+            yield RawText(row.where, row.prompt, row.responses)
 
 
 def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Callable[[], None]) -> _Texts:
-    lengths, problem, runs, run_counts, content_hash = [], [], [], [], []
+    lengths, problem, runs, run_counts, content_hash, hash_counts = [], [], [], [], [], []
     truncated, max_token_id = 0, -1
     for chunk in chunks:
         write(chunk.tokens.tobytes())
@@ -103,51 +106,63 @@ def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Ca
         runs.append(chunk.runs)
         run_counts.append(chunk.run_counts)
         content_hash.append(chunk.content_hash)
+        hash_counts.append(chunk.hash_counts)
         truncated += chunk.truncated
         max_token_id = max(max_token_id, int(chunk.tokens.max(initial=-1)))
         after_chunk()
-    all_lengths, all_problem = np.concatenate(lengths), np.concatenate(problem)
+    all_lengths, all_problem = _concatenated(lengths), np.concatenate(problem)
     end = np.cumsum(np.where(all_problem == OK, all_lengths.sum(1, dtype=np.int64), 0))
     start = np.concatenate([[0], end[:-1]])
-    counts = np.concatenate(run_counts)
+    counts, hashes = _concatenated(run_counts), np.concatenate(hash_counts)
     return _Texts(
         start=start,
         lengths=all_lengths,
         problem=all_problem,
         runs=np.concatenate(runs),
-        run_start=counts.cumsum().reshape(-1, 2) - counts,
+        run_start=counts.cumsum().reshape(counts.shape) - counts,
         run_counts=counts,
         content_hash=np.concatenate(content_hash),
+        hash_start=hashes.cumsum() - hashes,
         truncated=truncated,
         tokens=int(end[-1]),
         max_token_id=max_token_id,
     )
 
 
+def _concatenated(chunks: list[np.ndarray]) -> np.ndarray:
+    """Of columns for as many responses as any text of the chunk has: for as many as any text has."""
+    width = max(chunk.shape[1] for chunk in chunks)
+    return np.concatenate([np.pad(chunk, ((0, 0), (0, width - chunk.shape[1]))) for chunk in chunks])
+
+
 def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray, dict[str, int]]:
-    """Which pairs stay, bool [n], and how many are left out by reason.
+    """Which pairs stay, bool [n], and how many are left out by reason, a ranking counting as one.
 
     Ties are legitimate data without evidence: they are left out under either policy, unless ``keep_ties`` says that
-    there is a use for them.
+    there is a use for them. So is a ranking in which two responses are equal: it is no order of them.
     """
-    voted = np.diff(table.vote_start) > 0
+    voted, ranked = np.diff(table.vote_start) > 0, table.size > 2
     if spec.keep_ties:
-        voted |= table.tie
-    problem = texts.problem[table.text]
+        voted |= table.tie & ~ranked
+    problem, share = texts.problem[table.text], table.share
+
+    def counted(pairs: np.ndarray | EllipsisType) -> int:
+        return round(share[pairs].sum())
+
     invalid = voted & (problem != OK)
     if invalid.any() and spec.invalid_pairs == "error":
         first = int(np.argmax(invalid))
         raise DataError(
             f"{table.where(first)}: {_explain(spec, texts, table.text[first])}; "
-            f"set model.data.invalid_pairs=drop to leave such pairs out ({int(invalid.sum())} of {len(table)} pairs)"
+            f"set model.data.invalid_pairs=drop to leave such pairs out ({counted(invalid)} of {counted(...)} pairs)"
         )
-    dropped = {NO_SIGNED_VOTE: int((~voted).sum())}
-    dropped |= {name: int((invalid & (problem == code)).sum()) for code, name in enumerate(PROBLEMS) if code != OK}
+    dropped = {NO_SIGNED_VOTE: counted(~voted & ~ranked), EQUAL_RANKS: counted(~voted & ranked)}
+    dropped |= {name: counted(invalid & (problem == code)) for code, name in enumerate(PROBLEMS) if code != OK}
     dropped = {reason: count for reason, count in dropped.items() if count}
     keep = voted & ~invalid
     if not keep.any():
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise DataError(f"{spec.paths[0]}: no pair of {len(table)} can be trained on ({reasons})")
+        raise DataError(f"{spec.paths[0]}: no pair of {counted(...)} can be trained on ({reasons})")
     return keep, dropped
 
 
@@ -163,18 +178,16 @@ def _explain(spec: CacheSpec, texts: _Texts, text: int) -> str:
 
 
 def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray) -> None:
-    text, turned = table.text[keep], table.turned[keep]
-    prompt, first, second = texts.lengths[text].T
-    first_start = texts.start[text] + prompt
-    chosen_start = np.where(turned, first_start + first, first_start)
-    rejected_start = np.where(turned, first_start, first_start + first)
+    text, sides, size = table.text[keep], table.sides[keep].astype(np.int64), table.size[keep].astype(np.int64)
+    parts = np.pad(1 + sides, ((0, 0), (1, 0)))  # prompt, chosen, rejected among prompt and responses
+    start = np.cumsum(texts.lengths, axis=1, dtype=np.int64) - texts.lengths + texts.start[:, None]
     votes = np.diff(table.vote_start)
     kept_votes = np.repeat(keep, votes)
     annotator = table.annotator[kept_votes]
     names = [table.pair_id[i].encode("utf-8") for i in np.flatnonzero(keep)]
     arrays = {
-        "offsets": np.stack([texts.start[text], chosen_start, rejected_start], axis=1),
-        "lengths": np.stack([prompt, np.where(turned, second, first), np.where(turned, first, second)], axis=1),
+        "offsets": np.take_along_axis(start[text], parts, axis=1),
+        "lengths": np.take_along_axis(texts.lengths[text], parts, axis=1),
         "vote_start": np.concatenate([[0], np.cumsum(votes[keep])]),
         "annotator": annotator.astype(np.int32),
         "sign": table.sign[kept_votes],
@@ -182,27 +195,43 @@ def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray
         "columns": np.stack([values[keep] for values in table.columns.values()])
         if table.columns
         else np.empty((0, int(keep.sum())), dtype=np.float32),
-        "content_hash": texts.content_hash[text, turned.astype(np.int64)],
+        "content_hash": texts.content_hash[texts.hash_start[text] + _orientation(sides, size)],
         "source": table.source[keep],
         "pair_id_start": np.concatenate([[0], np.cumsum([len(name) for name in names])]),
-        **_runs(texts, text, turned),
+        **_runs(texts, text, sides),
+        **_rankings(text, size),
     }
     for name, values in arrays.items():
         with (folder / f"{name}.npy").open("wb") as file:
             np.save(file, values)
             _sync(file)
     (folder / "pair_id.bin").write_bytes(b"".join(names))
-    labels = np.bincount(annotator, minlength=len(table.annotators))
+    counts_for = np.repeat(table.share, votes)[kept_votes]
+    labels = np.bincount(annotator, weights=counts_for, minlength=len(table.annotators)).round()
     AnnotatorTable(replace(known, labels=int(labels[k])) for k, known in enumerate(table.annotators.annotators)).save(
         folder / "annotators.jsonl"
     )
 
 
-def _runs(texts: _Texts, text: np.ndarray, turned: np.ndarray) -> dict[str, np.ndarray]:
+def _orientation(sides: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Where (chosen, rejected) stands among the :func:`~nemo_rpo.data.encode.orientations` of the text, int64 [n]."""
+    chosen, rejected = sides.T
+    in_ranking = chosen * (2 * size - chosen - 1) // 2 + rejected - chosen - 1
+    return np.where(size == 2, chosen, in_ranking)
+
+
+def _rankings(text: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
+    """Of data that is all pairs there is nothing to say."""
+    if size.max() == 2:
+        return {}
+    first = np.flatnonzero((np.diff(text, prepend=-1) != 0) | (size == 2))  # labels apart are pairs of one text
+    return {"ranking_start": np.append(first, len(text)).astype(np.int64)}
+
+
+def _runs(texts: _Texts, text: np.ndarray, sides: np.ndarray) -> dict[str, np.ndarray]:
     """Of data that is all single turns there is nothing to say."""
     if texts.run_counts[text].max() == 1:
         return {}
-    sides = np.stack([turned, ~turned], axis=1).astype(np.int64)
     start, count = (np.take_along_axis(values[text], sides, axis=1) for values in (texts.run_start, texts.run_counts))
     return {"runs": texts.runs, "run_bounds": np.stack([start, start + count], axis=2)}
 

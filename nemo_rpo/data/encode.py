@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, combinations, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -32,25 +32,27 @@ _EMPTY, _IDENTICAL, _OVER_LONG, _NO_PROMPT = range(1, len(PROBLEMS))
 
 
 class RawText(NamedTuple):
-    """A prompt and its two responses as read at ``where`` (``file:row``)."""
+    """A prompt and its responses, two or more, as read at ``where`` (``file:row``)."""
 
     where: str
     prompt: Text
-    first: Text
-    second: Text
+    responses: tuple[Text, ...]
 
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """Tokens of m texts; a text with a problem has none.
+    """Tokens of m texts of up to k responses; a text with a problem has none.
 
     Attributes:
-        tokens: int32, prompt, first and second response of every text, end to end.
-        lengths: int32 [m, 3] of the three; of a text with a problem the lengths it would have had.
+        tokens: int32, the prompt and the responses of every text, end to end.
+        lengths: int32 [m, 1+k] of these, 0 where a text has fewer; of a text with a problem the lengths it would have
+            had.
         problem: int8 [m], index into :data:`PROBLEMS`.
         runs: int32, those of every response (:mod:`nemo_rpo.data.turns`), end to end.
-        run_counts: int64 [m, 2], runs of the two responses; of a text with a problem 0.
-        content_hash: uint8 [m, 2, 16], BLAKE2b of the ids, the responses in the text's order and turned.
+        run_counts: int64 [m, k], runs of the responses; of a text with a problem 0.
+        content_hash: uint8 [h, 16], BLAKE2b of the ids of prompt, chosen and rejected response, of every text one for
+            each of :func:`orientations`; of a text with a problem 0.
+        hash_counts: int64 [m], of each text.
         truncated: prompts that were cut.
     """
 
@@ -60,7 +62,17 @@ class EncodedChunk:
     runs: np.ndarray
     run_counts: np.ndarray
     content_hash: np.ndarray
+    hash_counts: np.ndarray
     truncated: int
+
+
+def orientations(responses: int) -> list[tuple[int, int]]:
+    """Which responses of a text may be chosen and rejected of a pair: of two either, of a ranking better and worse.
+
+    >>> orientations(2), orientations(3)
+    ([(0, 1), (1, 0)], [(0, 1), (0, 2), (1, 2)])
+    """
+    return [(0, 1), (1, 0)] if responses == 2 else list(combinations(range(responses), 2))
 
 
 def encode(
@@ -101,48 +113,54 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
     """Tokenise, truncate and judge each text. Raises :class:`DataError` naming the row that cannot be rendered."""
     parts: list[np.ndarray] = []
     runs: list[np.ndarray] = []
-    run_counts = np.zeros((len(texts), 2), dtype=np.int64)
-    lengths = np.zeros((len(texts), 3), dtype=np.int32)
+    most = max(len(text.responses) for text in texts)
+    run_counts = np.zeros((len(texts), most), dtype=np.int64)
+    lengths = np.zeros((len(texts), 1 + most), dtype=np.int32)
     problem = np.zeros(len(texts), dtype=np.int8)
-    content_hash = np.zeros((len(texts), 2, 16), dtype=np.uint8)
+    hashes: list[np.ndarray] = []
+    hash_counts = np.array([len(orientations(len(text.responses))) for text in texts], dtype=np.int64)
     truncated = 0
     for i, text in enumerate(texts):
-        prompt, first, second, *both_runs = _render(text, tokenizer)
-        lengths[i] = len(prompt), len(first), len(second)
-        problem[i] = _problem(text, prompt, first, second, seq_length)
+        prompt, responses, runs_of = _render(text, tokenizer)
+        lengths[i, : 1 + len(responses)] = [len(ids) for ids in (prompt, *responses)]
+        problem[i] = _problem(text, prompt, responses, seq_length)
         if problem[i] != OK:
+            hashes += [np.zeros(16, dtype=np.uint8)] * int(hash_counts[i])
             continue
-        kept = truncate_prompt(prompt, max(len(first), len(second)), seq_length, tokenizer.bos_id)
+        kept = truncate_prompt(prompt, max(map(len, responses)), seq_length, tokenizer.bos_id)
         truncated += len(kept) < len(prompt)
-        parts += [kept, first, second]
-        runs += both_runs
-        run_counts[i] = [len(of) for of in both_runs]
+        parts += [kept, *responses]
+        runs += runs_of
+        run_counts[i, : len(responses)] = [len(of) for of in runs_of]
         lengths[i, 0] = len(kept)
-        content_hash[i] = _hash(kept, first, second, *both_runs), _hash(kept, second, first, *both_runs[::-1])
+        for chosen, rejected in orientations(len(responses)):
+            hashes.append(_hash(kept, responses[chosen], responses[rejected], runs_of[chosen], runs_of[rejected]))
     tokens = np.concatenate(parts).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
     flat_runs = np.concatenate(runs) if runs else np.empty(0, dtype=np.int32)
-    return EncodedChunk(tokens, lengths, problem, flat_runs, run_counts, content_hash, truncated)
+    return EncodedChunk(tokens, lengths, problem, flat_runs, run_counts, np.stack(hashes), hash_counts, truncated)
 
 
-def _render(text: RawText, tokenizer: PreferenceTokenizer) -> tuple[np.ndarray, ...]:
-    """Ids of prompt, first and second response, and the runs of the two."""
+def _render(
+    text: RawText, tokenizer: PreferenceTokenizer
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Ids of the prompt and of each response, and the runs of each."""
     try:
-        prompt, first, first_runs = tokenizer.render_turns(text.prompt, text.first)
-        other_prompt, second, second_runs = tokenizer.render_turns(text.prompt, text.second)
+        rendered = [tokenizer.render_turns(text.prompt, response) for response in text.responses]
     except DataError as exc:
         raise DataError(f"{text.where}: {exc}") from exc
-    if not np.array_equal(prompt, other_prompt):
+    (prompt, *others), responses, runs = zip(*rendered, strict=True)
+    if not all(np.array_equal(prompt, other) for other in others):
         raise DataError(f"{text.where}: the chat template of {tokenizer.name} gives the responses different prompts")
-    return prompt, first, second, first_runs, second_runs
+    return prompt, responses, runs
 
 
-def _problem(text: RawText, prompt: np.ndarray, first: np.ndarray, second: np.ndarray, seq_length: int) -> int:
+def _problem(text: RawText, prompt: np.ndarray, responses: tuple[np.ndarray, ...], seq_length: int) -> int:
     # Emptiness is a matter of the text: a template gives an empty answer its end-of-turn token all the same.
-    if _is_blank(text.first) or _is_blank(text.second):
+    if any(map(_is_blank, text.responses)):
         return _EMPTY
-    if np.array_equal(first, second):
+    if len({ids.tobytes() for ids in responses}) < len(responses):
         return _IDENTICAL
-    if not fits(max(len(first), len(second)), seq_length):
+    if not fits(max(map(len, responses)), seq_length):
         return _OVER_LONG
     return _NO_PROMPT if len(prompt) == 0 else OK
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemo_rpo.data.files import Paths, Record, as_paths, read_records
+from nemo_rpo.data.identity import comparisons
 from nemo_rpo.data.layouts import ranked, voted, winner
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.data.settings import RowFormat
@@ -46,6 +47,7 @@ LAYOUTS: dict[str, Layout] = {
         voted.without_votes,
     ),
     "nemo_rl": Layout(ranked.nemo_rl, _marks("context completions")),
+    "rankings": Layout(ranked.rankings, _marks("prompt responses")),
     "nemo_aligner": Layout(winner.nemo_aligner, _marks("chosen_response rejected_response")),
     "hf": Layout(winner.hf, _marks("chosen rejected")),
 }
@@ -95,6 +97,13 @@ def read_rows(
     """
     for parsed in read_parsed(as_paths(paths), keys, on_error):
         yield parsed.row
+
+
+def read_pairs(paths: list[Path], keys: RowFormat | None = None) -> Iterator[Parsed]:
+    """:func:`read_parsed` with each ranking as its pairs, one after the other."""
+    for parsed in read_parsed(paths, keys):
+        for pair in comparisons(parsed.row):
+            yield parsed._replace(row=pair)
 
 
 def read_parsed(

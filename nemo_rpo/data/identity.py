@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
 from typing import NamedTuple
 
 from nemo_rpo.data.rows import PreferenceRow, Text
@@ -76,6 +80,35 @@ class PairIndex:
             "give each pair its own id, or set model.data.pair_id_key to the field that has it",
             "pair_id_conflict",
         )
+
+
+def comparisons(row: PreferenceRow) -> Iterator[PreferenceRow]:
+    """The pairs of a ranking as rows of their own, the best response with each of the others first; a pair itself.
+
+    A pair of a ranking that has an id is called by it and by its own content, so that two rankings of the same
+    responses give the same pairs the same ids.
+    """
+    if not row.further:
+        yield row
+        return
+    digests, prompt = [_digest(text) for text in row.responses], _digest(row.prompt)
+    for better, worse in combinations(range(len(digests)), 2):
+        content = _content_id(prompt, digests[better], digests[worse])
+        rewards = {"chosen_reward": row.rewards[better], "rejected_reward": row.rewards[worse]} if row.rewards else {}
+        yield replace(
+            row,
+            pair_id=None if row.pair_id is None else f"{row.pair_id}:{content[:8]}",
+            chosen=row.responses[better],
+            rejected=row.responses[worse],
+            columns={name: value for name, value in rewards.items() if not math.isnan(value)},
+            further=(),
+            rewards=(),
+        )
+
+
+def content_id(row: PreferenceRow) -> str:
+    """The id of a pair that has none of its own: a hash of its prompt and its responses in either order."""
+    return _content_id(_digest(row.prompt), _digest(row.chosen), _digest(row.rejected))
 
 
 def _digest(text: Text) -> bytes:

@@ -3,6 +3,8 @@
 A pure function of the global batch and its lengths: every rank finds the same answer without a word between them, and a
 resumed run finds it again.
 
+What is said of pairs goes for rankings of more than two responses too: a pack has all of one.
+
 Shapes: n pairs of a global batch, D data-parallel ranks.
 """
 
@@ -28,8 +30,11 @@ class Packing:
     count_multiple_of: int = 1
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens that each pair takes, int64 [n], of ``lengths [n, 3]`` (prompt, chosen, rejected)."""
-        return lengths[:, 1:].sum(1, dtype=np.int64) + (1 if self.share_prompts else 2) * lengths[:, 0]
+        """Tokens that each pair takes, int64 [n], of ``lengths [n, 3]`` (prompt, chosen, rejected), or that each
+        ranking takes, of ``lengths [n, 1+K]`` with 0 where it has fewer responses.
+        """
+        prompts = 1 if self.share_prompts else (lengths[:, 1:] > 0).sum(1)
+        return lengths[:, 1:].sum(1, dtype=np.int64) + prompts * lengths[:, 0]
 
     def packs(self, sizes: np.ndarray, rank: int, ranks: int) -> list[list[int]]:
         """The packs of one data-parallel rank, each a list of positions in ``sizes``; all ranks together have each
@@ -40,9 +45,11 @@ class Packing:
 
 
 def prompts_pay(lengths: np.ndarray, least: float) -> bool:
-    """Whether sharing prompts saves at least the share ``least`` of the tokens of all pairs ``lengths [n, 3]``."""
-    prompts = int(lengths[:, 0].sum(dtype=np.int64))
-    return prompts >= least * (prompts + int(lengths.sum(dtype=np.int64)))
+    """Whether sharing prompts saves at least the share ``least`` of the tokens of all pairs or rankings; ``lengths`` as
+    in :meth:`Packing.sizes`.
+    """
+    saved = int(((lengths[:, 1:] > 0).sum(1) - 1) @ lengths[:, 0].astype(np.int64))
+    return saved >= least * (saved + int(lengths.sum(dtype=np.int64)))
 
 
 def shares_of_ranks(sizes: np.ndarray, ranks: int) -> list[list[int]]:

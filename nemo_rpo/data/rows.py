@@ -18,7 +18,7 @@ class Vote(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """Two responses to one prompt and what was said about them.
+    """Two responses to one prompt and what was said about them; or a ranking of more than two.
 
     Attributes:
         file: the file as the user named it.
@@ -27,9 +27,12 @@ class PreferenceRow:
         prompt: text or messages, without either response.
         chosen: the response recorded first or as the better one; every sign below is relative to it.
         rejected: the other response.
-        votes: the labels, one an annotator and utterance; ties have sign 0.
+        votes: the labels, one an annotator and utterance; ties have sign 0. A ranking has one: +1, or 0 where two
+            responses were ranked equal.
         columns: numeric side information (:data:`nemo_rpo.data.columns.NAMES`), relative to ``chosen``.
         gold: +1 if the gold label is ``chosen``, −1 if ``rejected``, ``None`` without one.
+        further: of a ranking, the responses after the first two, better ones first.
+        rewards: of a ranking, one for each response; NaN for one without, empty where none has any.
     """
 
     file: str
@@ -41,7 +44,14 @@ class PreferenceRow:
     votes: tuple[Vote, ...]
     columns: dict[str, float] = field(default_factory=dict)
     gold: int | None = None
+    further: tuple[Text, ...] = ()
+    rewards: tuple[float, ...] = ()
 
     @property
     def where(self) -> str:
         return f"{self.file}:{self.row}"
+
+    @property
+    def responses(self) -> tuple[Text, ...]:
+        """All of them, of a ranking the best first."""
+        return (self.chosen, self.rejected, *self.further)

@@ -174,8 +174,7 @@ class BufferedReliability(AnnotatorReliability):
     def _seen(self) -> tuple[Tensor, Votes]:
         """Margins and votes of this rank's pairs that have a margin."""
         seen = (~self.buffer.margins.isnan()).nonzero().squeeze(-1)
-        votes = Votes(*(column[seen.to(column.device)].to(self.eta.device) for column in self.votes))
-        return self.buffer.margins[seen], votes
+        return self.buffer.margins[seen], self.votes.of(seen, self.eta.device)
 
     def findings(self) -> tuple[Tensor, Evidence] | None:
         """Standard errors [K] of the last refit and the evidence it stood on; None if nothing has been fitted yet.

@@ -125,7 +125,7 @@ def vote_information(delta: Tensor, votes: Votes, eta: Tensor, collectives: Coll
         sign = chunk.sign.double()
         evidence = sign * logit_eta[chunk.annotator]
         others = margin.unsqueeze(-1) + evidence.sum(-1, keepdim=True) - evidence
-        signed = sign.abs()
+        signed = chunk.counted(sign.abs())
         totals += torch.stack(((torch.tanh(others / 2) ** 2 * signed).sum(), signed.sum()))
     collectives.all_reduce(totals)
     known, labels = totals.tolist()

@@ -20,8 +20,8 @@ class Evidence(NamedTuple):
     """Figures of the margins Δ/τ and their votes.
 
     Attributes:
-        disagreement: mean of e^{-sΔ/τ} over the signed votes s. At fixed margins a reliability below 1 maximises the
-            likelihood only where this is above 1; inf without votes.
+        disagreement: mean of e^{-sΔ/τ} over the signed votes s, by what they count for. At fixed margins a reliability
+            below 1 maximises the likelihood only where this is above 1; inf without votes.
         disagreement_error: its standard error; nan without votes. Small margins leave the mean at 1 give or take this.
         undecided: share of pairs whose posterior lies between .05 and .95; nan without pairs.
     """
@@ -56,8 +56,8 @@ def evidence_of(
         against = torch.where(signed, torch.exp(-sign * margin.unsqueeze(-1) / settings.link_tau), 0.0)
         w = posterior(margin, chunk, logit_eta, settings.link_tau)
         open_question = (w > UNDECIDED[0]) & (w < UNDECIDED[1])
-        counts = (signed.sum(), open_question.sum(), torch.tensor(len(margin)))
-        sums += torch.stack((against.sum(), against.square().sum(), *(count.to(sums) for count in counts)))
+        of_votes, of_pairs = (against, against.square(), signed.double()), (open_question, torch.ones_like(margin))
+        sums += torch.stack([chunk.counted(column.to(sums.dtype)).sum() for column in (*of_votes, *of_pairs)])
     if all_reduce is not None:
         all_reduce(sums)
     mean, square = (sums[:2] / sums[2]).tolist()

@@ -33,12 +33,14 @@ class VoteColumns(NamedTuple):
         annotator: int64, renumbered to [0, A).
         margin: sΔ, the margin turned to the side that was voted for.
         earlier: s Σ s' logit η' over the earlier votes of the pair.
+        weight: what the vote counts for.
         centre: float64 [A], logit of the current reliability.
     """
 
     annotator: Tensor
     margin: Tensor
     earlier: Tensor
+    weight: Tensor
     centre: Tensor
 
 
@@ -48,11 +50,12 @@ def vote_columns(
     """The votes to fit the population to, on the CPU, the same on every rank.
 
     All votes where there are at most :data:`MAX_VOTES`; else all votes of an arbitrary but fixed choice of annotators;
-    of one annotator who has more, every n-th pair.
+    of one annotator who has more, every n-th pair. A ranking counts as the one label that it is, so of rankings there
+    may be as many times more votes as they have pairs.
 
     Args:
         delta, votes: margins [P] and labels [P, V] of this rank. eta, counts: [K], the same on every rank.
-        gather_rows: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 24 bytes a vote.
+        gather_rows: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 32 bytes a vote.
     """
     chosen = _choose_annotators(counts)
     stride = max(1, math.ceil((counts * chosen).sum().item() / MAX_VOTES))
@@ -61,12 +64,13 @@ def vote_columns(
     evidence = sign * torch.logit(eta)[annotator]
     earlier = evidence.cumsum(-1) - evidence
     taken = (sign != 0) & chosen[annotator]
-    columns = (annotator.double(), sign * delta[pairs].double().unsqueeze(-1), sign * earlier)
+    weight = votes.of(pairs, eta.device).counted(sign.abs())
+    columns = (annotator.double(), sign * delta[pairs].double().unsqueeze(-1), sign * earlier, weight)
     rows = torch.stack([column[taken] for column in columns], -1)
     # The CPU adds in a fixed order, so that the fit repeats bit for bit; on a GPU the order of atomics would decide.
-    annotator, margin, earlier = gather_rows(rows).cpu().unbind(-1)
+    annotator, margin, earlier, weight = gather_rows(rows).cpu().unbind(-1)
     present, annotator = torch.unique(annotator.long(), return_inverse=True)
-    return VoteColumns(annotator, margin, earlier, torch.logit(eta).cpu()[present])
+    return VoteColumns(annotator, margin, earlier, weight, torch.logit(eta).cpu()[present])
 
 
 def _choose_annotators(counts: Tensor) -> Tensor:
@@ -91,7 +95,7 @@ def adapt_quadrature(columns: VoteColumns, prior: tuple[float, float], tau: floa
     agreement = torch.tanh((columns.margin / tau + columns.earlier) / 2)
     slope = 2 * agreement / (1 + (2 * eta[columns.annotator] - 1) * agreement)  # d log P(vote) / dη
     zeros = torch.zeros_like(eta)
-    slopes, squares = (zeros.index_add(0, columns.annotator, x) for x in (slope, slope**2))
+    slopes, squares = (zeros.index_add(0, columns.annotator, columns.weight * x) for x in (slope, slope**2))
     variance = eta * (1 - eta)
     curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + sum(prior) * variance
     width = math.sqrt(2) * curvature.clamp(min=1e-3).rsqrt().unsqueeze(-1)
@@ -115,7 +119,8 @@ def log_marginal(columns: VoteColumns, quadrature: Quadrature, a: Tensor, b: Ten
     agreement = torch.tanh((columns.margin / tau + columns.earlier) / 2).unsqueeze(-1)
     # P(vote | η) = ½ (1 + (2m-1)(2η-1)); the bound keeps two certainties that contradict each other out of log 0.
     doubled = 1 + (agreement * torch.tanh(nodes / 2)[columns.annotator]).clamp(min=-1 + 1e-12)
-    log_votes = torch.zeros_like(nodes).index_add(0, columns.annotator, doubled.log() - math.log(2))
+    counted = columns.weight.unsqueeze(-1) * (doubled.log() - math.log(2))
+    log_votes = torch.zeros_like(nodes).index_add(0, columns.annotator, counted)
     log_beta = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
     log_prior = a * F.logsigmoid(nodes) + b * F.logsigmoid(-nodes) - log_beta
     return torch.logsumexp(log_votes + log_prior + quadrature.log_weights, -1).sum()

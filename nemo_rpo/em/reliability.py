@@ -84,14 +84,15 @@ class AnnotatorReliability:
 
         Args:
             w: posteriors [P] of the step's E-step.
-            votes: labels [P, V]; ties and padding (sign 0) are left out.
+            votes: labels [P, V]; ties and padding (sign 0) are left out, and each of the others counts for its weight.
             valid: bool [P]; pairs that carry no evidence (truncated away, padding of the last batch) are left out.
         """
         sign = torch.where(valid.unsqueeze(-1), votes.sign, 0)
         agreed = w.double().unsqueeze(-1)
         # where and not a product: an invalid row may hold any margin, NaN included.
         right = torch.where(sign > 0, agreed, torch.where(sign < 0, 1 - agreed, 0.0))
-        columns = torch.stack((exactly_summable(right).flatten(), (sign != 0).flatten().double()))
+        labels = (sign != 0).double()
+        columns = torch.stack([exactly_summable(votes.counted(of_vote)).flatten() for of_vote in (right, labels)])
         self.pending.index_add_(1, votes.annotator.flatten(), columns)
 
     def observe(self, pair: Tensor, delta: Tensor, valid: Tensor) -> None:

@@ -65,9 +65,9 @@ def _add_chunk(information: Tensor, margin: Tensor, votes: Votes, eta: Tensor, d
     logit_eta, eta_of_vote = torch.logit(eta)[votes.annotator], eta[votes.annotator]
     w = torch.sigmoid(margin + (sign * logit_eta).sum(-1)).unsqueeze(-1)
     right = torch.where(sign > 0, w, 1 - w)
-    complete = sign.abs() * (right / eta_of_vote**2 + (1 - right) / (1 - eta_of_vote) ** 2)
+    complete = votes.counted(sign.abs() * (right / eta_of_vote**2 + (1 - right) / (1 - eta_of_vote) ** 2))
     direction = sign / (eta_of_vote * (1 - eta_of_vote))
-    lost = w * (1 - w)
+    lost = votes.counted(w * (1 - w))
     if not dense:
         information.index_add_(0, votes.annotator.flatten(), (complete - lost * direction**2).flatten())
         return

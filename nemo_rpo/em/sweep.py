@@ -58,7 +58,8 @@ def full_batch_em(
     under a Beta(a, b) prior; on the scale of η itself the same number is the mode under Beta(a+1, b+1), and it is
     a log η + b log(1-η) that the objective adds per annotator. With no labels it is the mean of Beta(a, b), a/(a+b);
     when a = b = 0 an annotator without labels stays where it is. Clamp and floor keep the objective rising, since the
-    M-step's own objective is concave in η.
+    M-step's own objective is concave in η. Labels that count for less than one (:class:`Votes`) weigh as much in all
+    sums and in the likelihood, which is then a composite one.
 
     Args:
         delta: margins Δ [P] of this rank's pairs, any float dtype (computed in float64).
@@ -77,7 +78,8 @@ def full_batch_em(
     eta = eta.double().clamp(*settings.eta_bounds)
     counts = torch.zeros_like(eta)
     for _, chunk in chunks(delta, votes):
-        counts.index_add_(0, chunk.annotator.flatten(), chunk.sign.abs().double().flatten())
+        labels = exactly_summable(chunk.counted(chunk.sign.abs().double()))
+        counts.index_add_(0, chunk.annotator.flatten(), labels.flatten())
     reduce(counts)
 
     right, objective = _e_step(delta, votes, eta, settings, reduce)
@@ -114,14 +116,15 @@ def _e_step(
 
 
 def _e_step_of_chunk(margin: Tensor, votes: Votes, log_eta: Tensor, log_err: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior that each vote is right [p, V] (0 for a tie), and log-evidence of each pair [p]."""
+    """Posterior that each vote is right [p, V] (0 for a tie), and log-evidence of each pair [p], as they count."""
     says_chosen, says_rejected = votes.sign > 0, votes.sign < 0
     log_right, log_wrong = log_eta[votes.annotator], log_err[votes.annotator]
     if_chosen = torch.where(says_chosen, log_right, torch.where(says_rejected, log_wrong, 0.0)).sum(-1)
     if_rejected = torch.where(says_chosen, log_wrong, torch.where(says_rejected, log_right, 0.0)).sum(-1)
     w = torch.sigmoid(margin + if_chosen - if_rejected).unsqueeze(-1)
     right = torch.where(says_chosen, w, torch.where(says_rejected, 1 - w, 0.0))
-    return right, torch.logaddexp(F.logsigmoid(margin) + if_chosen, F.logsigmoid(-margin) + if_rejected)
+    evidence = torch.logaddexp(F.logsigmoid(margin) + if_chosen, F.logsigmoid(-margin) + if_rejected)
+    return votes.counted(right), votes.counted(evidence)
 
 
 def _check_rise(before: float, after: float, iteration: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,10 +20,14 @@ class Votes(NamedTuple):
         sign: [P, V], +1 the annotator agrees that chosen is better, -1 they said that rejected is better, 0 a tie or
             padding. A 0 is no evidence: it moves neither the posterior of the pair nor the reliability of the
             annotator.
+        weight: [P], what each label of a pair counts for as evidence of its annotator's reliability; None: 1. A ranking
+            of K responses is one label on K(K-1)/2 pairs, each of which has the inverse of that number. The posterior
+            of a pair does not depend on it.
     """
 
     annotator: Tensor
     sign: Tensor
+    weight: Tensor | None = None
 
     @classmethod
     def single(cls, annotator: Tensor) -> Votes:
@@ -35,6 +39,12 @@ class Votes(NamedTuple):
         """
         column = annotator.unsqueeze(-1)
         return cls(column, torch.ones_like(column, dtype=torch.float32))
+
+    @classmethod
+    def all_of(cls, parts: Sequence[Votes]) -> Votes:
+        """Those of several batches of pairs, at least one; either all or none have weights."""
+        annotator, sign, weight = zip(*parts, strict=True)
+        return cls(torch.cat(annotator), torch.cat(sign), None if weight[0] is None else torch.cat(weight))
 
     def share(self) -> Tensor:
         """Share of the signed votes that say chosen, float32 [P]: the soft label of plain DPO on grouped pairs.
@@ -48,6 +58,22 @@ class Votes(NamedTuple):
         cast = sign.abs().sum(-1)
         return torch.where(cast > 0, 0.5 + 0.5 * sign.sum(-1) / cast.clamp(min=1), 0.5)
 
+    def counted(self, values: Tensor) -> Tensor:
+        """``values`` of pairs or of their labels, [P, …], times what each counts for.
+
+        >>> votes = Votes(torch.tensor([[0], [0]]), torch.ones(2, 1), weight=torch.tensor([1.0, 0.5]))
+        >>> votes.counted(torch.tensor([3.0, 2.0]))
+        tensor([3., 1.])
+        """
+        if self.weight is None:
+            return values
+        return values * self.weight.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+
+    def of(self, pairs: Tensor, device: torch.device) -> Votes:
+        """Those of some ``pairs`` (an index or a mask), on ``device``."""
+        columns = (None if column is None else column[pairs.to(column.device)].to(device) for column in self)
+        return Votes(*columns)
+
     def has_evidence(self) -> Tensor:
         """Whether a pair has at least one signed vote, bool [P]."""
         return (self.sign != 0).any(-1)
@@ -56,6 +82,7 @@ class Votes(NamedTuple):
 def chunks(delta: Tensor, votes: Votes) -> Iterator[tuple[Tensor, Votes]]:
     """The pairs in bounded pieces: margins [p] widened to float64, votes [p, V] with ids widened to int64."""
     pairs = max(1, _CHUNK_VOTES // max(1, votes.sign.shape[-1]))
-    pieces = zip(delta.split(pairs), votes.annotator.split(pairs), votes.sign.split(pairs), strict=True)
-    for margin, annotator, sign in pieces:
-        yield margin.double(), Votes(annotator.long(), sign)
+    for start in range(0, len(delta), pairs):
+        piece = slice(start, start + pairs)
+        weight = None if votes.weight is None else votes.weight[piece]
+        yield delta[piece].double(), Votes(votes.annotator[piece].long(), votes.sign[piece], weight)

@@ -62,6 +62,8 @@ class PreferenceLoss(ABC):
         models_noise: it already corrects for label noise, so the EM on top would correct twice.
         needs_link_tau: its native scale makes every posterior 0 or 1 under a link of temperature 1.
         takes_ties: it has a value for rows where ``tie`` is 1; other losses must not be given such rows.
+        listwise: it has a value for rankings as wholes, see :class:`nemo_rpo.losses.ListwiseLoss`; any other loss takes
+            a ranking as its pairs, and so does every loss under the EM.
         reduction: how the losses of pairs become the loss of the global batch.
     """
 
@@ -71,6 +73,7 @@ class PreferenceLoss(ABC):
     models_noise: ClassVar[bool] = False
     needs_link_tau: ClassVar[bool] = False
     takes_ties: ClassVar[bool] = False
+    listwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_options(self, f"the loss '{self.name}'")

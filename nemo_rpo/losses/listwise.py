@@ -23,6 +23,8 @@ from nemo_rpo.losses.registry import register
 class ListwiseLoss(PreferenceLoss):
     """A loss of rankings [prompts, n] -> [prompts]; as a :class:`PreferenceLoss` it is itself at n = 2."""
 
+    listwise: ClassVar[bool] = True
+
     @abstractmethod
     def ranking(self, x: RankingLogprobs) -> Tensor:
         """The loss of each ranking, unreduced [prompts]."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.errors import ConfigError
@@ -84,6 +86,38 @@ class RankingLogprobs:
         size = valid.sum(-1, keepdim=True)
         weight = valid[:, worse] * 2.0 / (size * (size - 1)).clamp(min=1)
         return pairs, weight.flatten()
+
+    @classmethod
+    def joined(cls, pairs: PairLogprobs, size: Tensor) -> RankingLogprobs:
+        r"""The rankings whose :meth:`split` gave ``pairs``, ``size`` [prompts] being the real responses of each.
+
+        Rewards come back from the margins to the best response, up to a constant a prompt, which no loss of rankings
+        depends on.
+
+        >>> x = RankingLogprobs(torch.tensor([[-1.0, -2.0, -3.0]]), columns={"reward": torch.tensor([[2.0, 1.5, 0.0]])})
+        >>> again = RankingLogprobs.joined(x.split()[0], torch.tensor([3]))
+        >>> again.policy, again.columns["reward"]
+        (tensor([[-1., -2., -3.]]), tensor([[ 0.0000, -0.5000, -2.0000]]))
+        """
+        of_prompt = len(pairs) // len(size)
+        others = (1 + math.isqrt(1 + 8 * of_prompt)) // 2 - 1  # the best one's pairs come first, one with each other
+
+        def with_best(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, (len(size), of_prompt))[:, :others]
+
+        def both(chosen: Tensor | None, rejected: Tensor | None) -> Tensor | None:
+            return None if chosen is None else torch.cat((with_best(chosen)[:, :1], with_best(rejected)), 1)
+
+        columns = {name: both(*sides) for name, sides in pairs.response_columns.items()}
+        if "margin" in pairs.pair_columns:
+            columns["reward"] = F.pad(-with_best(pairs.pair_columns["margin"]), (1, 0))
+        return cls(
+            both(pairs.policy_chosen, pairs.policy_rejected),
+            both(pairs.reference_chosen, pairs.reference_rejected),
+            both(pairs.chosen_length, pairs.rejected_length),
+            columns,
+            size,
+        )
 
     def require(self, needs: Iterable[str], loss: str) -> None:
         """Raises :class:`ConfigError` naming the ``loss`` and what is absent; ``margin`` is met by the ``reward``s."""

@@ -2,7 +2,10 @@
 from them.
 
 Padded, chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage
-receives ``[S, 2·pairs, h]``; packed, they run end to end as one row, and it receives ``[S, 1, h]``.
+receives ``[S, 2·pairs, h]``; packed, they run end to end as one row, and it receives ``[S, 1, h]``. Of rankings of up
+to K responses K·rankings sequences run, the best ones first, and every pair of a ranking is made from their log-probs.
+
+Shapes: m responses.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nemo_rpo.data.collate import side_names
+from nemo_rpo.data.rankings import responses_of
 from nemo_rpo.em import Votes
 from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.pair import Two
@@ -35,39 +40,58 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, and, of a
-    pack, its segments.
+    """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, of a pack
+    its segments, and of rankings which two of the responses each pair compares, int64 ``[2, pairs]``.
     """
 
     tokens: Tensor
     position_ids: Tensor
     responses: ResponseTokens
     segments: Segments | None = None
+    compared: Tensor | None = None
+
+    def two(self, of_responses: Tensor) -> Two:
+        """What is known of each response ``[m, …]`` as that of chosen and rejected, ``[pairs, …]`` each."""
+        if self.compared is None:  # all chosen ones, then all rejected
+            chosen, rejected = of_responses.chunk(2)
+            return chosen, rejected
+        chosen, rejected = self.compared
+        return of_responses[chosen], of_responses[rejected]
 
 
 def input_shape(batch: MicroBatch) -> tuple[int, int]:
-    """b and S of the micro-batch as the model sees it: a pack is one row, pairs are two rows each."""
+    """b and S of the micro-batch as the model sees it: a pack is one row, pairs are two rows each, rankings K."""
     if "segments" in batch:
         return 1, batch["tokens"].shape[1]
-    pairs, length = batch["chosen"].shape
-    return 2 * pairs, length
+    rankings, length = batch["chosen"].shape
+    return max_responses(batch) * rankings, length
+
+
+def max_responses(batch: MicroBatch) -> int:
+    """K: 2 of pairs."""
+    return responses_of(pairs_per_ranking(batch))
+
+
+def pairs_per_ranking(batch: MicroBatch) -> int:
+    """Places that each ranking of the micro-batch has for its pairs: 1 of pairs by themselves."""
+    return len(batch["pair_index"]) // len(batch["ranking_size"]) if "ranking_size" in batch else 1
 
 
 def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
     """Of a micro-batch on the CPU, padded or packed; on ``device``."""
-    turn_lengths = None
-    if "chosen_turn_lengths" in batch:
-        turn_lengths = torch.cat((batch["chosen_turn_lengths"], batch["rejected_turn_lengths"]))
+    turn_lengths, compared = batch.get("turn_lengths"), batch.get("compared")
     if "segments" in batch:
         tokens, positions, segments = batch["tokens"], batch["position_ids"], Segments.of(batch["segments"])
         responses = ResponseTokens.of_pack(batch, turn_lengths)
     else:
-        tokens, segments = torch.cat((batch["chosen"], batch["rejected"])), None
+        sides, segments = side_names(max_responses(batch)), None
+        tokens = torch.cat([batch[side] for side in sides])
         positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
-        labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
+        labels = torch.cat([batch[f"{side}_labels"] for side in sides])
         responses = ResponseTokens.of_labels(labels, turn_lengths)
     moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
-    return ModelInput(*moved, responses.to(device), segments)
+    compared = None if compared is None else compared.to(device, non_blocking=True)
+    return ModelInput(*moved, responses.to(device), segments, compared)
 
 
 def run_model(model: torch.nn.Module, x: ModelInput, questions: Questions) -> Tensor | Answers:
@@ -89,16 +113,11 @@ def response_figures(answers: Answers, x: ModelInput, by_turn: bool = False) -> 
     """
     per_token = {name: x.responses.sums(answers[name]) for name in ("logps", "kl") if name in answers}
     per_response = {name: answer for name, answer in answers.items() if name in COLUMNS and name not in per_token}
-    figures = {name: _two(of_responses) for name, of_responses in (per_token | per_response).items()}
+    figures = {name: x.two(of_responses) for name, of_responses in (per_token | per_response).items()}
     if by_turn:
-        figures["turn_logps"] = _two(x.responses.turn_sums(answers["logps"]))
-        figures["turns"] = _two(x.responses.turns())
+        figures["turn_logps"] = x.two(x.responses.turn_sums(answers["logps"]))
+        figures["turns"] = x.two(x.responses.turns())
     return figures
-
-
-def _two(of_responses: Tensor) -> Two:
-    chosen, rejected = of_responses.chunk(2)
-    return chosen, rejected
 
 
 def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | None) -> PairLogprobs:
@@ -159,4 +178,4 @@ def _known(values: Tensor, otherwise: Tensor | None) -> Tensor:
 
 
 def votes_of(batch: MicroBatch) -> Votes:
-    return Votes(batch["annotator"], batch["sign"])
+    return Votes(batch["annotator"], batch["sign"], batch.get("weight"))

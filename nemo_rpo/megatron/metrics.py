@@ -12,7 +12,8 @@ from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.losses.reduction import Reduction
 
-# Sums over the valid pairs of the global batch; `means` turns them into the names that a person reads.
+# Sums over the valid pairs of the global batch, those of a ranking together counting as one; `means` turns them into the
+# names that a person reads.
 _SUMS = (
     "pairs", "surrogate", "statistic", "preference_loss", "sft_loss", "acc",
     "rewards_chosen", "rewards_rejected", "rewards_squared", "logps_chosen", "logps_rejected",
@@ -39,9 +40,16 @@ class StepMetrics:
 
     @torch.no_grad()
     def add(
-        self, x: PairLogprobs, valid: Tensor, loss: Tensor, preference: Tensor, sft: Tensor, w: Tensor, delta: Tensor
+        self,
+        x: PairLogprobs,
+        counts_for: Tensor,
+        loss: Tensor,
+        preference: Tensor,
+        sft: Tensor,
+        w: Tensor,
+        delta: Tensor,
     ) -> None:
-        """Adds one micro-batch; every argument is per pair ``[pairs]``, invalid pairs count nowhere."""
+        """Adds one micro-batch; every argument is per pair ``[pairs]``, and ``counts_for`` is 0 of invalid ones."""
         chosen, rejected = _rewards(x, delta)
         policy = x.policy() if self.logps else (torch.zeros_like(loss),) * 2
         rows = torch.stack(
@@ -52,7 +60,7 @@ class StepMetrics:
                 w, (w < 0.5).float(), delta.abs(),
             ]
         ).double()  # fmt: skip
-        self.sums += torch.where(valid, rows, 0.0).sum(-1)
+        self.sums += torch.where(counts_for > 0, rows * counts_for, 0.0).sum(-1)
 
     def gradient_scale(self) -> float:
         """What the gradient of the *mean* surrogate has to be multiplied by: pairs / Σ statistic; exactly 1 for a mean.

@@ -21,7 +21,7 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.em import AnnotatorReliability, robust_loss
-from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.losses import PairLogprobs, RankingLogprobs
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.build import build_model_chunks
 from nemo_rpo.megatron.forward import (
@@ -32,6 +32,7 @@ from nemo_rpo.megatron.forward import (
     MicroBatch,
     ModelInput,
     pair_logprobs,
+    pairs_per_ranking,
     response_figures,
     votes_of,
 )
@@ -51,7 +52,8 @@ class MegatronGPTRPOModel:
     """Policy, reference, optimizer and annotator reliabilities of one run, on this rank.
 
     A *batch* is this rank's share of a global batch: a list of micro-batches, of equal shape where a pipeline passes
-    them on (:mod:`nemo_rpo.data.collate`, :mod:`nemo_rpo.data.collate_packed`), on the CPU.
+    them on (:mod:`nemo_rpo.data.collate`, :mod:`nemo_rpo.data.collate_packed`), on the CPU. It holds pairs, or rankings
+    of up to K responses, each of which stands for K(K-1)/2 places for its pairs; a ranking counts once, as a pair does.
 
     Args:
         cfg: the run.
@@ -121,7 +123,7 @@ class MegatronGPTRPOModel:
 
         The loss function runs on the last stage: on log-probs alone it returns what :meth:`get_logprob_batch` does,
         else ``(loss, {})`` with the loss scaled so that micro-batches and data-parallel ranks add up to the mean over
-        the valid pairs of the global batch.
+        the valid pairs (rankings) of the global batch.
         """
         # Every training pair is valid (the sampler draws no others), so the global count is known without a collective.
         # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
@@ -155,12 +157,18 @@ class MegatronGPTRPOModel:
         """What each pair adds to the step's objective ``[pairs]``, 0 where invalid: its loss, or the loss's surrogate
         where the batch is reduced by more than a mean. Adds to the step's metrics and, in training, to the evidence.
 
+        Under the EM a ranking is its pairs, each with a posterior of its own. Without it a loss of rankings takes it as
+        a whole, and each of its pairs has its share of that.
+
         No collective, no wait for the device.
         """
         rpo, dpo, votes, valid = self.cfg.model.rpo, self.cfg.model.dpo, votes_of(batch), batch["valid"]
         terms = self.loss.terms(x)
         w = self.em.posterior(terms.delta.detach(), votes) if rpo.enabled else votes.share()
         preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
+        if self.loss.listwise and not rpo.enabled and "ranking_size" in batch:
+            of_rankings = self.loss.ranking(RankingLogprobs.joined(x, batch["ranking_size"]))
+            preference = of_rankings.repeat_interleave(pairs_per_ranking(batch))
         if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
             preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
         sft = self.sft_loss_func(x, w) if self.needs.logps else torch.zeros_like(preference)
@@ -168,8 +176,9 @@ class MegatronGPTRPOModel:
         if collect_evidence and rpo.enabled:
             self.em.accumulate(w, votes, valid)
             self.em.observe(batch["pair_index"], terms.delta.detach(), valid)
-        self.metrics.add(x, valid, loss, preference, sft, w, terms.delta)
-        return torch.where(valid, self.loss.reduction.surrogate(loss), 0.0)
+        counts_for = votes.counted(valid.to(loss.dtype))
+        self.metrics.add(x, counts_for, loss, preference, sft, w, terms.delta)
+        return torch.where(valid, counts_for * self.loss.reduction.surrogate(loss), 0.0)
 
     def sft_loss_func(self, x: PairLogprobs, w: Tensor) -> Tensor:
         """``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``: the likelihood of the response believed to be better,
@@ -197,7 +206,8 @@ class MegatronGPTRPOModel:
             run_batch(self.get_forward_output_and_loss_func(num_microbatches=len(batch)), batch, self.model, False)
             reduce_to_all_ranks(self.metrics.sums, self.em.pending)
             if self.cfg.model.rpo.enabled:  # else nothing was observed
-                self.em.exchange(partial(gather_step_rows, pairs=self.cfg.model.global_batch_size))
+                pairs = self.cfg.model.global_batch_size * pairs_per_ranking(batch[0])
+                self.em.exchange(partial(gather_step_rows, pairs=pairs))
             metrics = self.metrics.means()
             if (scale := self.metrics.gradient_scale()) != 1.0:
                 for chunk in self.model:
@@ -217,7 +227,7 @@ class MegatronGPTRPOModel:
         empty list on the others, which have no use for them.
 
         ``chosen`` and ``rejected`` are sums, fp32 ``[pairs]``; ``tokens`` those of the response tokens, all chosen
-        responses in turn and then all rejected.
+        responses in turn and then all rejected (of rankings the third, and so on).
 
         Collectives: the model's own.
         """

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nemo_rpo.megatron.forward import REFERENCE_KEYS, MicroBatch
+from nemo_rpo.megatron.forward import REFERENCE_KEYS, MicroBatch, model_input
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.reference_file import Logprobs
 
@@ -74,8 +74,8 @@ def compute(
                 rows = micro_batch["pair_index"][valid].to(model.device)
                 found[:, rows] = torch.stack((logprobs["chosen"], logprobs["rejected"]))[:, valid.to(model.device)]
                 if per_token:
-                    places, real = (tensor.to(model.device) for tensor in _places_of_tokens(micro_batch, ends))
-                    tokens[places[real]] = logprobs["tokens"][real]
+                    places, source = (tensor.to(model.device) for tensor in _places_of_tokens(micro_batch, ends))
+                    tokens[places] = logprobs["tokens"][source]
     dist.all_reduce(found)
     dist.all_reduce(tokens)
     chosen, rejected = found.cpu().numpy()
@@ -84,13 +84,17 @@ def compute(
 
 
 def _places_of_tokens(micro_batch: MicroBatch, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the micro-batch's response tokens stand among those of the data set, and whether they are of valid pairs.
+    """Of every token of a valid pair's responses, where it stands among those of the data set, and where among the
+    micro-batch's response tokens; a response of a ranking is one of several pairs.
 
     Args:
         ends: int64 ``[2n]``, where each response of the data set ends: the chosen and the rejected one of each pair.
     """
+    x, valid = model_input(micro_batch, torch.device("cpu")), micro_batch["valid"]
+    end_here = torch.cat(x.two(x.responses.lengths.cumsum(0)))
     lengths = torch.cat((micro_batch["chosen_length"], micro_batch["rejected_length"]))
-    response = torch.cat([2 * micro_batch["pair_index"] + side for side in (0, 1)])
-    before = ends[response] - lengths.cumsum(0)  # what stands before the response there, less what does here
-    places = torch.arange(int(lengths.sum())) + before.repeat_interleave(lengths)
-    return places, torch.cat([micro_batch["valid"]] * 2).repeat_interleave(lengths)
+    end_there = ends[torch.cat([2 * micro_batch["pair_index"] + side for side in (0, 1)])]
+    real = torch.cat((valid, valid))
+    counts = lengths[real]
+    to_end = counts.cumsum(0).repeat_interleave(counts) - torch.arange(int(counts.sum()))
+    return tuple(end[real].repeat_interleave(counts) - to_end for end in (end_there, end_here))

@@ -41,5 +41,8 @@ def _estimator(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> 
     if rpo.estimator == AnnotatorReliability.estimator:
         return AnnotatorReliability(annotators, rpo, device)
     buffer = MarginBuffer(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
-    votes = Votes(*map(torch.from_numpy, cache.vote_matrix(buffer.block)))
+    share = cache.share_of_ranking(buffer.block)
+    votes = Votes(
+        *map(torch.from_numpy, cache.vote_matrix(buffer.block)), None if share is None else torch.from_numpy(share)
+    )
     return BufferedReliability(annotators, rpo, buffer, votes, COLLECTIVES, device)

@@ -53,7 +53,7 @@ class ResponseTokens:
     @classmethod
     def of_pack(cls, batch: Mapping[str, Tensor], turn_lengths: Tensor | None = None) -> ResponseTokens:
         """Of a micro-batch as :func:`nemo_rpo.data.collate_packed.collate_packed` makes it."""
-        lengths = torch.cat((batch["chosen_length"], batch["rejected_length"]))
+        lengths = batch["response_lengths"]
         turn_lengths = lengths.unsqueeze(1) if turn_lengths is None else turn_lengths
         index = batch["response_index"]
         begin = index[lengths.cumsum(0) - lengths]

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemo_rpo.conversion.merged import MergedPair, MergedPairs
 from nemo_rpo.data.files import as_paths
-from nemo_rpo.data.formats import read_parsed
+from nemo_rpo.data.formats import read_pairs
 from nemo_rpo.data.identity import PairIndex
 from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import DataError
@@ -59,9 +59,9 @@ class Source:
 
     def __iter__(self) -> Iterator[SourcePair]:
         """Raises :class:`DataError` where the labels are not those that the run was trained on."""
-        merged, again = MergedPairs(parsed.row for parsed in read_parsed(self._paths, self._keys)), PairIndex()
+        merged, again = MergedPairs(parsed.row for parsed in read_pairs(self._paths, self._keys)), PairIndex()
         found = 0
-        for parsed in read_parsed(self._paths, self._keys):
+        for parsed in read_pairs(self._paths, self._keys):
             sighting = again.find(parsed.row)
             if sighting.new:
                 pair = merged.pair(sighting.text, parsed.row)

@@ -15,17 +15,24 @@ _LEAST_SAVED = 0.05
 
 
 def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
-    """For pairs of ``lengths [n, 3]`` (prompt, chosen, rejected); None where ``model.data.packed_sequence`` is off.
+    """For pairs of ``lengths [n, 3]`` (prompt, chosen, rejected), or rankings of ``lengths [n, 1+K]``; None where
+    ``model.data.packed_sequence`` is off.
 
     Raises:
-        ConfigError: shared prompts are asked for of an attention that has none.
+        ConfigError: shared prompts are asked for of an attention that has none, or packs too small for a ranking.
     """
     model, data = cfg.model, cfg.model.data
     if not data.packed_sequence:
         return None
-    length = data.seq_length or model.encoder_seq_length
+    responses = lengths.shape[1] - 1
+    whole = responses * (data.seq_length or model.encoder_seq_length)
+    if data.packed_sequence_size is not None and data.packed_sequence_size < whole:
+        raise ConfigError(
+            f"model.data.packed_sequence_size={data.packed_sequence_size} has no room for all responses of a ranking: "
+            f"the data has rankings of up to {responses}, set at least {whole}, or a shorter model.encoder_seq_length"
+        )
     return Packing(
-        budget=data.packed_sequence_size or 2 * length * model.micro_batch_size,
+        budget=data.packed_sequence_size or whole * model.micro_batch_size,
         share_prompts=_shares_prompts(cfg, lengths),
         count_multiple_of=model.pipeline_model_parallel_size if model.virtual_pipeline_model_parallel_size else 1,
     )

@@ -36,15 +36,15 @@ from nemo_rpo.training.packing import packing_of
 
 @dataclass(frozen=True)
 class Split:
-    """One file of the data: its pairs and their order."""
+    """One file of the data: its pairs (its rankings, where there are any) and their order."""
 
     cache: PreferenceCache
     dataset: PreferenceDataset
 
     def tokens(self, data_step: int) -> int:
-        """Tokens of one global batch, both responses with their prompts."""
-        lengths = self.cache.lengths[self.dataset.sampler.batch(data_step)]
-        return int(2 * lengths[:, 0].sum() + lengths[:, 1:].sum())
+        """Tokens of one global batch, all responses with their prompts."""
+        lengths = self.cache.ranking_lengths[self.dataset.sampler.batch(data_step)]
+        return int((lengths[:, 1:] > 0).sum(1) @ lengths[:, 0] + lengths[:, 1:].sum())
 
 
 def run_folder(cfg: RunConfig) -> Path:
@@ -81,7 +81,13 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     data = cfg.model.data
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     spec = cache_spec(cfg, split)
-    return open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
+    cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
+    if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
+        raise ConfigError(
+            f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
+            "unset model.data.default_chosen_reward and default_rejected_reward, and give the rankings rewards"
+        )
+    return cache
 
 
 def _say_progress(split: str, every: float = 10.0) -> Callable[[int, int], None]:
@@ -105,7 +111,9 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
     multiple = model.data.pad_length_to_multiple_of
     if model.sequence_parallel:  # each tensor-parallel rank holds an equal slice of the sequence
         multiple *= model.tensor_model_parallel_size
-    sampler = GlobalBatchSampler(len(cache), model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle)
+    sampler = GlobalBatchSampler(
+        cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
+    )
     return PreferenceDataset(
         cache,
         sampler,
@@ -115,7 +123,7 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         seq_length=model.data.seq_length or model.encoder_seq_length,
         pad_to_multiple_of=multiple,
         same_length=model.pipeline_model_parallel_size > 1,
-        packing=packing_of(cfg, cache.lengths),
+        packing=packing_of(cfg, cache.ranking_lengths),
     )
 
 
@@ -213,7 +221,7 @@ def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
     whichever release of the tokenizer library made the tokens.
     """
     digest = hashlib.sha256()
-    for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values()):
+    for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values(), *cache.grouping()):
         digest.update(np.ascontiguousarray(column).tobytes())
     return {
         "data": digest.hexdigest(),

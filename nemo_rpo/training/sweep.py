@@ -52,19 +52,18 @@ def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Margins:
 
     Collectives: the model's forward ones.
     """
-    deltas, annotators, signs, pairs = [], [], [], []
+    deltas, votes_there, pairs = [], [], []
     for batch in batches:
         for micro_batch, x in zip(batch, model.get_pair_batch(batch), strict=False):
             on_device = to_device(micro_batch, model.device)
             valid, votes = on_device["valid"], votes_of(on_device)
             deltas.append(model.loss.terms(x).delta[valid])
-            annotators.append(votes.annotator[valid])
-            signs.append(votes.sign[valid])
+            votes_there.append(votes.of(valid, model.device))
             pairs.append(on_device["pair_index"][valid])
     if not deltas:
         nothing = torch.zeros(0, device=model.device)
         return Margins(nothing, Votes(nothing.long().unsqueeze(-1), nothing.unsqueeze(-1)), nothing.long())
-    return Margins(torch.cat(deltas), Votes(torch.cat(annotators), torch.cat(signs)), torch.cat(pairs))
+    return Margins(torch.cat(deltas), Votes.all_of(votes_there), torch.cat(pairs))
 
 
 class Sweep(NamedTuple):

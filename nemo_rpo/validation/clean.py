@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.formats import LAYOUTS, Parsed, read_parsed
+from nemo_rpo.data.rankings import pairs_of
 from nemo_rpo.data.write import record_writer
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.validation.findings import CHECKS
@@ -55,7 +56,7 @@ def write_clean(validation: Validation, out: Path, overwrite: bool = False) -> L
                 write(fields)
                 left_out.written += 1
             # Votes are counted as the first pass counted them: not those of rows it could not place.
-            vote += len(parsed.row.votes) if number not in validation.exclusions.rows else 0
+            vote += _votes(parsed) if number not in validation.exclusions.rows else 0
             number += 1
     return left_out
 
@@ -68,12 +69,17 @@ def _clean(
     if reason is not None:
         left_out.rows[reason] += 1
         return None
-    votes = range(len(parsed.row.votes))
+    votes = range(_votes(parsed))
     dropped = {i: exclusions.votes[first_vote + i] for i in votes if first_vote + i in exclusions.votes}
     if dropped and len(dropped) == len(votes):
         left_out.rows[dropped[0]] += 1
         return None
-    if not dropped:
+    if not dropped or parsed.row.further:  # a ranking that repeats another in part says something new as well
         return parsed.record.fields
     left_out.votes.update(dropped.values())
     return LAYOUTS[parsed.layout].without_votes(parsed.record.fields, frozenset(dropped))
+
+
+def _votes(parsed: Parsed) -> int:
+    """Votes of the row; of a ranking one on each of its pairs."""
+    return len(parsed.row.votes) * pairs_of(len(parsed.row.responses))

@@ -11,7 +11,7 @@ import numpy as np
 
 from nemo_rpo.data.files import Paths, as_paths
 from nemo_rpo.data.formats import Parsed, read_parsed
-from nemo_rpo.data.identity import PairIndex, Sighting
+from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
 from nemo_rpo.errors import DataError, RowError
@@ -33,6 +33,7 @@ class Exclusions:
 
     Attributes:
         pair_of_row: of every readable row in turn, its pair; -1 for a row that contradicts an earlier one.
+            Of a ranking the first pair with an error, if any has one.
         rows, pairs, votes: by readable row, pair and vote, counted from 0.
         unreadable: rows that could not be read, by kind.
     """
@@ -95,24 +96,27 @@ class _Reading:
         self.exclusions.unreadable[error.kind] = self.exclusions.unreadable.get(error.kind, 0) + 1
 
     def enter(self, parsed: Parsed) -> None:
-        row = parsed.row
-        self.files.setdefault(row.file, parsed.layout)
+        self.files.setdefault(parsed.row.file, parsed.layout)
         number = len(self.exclusions.pair_of_row)
+        pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
+        # A ranking is trained on whole: any pair of it that cannot be decides about the row.
+        self.exclusions.pair_of_row.append(next((pair for pair in pairs if pair in self.exclusions.pairs), pairs[0]))
+
+    def _enter_pair(self, row: PreferenceRow, number: int) -> int:
         try:
             sighting = self.pairs.find(row)
             self._check_gold(row, sighting)
         except RowError as exc:
             self.findings.add_error(exc)
             self.exclusions.rows[number] = exc.kind
-            self.exclusions.pair_of_row.append(NO_PAIR)
-            return
-        self.exclusions.pair_of_row.append(sighting.text)
+            return NO_PAIR
         self.votes.add(row, sighting)
         if sighting.new:
             for kind, problem in self._problems(row):
                 self.findings.add(kind, row.file, row.row, problem)
                 if CHECKS[kind].severity == "error":
                     self.exclusions.pairs.setdefault(sighting.text, kind)
+        return sighting.text
 
     def _problems(self, row: PreferenceRow) -> Iterator[Problem]:
         usable = True

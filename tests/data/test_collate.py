@@ -61,8 +61,7 @@ def test_of_a_dialogue_the_assistants_turns_are_scored():
     assert batch["chosen_labels"].tolist() == [[-100, -100, 3, -100, -100, 6], [-100, 6, -100, -100, -100, -100]]
     assert batch["rejected_labels"][1].tolist() == [-100, -100, 8, 2, -100, -100]
     assert (batch["chosen_length"].tolist(), batch["rejected_length"].tolist()) == ([2, 1], [1, 2])
-    assert batch["chosen_turn_lengths"].tolist() == [[1, 1], [1, 0]]
-    assert batch["rejected_turn_lengths"].tolist() == [[1, 0], [2, 0]]
+    assert batch["turn_lengths"].tolist() == [[1, 1], [1, 0], [1, 0], [2, 0]]
 
 
 def test_a_row_that_fills_up_has_real_tokens_and_no_vote():

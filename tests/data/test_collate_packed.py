@@ -53,7 +53,7 @@ def test_of_a_dialogue_the_assistants_turns_are_scored() -> None:
         assert batch["response_index"].tolist() == places
         assert batch["response_ends"].tolist() == [5, 7 if share_prompts else 9]
         assert (batch["chosen_length"].tolist(), batch["rejected_length"].tolist()) == ([2], [1])
-        assert batch["chosen_turn_lengths"].tolist() == [[1, 1]] and batch["rejected_turn_lengths"].tolist() == [[1, 0]]
+        assert batch["turn_lengths"].tolist() == [[1, 1], [1, 0]]
 
 
 def test_one_prompt_for_both_responses() -> None:

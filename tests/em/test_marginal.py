@@ -16,7 +16,7 @@ def scalar(x: float) -> torch.Tensor:
 def columns_of(margins: list[float], annotators: list[int], centre: list[float]) -> VoteColumns:
     margin = torch.tensor(margins, dtype=torch.float64)
     logits = torch.tensor(centre, dtype=torch.float64).logit()
-    return VoteColumns(torch.tensor(annotators), margin, torch.zeros_like(margin), logits)
+    return VoteColumns(torch.tensor(annotators), margin, torch.zeros_like(margin), torch.ones_like(margin), logits)
 
 
 def integrate(margins: list[float], a: float, b: float, tau: float) -> float:

@@ -59,11 +59,14 @@ def _message(role: str, numbers: Numbers, words: tuple[str, ...]) -> dict[str, s
 
 
 def make(folder: Path) -> Path:
-    """``model/`` with a chat template, ``earlier/`` of other weights, ``train.jsonl`` and ``dialogues.jsonl``."""
+    """``model/`` with a chat template, ``earlier/`` of other weights, ``train.jsonl``, ``dialogues.jsonl`` and
+    ``rankings.jsonl``.
+    """
     for name, seed in (("model", 1), ("earlier", 9)):
         tiny_world.write_model(folder / name, seed)
     settings = folder / "model" / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": TEMPLATE}))
     tiny_world.write_rows(folder / "train.jsonl", rows())
     tiny_world.write_rows(folder / "dialogues.jsonl", dialogues())
+    tiny_world.write_rows(folder / "rankings.jsonl", tiny_world.rankings(PAIRS, seed=23))
     return folder

@@ -28,6 +28,7 @@ LAYOUTS = {
     4: ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2", "model.micro_batch_size=8"],
 }
 SEQUENCE_PARALLEL = "model.sequence_parallel=true"
+RANKINGS = "model.data.data_prefix.train={world}/rankings.jsonl"
 # Options and settings that lead a loss through another part of the engine: name of the run → loss and overrides, and
 # what only several ranks can do.
 WAYS: dict[str, tuple[str, list[str], list[str]]] = {
@@ -49,6 +50,17 @@ WAYS: dict[str, tuple[str, list[str], list[str]]] = {
     "divergence beside all logits": ("tdpo1", ["model.rpo.logprob_head=logits"], []),
     "turns in packs": ("dmpo", ["model.data.packed_sequence=true"], []),
     "ties under the EM's default objective": ("todo", ["model.rpo.objective=induced"], []),
+    **{
+        f"rankings, {loss}, {how}": (loss, [RANKINGS, f"model.rpo.enabled={em}"], [])
+        for loss in ("plackett_luce", "pro", "brain")
+        for how, em in (("robust", "true"), ("plain", "false"))
+    },
+    "rankings by a reward head": (
+        "plackett_luce",
+        ["model.rpo.loss_options={scores: reward}", RANKINGS, "model.rpo.enabled=false"],
+        [SEQUENCE_PARALLEL],
+    ),
+    "rankings in packs, divergence": ("tdpo2", [RANKINGS, "model.data.packed_sequence=true"], []),
 }
 NAMES = [*loss_names(), *WAYS]
 

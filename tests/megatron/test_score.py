@@ -46,6 +46,21 @@ def test_a_file_for_each_split(scored: Path) -> None:
     assert table.num_rows == 160 and "ref_chosen_token_logps" in table.column_names
 
 
+def test_each_pair_of_a_ranking_has_its_tokens(world: Path, tmp_path: Path) -> None:
+    """Its responses run once: padded in a grid or end to end in packs, every pair that has one has all of it."""
+    data = f"model.data.data_prefix.train={world / 'rankings.jsonl'}"
+    for way in ("false", "true"):
+        place = [f"model.rpo.reference_cache={tmp_path / way}", f"model.data.packed_sequence={way}"]
+        ran = command("score", "--per-token", *places(world, tmp_path / "run"), data, *place)
+        assert ran.returncode == 0, ran.stderr
+    tables = [pyarrow.parquet.read_table(tmp_path / way / "train.parquet").to_pylist() for way in ("false", "true")]
+    for padded, packed in zip(*tables, strict=True):
+        for side in ("chosen", "rejected"):
+            tokens = padded[f"ref_{side}_token_logps"]
+            assert tokens and sum(tokens) == pytest.approx(padded[f"ref_{side}_logps"], abs=1e-4)
+            assert tokens == pytest.approx(packed[f"ref_{side}_token_logps"], abs=1e-5)
+
+
 def test_runs_of_another_layout_train_with_it(world: Path, scored: Path, tmp_path: Path) -> None:
     cached = ["model.rpo.reference=cached", f"model.rpo.reference_cache={scored}"]
     run_ranks(HERE / "ranks_trajectory.py", 1, world, tmp_path, json.dumps({"cached": cached}))

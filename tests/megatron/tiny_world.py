@@ -126,16 +126,52 @@ def rows(count: int, seed: int, several_votes: bool = True) -> list[dict[str, An
     return made
 
 
+def rankings(count: int, seed: int, reliability: dict[str, float] = RELIABILITY) -> list[dict[str, Any]]:
+    """Rows of the layout ``rankings``, of two to four answers each; an annotator who errs reverses the order."""
+    numbers, annotators = Numbers(seed), list(reliability)
+    made: list[dict[str, Any]] = []
+    while len(made) < count:
+        answers = [numbers.words(GOOD + BAD + PLAIN, 2 + numbers.below(8)) for _ in range(2 + numbers.below(3))]
+        worth = [sum(word in GOOD for word in answer) - sum(word in BAD for word in answer) for answer in answers]
+        if len(set(worth)) < len(worth):
+            continue
+        order = sorted(range(len(worth)), key=worth.__getitem__, reverse=True)
+        name = annotators[len(made) % len(annotators)]
+        if numbers.uniform(1)[0] >= reliability[name]:
+            order.reverse()
+        made.append(
+            {
+                "prompt": " ".join(numbers.words(PLAIN, 2 + numbers.below(5))) + " ",
+                "responses": [" ".join(answers[i]) for i in order],
+                "rewards": sorted((4 * numbers.uniform(len(order))).tolist(), reverse=True),
+                "annotator": name,
+            }
+        )
+    return made
+
+
 def write_rows(path: Path, made: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     return path
 
 
 def make(folder: Path) -> Path:
-    """``model/``, ``train.jsonl`` (160 pairs), ``single.jsonl`` (48, one vote each), ``validation.jsonl`` (21)."""
+    """``model/``, ``train.jsonl`` (160 pairs), ``single.jsonl`` (48, one vote each), ``validation.jsonl`` (21).
+
+    ``rankings.jsonl`` (96), ``reversed.jsonl`` (320, all those of eve the wrong way round), ``rankings_of_two.jsonl``
+    (48), and ``their_pairs.jsonl``, the same in another layout.
+    """
     write_model(folder / "model")
     write_rows(folder / "train.jsonl", rows(160, seed=2))
     write_rows(folder / "single.jsonl", rows(48, seed=3, several_votes=False))
+    write_rows(folder / "rankings.jsonl", rankings(96, seed=6))
+    write_rows(folder / "reversed.jsonl", rankings(320, seed=7, reliability=dict.fromkeys(RELIABILITY, 1) | {"eve": 0}))
+    of_two = [row for row in rankings(160, seed=8) if len(row["responses"]) == 2][:48]
+    write_rows(folder / "rankings_of_two.jsonl", of_two)
+    pairs = [{**row, **dict(zip(("chosen", "rejected"), row["responses"], strict=True))} for row in of_two]
+    for row in pairs:
+        del row["responses"], row["rewards"]
+    write_rows(folder / "their_pairs.jsonl", pairs)
     measured = rows(21, seed=4)
     for row in measured:
         for vote in row["votes"]:

@@ -289,3 +289,28 @@ def test_annotators_that_are_new_join(world: World, unbroken: Path, tmp_path: Pa
     assert math.isnan(way[0]) and 0 < way[-1] < 1
     saved = common(out / LAST)["em"]
     assert saved["label_counts"].tolist()[-1] > 0  # it has been learnt from
+
+
+def test_rankings_are_resumed(world: World, tmp_path: Path) -> None:
+    """Rankings of two and three, their margins in the buffer, their reference in a file: to the bit."""
+    rows = [json.loads(line) for line in (world.folder / "train.jsonl").read_text().splitlines()]
+    made = []
+    for i, row in enumerate(rows):
+        further = [rows[i - 1]["rejected"]] if i % 3 else []
+        responses = [row["chosen"], row["rejected"], *further]
+        made.append({"prompt": row["prompt"], "responses": responses, "annotator": row["annotator"]})
+    data = tmp_path / "rankings.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in made))
+    settings = [f"model.data.data_prefix.train={data}", "model.rpo.base_loss=plackett_luce"]
+    settings += ["model.rpo.estimator=buffer", "model.rpo.buffer.refit_every=2", "model.rpo.buffer.min_information=0"]
+    settings += ["model.rpo.reference=cached", f"model.rpo.reference_cache={tmp_path}/reference"]
+    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
+    world.train(unbroken, *settings)
+    world.train(out, *settings, stop_at=f"kill open .writing-{step(4)}/run.json", check=False)
+    assert whole(out) == [step(2)]
+    world.train(out, *settings)
+    assert_same_end(out, unbroken, tmp_path)
+    labels = parquet.read_table(out / "posteriors.parquet")
+    assert len(labels) == sum(3 if len(row["responses"]) == 3 else 1 for row in made)
+    with (out / ETA).open() as file:
+        assert sum(int(row["labels"]) for row in csv.DictReader(file)) == len(made)

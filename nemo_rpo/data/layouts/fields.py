@@ -47,6 +47,15 @@ class Fields:
         """A string, or a list of messages."""
         return self.text(name) if isinstance(self.require(name), str) else self.messages(name)
 
+    def conversations(self, name: str) -> list[Text]:
+        """A list of strings or of lists of messages."""
+        value = self.require(name)
+        if not isinstance(value, list):
+            raise self.wrong_type(name, "a list of responses", value)
+        named = {f"{name}[{i}]": item for i, item in enumerate(value)}
+        inner = Fields(self.record, named, self.path)
+        return [inner.conversation(item) for item in named]
+
     def messages(self, name: str) -> Messages:
         """A non-empty list of ``{"role": str, "content": str, …}``; keys without a value are left out."""
         value = self.require(name)
@@ -103,14 +112,27 @@ class Fields:
         """The side columns under their canonical names; nulls and NaN are absent."""
         found = {}
         for name, canonical in ALIASES.items():
-            value = self.values.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise self.wrong_type(name, "a number", value)
-            if not math.isnan(value):
-                found[canonical] = float(value)
+            if not math.isnan(value := self.number(name)):
+                found[canonical] = value
         return found
+
+    def number(self, name: str) -> float:
+        """A number; NaN if absent or null."""
+        value = self.values.get(name)
+        if value is None:
+            return math.nan
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong_type(name, "a number", value)
+        return float(value)
+
+    def numbers(self, name: str) -> list[float]:
+        """A list of numbers; NaN for a null."""
+        value = self.require(name)
+        if not isinstance(value, list):
+            raise self.wrong_type(name, "a list of numbers", value)
+        named = {f"{name}[{i}]": item for i, item in enumerate(value)}
+        inner = Fields(self.record, named, self.path)
+        return [inner.number(item) for item in named]
 
     def wrong_type(self, name: str, expected: str, value: Any) -> DataError:
         shown = repr(value)

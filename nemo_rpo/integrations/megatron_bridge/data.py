@@ -145,6 +145,11 @@ class PreferenceDatasetProvider(DatasetProvider):
         )
         cache_dir = Path(self.cache_dir) if self.cache_dir else None
         cache = open_cache(spec, cache_dir, num_workers=max(self.num_workers, 1))
+        if cache.max_responses > 2:
+            raise DataError(
+                f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and this recipe takes pairs: "
+                "split them with nemo-rpo convert --to hf"
+            )
         if cache.max_token_id >= cfg.model.vocab_size:
             raise ConfigError(
                 f"the tokenizer in {folder} gives ids up to {cache.max_token_id}, but the model's vocabulary has "

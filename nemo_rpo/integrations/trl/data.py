@@ -14,8 +14,8 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.files import Paths, Record
-from nemo_rpo.data.formats import read_rows
+from nemo_rpo.data.files import Paths, Record, as_paths
+from nemo_rpo.data.formats import read_pairs
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.pairs import PairLedger
 from nemo_rpo.data.settings import RowFormat
@@ -27,7 +27,8 @@ VOTE_KEYS = ("annotator", "sign", "valid")
 
 
 def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes: bool = True) -> Dataset:
-    """The pairs of one or several preference files, in any layout this package reads, as TRL takes them.
+    """The pairs of one or several preference files, in any layout this package reads, as TRL takes them; of a ranking
+    all its pairs, each a label of its own.
 
     Args:
         paths: JSONL, JSONL.gz or Parquet.
@@ -44,7 +45,7 @@ def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes:
     """
     keys = keys or RowFormat()
     ledger, texts = PairLedger(group_votes), []
-    for row in read_rows(paths, keys):
+    for _, _, row in read_pairs(as_paths(paths), keys):
         if any(vote.annotator is None for vote in row.votes):
             raise DataError(
                 f"{row.where}: the row names no annotator in its field '{keys.annotator_key}'; set annotator_key to "
