@@ -24,7 +24,7 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.attention import CausalSDPA
+from nemo_rpo.megatron.attention import CausalSDPA, ContextSDPA
 from nemo_rpo.megatron.gpt import PreferenceGPT
 from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.norm import TorchNorm
@@ -129,7 +129,7 @@ def _block_spec(config: TransformerConfig, architecture: GPTArchitecture, te: bo
     layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_layernorm, normalization=config.normalization)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = CausalSDPA
+    attention.core_attention = ContextSDPA if config.context_parallel_size > 1 else CausalSDPA
     if architecture.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = TorchNorm
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_rpo.em import Votes
 from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.pair import Two
+from nemo_rpo.megatron.context import context_group, positions_of
 from nemo_rpo.megatron.questions import Answers, Questions
 from nemo_rpo.megatron.responses import ResponseTokens
 from nemo_rpo.megatron.segments import Segments
@@ -36,7 +37,7 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
 @dataclass(frozen=True)
 class ModelInput:
     """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, and, of a
-    pack, its segments.
+    pack, its segments. Under context parallelism this rank's positions of each.
     """
 
     tokens: Tensor
@@ -66,6 +67,10 @@ def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
         positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
         labels = torch.cat((batch["chosen_labels"], batch["rejected_labels"]))
         responses = ResponseTokens.of_labels(labels, turn_lengths)
+    if (group := context_group()) is not None:
+        rows, length = tokens.shape
+        here = positions_of(group.rank(), group.size(), length)
+        tokens, positions, responses = tokens[:, here], positions[:, here], responses.on_positions(here, length, rows)
     moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
     return ModelInput(*moved, responses.to(device), segments)
 

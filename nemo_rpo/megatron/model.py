@@ -323,4 +323,4 @@ class MegatronGPTRPOModel:
 
 def _receive_logprobs(answers: Answers, x: ModelInput, batch: MicroBatch) -> dict[str, Tensor]:
     chosen, rejected = response_figures(answers, x)["logps"]
-    return {"chosen": chosen, "rejected": rejected, "tokens": answers["logps"]}
+    return {"chosen": chosen, "rejected": rejected, "tokens": x.responses.of_all_ranks(answers["logps"])}

@@ -68,8 +68,8 @@ def compute(
     with model.evaluating():
         for batch in batches:
             for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
-                if parallel_state.get_tensor_model_parallel_rank():
-                    continue  # the first tensor-parallel rank has the same
+                if parallel_state.get_tensor_and_context_parallel_rank():
+                    continue  # the first of the ranks that share these pairs has the same
                 valid = micro_batch["valid"]
                 rows = micro_batch["pair_index"][valid].to(model.device)
                 found[:, rows] = torch.stack((logprobs["chosen"], logprobs["rejected"]))[:, valid.to(model.device)]
