@@ -161,7 +161,9 @@ def _check_length(cfg: RunConfig) -> None:
     name = "encoder_seq_length" if model.data.seq_length is None else "data.seq_length"
     length = attrgetter(name)(model)
     if length % pieces:
-        raise ConfigError(f"model.{name}={length} must be a multiple of {pieces} (sequence and context parallel ranks, FP8)")
+        raise ConfigError(
+            f"model.{name}={length} must be a multiple of {pieces} (sequence and context parallel ranks, FP8)"
+        )
 
 
 def _check_packing(cfg: RunConfig) -> None:

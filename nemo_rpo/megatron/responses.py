@@ -99,7 +99,13 @@ class ResponseTokens:
         turn_lengths = turn[places].bincount(minlength=self.turn_lengths.numel()).view(self.turn_lengths.shape)
         share = Share(places, len(self.index), self.turns())
         return ResponseTokens(
-            index[places], self.token[places], turn_lengths.sum(1), turn_lengths, moved(self.begin), moved(self.end), share
+            index[places],
+            self.token[places],
+            turn_lengths.sum(1),
+            turn_lengths,
+            moved(self.begin),
+            moved(self.end),
+            share,
         )
 
     def to(self, device: torch.device) -> ResponseTokens:
