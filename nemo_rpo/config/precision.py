@@ -16,8 +16,8 @@ def check_precision(cfg: RunConfig) -> None:
     for name, precision in (("logprob_precision", policy), ("reference_logprob_precision", reference)):
         if precision == "fp8_delayed":
             raise ConfigError(
-                f"model.rpo.{name}=fp8_delayed: delayed scales are learnt in training steps and never under no_grad, so "
-                "a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise"
+                f"model.rpo.{name}=fp8_delayed: delayed scales are updated in training steps and never under no_grad, "
+                "so a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise"
             )
         if precision == "bf16":
             continue
