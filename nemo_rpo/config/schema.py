@@ -94,8 +94,9 @@ class RPOConfig(EMSettings):
     previous_iterate: str | None = None
     record: bool = True  # posteriors.parquet, annotators.parquet and validation.parquet in the run's folder
     embedding_width: Count = 6  # of a general preference model's embeddings; even
-    # Log-probs of the response tokens: a block of the vocabulary at a time, or from all logits of all positions.
-    logprob_head: Literal["chunked", "logits"] = "chunked"
+    # Log-probs of the response tokens: a block of the vocabulary at a time, from all logits of all positions, or by
+    # Liger's kernel on a GPU.
+    logprob_head: Literal["chunked", "logits", "liger"] = "chunked"
     # Of the linear layers in the forward that gives log-probs, which is the training forward too. bf16: as
     # trainer.precision; fp8_*: Transformer Engine's products with a scale for each tensor or for each block of it.
     logprob_precision: LogprobPrecision = "bf16"

@@ -127,6 +127,8 @@ def _check_layout(cfg: RunConfig) -> None:
             f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size} needs "
             "model.pipeline_model_parallel_size above 1"
         )
+    if model.rpo.logprob_head == "liger" and cfg.trainer.accelerator == "cpu":
+        raise ConfigError("model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked")
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
     if model.optim.overlap_param_sync and model.rpo.reference == "swapped":

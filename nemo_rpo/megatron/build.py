@@ -27,6 +27,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.attention import CausalSDPA, ContextSDPA
 from nemo_rpo.megatron.gpt import PreferenceGPT
+from nemo_rpo.megatron.liger_logprob import check_liger
 from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.norm import TorchNorm
 from nemo_rpo.megatron.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
@@ -189,6 +190,8 @@ def build_model_chunks(
     for name in set(model.rpo.precisions()) - {"bf16"}:
         check_machine(name, this_machine())
         check_sizes(name, architecture, model.tensor_model_parallel_size)
+    if model.rpo.logprob_head == "liger":
+        check_liger(architecture.vocab_size, vocab, model.tensor_model_parallel_size)
     virtual = model.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(virtual or 1):

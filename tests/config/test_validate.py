@@ -82,6 +82,10 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.rpo.logprob_precision=fp8_tensorwise and model.rpo.reference_logprob_precision=fp8_blockwise differ",
         ),
         (
+            {"model__rpo__logprob_head": "liger", "trainer__accelerator": "cpu"},
+            "model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked",
+        ),
+        (
             {"model__virtual_pipeline_model_parallel_size": 2},
             "model.virtual_pipeline_model_parallel_size=2 needs model.pipeline_model_parallel_size above 1",
         ),
