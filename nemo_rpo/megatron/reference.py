@@ -23,8 +23,8 @@ class ReferencePolicy:
         build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
             weights wait in host memory and are swapped in for each reference forward (three copies of the weights
             between host and device a step).
-        precision: what the policy's layers run in.
-        frozen_precision: what they run in for this policy.
+        layers: what the policy's layers run in.
+        precision: what they run in for this one, where its weights are swapped in.
         keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
 
     Attributes:
@@ -35,12 +35,12 @@ class ReferencePolicy:
         self,
         chunks: list[torch.nn.Module],
         build_resident: Callable[[], list[torch.nn.Module]] | None,
-        precision: Precision,
-        frozen_precision: str,
+        layers: Precision,
+        precision: str,
         keep_head: bool = False,
     ) -> None:
         self._policy = chunks
-        self._precision, self._frozen_precision = precision, frozen_precision
+        self._layers, self.precision = layers, precision
         self._resident = None
         self._weights: list[Tensor] = []
         if build_resident is None:
@@ -63,7 +63,7 @@ class ReferencePolicy:
         trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
         _write(self._policy, self._weights)
         try:
-            with self._precision.switched(self._frozen_precision):
+            with self._layers.switched(self.precision):
                 yield policy
         finally:
             _write(self._policy, trained)
