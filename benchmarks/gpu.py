@@ -1,4 +1,4 @@
-"""Training steps on one GPU: what FP8 does to log-probs, tokens a second, and how much of the card's arithmetic they use.
+"""Training steps on one GPU: what FP8 does to log-probs, tokens a second, and the share of the card's arithmetic used.
 
     python -m benchmarks.gpu [--shapes 1B 8B] [--checkpoint FOLDER] [--write docs/speed.md]
     python -m benchmarks.gpu --plan        # what would run; needs no GPU

@@ -36,6 +36,7 @@ def compare(cfg: RunConfig) -> dict[str, Any]:
 
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
+    from nemo_rpo.megatron.forward import REFERENCE_KEYS
     from nemo_rpo.training import setup
     from nemo_rpo.training.step0 import token_error
 
@@ -46,8 +47,10 @@ def compare(cfg: RunConfig) -> dict[str, Any]:
     found = asdict(token_error(model, batch, model.precision.name))
     model.add_ref_policy_logprobs(batch)
     found["margin_at_step0"] = _largest_margin(model, batch)
-    model.reference.precision = "bf16"
-    model.add_ref_policy_logprobs(batch)
+    with model.precision.switched("bf16"):  # the policy's own weights, which are the reference's still
+        exact = model.get_logprob_batch(batch)
+    for micro_batch, of in zip(batch, exact, strict=True):
+        micro_batch.update(zip(REFERENCE_KEYS, (of["chosen"], of["rejected"]), strict=True))
     found["margin_to_bf16"] = _largest_margin(model, batch)
     parallel.finalize()
     return found

@@ -87,7 +87,8 @@ class MegatronGPTRPOModel:
         resident = None
         if cfg.model.rpo.reference == "resident":
             resident = partial(build_model_chunks, architecture, cfg, Precision(self.frozen_precision))
-        frozen = partial(ReferencePolicy, chunks, resident, self.precision, self.frozen_precision)
+        in_frozen_precision = partial(self.precision.switched, self.frozen_precision)
+        frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
         if load_previous is not None:  # before the weights that stay

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-
-from nemo_rpo.megatron.precision import Precision
 
 
 class ReferencePolicy:
@@ -23,9 +22,8 @@ class ReferencePolicy:
         build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
             weights wait in host memory and are swapped in for each reference forward (three copies of the weights
             between host and device a step).
-        layers: what the policy's layers run in.
-        precision: what they run in for this one, where its weights are swapped in.
         keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
+        around: entered for a forward with swapped weights: what the policy's layers then run in.
 
     Attributes:
         head: its head ``[V/T, h]``, on the last pipeline stage; None where it is not kept.
@@ -35,12 +33,11 @@ class ReferencePolicy:
         self,
         chunks: list[torch.nn.Module],
         build_resident: Callable[[], list[torch.nn.Module]] | None,
-        layers: Precision,
-        precision: str,
         keep_head: bool = False,
+        around: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
         self._policy = chunks
-        self._layers, self.precision = layers, precision
+        self._around = around
         self._resident = None
         self._weights: list[Tensor] = []
         if build_resident is None:
@@ -63,7 +60,7 @@ class ReferencePolicy:
         trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
         _write(self._policy, self._weights)
         try:
-            with self._layers.switched(self.precision):
+            with self._around():
                 yield policy
         finally:
             _write(self._policy, trained)

@@ -14,9 +14,10 @@ import torch
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu import CONFIG, FP8, SHAPES, mfu, places_in, sizes_of, ways
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
