@@ -1,32 +1,43 @@
-"""Training steps on one GPU: tokens a second and how much of the card's arithmetic they use.
+"""Training steps on one GPU: what FP8 does to log-probs, tokens a second, and the share of the card's arithmetic used.
 
-    python -m benchmarks.gpu [--shapes 1B 8B] [--write docs/speed.md]
+    python -m benchmarks.gpu [--shapes 1B 8B] [--checkpoint FOLDER] [--write docs/speed.md]
+    python -m benchmarks.gpu --plan        # what would run; needs no GPU
 
-Two Llama shapes with fresh weights in bf16 and a vocabulary of 128,256, RE-DPO without a reference's forward (as with a
-cached one): log-probs from all logits or by blocks of the vocabulary, pairs padded or packed. The lengths of prompts
-and responses are log-normal, up to 2,048 tokens together. Of the 8B shape, whose optimizer state does not fit on one
-card, steps end before the optimizer's.
+First, in each FP8 precision that the card has, the log-probs of a batch of pairs against those in bf16: error a token,
+margins, and the step-0 law (policy and reference of one precision differ by exactly 0). On fresh weights, whose
+predictions are nearly uniform, unless ``--checkpoint`` names a Hugging Face folder.
+
+Then two Llama shapes with fresh weights and a vocabulary of 128,256: bf16 and FP8, log-probs from all logits, by blocks
+of the vocabulary or by Liger where it is installed, padded or packed. RE-DPO without a reference's forward (as with a
+cached one), and once with a live one. The lengths of prompts and responses are log-normal, up to 2,048 tokens together.
+Of the 8B shape, whose optimizer state does not fit on one card, steps end before the optimizer's; its weights, fp32
+copies and gradients take 75 GiB.
 
 MFU = tokens/s · 6N / peak: N parameters without the input embedding, 2N operations a token forward and 4N backward (8N
 in all where a live reference runs forward too), and attention's own not counted; tokens are those of the sequences, not
-their padding; the peak is the card's dense bf16 rate.
+their padding; the peak is the card's dense bf16 rate, under FP8 too, so that ratios of MFU are ratios of time.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.markdown_table import replace_block, table
 from benchmarks.process_tree import run
 from benchmarks.speed_world import word_tokenizer
+from nemo_rpo.errors import ConfigError
 
 # Dense bf16 operations a second, from NVIDIA's data sheets.
 PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -35,12 +46,35 @@ SHAPES = {
     "1B": {"num_layers": 16, "hidden_size": 2048, "ffn_hidden_size": 8192, "num_attention_heads": 32},
     "8B": {"num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32},
 }
-WAYS = {
-    "all logits, padded": ("model.rpo.logprob_head=logits",),
-    "blocks, padded": (),
-    "all logits, packed": ("model.rpo.logprob_head=logits", "model.data.packed_sequence=true"),
-    "blocks, packed": ("model.data.packed_sequence=true",),
-}
+FP8 = ("fp8_tensorwise", "fp8_blockwise")
+HEADS = {"all logits": "logits", "blocks": "chunked", "Liger": "liger"}
+
+
+class Way(NamedTuple):
+    """How steps are made: settings, and operations a token and parameter."""
+
+    overrides: tuple[str, ...]
+    operations: int = 6
+
+
+def ways(precisions: Sequence[str], liger: bool) -> dict[str, Way]:
+    """By name, in the order in which they run."""
+    found = {}
+    heads = [name for name in HEADS if liger or name != "Liger"]
+    for precision, head, packed in itertools.product(("bf16", *precisions), heads, (False, True)):
+        settings = (
+            f"model.rpo.logprob_precision={precision}",
+            f"model.rpo.logprob_head={HEADS[head]}",
+            f"model.data.packed_sequence={str(packed).lower()}",
+        )
+        found[f"{precision}, {head}, {'packed' if packed else 'padded'}"] = Way(settings)
+    for precision in ("bf16", *precisions):
+        settings, _ = found[f"{precision}, blocks, packed"]
+        live = ("model.rpo.base_loss=dpo", "model.rpo.reference=resident")
+        found[f"{precision}, blocks, packed, live reference"] = Way((*settings, *live), operations=8)
+    return found
+
+
 CONFIG = f"""
 trainer: {{precision: bf16, dpo: {{max_steps: {STEPS}}}}}
 model:
@@ -71,43 +105,106 @@ def write_world(folder: Path) -> None:
     (folder / "gpu.yaml").write_text(CONFIG, encoding="utf-8")
 
 
-def measure(folder: Path, shape: str) -> str:
+def sizes_of(shape: str) -> list[str]:
+    return [f"model.{key}={value}" for key, value in SHAPES[shape].items()]
+
+
+def places_in(folder: Path) -> list[str]:
+    return [
+        f"model.tokenizer.type={folder / 'tokenizer'}",
+        f"model.data.data_prefix.train={folder / 'train.jsonl'}",
+        f"exp_manager.explicit_log_dir={folder / 'run'}",
+    ]
+
+
+def measure(folder: Path, shape: str, precisions: Sequence[str]) -> str:
     """The table of one shape, a process for each way."""
     rows = {}
-    for name, overrides in WAYS.items():
-        worker = [sys.executable, str(Path(__file__).with_name("speed_nemo.py")), "--config", str(folder / "gpu.yaml")]
-        worker += ["--steps", str(STEPS), "--threads", "4", *(["--no-update"] if shape == "8B" else [])]
-        sizes = [f"model.{key}={value}" for key, value in SHAPES[shape].items()]
-        places = [
-            f"model.tokenizer.type={folder / 'tokenizer'}",
-            f"model.data.data_prefix.train={folder / 'train.jsonl'}",
-            f"exp_manager.explicit_log_dir={folder / 'run'}",
-        ]
-        found = run([*worker, *places, *sizes, *overrides], threads=4).answer
+    for name, way in ways(precisions, liger=importlib.util.find_spec("liger_kernel") is not None).items():
+        arguments = ["--steps", str(STEPS), "--threads", "4", *(["--no-update"] if shape == "8B" else [])]
+        found = _worker("speed_nemo.py", folder, [*arguments, *places_in(folder), *sizes_of(shape), *way.overrides])
+        if isinstance(found, str):
+            rows[name] = [found, "", ""]
+            continue
         rate = statistics.median(n / s for n, s in zip(found["tokens"], found["wall"], strict=True))
-        used = mfu(rate, found["parameters"], found["device"])
-        share, memory = "unknown" if used is None else f"{used:.1%}", found["device_bytes"] / 2**30
+        used = mfu(rate, found["parameters"], found["device"], way.operations)
+        share, memory = "unknown" if used is None else f"{used:.1%} ({way.operations}N)", found["device_bytes"] / 2**30
         rows[name] = [f"{rate:,.0f}", share, f"{memory:.1f} GiB"]
-    return table(shape, ["tokens a second", "MFU (6N)", "peak allocated"], rows)
+    return table(shape, ["tokens a second", "MFU", "peak allocated"], rows)
 
 
-def mfu(tokens_per_second: float, parameters: int, device: str) -> float | None:
+def compare_precisions(folder: Path, checkpoint: str | None, precisions: Sequence[str]) -> str:
+    """The table of log-probs in FP8 against bf16, a process for each precision."""
+    of_model = [f"pretrained_checkpoint.restore_from_path={checkpoint}", f"model.tokenizer.type={checkpoint}"]
+    rows = {}
+    for precision in precisions:
+        settings = [*places_in(folder), *(of_model if checkpoint else sizes_of("1B")), "model.rpo.base_loss=dpo"]
+        found = _worker("gpu_precision.py", folder, [*settings, f"model.rpo.logprob_precision={precision}"])
+        columns = ("mean", "largest", "of_a_sum", "margin_to_bf16", "margin_at_step0")
+        rows[precision] = [found, *[""] * 4] if isinstance(found, str) else [f"{found[name]:.3g}" for name in columns]
+    columns = ["nats a token, mean", "largest", "largest of a response", "largest margin to bf16", "at step 0 (law: 0)"]
+    return table(checkpoint or "1B, fresh weights", columns, rows)
+
+
+def _worker(script: str, folder: Path, arguments: Sequence[str]) -> Any:
+    """What the process says; in a word, why it did not, where the card had no room."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), "--config", str(folder / "gpu.yaml"), *arguments]
+    try:
+        return run(command, threads=4).answer
+    except SystemExit as failed:
+        if "OutOfMemoryError" in str(failed):
+            return "out of memory"
+        raise
+
+
+def mfu(tokens_per_second: float, parameters: int, device: str, operations: int) -> float | None:
     """Share of the card's dense bf16 rate; None for a card that :data:`PEAK` does not know."""
     peak = next((rate for name, rate in PEAK.items() if name in device), None)
-    return None if peak is None else tokens_per_second * 6 * parameters / peak
+    return None if peak is None else tokens_per_second * operations * parameters / peak
+
+
+def precisions_here() -> tuple[list[str], list[str]]:
+    """The FP8 precisions that this machine has, and why it has not the others."""
+    from nemo_rpo.megatron.precision import check_machine, this_machine
+
+    able, reasons = [], []
+    for precision in FP8:
+        try:
+            check_machine(precision, this_machine())
+            able.append(precision)
+        except ConfigError as reason:
+            reasons.append(str(reason))
+    return able, reasons
+
+
+def plan(shapes: Sequence[str]) -> str:
+    """What would run on a card that has all of it, a line a process."""
+    lines = [f"log-probs against bf16: {precision}" for precision in FP8]
+    lines += [f"{shape}: {name} ({way.operations}N)" for shape in shapes for name, way in ways(FP8, liger=True).items()]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--checkpoint", help="a Hugging Face folder to compare precisions on")
+    parser.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
     parser.add_argument("--write", help="a file with the block 'gpu'")
     args = parser.parse_args()
+    if args.plan:
+        print(plan(args.shapes))
+        return
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks.gpu needs a CUDA GPU: this machine has none that torch can use")
+        raise SystemExit(
+            "benchmarks.gpu needs a CUDA GPU: this machine has none that torch can use (--plan needs none)"
+        )
+    precisions, reasons = precisions_here()
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder))
-        tables = "\n\n".join(measure(Path(folder), shape) for shape in args.shapes)
-    found = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, {BATCH} pairs a step.\n\n{tables}"
+        tables = [compare_precisions(Path(folder), args.checkpoint, precisions)] if precisions else []
+        tables += [measure(Path(folder), shape, precisions) for shape in args.shapes]
+    facts = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {BATCH} pairs a step."
+    found = "\n\n".join([" ".join([facts, *reasons]), *tables])
     print(found)
     if args.write:
         replace_block(args.write, "gpu", found)

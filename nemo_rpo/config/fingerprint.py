@@ -35,6 +35,8 @@ _FREE = (
     "model.rpo.reference_cache",
     "model.rpo.previous_iterate",
     "model.rpo.step0_tolerance",
+    "model.rpo.step0_link_tolerance",
+    "model.rpo.allow_asymmetric_precision",
     "model.rpo.logprob_head",
     "model.rpo.record",
     "model.optim.name",

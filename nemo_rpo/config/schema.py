@@ -75,6 +75,9 @@ class DPOConfig:
     gt_reward_scale: float = 1.0
 
 
+LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"]
+
+
 @dataclass
 class RPOConfig(EMSettings):
     """``model.rpo``: the EM's settings (inherited) and how it meets the loss, the data and the reference."""
@@ -91,10 +94,21 @@ class RPOConfig(EMSettings):
     previous_iterate: str | None = None
     record: bool = True  # posteriors.parquet, annotators.parquet and validation.parquet in the run's folder
     embedding_width: Count = 6  # of a general preference model's embeddings; even
-    # Log-probs of the response tokens: a block of the vocabulary at a time, or from all logits of all positions.
-    logprob_head: Literal["chunked", "logits"] = "chunked"
-    # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16.
+    # Log-probs of the response tokens: a block of the vocabulary at a time, from all logits of all positions, or by
+    # Liger's kernel on a GPU.
+    logprob_head: Literal["chunked", "logits", "liger"] = "chunked"
+    # Of the linear layers in the forward that gives log-probs, which is the training forward too. bf16: as
+    # trainer.precision; fp8_*: Transformer Engine's products with a scale for each tensor or for each block of it.
+    logprob_precision: LogprobPrecision = "bf16"
+    reference_logprob_precision: LogprobPrecision | None = None  # of the frozen policies; null: as the policy
+    allow_asymmetric_precision: bool = False  # let policy and reference differ: margins are then not 0 at the start
+    # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
     step0_tolerance: Positive | None = None
+    step0_link_tolerance: Positive = 1.0  # largest shift of a label's log-odds by rounding alone at step 0
+
+    def precisions(self) -> tuple[str, str]:
+        """Of the policy's log-probs and of the frozen policies'."""
+        return self.logprob_precision, self.reference_logprob_precision or self.logprob_precision
 
 
 @dataclass

@@ -7,7 +7,9 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
+from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.typed import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
@@ -24,6 +26,7 @@ def validate_config(cfg: RunConfig) -> None:
     cfg.model.rpo.validate()
     _check_policies(cfg)
     _check_layout(cfg)
+    check_precision(cfg)
     _check_length(cfg)
     _check_packing(cfg)
     _check_recompute(cfg)
@@ -124,11 +127,8 @@ def _check_layout(cfg: RunConfig) -> None:
             f"model.virtual_pipeline_model_parallel_size={model.virtual_pipeline_model_parallel_size} needs "
             "model.pipeline_model_parallel_size above 1"
         )
-    if cfg.trainer.accelerator == "cpu" and model.context_parallel_size > 1:
-        raise ConfigError(
-            f"model.context_parallel_size={model.context_parallel_size} needs trainer.accelerator=gpu: "
-            "ring attention comes with Transformer Engine"
-        )
+    if model.rpo.logprob_head == "liger" and cfg.trainer.accelerator == "cpu":
+        raise ConfigError("model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked")
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
     if model.optim.overlap_param_sync and model.rpo.reference == "swapped":
@@ -159,13 +159,13 @@ def _check_policies(cfg: RunConfig) -> None:
 
 def _check_length(cfg: RunConfig) -> None:
     model = cfg.model
-    pieces = model.tensor_model_parallel_size if model.sequence_parallel else 1
-    if model.context_parallel_size > 1:
-        pieces *= 2 * model.context_parallel_size  # two chunks a rank, so that causal attention is balanced
+    pieces = length_multiple(model)
     name = "encoder_seq_length" if model.data.seq_length is None else "data.seq_length"
     length = attrgetter(name)(model)
     if length % pieces:
-        raise ConfigError(f"model.{name}={length} must be a multiple of {pieces} (sequence and context parallel ranks)")
+        raise ConfigError(
+            f"model.{name}={length} must be a multiple of {pieces} (sequence and context parallel ranks, FP8)"
+        )
 
 
 def _check_packing(cfg: RunConfig) -> None:

@@ -45,6 +45,7 @@ def answer(target: Target, questions: Sequence[Sequence[str]], max_new_tokens: i
     Raises:
         RPOError: weights or a tokenizer that cannot be read, or a prompt that leaves no room for an answer.
     """
+    target.cfg.model.context_parallel_size = 1  # no prefix is long enough to split: those ranks answer for themselves
     with engine(target.cfg):
         from megatron.core import parallel_state
 

@@ -11,6 +11,7 @@ Shapes: s sequence, b batch, n heads of this tensor-parallel rank, g key/value g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_rpo.megatron.segments import Segments
+from nemo_rpo.megatron.context import context_group, gather_over_context
+from nemo_rpo.megatron.segments import Segments, later_mask
 
 
 class CausalSDPA(MegatronModule):
@@ -55,15 +57,20 @@ class CausalSDPA(MegatronModule):
     ) -> Tensor:
         """``query [s, b, n, d]``, ``key``/``value [s, b, g, d]`` -> context ``[s, b, n·d]``; b = 1 for a pack."""
         s, b, n, d = query.shape
-        repeats = n // key.shape[2]
-        if repeats > 1:
-            key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
-        q_bnsd, k_bnsd, v_bnsd = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        q_bnsd, k_bnsd, v_bnsd = self._heads_first(query, key, value)
         if packed_seq_params is None:
             context = self._attend(q_bnsd, k_bnsd, v_bnsd)
         else:
             context = self._attend_in_trees(q_bnsd, k_bnsd, v_bnsd, packed_seq_params)
         return context.permute(2, 0, 1, 3).reshape(s, b, n * d)
+
+    @staticmethod
+    def _heads_first(query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+        """``[b, n, s, d]`` of each; a group's key and value stand for all of its heads."""
+        repeats = query.shape[2] // key.shape[2]
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
+        return (t.permute(1, 2, 0, 3) for t in (query, key, value))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[b, n, s, d]`` of each; causal without a mask."""
@@ -91,3 +98,25 @@ class CausalSDPA(MegatronModule):
                 mask = segments.mask(tree[branch], tree[0], like=query)
                 contexts.append(self._attend(q[branch], keys, values, mask))
         return torch.cat(contexts, 2)
+
+
+class ContextSDPA(CausalSDPA):
+    """:class:`CausalSDPA` under context parallelism: queries stay where they are, keys and values come to them.
+
+    Collectives over the context-parallel group: an all-gather of keys and values ``[S, b, g, d]`` forward, a
+    reduce-scatter of their gradients backward. Transformer Engine's ring attention passes them on in turn instead; the
+    numbers are the same.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``query [S/C, b, n, d]``, ``key``/``value [S/C, b, g, d]`` -> context ``[S/C, b, n·d]``."""
+        group = context_group()
+        s, b, n, d = query.shape
+        q_bnsd, k_bnsd, v_bnsd = self._heads_first(query, *(gather_over_context(t, group) for t in (key, value)))
+        chunk, rank, ranks = s // 2, group.rank(), group.size()
+        contexts = []
+        for number, q in zip((rank, 2 * ranks - 1 - rank), q_bnsd.split(chunk, 2), strict=True):
+            before, seen = number * chunk, (number + 1) * chunk
+            mask = later_mask(chunk, before, like=q)
+            contexts.append(self._attend(q, k_bnsd[:, :, :seen], v_bnsd[:, :, :seen], mask))
+        return torch.cat(contexts, 2).permute(2, 0, 1, 3).reshape(s, b, n * d)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.attention import CausalSDPA
+from nemo_rpo.megatron.attention import CausalSDPA, ContextSDPA
 from nemo_rpo.megatron.gpt import PreferenceGPT
+from nemo_rpo.megatron.liger_logprob import check_liger
 from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.norm import TorchNorm
+from nemo_rpo.megatron.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.reward_head import RewardHead
 
 _DTYPES = {"bf16": torch.bfloat16, "32": torch.float32}
@@ -51,8 +54,13 @@ def kernel_facts(cfg: RunConfig) -> dict[str, str]:
         "layer spec": "Transformer Engine" if te else "Megatron local, SDPA attention",
         "fused bias/activation/dropout": "in use" if gpu else "not on a CPU",
         "gradient accumulation fusion": "in use" if gpu and uses_apex() else "not in use (needs NVIDIA apex on a GPU)",
+        "log-probs": "policy {}, reference {}".format(*map(partial(_as_run, cfg), cfg.model.rpo.precisions())),
         "optimizer kernel": "Transformer Engine / apex FusedAdam" if te or (gpu and uses_apex()) else "torch AdamW",
     }
+
+
+def _as_run(cfg: RunConfig, precision: str) -> str:
+    return {"32": "fp32"}.get(cfg.trainer.precision, precision)
 
 
 def _pipeline_layout(num_layers: int, stages: int) -> list[list[str]] | None:
@@ -114,6 +122,8 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         masked_softmax_fusion=on_gpu,
         apply_rope_fusion=te,
         persist_layer_norm=False,
+        # FP8 weights are made anew in each forward: see PrecisionLayer.
+        disable_parameter_transpose_cache=te,
         # Freeing a sent activation early is safe on a CUDA stream; gloo may not have read it yet.
         deallocate_pipeline_outputs=on_gpu,
         # With two stages an interleaved schedule sends both ways between one pair of ranks; batched, gloo and NCCL
@@ -123,13 +133,19 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
     )
 
 
-def _block_spec(config: TransformerConfig, architecture: GPTArchitecture, te: bool, vp_stage: int | None) -> Any:
+def _block_spec(
+    config: TransformerConfig, architecture: GPTArchitecture, te: bool, vp_stage: int | None, precision: Precision
+) -> Any:
     if te:
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_layernorm)
-    layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_layernorm, normalization=config.normalization)
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_layernorm)
+    else:
+        layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_layernorm, normalization=config.normalization)
+    layer.module, layer.params = PrecisionLayer, {**layer.params, "precision": precision}
+    if te:
+        return layer
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = CausalSDPA
+    attention.core_attention = ContextSDPA if config.context_parallel_size > 1 else CausalSDPA
     if architecture.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = TorchNorm
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
@@ -151,15 +167,18 @@ def _rope_arguments(architecture: GPTArchitecture) -> dict[str, Any]:
     return arguments
 
 
-def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[torch.nn.Module]:
+def build_model_chunks(
+    architecture: GPTArchitecture, cfg: RunConfig, precision: Precision | None = None
+) -> list[torch.nn.Module]:
     """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet
     wrapped for data parallelism.
 
+    ``precision`` is what their layers run in, and can be switched by; None: the policy's.
     Where the run's loss asks for the outputs of a reward head, the last stage has one; where it asks for no log-probs,
     the output layer is not trained.
 
     Raises :class:`ConfigError` if the layout does not divide the model, or leaves a gradient to wait for that never
-    comes. Issues no collective.
+    comes; or if neither card nor model can run in FP8 and it is asked for. Issues no collective.
     """
     model, needs = cfg.model, StepNeeds.of(base_loss(cfg.model), cfg.model)
     architecture.check_parallel(
@@ -167,6 +186,12 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
     )
     vocab = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, model.tensor_model_parallel_size)
     config, te = transformer_config(architecture, cfg), uses_transformer_engine(cfg)
+    precision = precision or Precision(model.rpo.logprob_precision)
+    for name in set(model.rpo.precisions()) - {"bf16"}:
+        check_machine(name, this_machine())
+        check_sizes(name, architecture, model.tensor_model_parallel_size)
+    if model.rpo.logprob_head == "liger":
+        check_liger(architecture.vocab_size, vocab, model.tensor_model_parallel_size)
     virtual = model.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(virtual or 1):
@@ -177,7 +202,7 @@ def build_model_chunks(architecture: GPTArchitecture, cfg: RunConfig) -> list[to
             logprob_head=model.rpo.logprob_head,
             transformer_engine=te,
             config=config,
-            transformer_layer_spec=_block_spec(config, architecture, te, vp_stage),
+            transformer_layer_spec=_block_spec(config, architecture, te, vp_stage, precision),
             vocab_size=vocab,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),

@@ -69,9 +69,8 @@ def _layout() -> dict[str, int]:
 
 
 def _random_state() -> ShardedObject:
-    """This rank's random state, as one cell of a (pipeline, tensor, data) grid;
-
-    it can only be read back under the same grid.
+    """This rank's random state, as one cell of a (pipeline, tensor, data) grid; it can only be read back under the same
+    grid. Context-parallel ranks draw the same numbers.
     """
     state = {
         "cpu": torch.get_rng_state(),
@@ -89,7 +88,7 @@ def _random_state() -> ShardedObject:
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_data_parallel_rank(),
     )
-    return ShardedObject("random_state", state, shape, rank, replica_id=0)
+    return ShardedObject("random_state", state, shape, rank, replica_id=parallel_state.get_context_parallel_rank())
 
 
 def save_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) -> None:

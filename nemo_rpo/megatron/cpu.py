@@ -15,8 +15,8 @@ Only factories are wrapped, not every torch call (a ``TorchFunctionMode`` would 
 changes hold for the whole process, so only the entry points of a ``trainer.accelerator: cpu`` run call :func:`install`;
 importing this module changes nothing. With a usable GPU the engine never comes here.
 
-What stays out of reach on a CPU: MoE routing, context parallelism, FP8, and THD packing as Transformer Engine has it
-(packs run on torch's own attention here).
+What stays out of reach on a CPU: MoE routing, FP8, and THD packing and ring attention as Transformer Engine has them
+(packs and context parallelism run on torch's own attention here).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from nemo_rpo.data.rankings import responses_of
 from nemo_rpo.em import Votes
 from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.pair import Two
+from nemo_rpo.megatron.context import context_group, positions_of
 from nemo_rpo.megatron.questions import Answers, Questions
 from nemo_rpo.megatron.responses import ResponseTokens
 from nemo_rpo.megatron.segments import Segments
@@ -41,7 +42,8 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
 @dataclass(frozen=True)
 class ModelInput:
     """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, of a pack
-    its segments, and of rankings which two of the responses each pair compares, int64 ``[2, pairs]``.
+    its segments, and of rankings which two of the responses each pair compares, int64 ``[2, pairs]``. Under context
+    parallelism this rank's positions of each.
     """
 
     tokens: Tensor
@@ -89,6 +91,10 @@ def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
         positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
         labels = torch.cat([batch[f"{side}_labels"] for side in sides])
         responses = ResponseTokens.of_labels(labels, turn_lengths)
+    if (group := context_group()) is not None:
+        rows, length = tokens.shape
+        here = positions_of(group.rank(), group.size(), length)
+        tokens, positions, responses = tokens[:, here], positions[:, here], responses.on_positions(here, length, rows)
     moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
     compared = None if compared is None else compared.to(device, non_blocking=True)
     return ModelInput(*moved, responses.to(device), segments, compared)

@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
+from nemo_rpo.megatron.liger_logprob import liger_logprobs
 from nemo_rpo.megatron.linear_kl import linear_kl
 from nemo_rpo.megatron.linear_logprob import linear_logprobs
 from nemo_rpo.megatron.logprob import token_logprobs
@@ -37,16 +38,17 @@ class ScoringHead(ColumnParallelLinear):
     """
 
     vocab_size: int
-    through_logits: bool
+    logprob_head: str
 
     @classmethod
-    def take_over(cls, layer: ColumnParallelLinear, vocab_size: int, through_logits: bool) -> None:
+    def take_over(cls, layer: ColumnParallelLinear, vocab_size: int, logprob_head: str) -> None:
         """Turns ``layer`` into a ScoringHead. It stays the same object: GPTModel has tied its weight and marked it.
 
-        ``through_logits`` makes all logits and lets Megatron's cross entropy read them.
+        ``logprob_head`` says by what log-probs are made: ``logits``, all of them, which Megatron's cross entropy reads;
+        ``chunked``, :func:`linear_logprobs`; ``liger``, :func:`liger_logprobs`.
         """
         layer.__class__ = cls
-        layer.vocab_size, layer.through_logits = vocab_size, through_logits
+        layer.vocab_size, layer.logprob_head = vocab_size, logprob_head
 
     def forward(
         self,
@@ -66,14 +68,16 @@ class ScoringHead(ColumnParallelLinear):
             return super().forward(input_, weight, runtime_gather_output)
         questions, found = questions or Questions(), {}
         weight = self.weight if weight is None else weight
-        if questions.logps and self.through_logits:
+        through_logits = self.logprob_head == "logits"
+        # Megatron's cross entropy refuses an empty batch, which a context-parallel rank may have.
+        if questions.logps and through_logits and len(responses.index):
             logits, _ = super().forward(input_, weight, runtime_gather_output)
             scored = logits.flatten(0, 1).index_select(0, responses.index)
             found["logps"] = token_logprobs(scored, responses.token, self.vocab_size)
             questions = replace(questions, logps=False)
-            if not self.gradient_accumulation_fusion:
-                # Autograd has the head's gradient then, and what is in main_grad already would pass for all of it.
-                weight = weight.view_as(weight)
+        if self.logprob_head == "liger" or (through_logits and not self.gradient_accumulation_fusion):
+            # Autograd has the head's gradient then, and what is in main_grad already would pass for all of it.
+            weight = weight.view_as(weight)
         return found | self._answer(input_, weight, responses, questions), None
 
     def _answer(self, input_: Tensor, weight: Tensor, responses: ResponseTokens, questions: Questions) -> Answers:
@@ -84,7 +88,8 @@ class ScoringHead(ColumnParallelLinear):
         hidden = self._scored(input_, responses)
         group = self.tp_group if self.tp_group.size() > 1 else None
         if questions.logps:
-            found["logps"] = linear_logprobs(hidden, weight, responses.token, self.vocab_size, group)
+            logprobs = liger_logprobs if self.logprob_head == "liger" else linear_logprobs
+            found["logps"] = logprobs(hidden, weight, responses.token, self.vocab_size, group)
         if questions.kl is not None:
             found["kl"] = linear_kl(hidden, weight, *questions.kl, self.vocab_size, group)
         if questions.hidden:
@@ -123,7 +128,7 @@ class PreferenceGPT(GPTModel):
         super().__init__(*args, **kwargs)
         self.transformer_engine = transformer_engine
         if self.post_process:
-            ScoringHead.take_over(self.output_layer, real_vocab_size, through_logits=logprob_head == "logits")
+            ScoringHead.take_over(self.output_layer, real_vocab_size, logprob_head)
             if reward_head is not None:
                 self.reward_head = reward_head
 

@@ -40,6 +40,7 @@ from nemo_rpo.megatron.metrics import StepMetrics
 from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
 from nemo_rpo.megatron.passes import forward_step, run_batch
+from nemo_rpo.megatron.precision import Precision
 from nemo_rpo.megatron.questions import Answers, FrozenPredictions, Questions
 from nemo_rpo.megatron.reference import ReferencePolicy
 from nemo_rpo.megatron.statistics import gather_step_rows, reduce_to_all_ranks
@@ -82,17 +83,23 @@ class MegatronGPTRPOModel:
         self.em = em
         self.needs = StepNeeds.of(self.loss, cfg.model)
         self.metrics = StepMetrics(self.loss.reduction, device, self.needs.logps)
-        chunks = build_model_chunks(architecture, cfg)
-        resident = partial(build_model_chunks, architecture, cfg) if cfg.model.rpo.reference == "resident" else None
+        policy_precision, self.frozen_precision = cfg.model.rpo.precisions()
+        self.precision = Precision(policy_precision)
+        chunks = build_model_chunks(architecture, cfg, self.precision)
+        resident = None
+        if cfg.model.rpo.reference == "resident":
+            resident = partial(build_model_chunks, architecture, cfg, Precision(self.frozen_precision))
+        in_frozen_precision = partial(self.precision.switched, self.frozen_precision)
+        frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
         if load_previous is not None:  # before the weights that stay
             load_previous(chunks)
-            self.previous = ReferencePolicy(chunks, resident)
+            self.previous = frozen()
         if load_weights is not None:
             load_weights(chunks)
         if self.needs.live_reference:
-            self.reference = ReferencePolicy(chunks, resident, keep_head=self.needs.kl)
+            self.reference = frozen(keep_head=self.needs.kl)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
@@ -333,4 +340,4 @@ class MegatronGPTRPOModel:
 
 def _receive_logprobs(answers: Answers, x: ModelInput, batch: MicroBatch) -> dict[str, Tensor]:
     chosen, rejected = response_figures(answers, x)["logps"]
-    return {"chosen": chosen, "rejected": rejected, "tokens": answers["logps"]}
+    return {"chosen": chosen, "rejected": rejected, "tokens": x.responses.of_all_ranks(answers["logps"])}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class ReferencePolicy:
             weights wait in host memory and are swapped in for each reference forward (three copies of the weights
             between host and device a step).
         keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
+        around: entered for a forward with swapped weights: what the policy's layers then run in.
 
     Attributes:
         head: its head ``[V/T, h]``, on the last pipeline stage; None where it is not kept.
@@ -32,8 +34,10 @@ class ReferencePolicy:
         chunks: list[torch.nn.Module],
         build_resident: Callable[[], list[torch.nn.Module]] | None,
         keep_head: bool = False,
+        around: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
         self._policy = chunks
+        self._around = around
         self._resident = None
         self._weights: list[Tensor] = []
         if build_resident is None:
@@ -56,7 +60,8 @@ class ReferencePolicy:
         trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
         _write(self._policy, self._weights)
         try:
-            yield policy
+            with self._around():
+                yield policy
         finally:
             _write(self._policy, trained)
 

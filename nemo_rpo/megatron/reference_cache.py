@@ -56,8 +56,8 @@ def weights_fingerprint(path: str | None) -> str:
 def compute(
     model: MegatronGPTRPOModel, batches: Iterable[Batch], lengths: np.ndarray, per_token: bool = False
 ) -> Logprobs:
-    """Log-probs under the model's present weights, which must be the reference's, of all pairs of a data set, each of
-    which ``batches`` hold once. ``lengths [n, 2]`` are their scored tokens (chosen, rejected).
+    """Log-probs under the model's present weights, which must be the reference's, and in its precision, of all pairs
+    of a data set, each of which ``batches`` hold once. ``lengths [n, 2]`` are their scored tokens (chosen, rejected).
 
     Draws no random number. Collectives: the model's forward ones, and one all-reduce over the world, of 8 bytes a pair,
     and, ``per_token``, of 4 bytes a response token; every rank ends with all of them.
@@ -65,11 +65,11 @@ def compute(
     found = torch.zeros(2, len(lengths), device=model.device)
     ends = torch.from_numpy(lengths).flatten().cumsum(0)
     tokens = torch.zeros(int(ends[-1]) if per_token else 0, device=model.device)
-    with model.evaluating():
+    with model.evaluating(), model.precision.switched(model.frozen_precision):
         for batch in batches:
             for micro_batch, logprobs in zip(batch, model.get_logprob_batch(batch), strict=False):
-                if parallel_state.get_tensor_model_parallel_rank():
-                    continue  # the first tensor-parallel rank has the same
+                if parallel_state.get_tensor_and_context_parallel_rank():
+                    continue  # the first of the ranks that share these pairs has the same
                 valid = micro_batch["valid"]
                 rows = micro_batch["pair_index"][valid].to(model.device)
                 found[:, rows] = torch.stack((logprobs["chosen"], logprobs["rejected"]))[:, valid.to(model.device)]

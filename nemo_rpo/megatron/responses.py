@@ -8,16 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nemo_rpo.megatron.context import sum_over_context
+
 IGNORED = -100  # the label of a position that is not scored, as in torch's cross entropy
+
+
+class Share(NamedTuple):
+    """What a context-parallel rank knows of the tokens that it shares with others.
+
+    Attributes:
+        places: int64 ``[n]``, where its tokens stand among those of all ranks.
+        tokens: their number.
+        turns: int64 ``[m]``, turns of each response.
+    """
+
+    places: Tensor
+    tokens: int
+    turns: Tensor
 
 
 @dataclass(frozen=True)
 class ResponseTokens:
-    """The scored tokens of a micro-batch, response after response.
+    """The scored tokens of a micro-batch, response after response; of a context-parallel rank, those whose predictors
+    it has.
 
     Attributes:
         index: int64 ``[n]``; hidden state ``index`` of ``[S, b, h]``, flattened over its first two dimensions, predicts
@@ -25,7 +43,9 @@ class ResponseTokens:
         token: int64 ``[n]``.
         lengths: int64 ``[m]``, tokens of each response; they add up to n.
         turn_lengths: int64 ``[m, T]``, of these the tokens of each turn; 0 beyond a response's last.
-        begin, end: int64 ``[m]``, the hidden states (as in ``index``) before a response's first token and at its last.
+        begin, end: int64 ``[m]``, the hidden states (as in ``index``) before a response's first token and at its last;
+            -1 where another context-parallel rank has it.
+        share: of a context-parallel rank.
     """
 
     index: Tensor
@@ -34,6 +54,7 @@ class ResponseTokens:
     turn_lengths: Tensor
     begin: Tensor
     end: Tensor
+    share: Share | None = None
 
     @classmethod
     def of_labels(cls, labels: Tensor, turn_lengths: Tensor | None = None) -> ResponseTokens:
@@ -59,15 +80,56 @@ class ResponseTokens:
         begin = index[lengths.cumsum(0) - lengths]
         return cls(index, batch["response_tokens"], lengths, turn_lengths, begin, batch["response_ends"])
 
+    def on_positions(self, positions: Tensor, length: int, rows: int) -> ResponseTokens:
+        """What is left on a rank that has only ``positions`` int64 of each of ``rows`` rows of ``length``.
+
+        A token goes where its predictor is, which may be another rank than its own: labels are shifted before the
+        sequence is split.
+        """
+        here = torch.full((length,), -1)
+        here[positions] = torch.arange(len(positions))
+
+        def moved(index: Tensor) -> Tensor:
+            position = here[index // rows]
+            return torch.where(position < 0, -1, position * rows + index % rows)
+
+        index = moved(self.index)
+        places = (index >= 0).nonzero().squeeze(1)
+        turn = torch.arange(self.turn_lengths.numel()).repeat_interleave(self.turn_lengths.flatten())
+        turn_lengths = turn[places].bincount(minlength=self.turn_lengths.numel()).view(self.turn_lengths.shape)
+        share = Share(places, len(self.index), self.turns())
+        return ResponseTokens(
+            index[places],
+            self.token[places],
+            turn_lengths.sum(1),
+            turn_lengths,
+            moved(self.begin),
+            moved(self.end),
+            share,
+        )
+
     def to(self, device: torch.device) -> ResponseTokens:
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
         tensors = (self.index, self.token, self.lengths, self.turn_lengths, self.begin, self.end)
-        return ResponseTokens(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        share = self.share and Share(moved(self.share.places), self.share.tokens, moved(self.share.turns))
+        return ResponseTokens(*map(moved, tensors), share)
+
+    def of_all_ranks(self, values: Tensor) -> Tensor:
+        """``values [n]`` of the tokens here as those of all context-parallel ranks, in the order of the responses.
+
+        One all-reduce over the context-parallel ranks, of 4 bytes a token in fp32.
+        """
+        if self.share is None:
+            return values
+        return sum_over_context(values.new_zeros(self.share.tokens).index_copy(0, self.share.places, values))
 
     def sums(self, logprobs: Tensor) -> Tensor:
-        """log π(y | x), fp32 ``[m]``, of log-probs fp32 ``[n]``.
+        """log π(y | x), fp32 ``[m]``, of log-probs fp32 ``[n]``; a response without a token here is 0 here.
 
         Summed in float64: a thousand tokens make a sum whose last fp32 digits would depend on the order, and margins
-        are small differences of such sums.
+        are small differences of such sums. Collectives: :func:`sum_over_context`, 8 bytes a response.
         """
         return _sums(logprobs, self.lengths)
 
@@ -77,8 +139,8 @@ class ResponseTokens:
 
     def turns(self) -> Tensor:
         """Turns of each response, int64 ``[m]``."""
-        return (self.turn_lengths > 0).sum(1)
+        return (self.turn_lengths > 0).sum(1) if self.share is None else self.share.turns
 
 
 def _sums(values: Tensor, lengths: Tensor) -> Tensor:
-    return torch.segment_reduce(values.double(), "sum", lengths=lengths, unsafe=True).float()
+    return sum_over_context(torch.segment_reduce(values.double(), "sum", lengths=lengths, unsafe=True)).float()

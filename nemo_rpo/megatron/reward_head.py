@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from nemo_rpo.megatron.context import sum_over_context
 from nemo_rpo.megatron.responses import ResponseTokens
 
 REWARD_HEAD = "reward_head"  # the head's name in the model, before the names of its weights
@@ -51,7 +52,8 @@ class RewardHead(torch.nn.Module):
         """``hidden [s, b, h]`` -> fp32 ``[m]`` of a score, ``[m, w]`` of the others, by name; a gate's add up to 1.
 
         ``group`` are the tensor-parallel ranks, each of which computes all of it. Collectives: under sequence
-        parallelism an all-gather of ``[s, b, h]``, whose backward is none.
+        parallelism an all-gather of ``[s, b, h]``, whose backward is none; :func:`sum_over_context` of each output,
+        of which the rank that has the position makes all.
         """
         if sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=group)
@@ -59,7 +61,8 @@ class RewardHead(torch.nn.Module):
         found = {}
         for name, width in self.outputs.items():
             place = responses.begin if name in _OF_PROMPT else responses.end
-            found[name] = F.linear(flat.index_select(0, place).float(), self.get_submodule(name).weight.float())
+            read = flat.index_select(0, place.clamp(min=0)).float() * (place >= 0).unsqueeze(1)
+            found[name] = sum_over_context(F.linear(read, self.get_submodule(name).weight.float()))
             if name in _OF_PROMPT:
                 found[name] = found[name].softmax(-1)
             elif width == 1:

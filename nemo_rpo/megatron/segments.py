@@ -13,6 +13,14 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
+def later_mask(length: int, before: int, like: Tensor) -> Tensor:
+    """What is added to the scores ``[length, before + length]`` of ``length`` tokens that see ``before`` earlier ones
+    and each other causally: 0 where they may look, else -inf.
+    """
+    ahead = torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
+    return torch.nn.functional.pad(ahead, (before, 0))
+
+
 @dataclass
 class Segments:
     """The trees of a pack, in order; travels through Megatron's layers in the place of its ``PackedSeqParams``.
@@ -37,8 +45,7 @@ class Segments:
         Made once for all layers of a micro-batch.
         """
         if (branch, trunk) not in self._masks:
-            ahead = torch.full((branch, branch), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
-            self._masks[branch, trunk] = torch.nn.functional.pad(ahead, (trunk, 0))
+            self._masks[branch, trunk] = later_mask(branch, trunk, like)
         return self._masks[branch, trunk]
 
     def packed_seq_params(self, device: torch.device) -> PackedSeqParams:

@@ -85,10 +85,11 @@ def _read_or_compute(path: Path, cfg: RunConfig, model: MegatronGPTRPOModel, nam
 def made_with(cfg: RunConfig, name: str) -> MadeWith:
     """What the log-probs of a split depend on beside its pairs."""
     spec = cache_spec(cfg, _data_name(name))
+    _, frozen = cfg.model.rpo.precisions()
     return MadeWith(
         model={
             "weights": reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
-            "precision": cfg.trainer.precision,
+            "precision": cfg.trainer.precision if frozen == "bf16" else frozen,
         },
         text={
             "tokenizer": spec.tokenizer.fingerprint(),

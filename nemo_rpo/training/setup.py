@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.build import open_cache
@@ -108,9 +110,6 @@ def _say_progress(split: str, every: float = 10.0) -> Callable[[int, int], None]
 def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> PreferenceDataset:
     """Shuffled global batches for training; in file order, the last one filled up, for anything that measures."""
     model = cfg.model
-    multiple = model.data.pad_length_to_multiple_of
-    if model.sequence_parallel:  # each tensor-parallel rank holds an equal slice of the sequence
-        multiple *= model.tensor_model_parallel_size
     sampler = GlobalBatchSampler(
         cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
     )
@@ -121,7 +120,7 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         data_parallel_size=parallel.data_parallel_size(),
         micro_batch_size=model.micro_batch_size,
         seq_length=model.data.seq_length or model.encoder_seq_length,
-        pad_to_multiple_of=multiple,
+        pad_to_multiple_of=math.lcm(model.data.pad_length_to_multiple_of, length_multiple(model)),
         same_length=model.pipeline_model_parallel_size > 1,
         packing=packing_of(cfg, cache.ranking_lengths),
     )

@@ -54,15 +54,40 @@ def test_the_defaults_with_data_are_valid() -> None:
         ),
         (
             {"model__sequence_parallel": True, "model__tensor_model_parallel_size": 4, "model__encoder_seq_length": 30},
-            "model.encoder_seq_length=30 must be a multiple of 4 (sequence and context parallel ranks)",
+            "model.encoder_seq_length=30 must be a multiple of 4 (sequence and context parallel ranks, FP8)",
+        ),
+        (
+            {"model__rpo__logprob_precision": "fp8_blockwise", "model__encoder_seq_length": 1000},
+            "model.encoder_seq_length=1000 must be a multiple of 128 (sequence and context parallel ranks, FP8)",
+        ),
+        (
+            {"model__rpo__logprob_precision": "fp8_delayed"},
+            "model.rpo.logprob_precision=fp8_delayed: delayed scales are updated in training steps and never under "
+            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise",
+        ),
+        (
+            {"model__rpo__reference_logprob_precision": "fp8_tensorwise", "trainer__accelerator": "cpu"},
+            "model.rpo.reference_logprob_precision=fp8_tensorwise needs trainer.accelerator=gpu: FP8 products are "
+            "Transformer Engine's; set it to bf16",
+        ),
+        (
+            {"model__rpo__logprob_precision": "fp8_tensorwise", "trainer__precision": "32"},
+            "model.rpo.logprob_precision=fp8_tensorwise needs trainer.precision=bf16",
+        ),
+        (
+            {
+                "model__rpo__logprob_precision": "fp8_tensorwise",
+                "model__rpo__reference_logprob_precision": "fp8_blockwise",
+            },
+            "model.rpo.logprob_precision=fp8_tensorwise and model.rpo.reference_logprob_precision=fp8_blockwise differ",
+        ),
+        (
+            {"model__rpo__logprob_head": "liger", "trainer__accelerator": "cpu"},
+            "model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked",
         ),
         (
             {"model__virtual_pipeline_model_parallel_size": 2},
             "model.virtual_pipeline_model_parallel_size=2 needs model.pipeline_model_parallel_size above 1",
-        ),
-        (
-            {"trainer__accelerator": "cpu", "model__context_parallel_size": 2},
-            "model.context_parallel_size=2 needs trainer.accelerator=gpu: ring attention comes with Transformer Engine",
         ),
         (
             {"model__activations_checkpoint_granularity": "full"},

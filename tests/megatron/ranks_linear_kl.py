@@ -93,7 +93,7 @@ def by_layer(case: Case, problem: KLProblem, sequence_parallel: bool) -> list[to
     layer = ColumnParallelLinear(
         16, case.padded, config=config, init_method=torch.nn.init.zeros_, bias=False, tp_group=group
     )
-    ScoringHead.take_over(layer, case.vocab, through_logits=False)
+    ScoringHead.take_over(layer, case.vocab, logprob_head="chunked")
     layer.weight.data.copy_(problem.policy.weight.chunk(group.size())[rank])
     layer.weight.main_grad = torch.zeros(layer.weight.shape)
     layer.weight.grad_added_to_main_grad = False

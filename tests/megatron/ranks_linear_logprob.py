@@ -102,7 +102,7 @@ def by_function(case: Case, problem: Problem) -> list[torch.Tensor]:
 
 
 def by_layer(
-    case: Case, problem: Problem, sequence_parallel: bool, through_logits: bool, main_grad: bool
+    case: Case, problem: Problem, sequence_parallel: bool, logprob_head: str, main_grad: bool
 ) -> list[torch.Tensor]:
     """The same of the model's output layer, which adds the hidden gradient up itself."""
     group, rank = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_tensor_model_parallel_rank()
@@ -113,7 +113,7 @@ def by_layer(
     layer = ColumnParallelLinear(
         16, case.padded, config=config, init_method=torch.nn.init.zeros_, bias=False, tp_group=group
     )
-    ScoringHead.take_over(layer, case.vocab, through_logits)
+    ScoringHead.take_over(layer, case.vocab, logprob_head)
     layer.weight.data.copy_(problem.weight.chunk(group.size())[rank])
     if main_grad:  # as Megatron's data parallelism leaves it; something of an earlier micro-batch is there
         layer.weight.main_grad = torch.ones(layer.weight.shape)
@@ -145,13 +145,12 @@ def compare(case: Case) -> dict[str, dict[str, float]]:
     expected.append(weight.chunk(size)[rank])
     ways = {
         "function": by_function(case, problem),
-        "layer": by_layer(case, problem, False, False, False),
-        "layer, main_grad": by_layer(case, problem, False, False, True),
+        "layer": by_layer(case, problem, False, "chunked", False),
+        "layer, main_grad": by_layer(case, problem, False, "chunked", True),
+        "layer, all logits": by_layer(case, problem, False, "logits", False),
     }
-    if case.answered:  # Megatron's cross entropy refuses an empty batch
-        ways["layer, all logits"] = by_layer(case, problem, False, True, False)
     if size > 1:
-        ways["layer, sequence parallel"] = by_layer(case, problem, True, False, False)
+        ways["layer, sequence parallel"] = by_layer(case, problem, True, "chunked", False)
     names = ("logprobs", "hidden gradient", "weight gradient")
     return {
         way: {name: distance(ours, theirs) for name, ours, theirs in zip(names, found, expected, strict=True)}

@@ -37,6 +37,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
     4: {
         "TP=2 × PP=2": [f"{TP}2", f"{PP}2"],
         "TP=2 × DP=2": [f"{TP}2", f"{MICRO}2"],
+        "CP=2 × DP=2": ["model.context_parallel_size=2"],
         "PP=2 × DP=2, packed": [f"{PP}2", "model.data.packed_sequence=true"],
     },
 }

@@ -26,12 +26,13 @@ TOLERANCE = 1e-5
 # the same course; a wrong scale, sign or order is off by tenths.
 BF16_TOLERANCE = {"loss": 0.03, "grad_norm": 0.15, "eta": 0.01}
 
-TP, PP, VP, MICRO = (
+TP, PP, VP, CP, MICRO = (
     f"model.{name}="
     for name in (
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
         "virtual_pipeline_model_parallel_size",
+        "context_parallel_size",
         "micro_batch_size",
     )
 )
@@ -79,6 +80,9 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "DP=2, packed, one prompt": [*PACKED, ONE_PROMPT, SMALL],
         "PP=2, cached reference": [f"{PP}2", CACHED],
         "PP=2, interleaved": [f"{PP}2", f"{VP}2"],
+        "CP=2": [f"{CP}2"],
+        "CP=2, plain optimizer, cached reference, recompute": [f"{CP}2", PLAIN_ADAM, CACHED, *FULL_RECOMPUTE],
+        "CP=2, all logits": [f"{CP}2", ALL_LOGITS, f"{MICRO}2"],
         "DP=2": [PLAIN_ADAM],
         "DP=2, distributed optimizer": [f"{MICRO}2"],
         "DP=2, overlapped": [*OVERLAP, RESIDENT],
@@ -89,6 +93,10 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "TP=2 × DP=2": [f"{TP}2", CACHED],
         "PP=2 × DP=2": [f"{PP}2", f"{MICRO}2"],
         "TP=2 × PP=2, sequence parallel, packed": [f"{TP}2", f"{PP}2", SEQUENCE_PARALLEL, *PACKED, TWO_PROMPTS],
+        "TP=2 × CP=2, sequence parallel": [f"{TP}2", f"{CP}2", SEQUENCE_PARALLEL],
+        "PP=2 × CP=2": [f"{PP}2", f"{CP}2", RESIDENT],
+        "CP=2 × DP=2": [f"{CP}2", f"{MICRO}2"],
+        "CP=4": [f"{CP}4"],
         "PP=2 × DP=2, packed, one prompt": [f"{PP}2", *PACKED, ONE_PROMPT, SMALL],
     },
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.forward import MicroBatch, ModelInput, model_input, to_device
 from nemo_rpo.megatron.gpt import ScoringHead
+from nemo_rpo.megatron.liger_logprob import check_liger
 
 Receive = Callable[[Tensor, ModelInput, MicroBatch], Any]
 
@@ -42,7 +43,9 @@ def take_over_head(model: list[torch.nn.Module], vocab_size: int, logprob_head: 
                 f"the output layer of this model is a {type(layer).__name__}; log-probs are to be had from "
                 "Megatron-Core's ColumnParallelLinear alone (models.gpt, without an MXFP8 output projection)"
             )
-        ScoringHead.take_over(layer, vocab_size, through_logits=logprob_head == "logits")
+        if logprob_head == "liger":
+            check_liger(vocab_size, layer.output_size, layer.tp_group.size())
+        ScoringHead.take_over(layer, vocab_size, logprob_head)
     AutoMapping.register_module_type(ScoringHead.__name__, "column")  # for exports in the course of the run
 
 
