@@ -47,8 +47,8 @@ def run_on_ranks(
     cfg = read(notify=lambda text: None)
     if cfg.trainer.num_nodes > 1 and args.rdzv_endpoint is None:
         raise ConfigError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo {command} starts the ranks of one machine: run it "
-            "on every node with the same --rdzv-endpoint HOST:PORT, or set trainer.num_nodes=1"
+            f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo {command} starts the ranks of one machine: run "
+            "it on every node with the same --rdzv-endpoint HOST:PORT, or set trainer.num_nodes=1"
         )
     ranks = args.nproc_per_node or fewest_ranks(cfg)
     world_size = ranks * cfg.trainer.num_nodes

@@ -65,8 +65,8 @@ def test_unknown_command() -> None:
             "same --rdzv-endpoint HOST:PORT, or set trainer.num_nodes=1",
         ),
         (
-            ["--config-name", "nothing", "--config-path", "conf"],
-            "no nothing.yaml in conf; there are: demo, gpt_rpo, ukpconvarg1",
+            ["--config-name", "nothing", "--config-path", "tests/megatron"],
+            "no nothing.yaml in tests/megatron; there are: tiny",
         ),
     ],
 )
