@@ -35,6 +35,6 @@ pass_on() {
   if [[ $1 == none ]]; then
     scontrol requeue "$SLURM_JOB_ID"
   else
-    scancel --signal="$1" "$SLURM_JOB_ID.0"
+    scancel --signal="$1" "$SLURM_JOB_ID.0" || true # the step may just have ended
   fi
 }
