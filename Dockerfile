@@ -1,30 +1,47 @@
-# NVIDIA's NeMo image brings PyTorch, Megatron-Core, Transformer Engine, apex and NCCL, built for each other; nothing here
-# may move their versions. 26.02 holds Megatron-Core 0.16 and Transformer Engine 2.12; 26.06 (0.18, 2.16) works as well.
+# Two targets, for the two images that NVIDIA's users start from:
 #
-#   docker build -t nemo-rpo .
+#   docker build -t nemo-rpo .                              this package's trainer, Megatron-Bridge
+#   docker build -t nemo-rpo-nemo-rl --target nemo-rl .     NeMo-RL
+#
 #   docker run --rm --gpus all --ipc=host --ulimit memlock=-1 -v "$PWD:/workspace/run" -w /workspace/run nemo-rpo \
-#     nemo-rpo train --config-name gpt_rpo --config-path /opt/nemo_rpo/conf --nproc-per-node 8 …
-ARG BASE=nvcr.io/nvidia/nemo:26.02
-FROM ${BASE}
+#     nemo-rpo train --config-name llama3_8b_ultrafeedback …
+#
+# Nothing here may move what the bases bring. nemo:26.02 holds Megatron-Core 0.16 and Transformer Engine 2.12; 26.06 (0.18,
+# 2.16, Bridge 0.5) works as well. The steps are docker/install.sh, which the tests run; the images have not been built.
+ARG NEMO_BASE=nvcr.io/nvidia/nemo:26.02
+ARG NEMO_RL_BASE=nvcr.io/nvidia/nemo-rl:v0.7.0
 
-COPY pyproject.toml README.md LICENSE /opt/nemo_rpo/
-COPY nemo_rpo /opt/nemo_rpo/nemo_rpo
-COPY conf /opt/nemo_rpo/conf
-COPY examples /opt/nemo_rpo/examples
+FROM scratch AS source
+COPY pyproject.toml README.md LICENSE /
+COPY nemo_rpo /nemo_rpo
+COPY conf /conf
+COPY examples /examples
+COPY docker /docker
 
-# The first line asks for what depends on none of the image's own packages and is most often there already; the package
-# itself comes without its dependencies. An image that lacks one of them fails here, by name, and not in a training job.
-# uv is how this image is built; `--python` names its environment, which `uv pip` would not find by itself.
-RUN uv pip install --no-cache --python "$(command -v python)" 'omegaconf>=2.3' tqdm filelock psutil \
- && uv pip install --no-cache --python "$(command -v python)" --no-deps /opt/nemo_rpo \
- && python -c 'import megatron.core, transformers, tokenizers, safetensors, pyarrow, omegaconf, tqdm, filelock, psutil' \
- && nemo-rpo --version
+
+FROM ${NEMO_RL_BASE} AS nemo-rl
+USER 0
+COPY --from=source / /opt/nemo_rpo
+COPY examples/nemo_rl/rpo.yaml /opt/nemo-rl/examples/configs/rpo.yaml
+
+# The loss is pickled to the workers by name, and each kind of them has an environment of its own. NRL_FORCE_REBUILD_VENVS
+# would make these anew, without the package. They are links into /root, where others than root may not look.
+RUN /opt/nemo_rpo/docker/install.sh losses /opt/nemo_rl_venv/bin/python /opt/ray_venvs/*/bin/python \
+ && chmod o+rx /root \
+ && useradd --create-home --uid 10001 rpo
+USER 10001
+HEALTHCHECK --interval=10m --timeout=2m --start-period=1m \
+  CMD ["/opt/nemo_rl_venv/bin/python", "-m", "nemo_rpo.healthcheck", "losses"]
+
+
+FROM ${NEMO_BASE} AS nemo
+USER 0
+COPY --from=source / /opt/nemo_rpo
 
 # The id is above those that Ubuntu images give to a user of their own.
-RUN useradd --create-home --uid 10001 rpo
-USER rpo
+RUN /opt/nemo_rpo/docker/install.sh engine "$(command -v python)" \
+ && useradd --create-home --uid 10001 rpo
+USER 10001
 WORKDIR /home/rpo
-
-# Says that the installation is whole; a training job's own health is in its metrics.jsonl.
-HEALTHCHECK --interval=60s --timeout=30s --start-period=30s CMD ["nemo-rpo", "--version"]
+HEALTHCHECK --interval=10m --timeout=2m --start-period=1m CMD ["python", "-m", "nemo_rpo.healthcheck", "engine"]
 CMD ["nemo-rpo", "--help"]

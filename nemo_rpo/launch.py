@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from nemo_rpo.errors import RPOError
 
@@ -59,21 +60,32 @@ def run_on_ranks(main: Callable[[], None]) -> int:
     return 0
 
 
-def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> int:
+def start_ranks(
+    ranks: int, module: str, arguments: Sequence[str], nodes: int = 1, rendezvous: str | None = None
+) -> int:
     """Runs ``python -m module arguments`` on ``ranks`` processes of this machine under torchrun.
+
+    With ``rendezvous`` (``host:port`` of one of them) the launchers of ``nodes`` machines make one world. None is
+    restarted: a run goes on from its last checkpoint when all are started again, which is for the batch system to do.
+    SIGUSR1, with which a run saves and stops, is passed on to the ranks.
 
     Returns the exit status: 0, or that of the rank that failed first, whose own line has said why.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     # torchrun's own choice, without its warning.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _adopt_orphans()
+    signal.signal(signal.SIGUSR1, _tell_ranks)
     logging.disable(logging.ERROR)  # a failed rank has said what is wrong; torchrun would add its table and traceback
+    where = ["--standalone"]
+    if rendezvous is not None:
+        where = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous]
     try:
-        launch = ["--standalone", "--nproc-per-node", str(ranks), "--module", module, *arguments]
+        launch = [*where, "--nproc-per-node", str(ranks), "--module", module, *arguments]
         torchrun.run(torchrun.parse_args(launch))
     except ChildFailedError as exc:
         rank, failure = exc.get_first_failure()
@@ -82,6 +94,9 @@ def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> int:
             print(f"error: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
             return 128 - failure.exitcode
         return failure.exitcode
+    except RendezvousError as exc:
+        print(f"error: the launchers of {nodes} nodes do not find each other at {rendezvous}: {exc}", file=sys.stderr)
+        return 1
     except SignalException as exc:
         print("interrupted", file=sys.stderr, flush=True)
         return 128 + exc.sigval
@@ -89,6 +104,14 @@ def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> int:
         logging.disable(logging.NOTSET)
         _end_orphans()
     return 0
+
+
+def _tell_ranks(number: int, frame: FrameType | None) -> None:
+    import psutil
+
+    for rank in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(number)
 
 
 def _adopt_orphans() -> None:

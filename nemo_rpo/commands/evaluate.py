@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int | None:
     data.layout, data.annotator_key, data.pair_id_key = keys.layout, keys.annotator_key, keys.pair_id_key
     data.data_prefix, data.invalid_pairs = {"train": str(args.data)}, "drop"
     if "RANK" not in os.environ:
-        ranks = args.nproc_per_node or fewest_ranks(target.cfg, "evaluate")
+        ranks = args.nproc_per_node or fewest_ranks(target.cfg)
         check_run(target.cfg, ranks)
         if ranks > 1:
             return start_ranks(ranks, "nemo_rpo.cli", ["evaluate", *args.given])

@@ -23,37 +23,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ranks to start on this machine, when torchrun has not started them (trainer.devices, or TP × PP × CP)",
     )
     parser.add_argument(
+        "--rdzv-endpoint",
+        metavar="HOST:PORT",
+        help="of one node, the same on all: where the trainer.num_nodes launchers, one a node, find each other",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings over the file's, such as model.optim.lr=1e-6"
     )
 
 
 def run_on_ranks(
-    args: argparse.Namespace, command: str, body: Callable[[RunConfig], None], options: Sequence[str] = ()
+    args: argparse.Namespace, command: str, body: Callable[[RunConfig], int | None], options: Sequence[str] = ()
 ) -> int | None:
     """Calls ``body`` on the ranks that torchrun started; starts them first where it has not.
 
     ``options`` are those of ``command`` beside the shared ones, for the ranks that are started. Returns the exit status
-    of the ranks, None on a rank.
+    of the ranks; on a rank, what ``body`` returned.
     """
     read = partial(load_config, args.config_name, args.overrides, args.config_path)
     if "RANK" in os.environ:
-        _checked(read(), int(os.environ["WORLD_SIZE"]), body)
-        return None
+        return _checked(read(), int(os.environ["WORLD_SIZE"]), body)
     # Read once before there are ranks, so that a mistake is answered at once; the ranks print the notices.
     cfg = read(notify=lambda text: None)
-    ranks = args.nproc_per_node or fewest_ranks(cfg, command)
-    if ranks == 1:
-        _checked(read(), ranks, body)
-        return None
-    check_run(cfg, ranks)
+    if cfg.trainer.num_nodes > 1 and args.rdzv_endpoint is None:
+        raise ConfigError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo {command} starts the ranks of one machine: run "
+            "it on every node with the same --rdzv-endpoint HOST:PORT, or set trainer.num_nodes=1"
+        )
+    ranks = args.nproc_per_node or fewest_ranks(cfg)
+    world_size = ranks * cfg.trainer.num_nodes
+    if world_size == 1:
+        return _checked(read(), ranks, body)
+    check_run(cfg, world_size)
     shared = ["--config-name", args.config_name]
     shared += ["--config-path", args.config_path] if args.config_path else []
-    return start_ranks(ranks, "nemo_rpo.cli", [command, *shared, *options, "--", *args.overrides])
+    arguments = [command, *shared, *options, "--", *args.overrides]
+    return start_ranks(ranks, "nemo_rpo.cli", arguments, cfg.trainer.num_nodes, args.rdzv_endpoint)
 
 
-def _checked(cfg: RunConfig, world_size: int, body: Callable[[RunConfig], None]) -> None:
+def _checked(cfg: RunConfig, world_size: int, body: Callable[[RunConfig], int | None]) -> int | None:
     check_run(cfg, world_size)
-    body(cfg)
+    return body(cfg)
 
 
 def check_run(cfg: RunConfig, world_size: int) -> None:
@@ -62,13 +72,8 @@ def check_run(cfg: RunConfig, world_size: int) -> None:
     validate_parallel(cfg, world_size)
 
 
-def fewest_ranks(cfg: RunConfig, command: str) -> int:
-    """Ranks to start on this machine where nobody says how many."""
-    if cfg.trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo {command} starts the ranks of one machine: "
-            f"run 'torchrun … --module nemo_rpo.cli {command} …' on every node, or set trainer.num_nodes=1"
-        )
+def fewest_ranks(cfg: RunConfig) -> int:
+    """Ranks to start on one machine where nobody says how many."""
     model = cfg.model
     fewest = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
-    return cfg.trainer.devices or fewest
+    return cfg.trainer.devices or max(1, fewest // cfg.trainer.num_nodes)

@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> int | None:
     return run_on_ranks(args, "train", _train)
 
 
-def _train(cfg: RunConfig) -> None:
+def _train(cfg: RunConfig) -> int:
     from nemo_rpo.training.run import train
 
-    train(cfg)
+    return train(cfg)

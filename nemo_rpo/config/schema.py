@@ -51,7 +51,7 @@ class ExpManagerConfig:
     name: str = "megatron_gpt_rpo"
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
-    max_time_per_run: str | None = None  # DD:HH:MM:SS; the run saves and stops before it
+    max_time_per_run: str | None = None  # DD:HH:MM:SS; the run saves and stops before it (status 75)
     create_tensorboard_logger: bool = False
     create_wandb_logger: bool = False
     wandb_logger_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""torch's AdamW in the shape of Fused Adam, where neither Transformer Engine nor apex is installed.
+"""torch's AdamW in the shape of Fused Adam, where neither Transformer Engine nor apex is installed, and on CPUs.
 
 Megatron-Core then falls back to ``torch.optim.AdamW``, which counts steps beside each parameter; its distributed
 optimizer can write such a checkpoint but not read it back. Fused Adam counts steps once a parameter group. The class
@@ -54,15 +54,15 @@ class TorchFusedAdam(torch.optim.Optimizer):
             )
 
 
-def install_where_needed() -> bool:
-    """Makes Megatron's optimizers use :class:`TorchFusedAdam` if they would use torch's AdamW;
+def install_where_needed(on_gpu: bool) -> bool:
+    """Makes Megatron's optimizers use :class:`TorchFusedAdam` if they would use torch's AdamW, or a GPU's on a CPU;
 
     returns whether they do.
     """
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distributed
 
-    if distributed.HAVE_APEX_OR_TE:
+    if distributed.HAVE_APEX_OR_TE and on_gpu:
         return optimizer.Adam is TorchFusedAdam
     optimizer.Adam = distributed.Adam = TorchFusedAdam
     optimizer.USING_PYTORCH_OPTIMIZER = False

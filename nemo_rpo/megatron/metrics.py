@@ -12,8 +12,8 @@ from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.losses.reduction import Reduction
 
-# Sums over the valid pairs of the global batch, those of a ranking together counting as one; `means` turns them into the
-# names that a person reads.
+# Sums over the valid pairs of the global batch, those of a ranking together counting as one; `means` turns them into
+# the names that a person reads.
 _SUMS = (
     "pairs", "surrogate", "statistic", "preference_loss", "sft_loss", "acc",
     "rewards_chosen", "rewards_rejected", "rewards_squared", "logps_chosen", "logps_rejected",

@@ -53,7 +53,7 @@ def wrap_data_parallel(
 def build_optimizer(chunks: list[DistributedDataParallel], cfg: RunConfig) -> Any:
     """The Megatron optimizer for ``chunks``, plain or distributed."""
     optim, bf16 = cfg.model.optim, cfg.trainer.precision == "bf16"
-    install_where_needed()
+    install_where_needed(cfg.trainer.accelerator == "gpu")
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 
 from nemo_rpo.config.load import config_to_yaml
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.validate import time_limit
 from nemo_rpo.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from nemo_rpo.training.stop import StopRequest
 
-def train(cfg: RunConfig) -> None:
+
+def train(cfg: RunConfig) -> int:
     """Trains as ``cfg`` says, from the latest checkpoint of its folder if there is one. Collective over the world.
+
+    Returns the exit status: 0 at the end of the run, :data:`nemo_rpo.training.stop.STOPPED_EARLY` if a signal or its
+    time limit stopped it before, after a checkpoint.
 
     Leaves in the run's folder: ``config.yaml``, ``metrics.jsonl``, ``annotators.csv``, ``checkpoints/``, the record
     (:mod:`nemo_rpo.training.record`) and, at the end, the policy as a Hugging Face folder ``hf/``.
@@ -29,15 +35,19 @@ def train(cfg: RunConfig) -> None:
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training.claim import claimed
     from nemo_rpo.training.setup import run_folder
+    from nemo_rpo.training.stop import STOPPED_EARLY, StopRequest
 
+    stop = StopRequest(started, time_limit(cfg))
     device = parallel.initialize(cfg)
     folder = run_folder(cfg)
     with claimed(folder):
-        _train_in(folder, cfg, device, started)
+        ended = _train_in(folder, cfg, device, stop)
     parallel.finalize()
+    return 0 if ended else STOPPED_EARLY
 
 
-def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float) -> None:
+def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequest) -> bool:
+    """Returns whether the run came to its end."""
     from nemo_rpo.megatron.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
     from nemo_rpo.training import resume, setup
@@ -89,11 +99,13 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, started: float
         drop_results(folder, fresh=run is None)
     _write_config(cfg, folder)
     with RunLog(cfg, folder, schedule.total_steps, first_step) as log:
-        trainer = RPOTrainer(cfg, model, splits, references, schedule, store, log, folder, origin, started)
+        trainer = RPOTrainer(cfg, model, splits, references, schedule, store, log, folder, origin, stop)
         if run is not None:
             resume.take_up(trainer, run)
-        if trainer.fit():
+        ended = trainer.fit()
+        if ended:
             finish(cfg, trainer, log)
+    return ended
 
 
 def use_accelerator(cfg: RunConfig) -> None:

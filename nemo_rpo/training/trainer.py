@@ -6,12 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from nemo_rpo.config.fingerprint import config_fingerprint
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.validate import time_limit
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.annotators import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
@@ -19,6 +15,7 @@ from nemo_rpo.training.logging import RunLog
 from nemo_rpo.training.references import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
+from nemo_rpo.training.stop import StopRequest
 
 
 class RPOTrainer:
@@ -35,18 +32,18 @@ class RPOTrainer:
         log: RunLog,
         folder: Path,
         origin: dict[str, str],
-        started: float,
+        stop: StopRequest,
     ) -> None:
         self.cfg, self.model, self.splits, self.references = cfg, model, splits, references
         self.schedule, self.store, self.log, self.folder = schedule, store, log, folder
-        self.origin, self.started = origin, started
+        self.origin, self.stop = origin, stop
         self.step = 0  # optimizer steps done
         self.annotators = AnnotatorBook(model, splits["train"].cache, folder, log)
         self.val_metrics: dict[str, float] = {}
         self.skipped = 0
 
     def fit(self) -> bool:
-        """Runs to the end; returns False if ``exp_manager.max_time_per_run`` stopped it after a checkpoint."""
+        """Runs to the end; returns False if ``stop`` ended it before, after a checkpoint."""
         steps = range(self.step + 1, self.schedule.total_steps + 1)
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
         for step, batch in zip(steps, batches, strict=True):
@@ -58,13 +55,11 @@ class RPOTrainer:
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
             if "validation" in self.splits and self.schedule.validates(step):
                 self.run_validation(step)
-            out_of_time = self.out_of_time()
-            if self.schedule.saves(step) or out_of_time:
+            reason = self.stop.reason(self.model.device)
+            if self.schedule.saves(step) or reason:
                 self.save(step)
-            if out_of_time and step < self.schedule.total_steps:
-                self.log.note(
-                    f"stopped at step {step}: exp_manager.max_time_per_run is nearly over; start again to go on"
-                )
+            if reason and step < self.schedule.total_steps:
+                self.log.note(f"stopped at step {step}: {reason}; start again to go on")
                 return False
         return True
 
@@ -138,15 +133,3 @@ class RPOTrainer:
         if self.cfg.model.rpo.enabled:
             self.annotators.write(step)
         self.log.note(f"saved {path}")
-
-    def out_of_time(self) -> bool:
-        """Whether ``max_time_per_run`` leaves less than a twentieth of itself;
-
-        rank 0's clock decides. One broadcast, only where a limit is set.
-        """
-        limit = time_limit(self.cfg)
-        if limit is None:
-            return False
-        over = torch.tensor([float(time.monotonic() - self.started > 0.95 * limit)], device=self.model.device)
-        dist.broadcast(over, 0)
-        return bool(over.item())

@@ -61,12 +61,12 @@ def test_unknown_command() -> None:
         ),
         (
             ["model.data.data_prefix.train=x", "trainer.num_nodes=2"],
-            "trainer.num_nodes=2, but nemo-rpo train starts the ranks of one machine: run 'torchrun … --module "
-            "nemo_rpo.cli train …' on every node, or set trainer.num_nodes=1",
+            "trainer.num_nodes=2, but nemo-rpo train starts the ranks of one machine: run it on every node with the "
+            "same --rdzv-endpoint HOST:PORT, or set trainer.num_nodes=1",
         ),
         (
-            ["--config-name", "nothing", "--config-path", "conf"],
-            "no nothing.yaml in conf; there are: demo, gpt_rpo, ukpconvarg1",
+            ["--config-name", "nothing", "--config-path", "tests/megatron"],
+            "no nothing.yaml in tests/megatron; there are: tiny",
         ),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.stop import STOPPED_EARLY
 
 from .runs import STEPS, STEPS_PER_EPOCH, World, checkpoints, common, step, steps_done, tensors
 
@@ -109,11 +110,12 @@ def test_a_full_disk_leaves_what_was_whole(world: World, unbroken: Path, tmp_pat
 
 
 def test_stopped_by_its_time_limit(world: World, unbroken: Path, tmp_path: Path) -> None:
-    """A limit of a second is over at the first step; the run saves there, says so, and ends with status 0."""
+    """A limit of a second is over at the first step; the run saves there, says so, and ends with status 75."""
     out = tmp_path / "run"
     for done in (1, 2):
-        stderr = world.train(out, "exp_manager.max_time_per_run='00:00:00:01'").stderr
-        assert f"stopped at step {done}: exp_manager.max_time_per_run is nearly over" in stderr
+        stopped = world.train(out, "exp_manager.max_time_per_run='00:00:00:01'", check=False)
+        assert stopped.returncode == STOPPED_EARLY
+        assert f"stopped at step {done}: exp_manager.max_time_per_run is nearly over" in stopped.stderr
         assert step(done) in checkpoints(out) and not (out / "hf").exists()
     world.train(out)
     assert_same_end(out, unbroken, tmp_path)

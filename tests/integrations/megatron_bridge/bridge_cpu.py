@@ -117,7 +117,7 @@ def install() -> None:
         importlib.import_module(name)
     from nemo_rpo.megatron import adam
 
-    adam.install_where_needed()
+    adam.install_where_needed(on_gpu=False)
     stand_ins = _stand_ins()
     for name in ("", ".training.setup", ".training.pretrain", ".training.finetune"):
         importlib.import_module(f"megatron.bridge{name}")

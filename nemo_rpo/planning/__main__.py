@@ -1,0 +1,112 @@
+"""``python -m nemo_rpo.planning CONFIG --model MODEL``: does it fit, and how long does a step take?
+
+A row for every number of GPUs on which the recipe's layout holds and a GPU's memory suffices, from one node of eight to
+256 GPUs. Formulas: :mod:`nemo_rpo.planning.memory`, :mod:`nemo_rpo.planning.step_time`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.load import load_config
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.validate import validate_config, validate_parallel
+from nemo_rpo.errors import ConfigError, RPOError
+from nemo_rpo.planning.memory import Memory, peak_memory
+from nemo_rpo.planning.models import MODELS, total_weights
+from nemo_rpo.planning.step_time import Hardware, step_seconds
+
+GPUS = (8, 16, 32, 64, 128, 256)
+SHORT = 512  # tokens of a prompt and a response: nearer to chats than the limit is
+_COLUMNS = ("weights", "gradients", "optimizer", "reference", "activations", "head")
+_SPARE = 0.1  # of a GPU's memory, for what is not counted
+
+
+def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) -> list[str]:
+    """The lines of the table.
+
+    Raises:
+        ConfigError: settings that do not fit each other, or no number of GPUs that they fit on.
+    """
+    validate_config(cfg)
+    model = cfg.model
+    architecture.check_parallel(
+        model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
+    )
+    full = model.data.seq_length or model.encoder_seq_length
+    rows = []
+    for gpus in GPUS:
+        memory = _fitting(cfg, architecture, gpus, hardware)
+        if memory is not None:
+            parts = " ".join(f"{getattr(memory, name) / 1e9:11.1f}" for name in _COLUMNS)
+            long, short = (step_seconds(cfg, architecture, gpus, length, hardware) for length in (full, SHORT))
+            rows.append(f"{gpus:4} {parts} {memory.total / 1e9:6.1f} {long:8.1f} {short:8.1f}")
+    if not rows:
+        raise ConfigError(
+            f"the layout fits on none of {', '.join(map(str, GPUS))} {hardware.name}: raise "
+            "model.tensor_model_parallel_size or model.pipeline_model_parallel_size"
+        )
+    header = f"{'GPUs':>4} {' '.join(f'{name:>11}' for name in _COLUMNS)} {'sum':>6} {f's/{full}':>8} {f's/{SHORT}':>8}"
+    return [
+        f"{total_weights(architecture) / 1e9:.2f}e9 weights; GB on the fullest GPU ({hardware.name}), and seconds of a "
+        "step at",
+        f"{full} and at {SHORT} tokens a text, at {hardware.utilisation:.0%} of {hardware.peak / 1e12:.0f} TFLOP/s. "
+        "By formula (nemo_rpo/planning);",
+        "none of it has run on a GPU yet.",
+        header,
+        *rows,
+    ]
+
+
+def _fitting(cfg: RunConfig, architecture: GPTArchitecture, gpus: int, hardware: Hardware) -> Memory | None:
+    cfg = copy.deepcopy(cfg)
+    cfg.trainer.devices = cfg.trainer.devices or GPUS[0]
+    cfg.trainer.num_nodes = gpus // cfg.trainer.devices
+    try:
+        validate_parallel(cfg, gpus)
+    except ConfigError:
+        return None
+    memory = peak_memory(cfg, architecture, gpus)
+    return memory if memory.total <= (1 - _SPARE) * hardware.memory else None
+
+
+def architecture_named(model: str) -> GPTArchitecture:
+    """That of a name in :data:`.models.MODELS`, or of a Hugging Face folder.
+
+    Raises:
+        ConfigError, CheckpointError: neither, or a model that this package does not train.
+    """
+    if model in MODELS:
+        return MODELS[model]
+    if not Path(model).is_dir():
+        raise ConfigError(f"--model {model} is no folder and none of {', '.join(MODELS)}")
+    from nemo_rpo.megatron.huggingface.config import architecture_from_hf
+
+    return architecture_from_hf(model)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m nemo_rpo.planning", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("config", help="a recipe, such as llama3_8b_ultrafeedback")
+    parser.add_argument("--model", required=True, help=f"a Hugging Face folder, or one of {', '.join(MODELS)}")
+    assumed = Hardware()
+    parser.add_argument("--utilisation", type=float, default=assumed.utilisation, help="share of the peak reached")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the recipe's")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        cfg = load_config(args.config, args.overrides)
+        lines = estimate(cfg, architecture_named(args.model), Hardware(utilisation=args.utilisation))
+    except RPOError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

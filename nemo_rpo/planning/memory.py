@@ -1,0 +1,130 @@
+"""Bytes on the fullest GPU of a run, at micro-batches of full length.
+
+With P weights on the GPU, t tensor-, p pipeline- and d data-parallel ranks (context-parallel ones among them):
+
+    weights     2 P           bf16                              (4 P in fp32)
+    gradients   4 P           fp32, whole on every data-parallel rank
+    optimizer  12 P / d       fp32 weights and two moments, sharded by the distributed optimizer (8 P / d in fp32)
+    reference   2 P           resident; swapped and cached take none
+    activations n_t · m · Σ over the stage's layers of the bytes that a token leaves for the backward pass
+
+n_t tokens a micro-batch, m = min(p - stage, micro-batches) of them in flight (1F1B). A token of one layer leaves what
+Korthikanti et al. (arXiv:2205.05198, section 4) count, but with grouped queries, SwiGLU, no dropout, and flash
+attention, which keeps none of the s × s scores (their 5as/h); a·c is the width of the queries, g·c of keys and values,
+f of the MLP:
+
+    8h              input and output of both norms     / t with sequence parallelism, else on every tensor rank
+    4ac + 4gc + 4a  queries, keys, values, attention's output and its log-sum-exp            / t
+    6f              gate, up and their product (4f without a gate)                           / t
+
+Full recomputation leaves 2h a layer (every ``num_layers``-th under ``uniform``), and the layers that are being
+recomputed in full once. Selective recomputation repeats the attention's core, whose scores flash attention does not
+keep anyway: here it saves nothing. The head's block of fp32 logits (or all logits of a micro-batch, twice) comes on
+top, at the last stage. Not counted: CUDA's context, NCCL's buffers and fragmentation; leave them a tenth of the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.schema import ModelConfig, RunConfig
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.vocabulary_blocks import BLOCK_ELEMENTS
+from nemo_rpo.planning.models import layer_matrix_weights, layer_norm_weights
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU, by what they hold."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    reference: float
+    activations: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+def micro_batch_tokens(model: ModelConfig) -> int:
+    """Tokens of a micro-batch at most: both responses of every pair at full length, or a full pack."""
+    pairs = 2 * model.micro_batch_size * (model.data.seq_length or model.encoder_seq_length)
+    return (model.data.packed_sequence_size or pairs) if model.data.packed_sequence else pairs
+
+
+def peak_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int) -> Memory:
+    """That of the pipeline stage that needs most.
+
+    Raises:
+        ConfigError: an interleaved pipeline, whose micro-batches in flight are not counted here.
+    """
+    if cfg.model.virtual_pipeline_model_parallel_size:
+        raise ConfigError(
+            "memory is not estimated for model.virtual_pipeline_model_parallel_size: leave it out for an estimate"
+        )
+    stages = range(cfg.model.pipeline_model_parallel_size)
+    return max((_stage(cfg, architecture, world_size, stage) for stage in stages), key=lambda memory: memory.total)
+
+
+def _stage(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage: int) -> Memory:
+    model, low = cfg.model, cfg.trainer.precision == "bf16"
+    tensor, pipeline, context = (
+        model.tensor_model_parallel_size,
+        model.pipeline_model_parallel_size,
+        model.context_parallel_size,
+    )
+    shards = world_size // (tensor * pipeline)  # of the optimizer: data- and context-parallel ranks
+    micro_batches = max(model.global_batch_size * context // (model.micro_batch_size * shards), 1)
+    layers = architecture.num_layers // pipeline + (stage < architecture.num_layers % pipeline)
+    table = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, tensor) * architecture.hidden_size
+    last = stage == pipeline - 1
+    tables = (stage == 0) + (last and not (stage == 0 and architecture.share_embeddings_and_output_weights))
+    weights = layers * (layer_matrix_weights(architecture) / tensor + layer_norm_weights(architecture))
+    weights += tables * table / tensor + last * architecture.hidden_size
+    sharded = shards if model.optim.name == "distributed_fused_adam" else 1
+    tokens = micro_batch_tokens(model) / context
+    in_flight = min(pipeline - stage, micro_batches)
+    width = 2 if low else 4
+    return Memory(
+        weights=width * weights,
+        gradients=4 * weights,
+        optimizer=(12 if low else 8) * weights / sharded,
+        reference=width * weights if model.rpo.reference == "resident" else 0,
+        activations=tokens * _layers_bytes(model, architecture, layers, in_flight) * width / 2,
+        head=_head_bytes(cfg, table // architecture.hidden_size, architecture, tokens) if last else 0,
+    )
+
+
+def _layers_bytes(model: ModelConfig, architecture: GPTArchitecture, layers: int, in_flight: int) -> float:
+    """Bytes that one token leaves in all ``layers`` of a stage for ``in_flight`` micro-batches, in bf16."""
+    whole = _layer_bytes(model, architecture)
+    if model.activations_checkpoint_granularity != "full":
+        return in_flight * layers * whole
+    group = min(model.activations_checkpoint_num_layers, layers)
+    inputs = 2 * architecture.hidden_size / (model.tensor_model_parallel_size if model.sequence_parallel else 1)
+    if model.activations_checkpoint_method == "block":  # the first `group` layers, one by one; the others keep all
+        return in_flight * (group * inputs + (layers - group) * whole) + whole
+    return in_flight * -(-layers // group) * inputs + group * whole
+
+
+def _layer_bytes(model: ModelConfig, architecture: GPTArchitecture) -> float:
+    tensor, heads = model.tensor_model_parallel_size, architecture.num_attention_heads
+    norms = 8 * architecture.hidden_size / (tensor if model.sequence_parallel else 1)
+    attention = 4 * (heads + architecture.num_query_groups) * architecture.kv_channels + 4 * heads
+    mlp = (6 if architecture.activation == "swiglu" else 4) * architecture.ffn_hidden_size
+    return norms + (attention + mlp) / tensor
+
+
+def _head_bytes(cfg: RunConfig, vocabulary: int, architecture: GPTArchitecture, tokens: float) -> float:
+    """The hidden states in the model's precision and their gradient in fp32, and the logits that exist at a time."""
+    if cfg.model.rpo.logprob_head == "logits":
+        return 2 * 4 * tokens * vocabulary / cfg.model.tensor_model_parallel_size
+    block = BLOCK_ELEMENTS["cuda" if cfg.trainer.accelerator == "gpu" else "cpu"]
+    logits = min(block, tokens * vocabulary / cfg.model.tensor_model_parallel_size)
+    return (2 if cfg.trainer.precision == "bf16" else 4) * tokens * architecture.hidden_size + (
+        4 * tokens * architecture.hidden_size + 6 * logits  # the block in bf16, and in fp32
+    )

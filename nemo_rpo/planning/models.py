@@ -1,0 +1,33 @@
+"""The published sizes of the models that the recipes are for (their ``config.json``), and the weights they have."""
+
+from __future__ import annotations
+
+from nemo_rpo.config.architecture import GPTArchitecture
+
+MODELS = {
+    "llama3-8b": GPTArchitecture(32, 4096, 14336, 32, 8, 128, 128256, 8192, rotary_base=5e5),
+    "llama3-70b": GPTArchitecture(80, 8192, 28672, 64, 8, 128, 128256, 8192, rotary_base=5e5),
+    "mistral-7b": GPTArchitecture(32, 4096, 14336, 32, 8, 128, 32000, 32768, rotary_base=1e6),
+    "qwen3-8b": GPTArchitecture(36, 4096, 12288, 32, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
+    "qwen3-32b": GPTArchitecture(64, 5120, 25600, 64, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
+}
+
+
+def layer_matrix_weights(model: GPTArchitecture) -> int:
+    """Weights of one layer's matrices, which tensor parallelism splits: QKV, projection, MLP."""
+    heads, groups = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    attention = model.hidden_size * (heads + 2 * groups) + heads * model.hidden_size
+    matrices = 3 if model.activation == "swiglu" else 2
+    return attention + matrices * model.hidden_size * model.ffn_hidden_size
+
+
+def layer_norm_weights(model: GPTArchitecture) -> int:
+    """Weights of one layer's norms, which every tensor-parallel rank has whole."""
+    return 2 * model.hidden_size + (2 * model.kv_channels if model.qk_layernorm else 0)
+
+
+def total_weights(model: GPTArchitecture) -> int:
+    """All weights of the model, N; no padding of the vocabulary."""
+    tables = 1 if model.share_embeddings_and_output_weights else 2
+    layers = model.num_layers * (layer_matrix_weights(model) + layer_norm_weights(model))
+    return layers + tables * model.vocab_size * model.hidden_size + model.hidden_size

@@ -1,0 +1,66 @@
+"""Seconds of an optimizer step, from the arithmetic it asks for and the share of the GPU's peak that it gets.
+
+    forward      F = 2 N_layers + 2 N_head + 2 L a c s      FLOPs a token: a multiply-add a weight, and causal attention
+                                                            (two products of s/2 keys on average, a·c wide, L layers)
+    step         T · [ 3 F + F·(full recomputation) + F·(live reference) + 2 N_head·(chunked head) ]
+    seconds      step / (GPUs · peak · MFU) · (1 + (p - 1) / m)  +  3 · 2P / bandwidth·(swapped reference)
+
+T tokens of a global batch, 2 · pairs · s with s tokens a prompt and response; backward is twice the forward; the
+pipeline's p - 1 idle slots come on m micro-batches; a swapped reference moves the GPU's P weights over the bus three
+times. With T at full length the arithmetic is an upper bound: packing, or shorter texts, take away in proportion. What
+GPUs say to each other has no term of its own: it is in the utilisation, which falls where ranks have few micro-batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.megatron.needs import StepNeeds
+from nemo_rpo.planning.models import layer_matrix_weights
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What is assumed of one GPU: an H100 SXM, and what Megatron-Core reaches on it with models of these sizes."""
+
+    name: str = "H100 80 GB"
+    memory: float = 80e9  # bytes
+    peak: float = 989e12  # dense bf16 FLOP/s
+    utilisation: float = 0.40  # model FLOPs over peak: an assumption, not a measurement
+    host_bandwidth: float = 50e9  # bytes/s, PCIe 5 × 16
+
+
+def forward_flops(architecture: GPTArchitecture, length: int) -> tuple[float, float]:
+    """FLOPs of a token in the layers and in the head, for texts of ``length`` tokens."""
+    queries = architecture.num_attention_heads * architecture.kv_channels
+    layer = 2 * layer_matrix_weights(architecture) + 2 * queries * length
+    return architecture.num_layers * layer, 2 * architecture.vocab_size * architecture.hidden_size
+
+
+def step_seconds(
+    cfg: RunConfig, architecture: GPTArchitecture, world_size: int, length: int, hardware: Hardware
+) -> float:
+    """Of a global batch whose texts, prompt and response together, are ``length`` tokens long."""
+    model = cfg.model
+    layers, head = forward_flops(architecture, length)
+    live = StepNeeds.of(base_loss(model), model).live_reference
+    flops = (3 + live) * (layers + head)
+    if model.activations_checkpoint_granularity == "full":
+        recomputed = model.activations_checkpoint_num_layers if model.activations_checkpoint_method == "block" else None
+        stage_layers = architecture.num_layers / model.pipeline_model_parallel_size
+        flops += layers * (1 if recomputed is None else min(recomputed / stage_layers, 1))
+    if model.rpo.logprob_head == "chunked":
+        flops += head
+    tokens = 2 * model.global_batch_size * length
+    model_parallel = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+    micro_batches = model.global_batch_size * model_parallel / (model.micro_batch_size * world_size)
+    idle = (model.pipeline_model_parallel_size - 1) / micro_batches
+    seconds = tokens * flops / (world_size * hardware.peak * hardware.utilisation) * (1 + idle)
+    if live and model.rpo.reference == "swapped":
+        split = model.tensor_model_parallel_size * model.pipeline_model_parallel_size
+        weights = architecture.num_layers * layer_matrix_weights(architecture) / split
+        seconds += 3 * 2 * weights / hardware.host_bandwidth
+    return seconds

@@ -1,0 +1,133 @@
+"""The recipes load for their number of GPUs, and what they say of memory and time is what the formulas give."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from paths import ROOT
+
+from nemo_rpo.config.load import load_config
+from nemo_rpo.config.validate import validate_config, validate_parallel
+from nemo_rpo.planning.__main__ import main
+from nemo_rpo.planning.memory import peak_memory
+from nemo_rpo.planning.models import MODELS, total_weights
+from nemo_rpo.planning.step_time import Hardware, forward_flops, step_seconds
+
+CONF = ROOT / "conf"
+RECIPES = sorted([*CONF.glob("*_ultrafeedback.yaml"), *CONF.glob("*_multipref.yaml")])
+COMMAND = re.compile(r"^# python -m nemo_rpo\.planning (\S+) --model (\S+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_for_its_ranks(path: Path) -> None:
+    given = ["pretrained_checkpoint.restore_from_path=MODEL", "model.data.data_prefix.train=train.jsonl"]
+    cfg = load_config(str(path), given, notify=lambda text: pytest.fail(f"{path.name}: {text}"))
+    model, trainer = cfg.model, cfg.trainer
+    ranks = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+    validate_config(cfg)
+    validate_parallel(cfg, trainer.num_nodes * trainer.devices if trainer.devices else ranks)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_the_formulas_give(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a mismatch, put what the command in its head prints there."""
+    text = path.read_text()
+    name, model = COMMAND.search(text).groups()
+    assert name == path.stem
+    assert main([str(path), "--model", model]) == 0
+    printed = "".join(f"#   {line}\n" for line in capsys.readouterr().out.splitlines())
+    assert printed in text, printed
+
+
+def test_the_recipes_are_those_of_the_paper_and_its_successors() -> None:
+    for name in MODELS:
+        stem = name.replace("-", "_")
+        one, many = (load_config(str(CONF / f"{stem}_{data}.yaml")) for data in ("ultrafeedback", "multipref"))
+        assert {cfg.model.global_batch_size for cfg in (one, many)} == {128}
+        assert one.model.dpo.ref_policy_kl_penalty == many.model.dpo.ref_policy_kl_penalty == 0.01
+        assert one.model.optim.lr == many.model.optim.lr == (5e-7 if name == "mistral-7b" else 3e-7)
+        assert (one.model.rpo.estimator, one.model.rpo.eta_init, one.model.rpo.alpha) == ("ema", 0.9, 0.1)
+        assert (one.model.data.layout, many.model.data.layout) == ("auto", "multipref")
+        assert many.trainer.num_nodes == one.trainer.num_nodes
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama3-8b", "Llama"), ("mistral-7b", "Mistral"), ("qwen3-32b", "Qwen3")])
+def test_weights_are_those_of_transformers(name: str, kind: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install 'nemo-rpo[hf]'")
+    model = MODELS[name]
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=model.vocab_size, hidden_size=model.hidden_size, intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=model.num_layers, num_attention_heads=model.num_attention_heads, head_dim=model.kv_channels,
+        num_key_value_heads=model.num_query_groups, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        real = getattr(transformers, f"{kind}ForCausalLM")(config)
+    assert sum(parameter.numel() for parameter in real.parameters()) == total_weights(model)
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    """PyTorch counts all keys of the attention; half of them are masked, and a causal kernel leaves them out."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'nemo-rpo[hf]'")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, length = MODELS["llama3-8b"], 2048
+    config = transformers.LlamaConfig(
+        vocab_size=model.vocab_size, hidden_size=model.hidden_size, intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=2, num_attention_heads=32, num_key_value_heads=8, attn_implementation="sdpa",
+    )  # fmt: skip
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        transformers.LlamaForCausalLM(config)(input_ids=torch.zeros(1, length, dtype=torch.long))
+    layers, head = forward_flops(model, length)
+    masked = 2 * model.num_attention_heads * model.kv_channels * length  # a token and layer
+    assert counter.get_total_flops() / length == pytest.approx((layers / 32 + masked) * 2 + head, rel=1e-3)
+
+
+def test_memory_by_hand() -> None:
+    """Llama-3 8B at TP 2 on eight GPUs, the figures of a pocket calculator."""
+    cfg = load_config(str(CONF / "llama3_8b_ultrafeedback.yaml"))
+    memory = peak_memory(cfg, MODELS["llama3-8b"], 8)
+    matrices = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336
+    weights = 32 * (matrices / 2 + 2 * 4096) + 128256 * 4096 + 4096
+    assert memory.weights == memory.reference == 2 * weights and memory.gradients == 4 * weights
+    assert memory.optimizer == 12 * weights / 4
+    token = (8 * 4096 + 4 * (32 + 8) * 128 + 4 * 32 + 6 * 14336) / 2
+    assert memory.activations == 2 * 2048 * 32 * token
+
+
+def test_what_saves_memory_and_what_it_costs() -> None:
+    def of(*overrides: str) -> tuple[float, float, float]:
+        cfg = load_config(str(CONF / "llama3_8b_ultrafeedback.yaml"), overrides)
+        memory = peak_memory(cfg, MODELS["llama3-8b"], 8)
+        return memory.reference, memory.activations, step_seconds(cfg, MODELS["llama3-8b"], 8, 2048, Hardware())
+
+    resident = of()
+    swapped, cached = of("model.rpo.reference=swapped"), of("model.rpo.reference=cached")
+    assert swapped[0] == cached[0] == 0 < resident[0]
+    assert cached[2] < resident[2] < swapped[2]
+    recomputed = of(
+        "model.activations_checkpoint_granularity=full",
+        "model.activations_checkpoint_method=uniform",
+        "model.activations_checkpoint_num_layers=1",
+    )
+    assert recomputed[1] < 0.1 * resident[1] and resident[2] < recomputed[2] < 1.3 * resident[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "llama4"], "--model llama4 is no folder and none of llama3-8b, llama3-70b"),
+        (
+            ["--model", "llama3-70b"],
+            "the layout fits on none of 8, 16, 32, 64, 128, 256 H100 80 GB: raise model.tensor",
+        ),
+        (["--model", "llama3-8b", "model.tensor_model_parallel_size=16"], "model.tensor_model_parallel_size=16 does"),
+        (["--model", "llama3-8b", "model.optm.lr=1"], "unknown key model.optm.lr"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(CONF / "llama3_8b_ultrafeedback.yaml"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
