@@ -26,8 +26,8 @@ def run_ranks(
     """Runs ``script`` (a file, or lines of code that it is handed as ``-c``) on ``nproc`` ranks.
 
     ``nemo_rpo`` and this folder are importable there whether installed or not. With ``check``, a failed rank fails the
-    test with the end of what the ranks wrote. A run that outlives ``timeout`` seconds is a hang: its ranks say where
-    they stand, are killed, and :class:`AssertionError` tells it.
+    test; the end of what the ranks wrote goes to stderr, which pytest shows. A run that outlives ``timeout`` seconds is
+    a hang: its ranks say where they stand, are killed, and :class:`AssertionError` tells it.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(nproc)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -42,16 +42,16 @@ def run_ranks(
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired as exc:
         _, stderr = _end(process, signal.SIGABRT)  # at which faulthandler prints each thread's stack
-        raise AssertionError(f"{nproc} ranks of {script} hung for {timeout} s\n{stderr[-20000:]}") from exc
+        print(stderr[-20000:], file=sys.stderr)
+        raise AssertionError(f"{nproc} ranks hung for {timeout} s: their stacks are in the captured output") from exc
     except BaseException:
         _end(process, signal.SIGKILL)
         raise
     result = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
     if check and result.returncode:
         said, _, _ = stderr.partition("failed (exitcode")  # the ranks' own words; the launcher's summary follows
-        raise AssertionError(
-            f"{nproc} ranks of {script} ended with {result.returncode}\n{stdout[-3000:]}\n{said[-6000:]}"
-        )
+        print(stdout[-3000:], said[-6000:], sep="\n", file=sys.stderr)
+        raise AssertionError(f"{nproc} ranks ended with {result.returncode}: what they said is in the captured output")
     return result
 
 

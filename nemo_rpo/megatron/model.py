@@ -107,10 +107,13 @@ class MegatronGPTRPOModel:
         self._connect_schedule()
 
     def _connect_schedule(self) -> None:
-        """What Megatron's schedules call back: when to synchronise gradients, how to finish them."""
+        """What Megatron's schedules call back: when to synchronise gradients, how to finish them.
+
+        Not how to scale the loss: without fp16 there is no scale, and the optimizer's method on the model's
+        configuration would close a circle through autograd's nodes that no garbage collector sees.
+        """
         config = self.config
         config.finalize_model_grads_func = finalize_model_grads
-        config.grad_scale_func = self.optimizer.scale_loss
         one = len(self.model) == 1
         if self.cfg.model.optim.overlap_grad_sync:
             config.no_sync_func = self.model[0].no_sync if one else [chunk.no_sync for chunk in self.model]

@@ -7,6 +7,7 @@ or gloo on CPUs, and builds Megatron-Core's groups.
 from __future__ import annotations
 
 import datetime
+import gc
 import itertools
 import os
 import socket
@@ -42,6 +43,7 @@ _starts = itertools.count()
 
 
 def _start_process_group(backend: str) -> None:
+    gc.collect()  # an earlier run's groups: each is a thread of gloo's that wakes 100 times a second
     timeout = datetime.timedelta(minutes=30)
     store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun's store outlives a process group: under the same keys, a second one would call on the addresses of the

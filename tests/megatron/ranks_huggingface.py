@@ -137,8 +137,7 @@ def main() -> None:
         refusals(cfg, Path(task["models"]), out)
         if task["stories"]:
             tell_a_story(cfg, Path(task["stories"]), out)
-        parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+        parallel.finalize()
 
 
 if __name__ == "__main__":
