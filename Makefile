@@ -17,7 +17,8 @@ test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
-	.venv-aligner/bin/python -m pytest tests/integrations/nemo_aligner
+	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
+	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -58,7 +59,7 @@ lint: .venv/.ready
 # NeMo-Aligner with what its DPO recipe imports, pinned: what it declares pulls in packages that need a GPU to build.
 .venv-aligner/.ready: pyproject.toml Makefile tests/integrations/nemo_aligner/requirements.txt
 	$(PYTHON) -m venv .venv-aligner
-	.venv-aligner/$(PIP) "$(TORCH)" pytest
+	.venv-aligner/$(PIP) "$(TORCH)" pytest pytest-xdist
 	.venv-aligner/$(PIP) --no-deps -r tests/integrations/nemo_aligner/requirements.txt
 	.venv-aligner/$(PIP) --no-deps -e .
 	touch $@

@@ -22,19 +22,21 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     timeout: float = 240,
     check: bool = True,
+    python: str | Path = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``script`` (a file, or lines of code that it is handed as ``-c``) on ``nproc`` ranks.
 
     ``nemo_rpo`` and this folder are importable there whether installed or not. With ``check``, a failed rank fails the
     test; the end of what the ranks wrote goes to stderr, which pytest shows. A run that outlives ``timeout`` seconds is
-    a hang: its ranks say where they stand, are killed, and :class:`AssertionError` tells it.
+    a hang: its ranks say where they stand, are killed, and :class:`AssertionError` tells it. ``python``: the
+    interpreter, maybe of another environment.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(nproc)]
+    launcher = [str(python), "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(nproc)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     if isinstance(script, Path):
         launcher += [str(script)]
     else:
-        launcher += ["--no-python", sys.executable, "-c", textwrap.dedent(script)]
+        launcher += ["--no-python", str(python), "-c", textwrap.dedent(script)]
     command = launcher + [str(arg) for arg in args]
     environment = _environment(env or {})
     process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -32,6 +32,7 @@ class GPTArchitecture:
     bias: bool = False
     qkv_bias: bool = False
     qk_layernorm: bool = False
+    position_embedding_type: str = "rope"  # rope | learned_absolute
     rotary_base: float = 10000.0
     rotary_percentage: float = 1.0
     rope_scaling: dict[str, float] = field(default_factory=dict)
@@ -102,6 +103,7 @@ def architecture_from_yaml(model: Any, vocab_size: int) -> GPTArchitecture:
         bias=model.bias,
         qkv_bias=model.qkv_bias,
         qk_layernorm=model.qk_layernorm,
+        position_embedding_type=model.position_embedding_type,
         rotary_base=model.rotary_base,
         rotary_percentage=model.rotary_percentage,
         share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,

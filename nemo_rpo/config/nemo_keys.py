@@ -18,7 +18,6 @@ IGNORED = frozenset(
     exp_manager.use_datetime_version exp_manager.log_global_rank_0_only exp_manager.create_dllogger_logger
     exp_manager.summary_writer_kwargs.* exp_manager.files_to_copy
     exp_manager.checkpoint_callback_params.always_save_nemo
-    exp_manager.checkpoint_callback_params.save_nemo_on_train_end
     exp_manager.checkpoint_callback_params.filename exp_manager.checkpoint_callback_params.model_parallel_size
     exp_manager.checkpoint_callback_params.save_best_model exp_manager.checkpoint_callback_params.verbose
     model.mcore_gpt model.megatron_amp_O2 model.transformer_engine model.name model.target model.nemo_version
@@ -62,7 +61,6 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.data.reset_attention_mask": ((False,), "every response is a sequence of its own"),
     "model.data.eod_mask_loss": ((False,), "the end-of-text token is part of the response"),
     "model.apply_embedding_scaling": ((False,), "there is no such layer here"),
-    "model.position_embedding_type": (("rope",), "positions are rotary"),
     "model.rotary_interleaved": ((False,), "rotary pairs are the two halves of a head"),
     "model.seq_len_interpolation_factor": ((None,), "rope scaling comes from the checkpoint's config.json"),
     "model.scale_positional_embedding": ((False,), "rope scaling comes from the checkpoint's config.json"),

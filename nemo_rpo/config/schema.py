@@ -42,6 +42,7 @@ class CheckpointCallbackConfig:
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
     save_hf_on_train_end: bool = True  # the final policy as a Hugging Face folder, beside the checkpoints
+    save_nemo_on_train_end: bool = False  # and as policy.nemo, for NeMo 1.x up to 2.1 and NeMo-Aligner
 
 
 @dataclass
@@ -60,7 +61,8 @@ class ExpManagerConfig:
 
 @dataclass
 class PretrainedConfig:
-    # A Hugging Face folder or a checkpoint of this package; null: fresh weights of the shape that model.* gives.
+    # A Hugging Face folder, a .nemo (or the folder that it unpacks to), or a checkpoint of this package; null: fresh
+    # weights of the shape that model.* gives.
     restore_from_path: str | None = None
 
 
@@ -89,8 +91,8 @@ class RPOConfig(EMSettings):
     # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once.
     reference: Literal["resident", "swapped", "cached"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
-    # π_t of losses that compare with the policy of an earlier round: a Hugging Face folder or a checkpoint of this
-    # package, kept as `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
+    # π_t of losses that compare with the policy of an earlier round: what restore_from_path takes, kept as
+    # `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None
     record: bool = True  # posteriors.parquet, annotators.parquet and validation.parquet in the run's folder
     embedding_width: Count = 6  # of a general preference model's embeddings; even
@@ -186,6 +188,7 @@ class ModelConfig:
     bias: bool = False
     qkv_bias: bool = False
     qk_layernorm: bool = False
+    position_embedding_type: Literal["rope", "learned_absolute"] = "rope"
     rotary_base: Positive = 10000.0
     rotary_percentage: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     share_embeddings_and_output_weights: bool = False

@@ -32,7 +32,7 @@ class SettingsTree:
     """
 
     def __init__(self) -> None:
-        _register_resolvers()
+        register_resolvers()
         self._defaults = OmegaConf.create(_without_tuples(asdict(RunConfig())))
         self._tree = self._defaults.copy()
         self._origin: dict[str, str] = {}
@@ -99,7 +99,8 @@ class SettingsTree:
         return name is not None
 
 
-def _register_resolvers() -> None:
+def register_resolvers() -> None:
+    """Makes NeMo's resolvers known to OmegaConf; twice does no harm."""
     for name, resolver in _RESOLVERS.items():
         try:
             OmegaConf.register_resolver(name, resolver, replace=True)

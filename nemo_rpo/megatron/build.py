@@ -209,7 +209,7 @@ def build_model_chunks(
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             parallel_output=True,
             share_embeddings_and_output_weights=architecture.share_embeddings_and_output_weights,
-            position_embedding_type="rope",
+            position_embedding_type=architecture.position_embedding_type,
             vp_stage=vp_stage,
             **_rope_arguments(architecture),
         )

@@ -174,10 +174,12 @@ class PreferenceGPT(GPTModel):
 
     def _rotary_embedding(
         self, hidden: Tensor | None, position_ids: Tensor, packed: Segments | PackedSeqParams | None
-    ) -> Tensor:
-        """The angles ``[s, 1, 1, d]`` of a row's positions. Those of Transformer Engine's packs are of the longest
-        sequence, which it counts through itself.
+    ) -> Tensor | None:
+        """The angles ``[s, 1, 1, d]`` of a row's positions; None where positions are embedded. Those of Transformer
+        Engine's packs are of the longest sequence, which it counts through itself.
         """
+        if self.position_embedding_type != "rope":
+            return None
         if isinstance(packed, PackedSeqParams):
             return self.rotary_pos_emb(packed.max_seqlen_q, packed_seq=True)
         length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config)

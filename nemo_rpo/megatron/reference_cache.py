@@ -37,19 +37,26 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 def weights_fingerprint(path: str | None) -> str:
-    """Tells weights apart without reading them whole: names and sizes of the files under ``path``, and of each 64
-    samples of 64 KiB at equal distances (files up to 4 MiB whole).
+    """Tells weights apart without reading them whole: names and sizes of the files under ``path`` (or of that file, a
+    ``.nemo``), and of each 64 samples of 64 KiB at equal distances (files up to 4 MiB whole).
     """
     digest = hashlib.sha256()
-    for file in sorted(Path(path).rglob("*")) if path else []:
-        if file.suffix in (".safetensors", ".bin", ".distcp", ".json"):
-            size = file.stat().st_size
-            digest.update(f"{file.relative_to(path)} {size}".encode())
-            with file.open("rb") as opened:
-                for start in range(0, size, max(_SAMPLE_BYTES, -(-size // _SAMPLES))):
-                    opened.seek(start)
-                    digest.update(opened.read(_SAMPLE_BYTES))
+    for file in _weight_files(Path(path)) if path else []:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}".encode())
+        with file.open("rb") as opened:
+            for start in range(0, size, max(_SAMPLE_BYTES, -(-size // _SAMPLES))):
+                opened.seek(start)
+                digest.update(opened.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    # The blocks of zarr, in folders of an unpacked .nemo, have numbers for names.
+    suffixes = (".safetensors", ".bin", ".distcp", ".ckpt", ".json", ".yaml")
+    return [f for f in sorted(path.rglob("*")) if f.suffix in suffixes or f.name.replace(".", "").isdecimal()]
 
 
 @torch.no_grad()

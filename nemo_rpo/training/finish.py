@@ -1,10 +1,9 @@
-"""The end of a run: the policy as a Hugging Face folder, the tables of annotators, labels and held-out pairs, and the
-closing report.
+"""The end of a run: the policy as it is handed on, the tables of annotators, labels and held-out pairs, and the closing
+report.
 """
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +11,14 @@ import torch.distributed as dist
 
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.megatron.huggingface.config import read_hf_config
-from nemo_rpo.megatron.huggingface.exporter import export_hf
-from nemo_rpo.training import record
+from nemo_rpo.training import exports, record
 from nemo_rpo.training.first_rank import on_first_rank
 from nemo_rpo.training.logging import RunLog
 from nemo_rpo.training.metrics import read_metrics
 from nemo_rpo.training.results import ANNOTATOR_CSV
-from nemo_rpo.training.setup import starting_point, tokenizer_folder
 from nemo_rpo.training.summary import final_report
 from nemo_rpo.training.sweep import margins
 from nemo_rpo.training.trainer import RPOTrainer
-
-_HF_FOLDER = "hf"
 
 
 def drop_results(folder: Path, fresh: bool) -> None:
@@ -35,7 +29,7 @@ def drop_results(folder: Path, fresh: bool) -> None:
     """
 
     def drop() -> None:
-        shutil.rmtree(folder / _HF_FOLDER, ignore_errors=True)
+        exports.drop(folder)
         (folder / record.VALIDATION).unlink(missing_ok=True)
         if fresh:
             for name in (ANNOTATOR_CSV, record.ANNOTATORS, record.POSTERIORS):
@@ -61,8 +55,7 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
     checkpoint = trainer.store.latest()
     if checkpoint is not None:
         files.append(checkpoint)
-    if cfg.exp_manager.checkpoint_callback_params.save_hf_on_train_end:
-        files.append(_export(cfg, trainer))
+    files += exports.write(cfg, trainer.model, trainer.folder)
     log.close()
     if dist.get_rank() == 0:
         print_on_first_rank("\n" + final_report(rows, read_metrics(trainer.folder), files))
@@ -75,13 +68,3 @@ def _held_out(trainer: RPOTrainer) -> Path:
             delta = margins(trainer.model, trainer.validation_batches()).everywhere(len(cache))
         on_first_rank(partial(record.write_validation, trainer.folder, trainer.step, cache, delta.cpu().numpy()))
     return path
-
-
-def _export(cfg: RunConfig, trainer: RPOTrainer) -> Path:
-    folder = trainer.folder / _HF_FOLDER
-    if not on_first_rank(folder.exists):
-        source = starting_point(cfg)
-        config = read_hf_config(source) if source and (source / "config.json").exists() else None
-        export_hf(trainer.model.model, trainer.model.architecture, folder, tokenizer_folder(cfg), config)
-        dist.barrier()
-    return folder

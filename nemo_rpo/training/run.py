@@ -25,7 +25,7 @@ def train(cfg: RunConfig) -> int:
     time limit stopped it before, after a checkpoint.
 
     Leaves in the run's folder: ``config.yaml``, ``metrics.jsonl``, ``annotators.csv``, ``checkpoints/``, the record
-    (:mod:`nemo_rpo.training.record`) and, at the end, the policy as a Hugging Face folder ``hf/``.
+    (:mod:`nemo_rpo.training.record`) and, at the end, the policy as ``hf/`` (Hugging Face) and ``policy.nemo``.
 
     Raises:
         RPOError: anything the user can mend, before the first step wherever it can be known.
@@ -50,7 +50,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     """Returns whether the run came to its end."""
     from nemo_rpo.megatron.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
-    from nemo_rpo.training import resume, setup
+    from nemo_rpo.training import exports, resume, setup
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.finish import drop_results, finish
     from nemo_rpo.training.logging import RunLog, startup_log
@@ -73,6 +73,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
     architecture = setup.architecture_for(cfg, cache)
+    exports.check(cfg, architecture)
     model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
     if "validation" in splits:
         store.check_monitor(f"val_{name}" for name in model.metrics.means())

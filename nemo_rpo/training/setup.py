@@ -32,6 +32,9 @@ from nemo_rpo.megatron.checkpoint import RUN_FILE, architecture_of, load_weights
 from nemo_rpo.megatron.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
+from nemo_rpo.megatron.nemo.archive import is_nemo
+from nemo_rpo.megatron.nemo.config import architecture_from_nemo, read_nemo_config
+from nemo_rpo.megatron.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.reliability import build_reliability
 from nemo_rpo.training.packing import packing_of
 
@@ -55,9 +58,25 @@ def run_folder(cfg: RunConfig) -> Path:
 
 
 def tokenizer_folder(cfg: RunConfig) -> str:
-    folder = cfg.model.tokenizer.type or cfg.pretrained_checkpoint.restore_from_path
+    start = cfg.pretrained_checkpoint.restore_from_path
+    folder = cfg.model.tokenizer.type or start
     if folder is None:
         raise ConfigError("model.tokenizer.type is not set: give the folder of a Hugging Face tokenizer")
+    if cfg.model.tokenizer.type is None and is_nemo(start):
+        return _tokenizer_of_nemo(start)
+    return folder
+
+
+def _tokenizer_of_nemo(path: str) -> str:
+    """The Hugging Face folder that a ``.nemo`` names its tokenizer by: it is not inside."""
+    tokenizer = read_nemo_config(path).get("tokenizer") or {}
+    library, folder = tokenizer.get("library"), tokenizer.get("type")
+    if library != "huggingface" or not folder or not os.path.isdir(folder):
+        named = f"{folder} of library {library}" if folder else f"one of library {library}"
+        raise ConfigError(
+            f"model.tokenizer.type is not set, and {path} names a tokenizer that is no folder on this machine "
+            f"({named}): give the folder of the same tokenizer in Hugging Face's form"
+        )
     return folder
 
 
@@ -140,18 +159,18 @@ def open_splits(cfg: RunConfig) -> dict[str, Split]:
 
 
 def starting_point(cfg: RunConfig) -> Path | None:
-    """The folder of the starting weights; None for fresh ones. Raises :class:`CheckpointError` if it is not there."""
-    return _folder("pretrained_checkpoint.restore_from_path", cfg.pretrained_checkpoint.restore_from_path)
+    """Folder or ``.nemo`` of the starting weights; None for fresh ones. :class:`CheckpointError` if it is not there."""
+    return _place("pretrained_checkpoint.restore_from_path", cfg.pretrained_checkpoint.restore_from_path)
 
 
 def previous_iterate(cfg: RunConfig) -> Path | None:
-    """The folder of π_t's weights; None where the reference is it. :class:`CheckpointError` if it is not there."""
-    return _folder("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
+    """Folder or ``.nemo`` of π_t's weights; None where the reference is it. :class:`CheckpointError` if not there."""
+    return _place("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
 
 
-def _folder(key: str, path: str | None) -> Path | None:
-    if path is not None and not os.path.isdir(path):
-        raise CheckpointError(f"{key}={path} is not a folder on this machine")
+def _place(key: str, path: str | None) -> Path | None:
+    if path is not None and not os.path.isdir(path) and not is_nemo(path):
+        raise CheckpointError(f"{key}={path} is not a folder or a .nemo on this machine")
     return None if path is None else Path(path)
 
 
@@ -193,8 +212,10 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
 
 
 def stored_architecture(path: Path) -> GPTArchitecture:
-    """The shape of the model in a checkpoint or a Hugging Face folder."""
-    return architecture_of(path) if _is_ours(path) else architecture_from_hf(path)
+    """The shape of the model in a checkpoint, a ``.nemo`` or a Hugging Face folder."""
+    if _is_ours(path):
+        return architecture_of(path)
+    return architecture_from_nemo(path) if is_nemo(path) else architecture_from_hf(path)
 
 
 def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
@@ -246,7 +267,9 @@ def build_model(
 
 
 def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
-    """What fills model chunks with the weights of a checkpoint or a Hugging Face folder."""
+    """What fills model chunks with the weights of a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return partial(load_weights, path)
+    if is_nemo(path):
+        return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)

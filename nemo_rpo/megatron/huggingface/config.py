@@ -173,6 +173,7 @@ def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
     unlike = {
         "normalization": a.normalization != "rmsnorm",
         "activation": a.activation != "swiglu",
+        "position_embedding_type": a.position_embedding_type != "rope",
         "rotary_percentage": a.rotary_percentage != 1.0,
         "bias": a.bias and a.qk_layernorm,
         "qkv_bias": a.qkv_bias and a.qk_layernorm,

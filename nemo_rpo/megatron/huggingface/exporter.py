@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ class _RemoteShard:
 _Inventory = dict[_TensorId, dict[_Offset, _RemoteShard]]
 
 
-class _FirstRank:
+class FirstRank:
     """The rank of the model-parallel group that writes, and what went wrong there.
 
     Its peers wait for it in collectives, so a full disk must not raise in their midst: later steps are left out, and
@@ -71,7 +72,6 @@ class _FirstRank:
             raise CheckpointError(message[0])
 
 
-@torch.no_grad()
 def export_hf(
     chunks: Sequence[torch.nn.Module],
     architecture: GPTArchitecture,
@@ -96,27 +96,74 @@ def export_hf(
     Raises :class:`CheckpointError` on every rank of the group if the folder cannot be written, and :class:`ConfigError`
     if ``chunks``, ``architecture`` and ``source_config`` do not belong together.
     """
+    tensors = megatron_tensors(architecture)
+
+    def started(stored: torch.dtype) -> tuple[Callable[[], HuggingFaceFolderWriter], Mapping[str, Any]]:
+        config = exported_config(architecture, source_config, stored)
+        files = (folder, hf_shapes(tensors), stored, max_shard_size, tokenizer_folder)
+        return partial(HuggingFaceFolderWriter, *files), config
+
+    export_tensors(chunks, tensors, started, dtype, _add_reward_head)
+
+
+class TensorWriter(Protocol):
+    """Takes whole tensors one by one, then the description of the model. Raises :class:`RPOError` if it cannot."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes ``tensor``, on the CPU."""
+
+    def finish(self, config: Mapping[str, Any]) -> None:
+        """All tensors are there."""
+
+
+Writer = TypeVar("Writer", bound=TensorWriter)
+
+
+@torch.no_grad()
+def export_tensors(
+    chunks: Sequence[torch.nn.Module],
+    tensors: Sequence[MegatronTensor],
+    start: Callable[[torch.dtype], tuple[Callable[[], Writer], Mapping[str, Any]]],
+    dtype: torch.dtype | None,
+    add_beside: Callable[[Sequence[torch.nn.Module], torch.dtype, FirstRank, Writer | None], None] | None = None,
+) -> None:
+    """Hands the model's ``tensors``, whole, under the names of their runs, to a writer on the group's first rank.
+
+    Args:
+        start: from the dtype of the weights what makes the writer, and the description that it finishes with; called
+            on every rank of the group, which all raise what it raises.
+        dtype: of the weights that are written; None: the parameters' own.
+        add_beside: collective over the group as well; what else the writer, None on other ranks, is to take.
+
+    Collectives and errors: :func:`export_hf`.
+    """
     if parallel_state.get_data_parallel_rank(with_context_parallel=True) != 0:
         return
-    first = _FirstRank()
+    first = FirstRank()
     shards = list(local_shards(chunks))
     inventory = _inventory(shards, first.group)
-    tensors = megatron_tensors(architecture)
     _check_complete(tensors, inventory)
     dtype = dtype or shards[0].data.dtype
-    config = exported_config(architecture, source_config, dtype)
+    make_writer, config = start(dtype)
 
-    writer = first.run(HuggingFaceFolderWriter, folder, hf_shapes(tensors), dtype, max_shard_size, tokenizer_folder)
+    writer = first.run(make_writer)
     first.agree()
     mine = {(shard.key, shard.layer, shard.offset): shard.data for shard in shards}
     for tensor in tensors:
         for name, data in _gather(tensor, inventory, mine, dtype, first).items():
             first.run(writer.add, name, data)
+    if add_beside is not None:
+        add_beside(chunks, dtype, first, writer)
+    first.run(lambda: writer.finish(config))
+    first.agree()
+
+
+def _add_reward_head(
+    chunks: Sequence[torch.nn.Module], dtype: torch.dtype, first: FirstRank, writer: HuggingFaceFolderWriter | None
+) -> None:
     head = _reward_head(chunks, dtype, first.group)
     if head:
         first.run(lambda: writer.add_file(REWARD_HEAD_FILE, head))
-    first.run(lambda: writer.finish(config))
-    first.agree()
 
 
 def _reward_head(chunks: Sequence[torch.nn.Module], dtype: torch.dtype, group: dist.ProcessGroup) -> dict[str, Tensor]:
@@ -153,7 +200,7 @@ def _check_complete(tensors: Sequence[MegatronTensor], inventory: _Inventory) ->
             )
         tensor.check_shape(held[0].global_shape)
     for key, layer in inventory.keys() - {(tensor.key, tensor.layer) for tensor in tensors}:
-        raise ConfigError(f"the model's {key} (layer {layer}) has no Hugging Face counterpart in its architecture")
+        raise ConfigError(f"the model's {key} (layer {layer}) has no place in what its architecture is exported as")
 
 
 def _gather(
@@ -161,7 +208,7 @@ def _gather(
     inventory: _Inventory,
     mine: Mapping[tuple[str, int | None, _Offset], Tensor],
     dtype: torch.dtype,
-    first: _FirstRank,
+    first: FirstRank,
 ) -> dict[str, Tensor]:
     """The Hugging Face tensors that ``tensor`` is made of, whole, on the first rank's host; nothing elsewhere."""
     shapes = hf_shapes([tensor]) if first.here else {}

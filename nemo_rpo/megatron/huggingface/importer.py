@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import ConfigError
@@ -14,7 +16,16 @@ from nemo_rpo.megatron.huggingface.sharding import LocalShard, local_shards
 from nemo_rpo.megatron.huggingface.weights import SafetensorsFolder
 
 
-@torch.no_grad()
+class StoredWeights(Protocol):
+    """Tensors that are read a block at a time."""
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+        """Raises :class:`CheckpointError` on every rank alike unless these are the tensors that are stored."""
+
+    def read(self, name: str, block: tuple[slice, ...]) -> Tensor:
+        """The ``block`` of tensor ``name``, on the CPU."""
+
+
 def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, architecture: GPTArchitecture) -> None:
     """Fills ``chunks`` (GPTModel, bare or wrapped) in place from the safetensors in ``folder``, cast to the parameters'
     dtype.
@@ -27,13 +38,25 @@ def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, archi
     Raises :class:`CheckpointError` for a missing, damaged or misshapen tensor, on every rank alike, and
     :class:`ConfigError` if ``chunks`` were built from another architecture.
     """
-    tensors = {(tensor.key, tensor.layer): tensor for tensor in megatron_tensors(architecture)}
-    shards = list(local_shards(chunks))
-    _check_architecture(shards, tensors)
     with SafetensorsFolder(folder) as weights:
-        weights.check(hf_shapes(tensors.values()), tied=architecture.share_embeddings_and_output_weights)
-        for shard in shards:
-            _fill(shard, tensors[(shard.key, shard.layer)], weights)
+        tensors = megatron_tensors(architecture)
+        fill_chunks(chunks, tensors, weights, tied=architecture.share_embeddings_and_output_weights)
+
+
+@torch.no_grad()
+def fill_chunks(
+    chunks: Sequence[torch.nn.Module], tensors: Iterable[MegatronTensor], weights: StoredWeights, tied: bool
+) -> None:
+    """Fills ``chunks`` from ``weights``, whose rows make up the model's ``tensors``. Issues no collective.
+
+    ``tied``: the output layer is the word embeddings. Raises as :func:`load_hf_weights` does.
+    """
+    by_key = {(tensor.key, tensor.layer): tensor for tensor in tensors}
+    shards = list(local_shards(chunks))
+    _check_architecture(shards, by_key)
+    weights.check(hf_shapes(by_key.values()), tied)
+    for shard in shards:
+        _fill(shard, by_key[(shard.key, shard.layer)], weights)
 
 
 def _check_architecture(shards: Sequence[LocalShard], tensors: Mapping[tuple[str, int | None], MegatronTensor]) -> None:
@@ -49,7 +72,7 @@ def _check_architecture(shards: Sequence[LocalShard], tensors: Mapping[tuple[str
         tensors[(shard.key, shard.layer)].check_shape(shard.global_shape)
 
 
-def _fill(shard: LocalShard, tensor: MegatronTensor, weights: SafetensorsFolder) -> None:
+def _fill(shard: LocalShard, tensor: MegatronTensor, weights: StoredWeights) -> None:
     columns = tuple(slice(start, start + n) for start, n in zip(shard.offset[1:], shard.data.shape[1:], strict=True))
     filled = 0
     for name, theirs, ours in tensor.overlaps(shard.offset[0], shard.data.shape[0]):

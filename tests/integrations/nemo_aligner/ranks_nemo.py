@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from integrations.nemo_aligner import shim
 
@@ -14,13 +15,20 @@ from omegaconf import OmegaConf  # noqa: E402
 from integrations.nemo_aligner import world  # noqa: E402
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
+def new_trainer(tensor_parallel: int) -> Any:
     from nemo.collections.nlp.parts.megatron_trainer_builder import MegatronTrainerBuilder
+
+    run = {"accelerator": "cpu", "devices": tensor_parallel, "num_nodes": 1, "precision": 32, "logger": False}
+    run |= {"max_steps": 1, "enable_checkpointing": False, "use_distributed_sampler": False}
+    cfg = {"trainer": run, "exp_manager": None, "model": world.on_cpu(tensor_parallel)}
+    return MegatronTrainerBuilder(OmegaConf.create(cfg)).create_trainer()
+
+
+def new_model(folder: Path, settings: dict[str, Any], tensor_parallel: int = 1) -> Any:
+    """NeMo's own model of the world's architecture, otherwise only in ``settings``; fresh weights."""
+    from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel
     from nemo_aligner.utils.train_script_utils import init_distributed
 
-    shim.complete_nemo()
     model = {
         "mcore_gpt": True,
         "micro_batch_size": 1,
@@ -30,15 +38,20 @@ def main() -> None:
         "tokenizer": {"library": "huggingface", "type": str(folder / "tokenizer"), "use_fast": True},
         "data": {"data_prefix": None},
         "optim": {"name": "adamw", "lr": world.LR},
-        **world.architecture(tensor_parallel=1),
-        **world.on_cpu(),
+        **world.architecture(tensor_parallel),
+        **world.on_cpu(tensor_parallel),
+        **settings,
     }
-    run = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "logger": False, "max_steps": 1}
-    run |= {"enable_checkpointing": False, "use_distributed_sampler": False}
-    cfg = OmegaConf.create({"trainer": run, "exp_manager": None, "model": model})
-    trainer = MegatronTrainerBuilder(cfg).create_trainer()
-    gpt = MegatronGPTModel(cfg.model, trainer)
+    trainer = new_trainer(tensor_parallel)
+    gpt = MegatronGPTModel(OmegaConf.create(model), trainer)
     init_distributed(trainer, gpt)
+    return gpt
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    shim.complete_nemo()
+    gpt = new_model(folder, {})
 
     from nemo_rpo.megatron.huggingface.config import architecture_from_hf
     from nemo_rpo.megatron.huggingface.importer import load_hf_weights
