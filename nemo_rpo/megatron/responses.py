@@ -24,11 +24,12 @@ class Share(NamedTuple):
     Attributes:
         places: int64 ``[n]``, where its tokens stand among those of all ranks.
         tokens: their number.
-        turns: int64 ``[m]``, turns of each response.
+        lengths, turns: int64 ``[m]``, tokens and turns of each response on all ranks.
     """
 
     places: Tensor
     tokens: int
+    lengths: Tensor
     turns: Tensor
 
 
@@ -97,7 +98,7 @@ class ResponseTokens:
         places = (index >= 0).nonzero().squeeze(1)
         turn = torch.arange(self.turn_lengths.numel()).repeat_interleave(self.turn_lengths.flatten())
         turn_lengths = turn[places].bincount(minlength=self.turn_lengths.numel()).view(self.turn_lengths.shape)
-        share = Share(places, len(self.index), self.turns())
+        share = Share(places, len(self.index), self.lengths, self.turns())
         return ResponseTokens(
             index[places],
             self.token[places],
@@ -113,7 +114,7 @@ class ResponseTokens:
             return tensor.to(device, non_blocking=True)
 
         tensors = (self.index, self.token, self.lengths, self.turn_lengths, self.begin, self.end)
-        share = self.share and Share(moved(self.share.places), self.share.tokens, moved(self.share.turns))
+        share = self.share and Share(*(moved(x) if isinstance(x, Tensor) else x for x in self.share))
         return ResponseTokens(*map(moved, tensors), share)
 
     def of_all_ranks(self, values: Tensor) -> Tensor:
@@ -124,6 +125,10 @@ class ResponseTokens:
         if self.share is None:
             return values
         return sum_over_context(values.new_zeros(self.share.tokens).index_copy(0, self.share.places, values))
+
+    def lengths_on_all_ranks(self) -> Tensor:
+        """Tokens of each response, wherever they are, int64 ``[m]``: what :meth:`of_all_ranks` is cut into."""
+        return self.lengths if self.share is None else self.share.lengths
 
     def sums(self, logprobs: Tensor) -> Tensor:
         """log π(y | x), fp32 ``[m]``, of log-probs fp32 ``[n]``; a response without a token here is 0 here.

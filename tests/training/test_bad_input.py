@@ -204,7 +204,7 @@ def test_weights_that_are_not_there(world: World, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     said = refused(world, tmp_path / "run", f"pretrained_checkpoint.restore_from_path={tmp_path}/none")
-    assert said == f"pretrained_checkpoint.restore_from_path={tmp_path}/none is not a folder on this machine"
+    assert said == f"pretrained_checkpoint.restore_from_path={tmp_path}/none is not a folder or a .nemo on this machine"
 
     shutil.copytree(world.folder / "model", tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
