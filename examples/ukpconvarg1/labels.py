@@ -2,38 +2,91 @@
 
     python labels.py --run RUN --train OUT/train.jsonl
 
-Share of the gold labels of the training pairs that are found by the posteriors a run ended with
-(``posteriors.parquet``), and by the one-coin EM on the same votes alone.
+Prints which share of the training pairs' gold labels is found by
+
+    posterior        what the run ended with (posteriors.parquet)
+    one_coin         the one-coin EM on the same votes, without a model
+    one_coin_fitted  the same, under a prior fitted to the workers as ``estimator: buffer`` fits it
+
+and on how many pairs the first is right where each of the others is wrong, and the reverse, with McNemar's test.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from nemo_rpo.em import EMSettings, Votes
+from nemo_rpo.em import BufferSettings, EMSettings, Votes, estimate, posterior
 from nemo_rpo.em.baselines import one_coin
 
+BASELINES = ("one_coin", "one_coin_fitted")
 
-def label_accuracy(posteriors: Path, train: Path) -> dict[str, float]:
-    """``posterior`` and ``one_coin``: shares of gold labels found; an undecided pair is half found."""
+
+class Labelled(NamedTuple):
+    """Training pairs as a run left them.
+
+    Attributes:
+        votes: signed labels [P, V] of ``workers`` workers.
+        w: posterior that chosen is better [P].
+        gold: [P], +1 chosen, -1 rejected, 0 unknown, or of a pair that the run has not seen.
+    """
+
+    votes: Votes
+    workers: int
+    w: Tensor
+    gold: np.ndarray
+
+
+def label_accuracy(posteriors: Path, train: Path) -> dict[str, Any]:
+    """Shares of gold labels found, by ``posterior`` and by each of :data:`BASELINES` (an undecided pair is half found),
+    the number of ``pairs`` with a gold label, and ``against`` each baseline the pairs (won, lost) by the posterior.
+    """
+    labelled = read_labelled(posteriors, train)
+    right = {name: _right(w, labelled.gold) for name, w in _estimates(labelled).items()}
+    ours = right["posterior"]
+    against = {
+        name: (int(((ours == 1) & (right[name] == 0)).sum()), int(((ours == 0) & (right[name] == 1)).sum()))
+        for name in BASELINES
+    }
+    return {"pairs": len(ours), **{name: float(found.mean()) for name, found in right.items()}, "against": against}
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Probability of a split at least as uneven, were both equally good (exact, two-sided).
+
+    >>> round(mcnemar(2, 9), 4)
+    0.0654
+    """
+    n = won + lost
+    return min(1.0, sum(math.comb(n, k) for k in range(min(won, lost) + 1)) / 2 ** (n - 1)) if n else 1.0
+
+
+def read_labelled(posteriors: Path, train: Path) -> Labelled:
     rows = pq.read_table(posteriors, columns=["pair_id", "annotator", "sign", "w_last"]).to_pylist()
-    said, gold = read_votes(train)
-    pairs, workers = ({name: i for i, name in enumerate(dict.fromkeys(column))} for column in _columns(rows))
-    first_is_better = np.full(len(pairs), np.nan)
+    said, gold_side = read_votes(train)
+    pairs, workers = (
+        {name: i for i, name in enumerate(dict.fromkeys(row[column] for row in rows))}
+        for column in ("pair_id", "annotator")
+    )
+    w, gold = torch.full((len(pairs),), math.nan), np.zeros(len(pairs))
     votes: list[list[tuple[int, int]]] = [[] for _ in pairs]
     for row in rows:
-        i, vote = pairs[row["pair_id"]], said[row["pair_id"], row["annotator"]]
-        first_is_better[i] = row["w_last"] if vote == "a" else 1 - row["w_last"]
-        votes[i].append((workers[row["annotator"]], 1 if vote == "a" else -1))
+        i, sign, side = pairs[row["pair_id"]], row["sign"], gold_side.get(row["pair_id"])
+        votes[i].append((workers[row["annotator"]], sign))
+        if row["w_last"] is None:
+            continue
+        w[i] = row["w_last"] if sign > 0 else 1 - row["w_last"]
+        if side in ("a", "b"):
+            gold[i] = sign if said[row["pair_id"], row["annotator"]] == side else -sign
     width = max(map(len, votes))
     padded = torch.tensor([labels + [(0, 0)] * (width - len(labels)) for labels in votes])
-    found = one_coin(Votes(padded[..., 0], padded[..., 1]), len(workers), EMSettings()).w.numpy()
-    truth = np.array([{"a": 1.0, "b": 0.0}.get(gold.get(name), np.nan) for name in pairs])
-    return {"posterior": _share(first_is_better, truth), "one_coin": _share(found, truth)}
+    return Labelled(Votes(padded[..., 0], padded[..., 1]), len(workers), w, gold)
 
 
 def read_votes(train: Path) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
@@ -44,14 +97,26 @@ def read_votes(train: Path) -> tuple[dict[tuple[str, str], str], dict[str, str]]
     return said, {pair["pair_id"]: pair["gold"] for pair in pairs if pair.get("gold")}
 
 
-def _columns(rows: list[dict]) -> tuple[list[str], list[str]]:
-    return [row["pair_id"] for row in rows], [row["annotator"] for row in rows]
+def _estimates(labelled: Labelled) -> dict[str, Tensor]:
+    """P(chosen is better) [P] by the run, and by the baselines."""
+    votes, workers, settings = labelled.votes, labelled.workers, EMSettings()
+    # Margins of 0 have no scale to fit.
+    fitting = EMSettings(buffer=BufferSettings(fit_temperature=False))
+    silent = torch.zeros(len(labelled.w), dtype=torch.float64)
+    start = torch.full((workers,), settings.eta_init, dtype=torch.float64)
+    fitted = estimate(silent, votes, start, fitting).eta
+    return {
+        "posterior": labelled.w,
+        "one_coin": one_coin(votes, workers, settings).w,
+        "one_coin_fitted": posterior(silent, votes, fitted.logit()),
+    }
 
 
-def _share(first_is_better: np.ndarray, truth: np.ndarray) -> float:
-    known = ~np.isnan(truth)
-    guess = np.where(first_is_better == 0.5, 0.5, first_is_better > 0.5)[known]
-    return float(np.mean(np.where(truth[known] == 1, guess, 1 - guess)))
+def _right(w: Tensor, gold: np.ndarray) -> np.ndarray:
+    """Of the pairs with a gold label: 1 found, 0 not, ½ undecided."""
+    known = gold != 0
+    side = np.sign(w.numpy() - 0.5)[known] * gold[known]
+    return (side + 1) / 2
 
 
 def main() -> None:
@@ -59,8 +124,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--train", type=Path, required=True)
     args = parser.parse_args()
-    for name, share in label_accuracy(args.run / "posteriors.parquet", args.train).items():
-        print(f"{name:10s} {share:.3f}")
+    found = label_accuracy(args.run / "posteriors.parquet", args.train)
+    print(f"posterior        {found['posterior']:.3f} of {found['pairs']:,}")
+    for name in BASELINES:
+        won, lost = found["against"][name]
+        print(
+            f"{name:16s} {found[name]:.3f}: wrong where the posterior is right {won}, right where it is wrong {lost}, "
+            f"p = {mcnemar(won, lost):.2g}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     python study.py --data UKPCONVARG1 --model STORIES260K --out runs/ukpconvarg1
 
-For every setting it prepares the files (``prepare.py``), trains both methods with ``conf/ukpconvarg1.yaml`` through
-``nemo-rpo train`` (TP 2 × PP 2 on CPU ranks), and prints a Markdown table: accuracy on held-out debates against the
-gold labels beside the length rule's, and what the reliabilities know of the workers (``competence.py``). A seed draws
-the votes, the workers to turn round, and the order of the pairs. A run whose result lies in ``study.json`` already is
-not run again. ``--full`` adds a run on every vote of every worker, ``--only`` leaves settings out.
+For every setting it prepares the files (``prepare.py``), trains all methods with ``conf/ukpconvarg1.yaml`` through
+``nemo-rpo train`` (TP 2 × PP 2 on CPU ranks), and prints two Markdown tables: accuracy on held-out debates against the
+gold labels beside the length rule's, with what the reliabilities know of the workers (``competence.py``); and how many
+gold labels of the training pairs the posteriors find, beside an EM without a model (``labels.py``). RE-DPO is the
+default estimator's; ``ema`` is the paper's, with an exact sweep after training. A seed draws the votes, the workers to
+turn round, and the order of the pairs. A run whose result lies in ``study.json`` already is not run again. ``--full``
+adds a run on every vote of every worker, ``--only`` leaves settings out.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from competence import compare, read_annotators
-from labels import label_accuracy
+from labels import BASELINES, label_accuracy, mcnemar
 from ukp import read_competence
 
 from nemo_rpo.training.metrics import read_metrics
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent.parent / "conf"
-METHODS = {"dpo": ["model.rpo.enabled=false"], "re_dpo": []}
+METHODS = {
+    "dpo": ["model.rpo.enabled=false"],
+    "ema": ["model.rpo.estimator=ema", "model.rpo.sweep=end"],
+    "re_dpo": [],
+}
 MIN_VOTES = 30  # of a worker whose reliability is compared with MACE's
 
 
@@ -59,7 +65,7 @@ def call(*arguments: str | Path | float) -> None:
 
 
 def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, Any]:
-    """Prepares, trains both methods, and collects the figures of one setting."""
+    """Prepares, trains all methods, and collects the figures of one setting."""
     folder = args.out / setting.name.replace(" ", "_").replace(",", "").replace("%", "percent") / f"seed_{seed}"
     options = ["--tokenizer", args.model, "--max-tokens", args.max_tokens, "--invert", setting.invert, "--seed", seed]
     options += ["--limit-validation", args.limit_validation]
@@ -86,7 +92,10 @@ def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, 
         call("-m", "nemo_rpo.cli", "train", "--config-path", CONF, "--config-name", "ukpconvarg1", *values, *overrides)
         figures[method] = [row["acc"] for row in read_metrics(run) if row["split"] == "val"]
     if not setting.one_row_per_vote:
-        figures["labels"] = label_accuracy(folder / "re_dpo/posteriors.parquet", folder / "train.jsonl")
+        figures["labels"] = {
+            method: label_accuracy(folder / method / "posteriors.parquet", folder / "train.jsonl")
+            for method in ("ema", "re_dpo")
+        }
     annotators = read_annotators(folder / "re_dpo/annotators.csv")
     figures |= compare(annotators, read_competence(args.data), set(truth["inverted_workers"]), MIN_VOTES)
     return figures
@@ -94,8 +103,8 @@ def measure(args: argparse.Namespace, setting: Setting, seed: int) -> dict[str, 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """One line a setting: means over its seeds, with the spread of the accuracies where there are several."""
-    columns = "votes seeds epochs pairs signed_votes workers length_rule DPO RE-DPO ρ_with_MACE AUC labels"
-    lines = [f"| {columns.replace(' ', ' | ').replace('_', ' ')} |", "|---" * len(columns.split()) + "|"]
+    columns = "votes seeds epochs pairs signed_votes workers length_rule DPO ema,_swept RE-DPO ρ_with_MACE AUC"
+    lines = _header(columns)
     epochs = {setting.name: setting.epochs for setting in (*SETTINGS, FULL)}
     for name, by_seed in results.items():
         runs = list(by_seed.values())
@@ -103,24 +112,45 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         mean |= {key: statistics.fmean(run["train"][key] for run in runs) for key in ("pairs", "signed_votes")}
         voters = statistics.fmean(run["train"]["workers"] for run in runs)
         sizes = [f"{size:,.0f}" for size in (mean["pairs"], mean["signed_votes"], voters)]
-        accuracies = [f"{mean['length_rule']:.3f}", _accuracy(runs, "dpo"), _accuracy(runs, "re_dpo")]
+        accuracies = [f"{mean['length_rule']:.3f}", *(_accuracy(runs, method) for method in METHODS)]
         competence = f"{mean['spearman']:.2f} ({mean['workers']:.0f})"
-        cells = [name, str(len(runs)), str(epochs[name]), *sizes, *accuracies, competence]
-        cells += [_separation(runs), _labels(runs)]
+        cells = [name, str(len(runs)), str(epochs[name]), *sizes, *accuracies, competence, _separation(runs)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def labels_table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """One line a seed, and one for all: shares of gold labels found on the training pairs, and RE-DPO's posteriors
+    against each EM without a model: pairs that only the one finds, pairs that only the other finds, McNemar's p.
+    """
+    columns = "votes seed gold_labels ema,_swept RE-DPO one-coin_EM prior_fitted against_one-coin against_prior_fitted"
+    lines = _header(columns)
+    for name, by_seed in results.items():
+        found = {seed: run["labels"] for seed, run in by_seed.items() if "labels" in run}
+        lines += [_labels_line(name, seed, [labels]) for seed, labels in found.items()]
+        if len(found) > 1:
+            lines.append(_labels_line(name, "all", list(found.values())))
+    return "\n".join(lines)
+
+
+def _labels_line(name: str, seed: str, runs: list[dict[str, Any]]) -> str:
+    ours = [run["re_dpo"] for run in runs]
+    shares = [[run["ema"]["posterior"] for run in runs]]
+    shares += [[run[by] for run in ours] for by in ("posterior", *BASELINES)]
+    cells = [name, seed, f"{sum(run['pairs'] for run in ours):,}", *(f"{statistics.fmean(x):.3f}" for x in shares)]
+    for baseline in BASELINES:
+        won, lost = (sum(run["against"][baseline][side] for run in ours) for side in (0, 1))
+        cells.append(f"{won} : {lost} (p = {mcnemar(won, lost):.2g})")
+    return f"| {' | '.join(cells)} |"
+
+
+def _header(columns: str) -> list[str]:
+    return [f"| {columns.replace(' ', ' | ').replace('_', ' ')} |", "|---" * len(columns.split()) + "|"]
 
 
 def _separation(runs: list[dict[str, Any]]) -> str:
     turned = statistics.fmean(run["inverted"] for run in runs)
     return f"{statistics.fmean(run['auc'] for run in runs):.3f} ({turned:.0f})" if turned else "–"
-
-
-def _labels(runs: list[dict[str, Any]]) -> str:
-    """Gold labels of the training pairs that the posteriors find, and that the one-coin EM without a model finds."""
-    if any("labels" not in run for run in runs):
-        return "–"
-    return " / ".join(f"{statistics.fmean(run['labels'][by] for run in runs):.3f}" for by in ("posterior", "one_coin"))
 
 
 def _accuracy(runs: list[dict[str, Any]], method: str) -> str:
@@ -158,7 +188,8 @@ def main() -> None:
                 found[seed] = measure(args, setting, int(seed))
                 args.out.mkdir(parents=True, exist_ok=True)
                 record.write_text(json.dumps(results, indent=1) + "\n")
-            print(table({name: runs for name, runs in results.items() if runs}), flush=True)
+            done = {name: runs for name, runs in results.items() if runs}
+            print(table(done), labels_table(done), sep="\n\n", flush=True)
 
 
 if __name__ == "__main__":
