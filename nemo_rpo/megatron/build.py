@@ -33,6 +33,7 @@ from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.norm import TorchNorm
 from nemo_rpo.megatron.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.reward_head import RewardHead
+from nemo_rpo.megatron.rotary import RotarySelfAttention
 from nemo_rpo.megatron.swiglu import SwiGLU
 
 _DTYPES = {"bf16": torch.bfloat16, "32": torch.float32}
@@ -147,6 +148,7 @@ def _block_spec(
     if te:
         return layer
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
+    layer.submodules.self_attention.module = RotarySelfAttention
     if config.use_te_activation_func:
         _mlp_parts(layer.submodules.mlp).activation_func = SwiGLU
     attention = layer.submodules.self_attention.submodules
