@@ -17,6 +17,7 @@ with warnings.catch_warnings():
         get_gpt_layer_local_spec,
         get_gpt_layer_with_transformer_engine_spec,
     )
+    from megatron.core.transformer.mlp import MLPSubmodules
     from megatron.core.transformer.module import Float16Module
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -32,6 +33,8 @@ from nemo_rpo.megatron.needs import StepNeeds
 from nemo_rpo.megatron.norm import TorchNorm
 from nemo_rpo.megatron.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.reward_head import RewardHead
+from nemo_rpo.megatron.rotary import RotarySelfAttention
+from nemo_rpo.megatron.swiglu import SwiGLU
 
 _DTYPES = {"bf16": torch.bfloat16, "32": torch.float32}
 _NORMS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
@@ -118,6 +121,7 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         # Fusions are CUDA kernels; TE brings its own norm and attention.
         gradient_accumulation_fusion=on_gpu and uses_apex(),
         bias_activation_fusion=on_gpu and (swiglu or architecture.bias),
+        use_te_activation_func=swiglu and not on_gpu,  # the local spec's activation is its own module, see _block_spec
         bias_dropout_fusion=on_gpu,
         masked_softmax_fusion=on_gpu,
         apply_rope_fusion=te,
@@ -144,12 +148,20 @@ def _block_spec(
     if te:
         return layer
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
+    layer.submodules.self_attention.module = RotarySelfAttention
+    if config.use_te_activation_func:
+        _mlp_parts(layer.submodules.mlp).activation_func = SwiGLU
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ContextSDPA if config.context_parallel_size > 1 else CausalSDPA
     if architecture.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = TorchNorm
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TorchNorm)
+
+
+def _mlp_parts(mlp: Any) -> MLPSubmodules:
+    """Of a layer spec's ``mlp``, which is a partial function since Megatron-Core 0.19."""
+    return mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
 
 
 def _rope_arguments(architecture: GPTArchitecture) -> dict[str, Any]:
