@@ -148,7 +148,8 @@ def _block_spec(
     if te:
         return layer
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
-    layer.submodules.self_attention.module = RotarySelfAttention
+    if architecture.position_embedding_type == "rope":
+        layer.submodules.self_attention.module = RotarySelfAttention
     if config.use_te_activation_func:
         _mlp_parts(layer.submodules.mlp).activation_func = SwiGLU
     attention = layer.submodules.self_attention.submodules
