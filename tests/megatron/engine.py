@@ -85,5 +85,7 @@ def engine(overrides: Sequence[str]) -> Iterator[Engine]:
     steps = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset)).total_steps
     architecture = setup.architecture_for(cfg, cache)
     model = setup.build_model(cfg, architecture, cache, steps, device)
-    yield Engine(cfg, model, splits, find_references(cfg, model, splits))
+    run = Engine(cfg, model, splits, find_references(cfg, model, splits))
+    yield run
     parallel.finalize()
+    vars(run).clear()  # the caller's name for it would keep the model until the next one is there
