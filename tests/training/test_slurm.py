@@ -102,18 +102,18 @@ def test_two_nodes_are_warned_and_lost_and_end_as_one(world: World, tmp_path: Pa
     run = job.start()
     run.wait_for_step(1)
     run.process.send_signal(signal.SIGUSR1)  # what --signal=B:USR1@300 sends, to the script alone
-    assert run.process.wait(120) == 0 and job.requeued() == 1, run.log.read_text()
+    assert run.process.wait(400) == 0 and job.requeued() == 1, run.log.read_text()
     assert "SIGUSR1 asks for it; start again to go on" in job.said()
     assert "status 75, asked to stop: requeued" in run.log.read_text()
 
     run = job.start()
     run.wait_for_step(steps_done(out) + 2)
     job.take_away(1)
-    assert run.process.wait(120) == 0 and job.requeued() == 2, run.log.read_text()
+    assert run.process.wait(400) == 0 and job.requeued() == 2, run.log.read_text()
     assert not (out / "hf").exists()
 
-    assert job.start().process.wait(120) == 0 and job.requeued() == 2, run.log.read_text()
+    assert job.start().process.wait(400) == 0 and job.requeued() == 2, run.log.read_text()
     assert_same_end(out, unbroken, tmp_path)
 
-    assert job.start("model.optm.lr=1").process.wait(60) == 2 and job.requeued() == 2
+    assert job.start("model.optm.lr=1").process.wait(200) == 2 and job.requeued() == 2
     assert job.said().count("error: unknown key model.optm.lr") == NODES  # each launcher reads before it starts a rank
