@@ -40,6 +40,12 @@ class MissingExtraError(RPOError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
 
+def first_line(exc: BaseException) -> str:
+    """What a library's exception says, on one line: the first of its message, or its kind where it has none."""
+    text = str(exc).strip()
+    return text.splitlines()[0] if text else type(exc).__name__
+
+
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """The error for an absent optional ``package``: ``raise missing_extra("pyarrow", "hf") from exc``."""
     return MissingExtraError(f"{package} is not installed; run: pip install 'nemo-rpo[{extra}]'")

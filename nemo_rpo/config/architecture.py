@@ -4,7 +4,8 @@ checkpoint).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nemo_rpo.errors import ConfigError
@@ -46,6 +47,18 @@ class GPTArchitecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTArchitecture:
         return cls(**values)
+
+    def check_source(self, described: GPTArchitecture, config: str, source: str, ignored: Collection[str] = ()) -> None:
+        """Raises :class:`ConfigError` if the ``config`` file of the ``source`` of this model has ``described`` another
+        one, naming the first setting that differs and is not ``ignored``.
+        """
+        for setting in fields(self):
+            ours, theirs = getattr(self, setting.name), getattr(described, setting.name)
+            if ours != theirs and setting.name not in ignored:
+                raise ConfigError(
+                    f"the source {config} has {setting.name}={theirs}, the model {setting.name}={ours}; "
+                    f"give the {source} that this model came from"
+                )
 
     def check_parallel(self, tensor: int, pipeline: int, virtual: int | None) -> None:
         """Raises :class:`ConfigError` for a size that ``tensor_model_parallel_size`` does not divide, or more stages

@@ -14,7 +14,7 @@ from nemo_rpo.config.nemo_keys import IGNORED, MIRRORS, NULL_IS_DEFAULT, ONLY_WI
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.suggest import nearest_key
 from nemo_rpo.config.typed import leaves
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, first_line
 
 HINTS = dict(leaves(RunConfig))
 _SECTIONS = {key.rsplit(".", depth)[0] for key in HINTS for depth in range(1, key.count(".") + 1)}
@@ -56,7 +56,7 @@ class SettingsTree:
             try:
                 OmegaConf.update(self._tree, path, setting, merge=self._both_mappings(path, setting), force_add=True)
             except (OmegaConfBaseException, IndexError) as exc:
-                raise ConfigError(f"{path}: {_first_line(exc)} ({where})") from exc
+                raise ConfigError(f"{path}: {first_line(exc)} ({where})") from exc
             self._origin[owner or path] = where
         if unknown:
             raise ConfigError(f"{'; '.join(map(_unknown_key, unknown))} ({where})")
@@ -81,7 +81,7 @@ class SettingsTree:
             value = OmegaConf.select(self._tree, path, throw_on_missing=True)
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except (OmegaConfBaseException, TypeError, ValueError, ZeroDivisionError) as exc:
-            raise ConfigError(f"{path}: {_first_line(exc)}{self.origin(path)}") from exc
+            raise ConfigError(f"{path}: {first_line(exc)}{self.origin(path)}") from exc
 
     def origin(self, path: str) -> str:
         """ " (in conf/x.yaml)" for what was set, "" for a default."""
@@ -132,10 +132,6 @@ def _is_foreign(path: str) -> bool:
 def _unknown_key(path: str) -> str:
     near = nearest_key(path)
     return f"unknown key {path}" + (f", did you mean {near}?" if near else "")
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).partition("\n")[0]
 
 
 def _without_tuples(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data import saved_dataset
-from nemo_rpo.errors import DataError, RowError, missing_extra
+from nemo_rpo.errors import DataError, RowError, first_line, missing_extra
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -140,7 +140,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for row, fields in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
                     yield row, fields
         except (pyarrow.ArrowException, OSError) as exc:
-            raise DataError(f"{path}:{row + 1}: damaged Parquet ({_first_line(exc)}); copy the file again") from exc
+            reason = first_line(exc).rstrip(".")
+            raise DataError(f"{path}:{row + 1}: damaged Parquet ({reason}); copy the file again") from exc
 
 
 _BY_SUFFIX = {".parquet": _parquet_rows, ".csv": _csv_rows}
@@ -155,8 +156,4 @@ def _open_parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as exc:
-        raise DataError(f"{path}: no Parquet file, or a truncated one ({_first_line(exc)})") from exc
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).splitlines()[0].rstrip(".") if str(exc) else type(exc).__name__
+        raise DataError(f"{path}: no Parquet file, or a truncated one ({first_line(exc).rstrip('.')})") from exc

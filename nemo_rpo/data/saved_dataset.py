@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.errors import DataError, missing_extra
+from nemo_rpo.errors import DataError, first_line, missing_extra
 
 
 def check(folder: Path) -> None:
@@ -29,8 +29,7 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     except DataError:
         raise
     except Exception as exc:  # datasets lets through whatever the damaged file led it to
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise DataError(f"{folder} cannot be read as a saved data set ({reason})") from exc
+        raise DataError(f"{folder} cannot be read as a saved data set ({first_line(exc)})") from exc
 
 
 def write(parquet: Path, folder: Path) -> None:

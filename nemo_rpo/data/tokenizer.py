@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.data.rows import Messages, Text
-from nemo_rpo.errors import DataError, missing_extra
+from nemo_rpo.errors import DataError, first_line, missing_extra
 
 # What AutoTokenizer reads, weights and training leftovers beside it excluded.
 _FILES = (
@@ -108,8 +108,7 @@ class PreferenceTokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as exc:  # transformers raises whatever the damaged file led it to
-            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-            raise DataError(f"the tokenizer in {spec.folder} cannot be loaded: {reason}") from exc
+            raise DataError(f"the tokenizer in {spec.folder} cannot be loaded: {first_line(exc)}") from exc
         if spec.use_chat_template and not tokenizer.chat_template:
             raise DataError(
                 f"the tokenizer in {spec.folder} has no chat template; add chat_template.jinja to the folder "
@@ -211,7 +210,7 @@ class PreferenceTokenizer:
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as exc:  # a template raises what it likes: jinja2's errors, its own raise_exception
-            raise DataError(f"the chat template of {self.name} rejects the row: {str(exc).splitlines()[0]}") from exc
+            raise DataError(f"the chat template of {self.name} rejects the row: {first_line(exc)}") from exc
 
 
 def _messages(text: Text, role: str) -> Messages:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data import saved_dataset
-from nemo_rpo.errors import ConfigError, DataError, missing_extra
+from nemo_rpo.errors import ConfigError, DataError, first_line, missing_extra
 
 Write = Callable[[dict[str, Any]], None]
 _BATCH = 1024  # rows a Parquet schema is looked for in at a time
@@ -119,9 +119,7 @@ def _write_parquet(lines: Path, parquet: Path) -> None:
             for batch in _batches(lines):
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
     except pyarrow.ArrowException as exc:
-        raise DataError(
-            f"rows do not fit one Parquet table ({str(exc).splitlines()[0]}); write .jsonl instead"
-        ) from exc
+        raise DataError(f"rows do not fit one Parquet table ({first_line(exc)}); write .jsonl instead") from exc
 
 
 def _schema_of(batch: list[dict[str, Any]]) -> Any:

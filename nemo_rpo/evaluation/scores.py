@@ -14,7 +14,7 @@ import numpy as np
 
 from nemo_rpo.data.annotators import VIRTUAL
 from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError, DataError, first_line
 from nemo_rpo.training.record import pyarrow
 
 _COLUMNS = ("pair_id", "annotator", "prompt", "sign", "gold", "delta")
@@ -82,7 +82,7 @@ def read_scores(path: Path) -> Scores:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as exc:
-        reason = str(exc).splitlines()[0].rstrip(".")
+        reason = first_line(exc).rstrip(".")
         raise DataError(f"{path}: no Parquet file, or a truncated one ({reason})") from exc
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing or not table.num_rows:

@@ -43,12 +43,14 @@ _starts = itertools.count()
 
 
 def _start_process_group(backend: str) -> None:
-    gc.collect()  # an earlier run's groups: each is a thread of gloo's that wakes 100 times a second
+    start = next(_starts)
+    if start:
+        gc.collect()  # the run before's groups: each is a thread of gloo's that wakes 100 times a second
     timeout = datetime.timedelta(minutes=30)
     store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun's store outlives a process group: under the same keys, a second one would call on the addresses of the
     # first.
-    store = dist.PrefixStore(f"nemo_rpo/{next(_starts)}", store)
+    store = dist.PrefixStore(f"nemo_rpo/{start}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotators import VIRTUAL
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, first_line
 from nemo_rpo.training.claim import holder_of
 from nemo_rpo.training.metrics import METRICS_FILE, read_metrics
 from nemo_rpo.training.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION, pyarrow
@@ -161,7 +161,7 @@ def _table(path: Path) -> Any:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as exc:
-        reason = str(exc).splitlines()[0].rstrip(".")
+        reason = first_line(exc).rstrip(".")
         raise DataError(f"{path}: no Parquet file, or a truncated one ({reason})") from exc
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows")

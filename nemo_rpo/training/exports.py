@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -53,17 +54,19 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
         CheckpointError: one cannot be written.
     """
     params, start = cfg.exp_manager.checkpoint_callback_params, starting_point(cfg)
-    written = []
+    wanted: dict[Path, Callable[[Path], None]] = {}
     if params.save_hf_on_train_end:
-        written.append(folder / _HF_FOLDER)
-        if not on_first_rank(written[-1].exists):
-            config = read_hf_config(start) if start and (start / "config.json").exists() else None
-            export_hf(model.model, model.architecture, written[-1], tokenizer_folder(cfg), config)
-            dist.barrier()
+        config = read_hf_config(start) if start and (start / "config.json").exists() else None
+        wanted[folder / _HF_FOLDER] = lambda path: export_hf(
+            model.model, model.architecture, path, tokenizer_folder(cfg), config
+        )
     if params.save_nemo_on_train_end:
-        written.append(folder / _NEMO_FILE)
-        if not on_first_rank(written[-1].exists):
-            source = start if start and is_nemo(start) else None
-            export_nemo(model.model, model.architecture, written[-1], tokenizer_folder(cfg), source)
+        source = start if start and is_nemo(start) else None
+        wanted[folder / _NEMO_FILE] = lambda path: export_nemo(
+            model.model, model.architecture, path, tokenizer_folder(cfg), source
+        )
+    for path, export in wanted.items():
+        if not on_first_rank(path.exists):
+            export(path)
             dist.barrier()
-    return written
+    return list(wanted)

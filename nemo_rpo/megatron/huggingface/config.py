@@ -7,7 +7,6 @@ transformers 5; both are read, the former are written since both releases read t
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -218,11 +217,5 @@ def exported_config(
     """
     config = dict(source_config) if source_config is not None else config_from_architecture(architecture)
     described = architecture_from_config(config, where="the exported config.json")
-    for field in dataclasses.fields(GPTArchitecture):
-        ours, theirs = getattr(architecture, field.name), getattr(described, field.name)
-        if ours != theirs and field.name not in _NOT_IN_THE_WEIGHTS:
-            raise ConfigError(
-                f"the source config.json has {field.name}={theirs}, the model {field.name}={ours}; "
-                "give the config.json that this model came from"
-            )
+    architecture.check_source(described, "config.json", "config.json", _NOT_IN_THE_WEIGHTS)
     return config | {"torch_dtype" if "dtype" not in config else "dtype": str(dtype).removeprefix("torch.")}

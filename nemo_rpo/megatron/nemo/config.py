@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.errors import CheckpointError, ConfigError, missing_extra
+from nemo_rpo.errors import CheckpointError, ConfigError, first_line, missing_extra
 from nemo_rpo.megatron.nemo.archive import CONFIG_FILE, NemoArchive
 from nemo_rpo.megatron.nemo.open import open_weights
 
@@ -67,8 +66,7 @@ def _config_in(archive: NemoArchive) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.create(text.decode()), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise CheckpointError(f"{archive.path}: {CONFIG_FILE} cannot be read: {reason}") from exc
+        raise CheckpointError(f"{archive.path}: {CONFIG_FILE} cannot be read: {first_line(exc)}") from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{archive.path}: {CONFIG_FILE} holds a {type(config).__name__}, not settings")
     return config.get("model", config)
@@ -145,14 +143,7 @@ def exported_config(
     Raises :class:`ConfigError` if ``source`` describes another model, or NeMo has no setting for the architecture.
     """
     if source is not None:
-        described = _architecture(source, architecture.vocab_size)
-        if described != architecture:
-            names = (field.name for field in dataclasses.fields(architecture))
-            name = next(n for n in names if getattr(described, n) != getattr(architecture, n))
-            raise ConfigError(
-                f"the source {CONFIG_FILE} has {name}={getattr(described, name)}, the model "
-                f"{name}={getattr(architecture, name)}; give the .nemo that this model came from"
-            )
+        architecture.check_source(_architecture(source, architecture.vocab_size), CONFIG_FILE, ".nemo")
         return dict(source)
     return config_from_architecture(architecture, tokenizer_folder, precision)
 

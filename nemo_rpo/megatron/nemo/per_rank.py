@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_rpo.errors import CheckpointError
+from nemo_rpo.errors import CheckpointError, first_line
 from nemo_rpo.megatron.nemo.archive import NemoArchive
 from nemo_rpo.megatron.nemo.mapping import LAYERS, key_of, name_of
-from nemo_rpo.megatron.nemo.weights import NemoWeights, Piece, first_line, holds_weights
+from nemo_rpo.megatron.nemo.weights import NemoWeights, Piece, holds_weights
 
 FILE = "model_weights.ckpt"
 _RANK = re.compile(r"(?:(?:mp_rank|tp_rank)_(?P<tensor>\d+)(?:_pp_rank_(?P<pipeline>\d+))?/)?model_weights\.ckpt")

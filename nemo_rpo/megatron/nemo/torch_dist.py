@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from nemo_rpo.errors import CheckpointError
+from nemo_rpo.errors import CheckpointError, first_line
 from nemo_rpo.megatron.nemo.archive import NemoArchive
 from nemo_rpo.megatron.nemo.mapping import LAYERS, key_of, name_of
-from nemo_rpo.megatron.nemo.weights import NemoWeights, Piece, first_line, holds_weights
+from nemo_rpo.megatron.nemo.weights import NemoWeights, Piece, holds_weights
 
 FOLDER = "model_weights"
 INDEX = f"{FOLDER}/.metadata"
@@ -29,7 +30,7 @@ _HARMLESS = {
     ("collections", "OrderedDict"),
     *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
     *((_METADATA, name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata", "BytesStorageMetadata")),
-    *((_METADATA, name) for name in ("_MEM_FORMAT_ENCODING",)),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
 
@@ -75,8 +76,6 @@ class TorchDistWeights(NemoWeights):
             yield Piece(offset, shape, lambda source=source: self._load(*source))
 
     def _load(self, where: tuple[str, torch.Size], sizes: tuple[int, ...], row: int | None) -> Tensor:
-        from torch.distributed.checkpoint.metadata import MetadataIndex
-
         place = self._places[MetadataIndex(*where)]
         stream = self.archive.stream(f"{FOLDER}/{place.relative_path}", place.offset, place.length)
         data = torch.load(stream, map_location="cpu", weights_only=True).view(sizes)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_rpo.errors import CheckpointError
+from nemo_rpo.errors import CheckpointError, first_line
 from nemo_rpo.megatron.huggingface.mapping import EMBEDDING, OUTPUT
 from nemo_rpo.megatron.nemo.archive import NemoArchive
 
@@ -93,9 +93,9 @@ class NemoWeights(ABC):
     def _loaded(self, name: str, piece: Piece) -> Tensor:
         try:
             data = piece.load()
+        except CheckpointError:
+            raise
         except (OSError, EOFError, RuntimeError, ValueError, KeyError) as exc:
-            if isinstance(exc, CheckpointError):
-                raise
             raise CheckpointError(f"{self.archive.path}: tensor {name} cannot be read ({first_line(exc)})") from exc
         if tuple(data.shape) != piece.shape or not data.is_floating_point():
             what = f"{data.dtype} {list(data.shape)}, not floating point {list(piece.shape)}"
@@ -105,8 +105,3 @@ class NemoWeights(ABC):
 
 def holds_weights(name: str) -> bool:
     return not any(part in name for part in _NO_WEIGHTS)
-
-
-def first_line(exc: BaseException) -> str:
-    text = str(exc).strip()
-    return text.splitlines()[0] if text else type(exc).__name__

@@ -20,7 +20,7 @@ from . import nemo_forms, world
 ENGINE = os.environ.get("NEMO_RPO_ENGINE_PYTHON")
 HERE = Path(__file__).parent
 NEMO = HERE / "ranks_nemo_files.py"
-LAYOUTS = {"one": ("tensor", 1), "TP=2": ("tensor", 2), "PP=2": ("pipeline", 2)}
+# Not cli.py itself: beside a script, nemo_rpo/megatron would be found for megatron.
 TRAIN = """
     import sys
     from nemo_rpo.cli import main
@@ -28,10 +28,13 @@ TRAIN = """
     if __name__ == "__main__":
         sys.exit(main())
 """
+LAYOUTS = {"one": ("tensor", 1), "TP=2": ("tensor", 2), "PP=2": ("pipeline", 2)}
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(ENGINE is None, reason="NEMO_RPO_ENGINE_PYTHON names no interpreter with the package's engine"),
+    pytest.mark.skipif(
+        ENGINE is None, reason="set NEMO_RPO_ENGINE_PYTHON to the Python of an environment with nemo-rpo[mcore]"
+    ),
 ]
 
 
