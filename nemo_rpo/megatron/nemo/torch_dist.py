@@ -31,6 +31,7 @@ _HARMLESS = {
     *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
     *((_METADATA, name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata", "BytesStorageMetadata")),
     (_METADATA, "_MEM_FORMAT_ENCODING"),
+    ("torch", "Size"),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
 
@@ -38,7 +39,7 @@ _HARMLESS = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         named = getattr(torch, name, None) if module == "torch" else None
-        if (module, name) in _HARMLESS or name == "Size" or isinstance(named, torch.dtype):
+        if (module, name) in _HARMLESS or isinstance(named, torch.dtype):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 

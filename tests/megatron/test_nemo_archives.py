@@ -1,0 +1,119 @@
+"""``.nemo`` files that cannot be read: one line each, and no code of theirs runs. (Files of NeMo's own are
+``tests/integrations/nemo_aligner``'s.)
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
+from nemo_rpo.megatron.huggingface.mapping import hf_shapes
+from nemo_rpo.megatron.nemo.archive import NemoArchive
+from nemo_rpo.megatron.nemo.config import architecture_from_nemo, config_from_architecture
+from nemo_rpo.megatron.nemo.mapping import nemo_tensors
+from nemo_rpo.megatron.nemo.open import open_weights
+from nemo_rpo.megatron.nemo.writer import NemoWriter
+
+SHAPE = GPTArchitecture(2, 8, 12, 2, 2, 4, vocab_size=20, max_position_embeddings=16, init_method_std=0.02)
+INDEX = "model_weights/.metadata"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole ``.nemo``, unpacked."""
+    writer = NemoWriter(tmp_path / "whole.nemo", SHAPE.num_layers, source=None)
+    for name, shape in hf_shapes(nemo_tensors(SHAPE)).items():
+        writer.add(name, torch.arange(float(torch.Size(shape).numel())).view(shape))
+    writer.finish(config_from_architecture(SHAPE, "tokenizer", "32"))
+    with tarfile.open(tmp_path / "whole.nemo") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    return tmp_path / "unpacked"
+
+
+def refusal(path: Path, kind: type[RPOError] = CheckpointError) -> str:
+    with pytest.raises(kind) as caught:
+        architecture_from_nemo(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_file_and_its_folder_are_read_alike(folder: Path) -> None:
+    for path in (folder, folder.with_name("whole.nemo")):
+        assert architecture_from_nemo(path) == SHAPE
+        with NemoArchive(path) as archive:
+            weights = open_weights(archive, gated=True)
+            weights.check(hf_shapes(nemo_tensors(SHAPE)), tied=False)
+            name = "decoder.layers.1.mlp.linear_fc2.weight"
+            rows = torch.arange(96.0).view(8, 12)[2:5, 3:7]
+            assert torch.equal(weights.read(name, (slice(2, 5), slice(3, 7))), rows)
+
+
+def test_not_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "text.nemo").write_text("weights")
+    assert "not a .nemo archive" in refusal(tmp_path / "text.nemo")
+    with tarfile.open(tmp_path / "packed.nemo", "w:gz"):
+        pass
+    assert "a compressed archive: unpack it into a folder" in refusal(tmp_path / "packed.nemo")
+
+
+@pytest.mark.parametrize("module, name", [("os", "system"), ("evil", "Size"), ("torch.hub", "load"), ("torch", "load")])
+def test_an_index_that_names_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (folder / INDEX).write_bytes(f"c{module}\n{name}\n.".encode())
+    assert f"it names {module}.{name}" in refusal(folder)
+
+
+def cut_short(folder: Path) -> None:
+    (folder / INDEX).write_bytes((folder / INDEX).read_bytes()[:100])
+
+
+def no_index(folder: Path) -> None:
+    (folder / INDEX).unlink()
+
+
+def no_config(folder: Path) -> None:
+    (folder / "model_config.yaml").unlink()
+
+
+def no_size(folder: Path) -> None:
+    path = folder / "model_config.yaml"
+    path.write_text("".join(line for line in path.open() if not line.startswith("hidden_size")))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (cut_short, f"{INDEX} is not an index of tensors"),
+        (no_index, "has no weights"),
+        (no_config, "has no file model_config.yaml"),
+        (no_size, "model_config.yaml has no hidden_size"),
+    ],
+)
+def test_damage(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "setting, advice",
+    [
+        ("mcore_gpt: false", "convert_gpt_nemo_to_mcore.py"),
+        ("num_moe_experts: 8", "only dense models are trained"),
+        ("rotary_interleaved: true", "rotary pairs are the two halves of a head"),
+    ],
+)
+def test_a_model_of_another_kind(folder: Path, setting: str, advice: str) -> None:
+    path = folder / "model_config.yaml"
+    key = setting.partition(":")[0]
+    path.write_text("".join(line for line in path.open() if not line.startswith(key)) + setting + "\n")
+    assert advice in refusal(folder, ConfigError)
