@@ -131,6 +131,12 @@ def _ratio(slow: Sequence[Ran], fast: Sequence[Ran], clock: str) -> float:
     return statistics.median(_seconds(a, clock) / _seconds(b, clock) for a, b in zip(slow, fast, strict=True))
 
 
+def _median_share(rans: Sequence[Ran]) -> float:
+    """Processor time in the EM's own calls over that of the step."""
+    shares = [em / cpu for ran in rans for em, cpu in zip(ran.answer["em"], ran.answer["cpu"], strict=True)]
+    return statistics.median(shares)
+
+
 def systems_table(found: Rounds) -> str:
     """Pairs a second, how many times those of the first system by either clock, and peak memory."""
     first = next(iter(found.values()))
@@ -150,11 +156,11 @@ def systems_table(found: Rounds) -> str:
     return table("", heads, rows)
 
 
-def compare(setting: Setting, rounds: int, only: str) -> str:
+def compare(setting: Setting, rounds: int, only: Sequence[str]) -> str:
     """The table of each file's pairs."""
     parts = []
     for title, file in FILES.items():
-        commands = {name: _command(setting, file, name) for name in SYSTEMS if only in name}
+        commands = {name: _command(setting, file, name) for name in SYSTEMS if any(map(name.count, only))}
         if not setting.trl_python.exists():
             commands = {name: command for name, command in commands.items() if not name.startswith("TRL")}
             print(f"no TRL: {setting.trl_python} does not exist (make .venv-trl/.ready)", file=sys.stderr)
@@ -187,9 +193,11 @@ def scale(setting: Setting, rounds: int, by: str) -> str:
                 f"{_ratio(found[name], found[plain], clock):.3f}×",
             )
         ]
+        + [f"{_median_share(found[name]):.2%}"]
         for name, plain in without.items()
     }
-    return table(by, ["a step", "of one without the EM", "of processor", "of one without the EM"], rows)
+    heads = ["a step", "of one without the EM", "of processor", "of one without the EM", "of it in the EM's calls"]
+    return table(by, heads, rows)
 
 
 def main() -> None:
@@ -197,7 +205,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=("annotators", "ranks"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", default="", help="systems whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="systems whose name has one of these in it")
     parser.add_argument("--trl-python", type=Path, default=Path(".venv-trl/bin/python"))
     parser.add_argument("--write", help="a file with the block 'speed', or that of --scale")
     args = parser.parse_args()
