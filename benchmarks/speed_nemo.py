@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--annotators", type=int, help="votes by so many annotators in the place of the data's")
+    parser.add_argument("--operators", action="store_true", help="say what the steps' time went into")
     parser.add_argument("--no-update", action="store_true", help="leave the optimizer out: its state may not fit")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
@@ -53,7 +54,7 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     from nemo_rpo.training import setup
     from nemo_rpo.training.references import find_references
 
-    steps, annotators, clock, em_clock = args.steps, args.annotators, StepClock(), CallClock()
+    steps, annotators, clock, em_clock = args.steps, args.annotators, StepClock(args.operators), CallClock()
     torch.set_num_threads(args.threads)
     device = parallel.initialize(cfg)
     splits = setup.open_splits(cfg)
