@@ -131,6 +131,12 @@ def _ratio(slow: Sequence[Ran], fast: Sequence[Ran], clock: str) -> float:
     return statistics.median(_seconds(a, clock) / _seconds(b, clock) for a, b in zip(slow, fast, strict=True))
 
 
+def _median_share(rans: Sequence[Ran]) -> float:
+    """Processor time in the EM's own calls over that of the step."""
+    shares = [em / cpu for ran in rans for em, cpu in zip(ran.answer["em"], ran.answer["cpu"], strict=True)]
+    return statistics.median(shares)
+
+
 def systems_table(found: Rounds) -> str:
     """Pairs a second, how many times those of the first system by either clock, and peak memory."""
     first = next(iter(found.values()))
@@ -150,16 +156,29 @@ def systems_table(found: Rounds) -> str:
     return table("", heads, rows)
 
 
-def compare(setting: Setting, rounds: int, only: str) -> str:
+def compare(setting: Setting, rounds: int, only: Sequence[str], operators: bool) -> str:
     """The table of each file's pairs."""
     parts = []
     for title, file in FILES.items():
-        commands = {name: _command(setting, file, name) for name in SYSTEMS if only in name}
+        commands = {name: _command(setting, file, name) for name in SYSTEMS if any(map(name.count, only))}
         if not setting.trl_python.exists():
             commands = {name: command for name, command in commands.items() if not name.startswith("TRL")}
             print(f"no TRL: {setting.trl_python} does not exist (make .venv-trl/.ready)", file=sys.stderr)
-        parts.append(f"{title[0].upper()}{title[1:]}:\n\n{systems_table(in_turn(commands, rounds, setting.threads))}")
+        if operators:
+            commands = {name: [*command, "--operators"] for name, command in commands.items()}
+        found = in_turn(commands, rounds, setting.threads)
+        parts.append(f"{title[0].upper()}{title[1:]}:\n\n{(operators_table if operators else systems_table)(found)}")
     return "\n\n".join(parts)
+
+
+def operators_table(found: Rounds) -> str:
+    """What a step's processor time goes into; the profiler's own share is in the rest."""
+    kinds = list(next(iter(found.values()))[0].answer["operators"])
+    rows = {
+        name: [f"{statistics.median(ran.answer['operators'][kind] for ran in rans):.2f} s" for kind in kinds]
+        for name, rans in found.items()
+    }
+    return table("a step", kinds, rows)
 
 
 def scale(setting: Setting, rounds: int, by: str) -> str:
@@ -187,17 +206,20 @@ def scale(setting: Setting, rounds: int, by: str) -> str:
                 f"{_ratio(found[name], found[plain], clock):.3f}×",
             )
         ]
+        + [f"{_median_share(found[name]):.2%}"]
         for name, plain in without.items()
     }
-    return table(by, ["a step", "of one without the EM", "of processor", "of one without the EM"], rows)
+    heads = ["a step", "of one without the EM", "of processor", "of one without the EM", "of it in the EM's calls"]
+    return table(by, heads, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("annotators", "ranks"))
+    parser.add_argument("--operators", action="store_true", help="what the processor does in a step, by the profiler")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", default="", help="systems whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="systems whose name has one of these in it")
     parser.add_argument("--trl-python", type=Path, default=Path(".venv-trl/bin/python"))
     parser.add_argument("--write", help="a file with the block 'speed', or that of --scale")
     args = parser.parse_args()
@@ -206,14 +228,17 @@ def main() -> None:
         text = make(world, DATA, BATCH * STEPS)
         (world / "speed.yaml").write_text(CONFIG, encoding="utf-8")
         setting = Setting(world, args.threads, args.trl_python)
-        found = scale(setting, args.rounds, args.scale) if args.scale else compare(setting, args.rounds, args.only)
+        if args.scale:
+            found = scale(setting, args.rounds, args.scale)
+        else:
+            found = compare(setting, args.rounds, args.only, args.operators)
     header = (
         f"Llama of 6M parameters, {text}; {BATCH} pairs a step, fp32, {args.threads} thread(s), "
         f"torch {torch.__version__}; median of {args.rounds} alternating rounds."
     )
     print(f"{header}\n\n{found}")
     if args.write:
-        replace_block(args.write, args.scale or "speed", f"{header}\n\n{found}")
+        replace_block(args.write, args.scale or ("operators" if args.operators else "speed"), f"{header}\n\n{found}")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from step_clock import StepClock
+from step_clock import CallClock, StepClock
 
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config, validate_parallel
+
+EM_CALLS = ("posterior", "accumulate", "observe", "exchange", "commit", "rollback")
 
 
 def main() -> None:
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--annotators", type=int, help="votes by so many annotators in the place of the data's")
+    parser.add_argument("--operators", action="store_true", help="say what the steps' time went into")
     parser.add_argument("--no-update", action="store_true", help="leave the optimizer out: its state may not fit")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
@@ -37,8 +40,8 @@ def main() -> None:
 
 
 def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """``wall`` and ``cpu`` seconds and ``tokens`` of each step but the first; ``parameters`` of this rank without the
-    input embedding; ``device`` and ``device_bytes`` on a GPU.
+    """``wall`` and ``cpu`` seconds, ``em`` (processor seconds in the EM's calls) and ``tokens`` of each step but the
+    first; ``parameters`` of this rank without the input embedding; ``device`` and ``device_bytes`` on a GPU.
     """
     from nemo_rpo.training.run import use_accelerator
 
@@ -46,11 +49,12 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from nemo_rpo.em import AnnotatorReliability
+    from nemo_rpo.megatron import model as engine
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training import setup
     from nemo_rpo.training.references import find_references
 
-    steps, annotators, clock = args.steps, args.annotators, StepClock()
+    steps, annotators, clock, em_clock = args.steps, args.annotators, StepClock(args.operators), CallClock()
     torch.set_num_threads(args.threads)
     device = parallel.initialize(cfg)
     splits = setup.open_splits(cfg)
@@ -59,6 +63,9 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     model = setup.build_model(cfg, architecture, split.cache, steps, device)
     if annotators is not None:
         model.em = AnnotatorReliability(annotators, cfg.model.rpo, device)
+    for call in EM_CALLS:
+        em_clock.watch(model.em, call)
+    em_clock.watch(engine, "reduce_to_all_ranks")  # the metrics travel with it, which they do without an EM too
     reference = find_references(cfg, model, splits)["sweep"]
     for batch in splits["sweep"].dataset.batches(range(steps)):
         if annotators is not None:
@@ -72,7 +79,8 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
         else:
             model.finish_training_step()
         clock.end_of_step()
-    figures: dict[str, Any] = clock.figures()
+        em_clock.end_of_step()
+    figures: dict[str, Any] = clock.figures() | {"em": em_clock.seconds()}
     figures["tokens"] = [splits["sweep"].tokens(step) for step in range(1, steps)]
     named = [item for chunk in model.model for item in chunk.named_parameters()]
     figures["parameters"] = sum(weight.numel() for name, weight in named if "word_embeddings" not in name)

@@ -28,9 +28,10 @@ def main() -> None:
     for name in ("--steps", "--batch", "--micro-batch", "--threads", "--seq-length"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--precompute", action="store_true")
+    parser.add_argument("--operators", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = StepClock()
+    clock = StepClock(args.operators)
     with tempfile.TemporaryDirectory() as out:
         config = DPOConfig(
             output_dir=out, loss_type=["robust"], label_smoothing=0.1, beta=0.1, max_length=args.seq_length,
