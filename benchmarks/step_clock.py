@@ -32,7 +32,7 @@ class StepClock:
         self._ends.append((time.perf_counter(), time.process_time()))
 
     def figures(self) -> dict[str, Any]:
-        """``wall`` and ``cpu`` seconds of each step; ``operators``, seconds a step in each of ``KINDS`` and the rest."""
+        """``wall`` and ``cpu`` seconds of each step; ``operators``: those a step in each of ``KINDS`` and the rest."""
         steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(self._ends)]
         found: dict[str, Any] = {"wall": [wall for wall, _ in steps], "cpu": [cpu for _, cpu in steps]}
         if self._profile is not None:
