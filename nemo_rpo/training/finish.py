@@ -19,7 +19,7 @@ from nemo_rpo.training.first_rank import on_first_rank
 from nemo_rpo.training.logging import RunLog
 from nemo_rpo.training.metrics import read_metrics
 from nemo_rpo.training.results import ANNOTATOR_CSV
-from nemo_rpo.training.setup import starting_point, tokenizer_folder
+from nemo_rpo.training.setup import starting_point, tokenizer_spec
 from nemo_rpo.training.summary import final_report
 from nemo_rpo.training.sweep import margins
 from nemo_rpo.training.trainer import RPOTrainer
@@ -82,6 +82,6 @@ def _export(cfg: RunConfig, trainer: RPOTrainer) -> Path:
     if not on_first_rank(folder.exists):
         source = starting_point(cfg)
         config = read_hf_config(source) if source and (source / "config.json").exists() else None
-        export_hf(trainer.model.model, trainer.model.architecture, folder, tokenizer_folder(cfg), config)
+        export_hf(trainer.model.model, trainer.model.architecture, folder, tokenizer_spec(cfg).folder, config)
         dist.barrier()
     return folder

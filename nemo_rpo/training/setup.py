@@ -51,14 +51,23 @@ class Split:
 
 def run_folder(cfg: RunConfig) -> Path:
     manager = cfg.exp_manager
-    return Path(manager.explicit_log_dir) if manager.explicit_log_dir else Path(manager.exp_dir) / manager.name
+    if manager.explicit_log_dir:
+        return Path(manager.explicit_log_dir)
+    return Path(manager.exp_dir, manager.name, manager.version or "")
 
 
-def tokenizer_folder(cfg: RunConfig) -> str:
-    folder = cfg.model.tokenizer.type or cfg.pretrained_checkpoint.restore_from_path
+def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
+    """Raises :class:`ConfigError` where a Hugging Face tokenizer has no folder."""
+    settings = cfg.model.tokenizer
+    options = {
+        key: getattr(settings, key) for key in ("library", "model", "vocab_file", "merge_file", "sentencepiece_legacy")
+    }
+    if settings.library != "huggingface":
+        return TokenizerSpec(None, settings.use_chat_template, type=settings.type, **options)
+    folder = settings.type or cfg.pretrained_checkpoint.restore_from_path
     if folder is None:
         raise ConfigError("model.tokenizer.type is not set: give the folder of a Hugging Face tokenizer")
-    return folder
+    return TokenizerSpec(folder, settings.use_chat_template, **options)
 
 
 def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
@@ -70,7 +79,7 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
         keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key)
         if split == "train"
         else RowFormat(data.layout),
-        tokenizer=TokenizerSpec(tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template),
+        tokenizer=tokenizer_spec(cfg),
         seq_length=data.seq_length or cfg.model.encoder_seq_length,
         group_votes=data.group_votes,
         invalid_pairs=data.invalid_pairs,
@@ -185,7 +194,7 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
-            f"the tokenizer in {tokenizer_folder(cfg)} gives ids up to {cache.max_token_id}, but the model's "
+            f"the tokenizer in {tokenizer_spec(cfg).name} gives ids up to {cache.max_token_id}, but the model's "
             f"vocabulary has {architecture.vocab_size}: set model.tokenizer.type to the tokenizer that belongs to the "
             "checkpoint"
         )
