@@ -11,6 +11,7 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.integrations import nemo_toolkit
 from nemo_rpo.launch import start_ranks
 
 
@@ -40,7 +41,8 @@ def run_on_ranks(
     ``options`` are those of ``command`` beside the shared ones, for the ranks that are started. Returns the exit status
     of the ranks; on a rank, what ``body`` returned.
     """
-    read = partial(load_config, args.config_name, args.overrides, args.config_path)
+    hydra = nemo_toolkit.version() is not None
+    read = partial(load_config, args.config_name, args.overrides, args.config_path, hydra=hydra)
     if "RANK" in os.environ:
         return _checked(read(), int(os.environ["WORLD_SIZE"]), body)
     # Read once before there are ranks, so that a mistake is answered at once; the ranks print the notices.

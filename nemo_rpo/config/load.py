@@ -30,12 +30,14 @@ def load_config(
     overrides: Sequence[str] = (),
     config_path: str | Path | None = None,
     notify: Callable[[str], None] = print_on_first_rank,
+    hydra: bool = False,
 ) -> RunConfig:
     """The configuration that a YAML file and ``key=value`` overrides describe, on top of the schema's defaults.
 
     Understood: ``${...}`` interpolation, relative too, with NeMo's resolvers ``multiply`` and ``int_div``; a
     ``defaults:`` list of YAML files beside this one; Hydra's ``+key=``, ``++key=`` and ``~key``. Keys of NeMo that mean
-    nothing here are named in one call of ``notify``.
+    nothing here are named in one call of ``notify``. With ``hydra``, NeMo's ``hydra_runner`` reads and merges the file
+    and the overrides instead (:mod:`nemo_rpo.integrations.nemo_toolkit.hydra`).
 
     Raises:
         ConfigError: no such file, bad YAML, a key that is unknown (with the nearest known one), a value of another type
@@ -43,14 +45,21 @@ def load_config(
         MissingExtraError: OmegaConf is not installed.
     """
     try:
-        from nemo_rpo.config.sources import find_config, parse_override, read_files
+        from nemo_rpo.config.sources import Source, find_config, parse_override, read_files
         from nemo_rpo.config.tree import SettingsTree
     except ModuleNotFoundError as exc:
         raise missing_extra(exc.name or "omegaconf", "mcore") from exc
 
     ignored: list[str] = []
     tree = SettingsTree()
-    for source in read_files(find_config(config_name_or_path, config_path), ignored):
+    path = find_config(config_name_or_path, config_path)
+    if hydra:
+        from nemo_rpo.integrations.nemo_toolkit.hydra import compose
+
+        sources, overrides = [Source(f"in {path} and the overrides", compose(path, overrides))], ()
+    else:
+        sources = read_files(path, ignored)
+    for source in sources:
         tree.set("", source.tree, source.where)
     for override in map(parse_override, overrides):
         if override.delete:

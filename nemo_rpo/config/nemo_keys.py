@@ -15,8 +15,7 @@ IGNORED = frozenset(
     trainer.logger trainer.enable_checkpointing trainer.use_distributed_sampler trainer.replace_sampler_ddp
     trainer.benchmark trainer.enable_progress_bar trainer.enable_model_summary
     exp_manager.create_checkpoint_callback exp_manager.log_step_timing exp_manager.step_timing_kwargs.*
-    exp_manager.use_datetime_version exp_manager.log_global_rank_0_only exp_manager.create_dllogger_logger
-    exp_manager.summary_writer_kwargs.* exp_manager.files_to_copy
+    exp_manager.use_datetime_version exp_manager.log_global_rank_0_only
     exp_manager.checkpoint_callback_params.always_save_nemo
     exp_manager.checkpoint_callback_params.filename exp_manager.checkpoint_callback_params.model_parallel_size
     exp_manager.checkpoint_callback_params.save_best_model exp_manager.checkpoint_callback_params.verbose
@@ -74,11 +73,7 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.num_moe_experts": ((None,), "only dense models are trained"),
     "model.expert_model_parallel_size": ((1, None), "only dense models are trained"),
     "model.pipeline_model_parallel_split_rank": ((0, None), "only decoder models are trained"),
-    "model.tokenizer.model": ((None,), "set model.tokenizer.type to a Hugging Face tokenizer's folder"),
-    "model.tokenizer.vocab_file": ((None,), "set model.tokenizer.type to a Hugging Face tokenizer's folder"),
-    "model.tokenizer.merge_file": ((None,), "set model.tokenizer.type to a Hugging Face tokenizer's folder"),
-    "model.tokenizer.delimiter": ((None,), "set model.tokenizer.type to a Hugging Face tokenizer's folder"),
-    "model.tokenizer.sentencepiece_legacy": ((False, None), "set model.tokenizer.type to a Hugging Face folder"),
+    "model.tokenizer.delimiter": ((None,), "there is no tokenizer of tables here, nor in NeMo 3"),
 }
 
 # A second place for one of ours, accepted while the two agree.
@@ -111,6 +106,9 @@ NULL_IS_DEFAULT = frozenset(
     {
         "exp_manager.exp_dir",
         "exp_manager.wandb_logger_kwargs",
+        "exp_manager.summary_writer_kwargs",
+        "exp_manager.files_to_copy",
+        "model.tokenizer.sentencepiece_legacy",
         "model.data.data_prefix",
         "model.data.pad_length_to_multiple_of",
         "trainer.dpo.limit_train_batches",

@@ -53,9 +53,21 @@ class ExpManagerConfig:
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
     max_time_per_run: str | None = None  # DD:HH:MM:SS; the run saves and stops before it (status 75)
+    version: str | None = None  # a folder below exp_dir/name
     create_tensorboard_logger: bool = False
+    summary_writer_kwargs: dict[str, Any] = field(default_factory=dict)  # of TensorBoard's SummaryWriter
     create_wandb_logger: bool = False
     wandb_logger_kwargs: dict[str, Any] = field(default_factory=dict)
+    # Made by NeMo's exp_manager alone: they need nemo-toolkit.
+    create_mlflow_logger: bool = False
+    mlflow_logger_kwargs: dict[str, Any] = field(default_factory=dict)
+    create_dllogger_logger: bool = False
+    dllogger_logger_kwargs: dict[str, Any] = field(default_factory=dict)
+    create_clearml_logger: bool = False
+    clearml_logger_kwargs: dict[str, Any] = field(default_factory=dict)
+    create_neptune_logger: bool = False
+    neptune_logger_kwargs: dict[str, Any] = field(default_factory=dict)
+    files_to_copy: list[str] = field(default_factory=list)  # into the run's folder, for the record
     checkpoint_callback_params: CheckpointCallbackConfig = field(default_factory=CheckpointCallbackConfig)
 
 
@@ -136,8 +148,14 @@ class OptimConfig:
 
 @dataclass
 class TokenizerConfig:
-    library: Literal["huggingface"] = "huggingface"
-    type: str | None = None  # a local folder; null: the folder of pretrained_checkpoint
+    # Of huggingface, sentencepiece and megatron's GPT2BPETokenizer and GPTSentencePieceTokenizer there are tokenizers
+    # here; everything else, and sentencepiece_legacy, needs nemo-toolkit.
+    library: Literal["huggingface", "sentencepiece", "megatron", "tiktoken", "byte-level", "regex"] = "huggingface"
+    type: str | None = None  # huggingface: a local folder; null: that of pretrained_checkpoint. megatron: a name
+    model: str | None = None  # the file of a sentencepiece model
+    vocab_file: str | None = None
+    merge_file: str | None = None
+    sentencepiece_legacy: bool = False
     use_chat_template: bool = False
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer from a local folder, and how a prompt and a response become tokens."""
+"""A tokenizer from a local folder or from files, and how a prompt and a response become tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_rpo.data import megatron_tokenizers
 from nemo_rpo.data.rows import Messages, Text
-from nemo_rpo.errors import DataError, first_line, missing_extra
+from nemo_rpo.errors import DataError, RPOError, first_line, missing_extra
+from nemo_rpo.integrations import nemo_toolkit
 
 # What AutoTokenizer reads, weights and training leftovers beside it excluded.
 _FILES = (
@@ -34,12 +36,30 @@ class TokenizerSpec:
     """Which tokenizer and how it is used: small, picklable, and enough for :meth:`PreferenceTokenizer.load`.
 
     Attributes:
-        folder: a Hugging Face model or tokenizer folder on this machine.
+        folder: a Hugging Face model or tokenizer folder on this machine; None for the other libraries.
         use_chat_template: render plain-text rows with the chat template too; rows of messages always are.
+        library, type, model, vocab_file, merge_file, sentencepiece_legacy: ``model.tokenizer`` in the settings.
     """
 
-    folder: str
+    folder: str | None
     use_chat_template: bool
+    library: str = "huggingface"
+    type: str | None = None
+    model: str | None = None
+    vocab_file: str | None = None
+    merge_file: str | None = None
+    sentencepiece_legacy: bool = False
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(self.folder or self.model or self.vocab_file or self.type)
+
+    def settings(self) -> dict[str, Any]:
+        """``model.tokenizer`` of a NeMo configuration that means this tokenizer."""
+        named = {"type": self.folder or self.type, "model": self.model}
+        named |= {"vocab_file": self.vocab_file, "merge_file": self.merge_file}
+        return {"library": self.library, **named, "sentencepiece_legacy": self.sentencepiece_legacy}
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides the ids, without loading the tokenizer.
@@ -47,15 +67,21 @@ class TokenizerSpec:
         Raises:
             DataError: no such folder, or no tokenizer in it.
         """
-        folder = Path(self.folder)
-        if not folder.is_dir():
-            raise DataError(f"tokenizer folder {folder} does not exist; set model.tokenizer.type to a local folder")
+        digest = hashlib.sha256()
+        if (toolkit := nemo_toolkit.version()) is not None:
+            digest.update(f"nemo_toolkit {toolkit}".encode())
+        if self.folder is None:
+            digest.update(f"{self.library} {self.type} {self.sentencepiece_legacy}".encode())
+            for file in self._files():
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(f"sentencepiece {_version('sentencepiece')} tokenizers {_version('tokenizers')}".encode())
+            return digest.hexdigest()
+        folder = self._existing_folder()
         files = sorted({file for pattern in _FILES for file in folder.glob(pattern) if file.is_file()})
         if not files:
             raise DataError(f"no tokenizer in {folder} (tokenizer.json, tokenizer.model, …); set model.tokenizer.type")
         if not (folder / "tokenizer_config.json").is_file() and (folder / "config.json").is_file():
             files.append(folder / "config.json")  # then it is the model type that picks the tokenizer's class
-        digest = hashlib.sha256()
         for file in files:
             digest.update(f"{file.relative_to(folder)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
         # Releases have changed how the same files tokenise (legacy Llama, prefix spaces).
@@ -64,6 +90,8 @@ class TokenizerSpec:
 
     def template_fingerprint(self) -> str:
         """SHA-256 over the chat template, "none" without one: which part of :meth:`fingerprint` it is."""
+        if self.folder is None:
+            return "none"
         folder, digest = Path(self.folder), hashlib.sha256()
         config = folder / "tokenizer_config.json"
         inside = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
@@ -73,6 +101,42 @@ class TokenizerSpec:
         for part in (json.dumps(inside).encode(), *(file.read_bytes() for file in files)):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
+
+    def build(self) -> Any:
+        """The tokenizer itself: NeMo's where nemo-toolkit is in use.
+
+        Raises:
+            RPOError: no such folder or file, or a tokenizer that nothing here can build.
+        """
+        folder = None if self.folder is None else str(self._existing_folder())
+        self._files()
+        files = (self.model, self.vocab_file, self.merge_file)
+        if nemo_toolkit.version() is not None:
+            from nemo_rpo.integrations.nemo_toolkit import tokenizer
+
+            return tokenizer.build(self.library, folder or self.type, *files, self.sentencepiece_legacy)
+        if folder is None:
+            return megatron_tokenizers.build(self.library, self.type, *files, self.sentencepiece_legacy)
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as exc:
+            raise missing_extra("transformers", "hf") from exc
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def _existing_folder(self) -> Path:
+        folder = Path(self.folder)
+        if not folder.is_dir():
+            raise DataError(f"tokenizer folder {folder} does not exist; set model.tokenizer.type to a local folder")
+        return folder
+
+    def _files(self) -> list[Path]:
+        files = []
+        for key in ("model", "vocab_file", "merge_file"):
+            if (path := getattr(self, key)) is not None:
+                if not Path(path).is_file():
+                    raise DataError(f"model.tokenizer.{key}={path} is no file on this machine")
+                files.append(Path(path))
+        return files
 
 
 class PreferenceTokenizer:
@@ -97,24 +161,19 @@ class PreferenceTokenizer:
 
     @classmethod
     def load(cls, spec: TokenizerSpec) -> PreferenceTokenizer:
-        """Raises :class:`DataError` if the folder or its tokenizer cannot be used, never reaching for the network."""
-        folder = Path(spec.folder)
-        if not folder.is_dir():
-            raise DataError(f"tokenizer folder {folder} does not exist; set model.tokenizer.type to a local folder")
+        """Raises :class:`RPOError` if the tokenizer cannot be used; nothing of ours reaches for the network."""
         try:
-            from transformers import AutoTokenizer
-        except ImportError as exc:
-            raise missing_extra("transformers", "hf") from exc
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = spec.build()
+        except RPOError:
+            raise
         except Exception as exc:  # transformers raises whatever the damaged file led it to
-            raise DataError(f"the tokenizer in {spec.folder} cannot be loaded: {first_line(exc)}") from exc
+            raise DataError(f"the tokenizer in {spec.name} cannot be loaded: {first_line(exc)}") from exc
         if spec.use_chat_template and not tokenizer.chat_template:
             raise DataError(
-                f"the tokenizer in {spec.folder} has no chat template; add chat_template.jinja to the folder "
+                f"the tokenizer in {spec.name} has no chat template; add chat_template.jinja to the folder "
                 "or set model.tokenizer.use_chat_template=false"
             )
-        return cls(tokenizer, spec.use_chat_template, str(spec.folder))
+        return cls(tokenizer, spec.use_chat_template, spec.name)
 
     def render(self, prompt: Text, response: Text) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the prompt and of the response, int32 [p] and [r].

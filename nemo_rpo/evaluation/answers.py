@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.data.rows import Messages, Text
-from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizer import PreferenceTokenizer
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measure import engine
@@ -79,12 +79,13 @@ class _Speaker:
         from nemo_rpo.training import setup
 
         cfg = target.cfg
-        spec = TokenizerSpec(setup.tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template)
         architecture = setup.stored_architecture(target.weights)
         chunks = build_model_chunks(architecture, cfg)
         setup.weights_loader(target.weights, architecture)(chunks)
         room = architecture.max_position_embeddings
-        return cls(chunks, PreferenceTokenizer.load(spec), architecture.vocab_size, room, max_new_tokens)
+        return cls(
+            chunks, PreferenceTokenizer.load(setup.tokenizer_spec(cfg)), architecture.vocab_size, room, max_new_tokens
+        )
 
     def answer(self, conversations: Sequence[Conversation]) -> None:
         """Adds the next answer to each, side by side. Collective over the tensor and pipeline groups."""

@@ -20,7 +20,7 @@ from nemo_rpo.megatron.nemo import config as nemo_config
 from nemo_rpo.megatron.nemo.archive import is_nemo
 from nemo_rpo.megatron.nemo.exporter import export_nemo
 from nemo_rpo.training.first_rank import on_first_rank
-from nemo_rpo.training.setup import starting_point, tokenizer_folder
+from nemo_rpo.training.setup import starting_point, tokenizer_spec
 
 _HF_FOLDER, _NEMO_FILE = "hf", "policy.nemo"
 _WANTED = "exp_manager.checkpoint_callback_params"
@@ -38,7 +38,7 @@ def check(cfg: RunConfig, architecture: GPTArchitecture) -> None:
         if StepNeeds.of(base_loss(cfg.model), cfg.model).reward_outputs:
             raise ConfigError(f"a .nemo has no place for a reward head: set {_WANTED}.save_nemo_on_train_end=false")
         if start is None or not is_nemo(start):
-            nemo_config.config_from_architecture(architecture, tokenizer_folder(cfg), cfg.trainer.precision)
+            nemo_config.config_from_architecture(architecture, tokenizer_spec(cfg).settings(), cfg.trainer.precision)
 
 
 def drop(folder: Path) -> None:
@@ -58,12 +58,12 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
     if params.save_hf_on_train_end:
         config = read_hf_config(start) if start and (start / "config.json").exists() else None
         wanted[folder / _HF_FOLDER] = lambda path: export_hf(
-            model.model, model.architecture, path, tokenizer_folder(cfg), config
+            model.model, model.architecture, path, tokenizer_spec(cfg).folder, config
         )
     if params.save_nemo_on_train_end:
         source = start if start and is_nemo(start) else None
         wanted[folder / _NEMO_FILE] = lambda path: export_nemo(
-            model.model, model.architecture, path, tokenizer_folder(cfg), source
+            model.model, model.architecture, path, tokenizer_spec(cfg).settings(), source
         )
     for path, export in wanted.items():
         if not on_first_rank(path.exists):

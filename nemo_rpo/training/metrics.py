@@ -6,13 +6,18 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError, missing_extra
+from nemo_rpo.integrations import nemo_toolkit
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 METRICS_FILE = "metrics.jsonl"
 TIMING = "time/"  # figures of the wall clock, the only ones that two equal runs may differ in
@@ -68,15 +73,22 @@ def read_metrics(run_dir: str | Path, timing: bool = True) -> list[dict[str, Any
 
 
 class TensorBoardWriter:
-    """Event files in ``run_dir/tensorboard``, tags ``train/loss``; resuming hides what came after the checkpoint."""
+    """Event files in ``run_dir/tensorboard``, tags ``train/loss``; resuming hides what came after the checkpoint.
 
-    def __init__(self, run_dir: str | Path, resume_step: int | None = None) -> None:
+    ``options`` are further arguments of TensorBoard's ``SummaryWriter``: ``exp_manager.summary_writer_kwargs``.
+    """
+
+    def __init__(self, run_dir: str | Path, resume_step: int | None = None, **options: Any) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as exc:
             raise missing_extra("tensorboard", "logging") from exc
         self.path = Path(run_dir) / "tensorboard"
-        self._events = SummaryWriter(self.path, purge_step=None if resume_step is None else resume_step + 1)
+        arguments = {"purge_step": None if resume_step is None else resume_step + 1, **options}
+        try:
+            self._events = SummaryWriter(self.path, **arguments)
+        except TypeError as exc:
+            raise ConfigError(f"exp_manager.summary_writer_kwargs: {exc}") from exc
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         for name, value in _numbers(metrics).items():
@@ -121,13 +133,46 @@ class WandbWriter:
         self._run.finish()
 
 
+class LightningWriter:
+    """A logger of Lightning's, as NeMo's ``exp_manager`` makes them, with tags ``train/loss``."""
+
+    def __init__(self, logger: Logger, cfg: RunConfig) -> None:
+        self._logger = logger
+        logger.log_hyperparams(asdict(cfg))
+
+    def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        self._logger.log_metrics({f"{split}/{name}": value for name, value in _numbers(metrics).items()}, step)
+
+    def close(self) -> None:
+        self._logger.finalize("success")
+
+
 def metric_writers(cfg: RunConfig, run_dir: str | Path, resume_step: int | None = None) -> list[Writer]:
-    """The writers that ``exp_manager`` asks for. Raises :class:`MissingExtraError` where one is not installed."""
+    """The writers that ``exp_manager`` asks for: those of NeMo's where nemo-toolkit is in use.
+
+    Raises:
+        MissingExtraError: one is not installed, or needs nemo-toolkit.
+        ConfigError: an argument that it does not know, or a file to copy that is not there.
+    """
+    run_dir, manager = Path(run_dir), cfg.exp_manager
     writers: list[Writer] = [MetricsWriter(run_dir, resume_step)]
-    if cfg.exp_manager.create_tensorboard_logger:
-        writers.append(TensorBoardWriter(run_dir, resume_step))
-    if cfg.exp_manager.create_wandb_logger:
+    if nemo_toolkit.version() is not None:
+        from nemo_rpo.integrations.nemo_toolkit.experiment import loggers_of
+
+        loggers = loggers_of(asdict(manager), run_dir, resume_step)
+        return [*writers, *(LightningWriter(logger, cfg) for logger in loggers)]
+    for name in ("mlflow", "dllogger", "clearml", "neptune"):
+        if getattr(manager, f"create_{name}_logger"):
+            raise missing_extra(f"nemo-toolkit, which makes the logger of exp_manager.create_{name}_logger,", "nemo")
+    if manager.create_tensorboard_logger:
+        writers.append(TensorBoardWriter(run_dir, resume_step, **manager.summary_writer_kwargs))
+    if manager.create_wandb_logger:
         writers.append(WandbWriter(cfg, run_dir))
+    for file in manager.files_to_copy:
+        try:
+            shutil.copy(file, run_dir)
+        except OSError as exc:
+            raise ConfigError(f"exp_manager.files_to_copy: {exc}") from exc
     return writers
 
 

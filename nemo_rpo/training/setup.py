@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,30 +55,56 @@ class Split:
 
 def run_folder(cfg: RunConfig) -> Path:
     manager = cfg.exp_manager
-    return Path(manager.explicit_log_dir) if manager.explicit_log_dir else Path(manager.exp_dir) / manager.name
+    if manager.explicit_log_dir:
+        return Path(manager.explicit_log_dir)
+    return Path(manager.exp_dir, manager.name, manager.version or "")
 
 
-def tokenizer_folder(cfg: RunConfig) -> str:
-    start = cfg.pretrained_checkpoint.restore_from_path
-    folder = cfg.model.tokenizer.type or start
-    if folder is None:
-        raise ConfigError("model.tokenizer.type is not set: give the folder of a Hugging Face tokenizer")
-    if cfg.model.tokenizer.type is None and is_nemo(start):
-        return _tokenizer_of_nemo(start)
-    return folder
+def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
+    """The tokenizer of ``model.tokenizer``; where that names none, the one that the checkpoint names.
+
+    Raises :class:`ConfigError` where neither does, or the checkpoint's is not on this machine.
+    """
+    settings, start = cfg.model.tokenizer, cfg.pretrained_checkpoint.restore_from_path
+    if settings.library == "huggingface" and settings.type is None:
+        if start is None:
+            raise ConfigError("model.tokenizer.type is not set: give the folder of a Hugging Face tokenizer")
+        named = _named_in_nemo(start) if is_nemo(start) else {"type": start}
+        settings = replace(settings, **named)
+    folder, kind = (settings.type, None) if settings.library == "huggingface" else (None, settings.type)
+    return TokenizerSpec(
+        folder=folder,
+        use_chat_template=settings.use_chat_template,
+        library=settings.library,
+        type=kind,
+        model=settings.model,
+        vocab_file=settings.vocab_file,
+        merge_file=settings.merge_file,
+        sentencepiece_legacy=settings.sentencepiece_legacy,
+    )
 
 
-def _tokenizer_of_nemo(path: str) -> str:
-    """The Hugging Face folder that a ``.nemo`` names its tokenizer by: it is not inside."""
-    tokenizer = read_nemo_config(path).get("tokenizer") or {}
-    library, folder = tokenizer.get("library"), tokenizer.get("type")
-    if library != "huggingface" or not folder or not os.path.isdir(folder):
-        named = f"{folder} of library {library}" if folder else f"one of library {library}"
+def _named_in_nemo(path: str) -> dict[str, Any]:
+    """What a ``.nemo`` says of its tokenizer, as long as it names what is on this machine and not inside the file."""
+    said = read_nemo_config(path).get("tokenizer") or {}
+    library, kind = said.get("library"), said.get("type")
+    files = {key: said[key] for key in ("model", "vocab_file", "merge_file") if said.get(key)}
+    if library == "huggingface" and kind and os.path.isdir(kind):
+        return {"type": kind}
+    if library in ("sentencepiece", "megatron") and files and all(map(os.path.isfile, files.values())):
+        legacy = bool(said.get("sentencepiece_legacy"))
+        return {"library": library, "type": kind, **files, "sentencepiece_legacy": legacy}
+    inside = [file.removeprefix("nemo:") for file in files.values() if file.startswith("nemo:")]
+    if inside:
         raise ConfigError(
-            f"model.tokenizer.type is not set, and {path} names a tokenizer that is no folder on this machine "
-            f"({named}): give the folder of the same tokenizer in Hugging Face's form"
+            f"model.tokenizer is not set, and {path} holds its tokenizer inside ({', '.join(inside)}): unpack it with "
+            f"tar -xf, set model.tokenizer.library={library} and name it by model.tokenizer.{', '.join(files)}"
         )
-    return folder
+    named = f"{kind} of library {library}" if kind else f"one of library {library}"
+    raise ConfigError(
+        f"model.tokenizer.type is not set, and {path} names a tokenizer that is no folder on this machine "
+        f"({named}): give the folder of the same tokenizer in Hugging Face's form"
+    )
 
 
 def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
@@ -89,7 +116,7 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
         keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key)
         if split == "train"
         else RowFormat(data.layout),
-        tokenizer=TokenizerSpec(tokenizer_folder(cfg), cfg.model.tokenizer.use_chat_template),
+        tokenizer=tokenizer_spec(cfg),
         seq_length=data.seq_length or cfg.model.encoder_seq_length,
         group_votes=data.group_votes,
         invalid_pairs=data.invalid_pairs,
@@ -204,7 +231,7 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
-            f"the tokenizer in {tokenizer_folder(cfg)} gives ids up to {cache.max_token_id}, but the model's "
+            f"the tokenizer in {tokenizer_spec(cfg).name} gives ids up to {cache.max_token_id}, but the model's "
             f"vocabulary has {architecture.vocab_size}: set model.tokenizer.type to the tokenizer that belongs to the "
             "checkpoint"
         )

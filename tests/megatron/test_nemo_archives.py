@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     writer = NemoWriter(tmp_path / "whole.nemo", SHAPE.num_layers, source=None)
     for name, shape in hf_shapes(nemo_tensors(SHAPE)).items():
         writer.add(name, torch.arange(float(torch.Size(shape).numel())).view(shape))
-    writer.finish(config_from_architecture(SHAPE, "tokenizer", "32"))
+    writer.finish(config_from_architecture(SHAPE, {}, "32"))
     with tarfile.open(tmp_path / "whole.nemo") as tar:
         tar.extractall(tmp_path / "unpacked", filter="data")
     return tmp_path / "unpacked"

@@ -136,7 +136,7 @@ def _architecture(config: Mapping[str, Any], vocabulary: int) -> GPTArchitecture
 
 
 def exported_config(
-    architecture: GPTArchitecture, source: Mapping[str, Any] | None, tokenizer_folder: str | None, precision: str
+    architecture: GPTArchitecture, source: Mapping[str, Any] | None, tokenizer: Mapping[str, Any], precision: str
 ) -> dict[str, Any]:
     """The ``model_config.yaml`` of an export: all of ``source`` where there is one, else one made of ``architecture``.
 
@@ -145,11 +145,11 @@ def exported_config(
     if source is not None:
         architecture.check_source(_architecture(source, architecture.vocab_size), CONFIG_FILE, ".nemo")
         return dict(source)
-    return config_from_architecture(architecture, tokenizer_folder, precision)
+    return config_from_architecture(architecture, tokenizer, precision)
 
 
-def config_from_architecture(a: GPTArchitecture, tokenizer_folder: str | None, precision: str) -> dict[str, Any]:
-    """A ``model_config.yaml`` for a model that came from elsewhere, with a Hugging Face tokenizer.
+def config_from_architecture(a: GPTArchitecture, tokenizer: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """A ``model_config.yaml`` for a model that came from elsewhere, with its settings of the tokenizer.
 
     Raises :class:`ConfigError` for a rotary scaling that NeMo has no setting for.
     """
@@ -188,7 +188,7 @@ def config_from_architecture(a: GPTArchitecture, tokenizer_folder: str | None, p
         "attention_dropout": 0.0,
         "ffn_dropout": 0.0,
         "override_vocab_size": a.vocab_size,  # else NeMo pads the tokenizer's own count, differently at every TP
-        "tokenizer": {"library": "huggingface", "type": tokenizer_folder, "use_fast": True},
+        "tokenizer": {"use_fast": True, **tokenizer},
         "data": {"data_prefix": None},
         "optim": {"name": "distributed_fused_adam", "lr": 1e-6},
     }
