@@ -12,13 +12,15 @@ export OMP_NUM_THREADS = 1
 demo: .venv/.ready
 	.venv/bin/python examples/demo.py
 
-test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
+test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready .venv-nemo/.ready
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
+	.venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
+	PYTHONPATH=.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -64,5 +66,15 @@ lint: .venv/.ready
 	.venv-aligner/$(PIP) --no-deps -e .
 	touch $@
 
+# nemo-toolkit, newest and, in a folder that PYTHONPATH puts before it, oldest.
+.venv-nemo/.ready: pyproject.toml Makefile tests/integrations/nemo_toolkit/requirements.txt
+	$(PYTHON) -m venv .venv-nemo
+	.venv-nemo/$(PIP) "$(TORCH)"
+	.venv-nemo/$(PIP) -r tests/integrations/nemo_toolkit/requirements.txt
+	.venv-nemo/$(PIP) megatron-core==0.16.1 pytest pytest-xdist -e '.[cpu]'
+	.venv-nemo/$(PIP) --no-deps nemo-toolkit==3.0.0
+	.venv-nemo/$(PIP) --no-deps --target .venv-nemo/2.7 nemo-toolkit==2.7.3
+	touch $@
+
 clean:
-	rm -rf .venv .venv-mcore-0.19 .venv-trl .venv-aligner runs
+	rm -rf .venv .venv-mcore-0.19 .venv-trl .venv-aligner .venv-nemo runs

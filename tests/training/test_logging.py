@@ -16,8 +16,9 @@ import torch
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError, MissingExtraError
 from nemo_rpo.training.logging import RunLog, startup_log
-from nemo_rpo.training.metrics import MetricsWriter, TensorBoardWriter, WandbWriter, read_metrics
+from nemo_rpo.training.metrics import MetricsWriter, TensorBoardWriter, WandbWriter, metric_writers, read_metrics
 from nemo_rpo.training.progress import Progress
+from nemo_rpo.training.setup import run_folder
 from nemo_rpo.training.summary import AnnotatorRow, annotator_table, course_table, final_report
 
 
@@ -216,3 +217,35 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch, 
     with pytest.raises(MissingExtraError) as caught:
         build(tmp_path)
     assert str(caught.value) == message
+
+
+def test_what_exp_manager_asks_for_without_nemo(tmp_path: Path) -> None:
+    """The keys of NeMo's that need NeMo say so; the others do what they do there."""
+    pytest.importorskip("tensorboard")
+    (tmp_path / "note.txt").write_text("for the record")
+    cfg = RunConfig()
+    manager = cfg.exp_manager
+    manager.files_to_copy = [str(tmp_path / "note.txt")]
+    manager.create_tensorboard_logger, manager.summary_writer_kwargs = True, {"filename_suffix": ".mine"}
+    (tmp_path / "run").mkdir()
+    for writer in metric_writers(cfg, tmp_path / "run"):
+        writer.close()
+    assert (tmp_path / "run" / "note.txt").read_text() == "for the record"
+    assert [path.suffix for path in (tmp_path / "run" / "tensorboard").iterdir()] == [".mine"]
+    manager.summary_writer_kwargs = {"colour": "red"}
+    with pytest.raises(ConfigError, match=r"exp_manager\.summary_writer_kwargs: .*colour"):
+        metric_writers(cfg, tmp_path / "run")
+    manager.summary_writer_kwargs, manager.files_to_copy = {}, [str(tmp_path / "absent.txt")]
+    with pytest.raises(ConfigError, match=r"exp_manager\.files_to_copy: .*absent\.txt"):
+        metric_writers(cfg, tmp_path / "run")
+    manager.create_mlflow_logger = True
+    with pytest.raises(MissingExtraError, match=r"exp_manager\.create_mlflow_logger.*'nemo-rpo\[nemo\]'"):
+        metric_writers(cfg, tmp_path / "run")
+
+
+def test_a_version_is_a_folder_below_the_name() -> None:
+    cfg = RunConfig()
+    cfg.exp_manager.exp_dir, cfg.exp_manager.name = "results", "gpt_rpo"
+    assert run_folder(cfg) == Path("results/gpt_rpo")
+    cfg.exp_manager.version = "second"
+    assert run_folder(cfg) == Path("results/gpt_rpo/second")
