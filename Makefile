@@ -20,7 +20,7 @@ test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
 	.venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
-	PYTHONPATH=.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
+	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
