@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+# Long, and about losses, which know nothing of Megatron-Core: one of its releases will do. Others hold the layouts.
+ONE_RELEASE = --ignore tests/megatron/test_every_loss.py --ignore tests/megatron/test_rankings.py
 PIP = bin/pip install --quiet --disable-pip-version-check
 
 export OMP_NUM_THREADS = 1
@@ -15,7 +17,8 @@ demo: .venv/.ready
 test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready .venv-nemo/.ready
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
-	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile tests/megatron tests/integrations/megatron_bridge
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile $(ONE_RELEASE) \
+	  tests/megatron tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
