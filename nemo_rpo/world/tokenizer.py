@@ -14,8 +14,8 @@ def build_tokenizer(config: LanguageConfig) -> "PreTrainedTokenizerFast":
     """A word-level tokenizer: ``"s2 sep "`` becomes bos s2 sep; a response is encoded with
     ``add_special_tokens=False``.
 
-    Like Llama's, it puts bos in front and never adds eos. There is no unknown token: a word outside the vocabulary is
-    an error, not a quiet substitution.
+    Like Llama's, it puts bos in front and never adds eos. A word outside the vocabulary becomes padding: NeMo tries
+    some when it loads a tokenizer, and the world's own texts have none.
 
     Raises:
         MissingExtraError: transformers or tokenizers is not installed.
@@ -26,7 +26,7 @@ def build_tokenizer(config: LanguageConfig) -> "PreTrainedTokenizerFast":
     except ImportError as exc:
         raise missing_extra(exc.name or "transformers", "hf") from exc
     words = config.vocabulary
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, words.index(BOS))]
@@ -36,6 +36,7 @@ def build_tokenizer(config: LanguageConfig) -> "PreTrainedTokenizerFast":
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
+        unk_token=PAD,
         clean_up_tokenization_spaces=False,
     )
 

@@ -93,7 +93,7 @@ def test_validation_labels_are_clean(tmp_path):
     )
 
 
-def test_tokenizer_round_trips_and_refuses_unknown_words(tmp_path):
+def test_tokenizer_round_trips_and_has_an_answer_for_unknown_words(tmp_path):
     transformers = pytest.importorskip("transformers", reason="the tokenizer needs the hf extra")
     world(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -105,8 +105,7 @@ def test_tokenizer_round_trips_and_refuses_unknown_words(tmp_path):
     assert tokenizer.decode(ids) == " ".join(expected)
     assert tokenizer(row["prompt"]).input_ids + tokenizer(row["chosen"], add_special_tokens=False).input_ids == ids
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (0, 1, 2, 32)
-    with pytest.raises(Exception, match="UNK"):
-        tokenizer("s2 sep hello")
+    assert tokenizer("s2 hello").input_ids == [1, words.index("s2"), 0]
 
 
 def test_the_package_reads_its_own_world(tmp_path):

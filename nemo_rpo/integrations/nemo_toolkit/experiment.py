@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_rpo.errors import ConfigError, missing_extra
+from nemo_rpo.errors import ConfigError, MissingExtraError, first_line, missing_extra
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -76,8 +76,12 @@ def loggers_of(settings: Mapping[str, Any], run_dir: Path, resume_step: int | No
     }
     try:
         exp_manager(trainer, {**held_back, **handed})
+        for logger in trainer.loggers:
+            getattr(
+                logger, "experiment", None
+            )  # made when it is first asked for: here, where its mistakes are answered
     except ImportError as exc:
-        raise missing_extra(exc.name or str(exc).partition("\n")[0], "logging") from exc
+        raise MissingExtraError(f"exp_manager of nemo-toolkit: {first_line(exc)}") from exc
     except (ValueError, TypeError, OSError) as exc:
-        raise ConfigError(f"exp_manager of nemo-toolkit: {exc}") from exc
+        raise ConfigError(f"exp_manager of nemo-toolkit: {first_line(exc)}") from exc
     return trainer.loggers

@@ -12,7 +12,8 @@ from typing import Any
 
 from nemo_rpo.errors import ConfigError, missing_extra
 
-_UNSIGNED = re.compile(r"(?!hydra[./])[A-Za-z_][\w.]*=", re.ASCII)
+# A key with a dot in it: one without is the choice of a config group.
+_UNSIGNED = re.compile(r"(?!hydra[./])[A-Za-z_]\w*(\.\w+)+=", re.ASCII)
 
 
 def compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         composed.append(cfg)
 
     said = [f"++{text}" if _UNSIGNED.match(text) else text for text in overrides]
-    command = ["--config-path", str(path.parent.resolve()), "--config-name", path.name, *said]
+    command = ["--config-path", str(path.parent.resolve()), "--config-name", path.name, "hydra.job.chdir=false", *said]
     try:
         with _command_line(command):
             hydra_runner(config_path=None, config_name=None)(recipe)()

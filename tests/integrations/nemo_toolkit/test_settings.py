@@ -51,7 +51,7 @@ def test_every_recipe_of_ours_is_read_alike(name: str) -> None:
         "exp_manager.name='a name with = in it'",
         "pretrained_checkpoint.restore_from_path=null",
         "model.rpo.reference_cache=${exp_manager.name}/scored",
-        "model.micro_batch_size=${int_div:${model.global_batch_size},2}",
+        "model.micro_batch_size='${int_div:${model.global_batch_size},2}'",
     ],
 )
 def test_overrides_mean_the_same(tmp_path: Path, override: str) -> None:
