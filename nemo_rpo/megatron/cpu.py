@@ -9,7 +9,8 @@ no-ops,
 GPU),
 * lets the tensor factories and ``Tensor.cuda/.to`` read the device name ``"cuda"`` as ``"cpu"``,
 * lets ``Tensor.type()`` answer ``torch.cuda.FloatTensor``, which the optimizer asserts on,
-* keeps ``jit_fuser`` from compiling (a C++ build per fused operation would cost more than a CPU run).
+* keeps ``jit_fuser`` from compiling (a C++ build per fused operation would cost more than a CPU run),
+* sends the matrix products of the layers through oneDNN (:mod:`nemo_rpo.megatron.cpu_matmul`).
 
 Only factories are wrapped, not every torch call (a ``TorchFunctionMode`` would tax each operation of the step). The
 changes hold for the whole process, so only the entry points of a ``trainer.accelerator: cpu`` run call :func:`install`;
@@ -29,6 +30,8 @@ import warnings
 from typing import Any
 
 import torch
+
+from nemo_rpo.megatron import cpu_matmul
 
 CPU = torch.device("cpu")
 _FACTORIES = (
@@ -151,4 +154,5 @@ def install() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _patch_cuda_module()
     _patch_tensors()
+    cpu_matmul.install()
     _patch_megatron()
