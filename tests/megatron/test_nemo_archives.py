@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,49 @@ def test_the_file_and_its_folder_are_read_alike(folder: Path) -> None:
             name = "decoder.layers.1.mlp.linear_fc2.weight"
             rows = torch.arange(96.0).view(8, 12)[2:5, 3:7]
             assert torch.equal(weights.read(name, (slice(2, 5), slice(3, 7))), rows)
+
+
+@pytest.fixture
+def zarr(folder: Path) -> Path:
+    """The same in Megatron's older form, each tensor in blocks of 4 along each of its dimensions."""
+    for name, shape in hf_shapes(nemo_tensors(SHAPE)).items():
+        whole = torch.arange(float(torch.Size(shape).numel())).view(shape)
+        for size in range(whole.dim()):  # blocks at the edge are stored whole
+            whole = torch.cat(
+                (whole, whole.new_zeros(*whole.shape[:size], -whole.shape[size] % 4, *whole.shape[size + 1 :])), size
+            )
+        header = {"shape": list(shape), "chunks": [4] * len(shape), "dtype": "<f4", "order": "C", "compressor": None}
+        tensor = folder / "model_weights" / f"model.{name}"
+        tensor.mkdir()
+        (tensor / ".zarray").write_text(json.dumps(header))
+        for cell in itertools.product(*(range(size // 4) for size in whole.shape)):
+            block = whole[tuple(slice(4 * at, 4 * at + 4) for at in cell)]
+            (tensor / ".".join(map(str, cell))).write_bytes(block.contiguous().numpy().tobytes())
+    (folder / INDEX).unlink()
+    return folder
+
+
+def test_blocks_of_a_tensor(zarr: Path) -> None:
+    name = "decoder.layers.1.mlp.linear_fc2.weight"
+    with NemoArchive(zarr) as archive:
+        weights = open_weights(archive, gated=True)
+        weights.check(hf_shapes(nemo_tensors(SHAPE)), tied=False)
+        assert torch.equal(weights.read(name, (slice(2, 7), slice(3, 11))), torch.arange(96.0).view(8, 12)[2:7, 3:11])
+    (zarr / f"model_weights/model.{name}/0.1").write_bytes(b"short")
+    with (
+        NemoArchive(zarr) as archive,
+        pytest.raises(CheckpointError, match=r"fc2\.weight/0\.1 is cut short; restore it"),
+    ):
+        open_weights(archive, gated=True).read(name, (slice(2, 7), slice(3, 11)))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"shape": [8]}', "@chunks", "@order"])
+def test_a_damaged_header_of_a_tensor(zarr: Path, text: str) -> None:
+    path = zarr / "model_weights/model.decoder.final_layernorm.weight/.zarray"
+    whole = json.loads(path.read_text())
+    wrong = {"@chunks": whole | {"chunks": [0]}, "@order": {key: whole[key] for key in whole if key != "order"}}
+    path.write_text(json.dumps(wrong[text]) if text in wrong else text)
+    assert "model.decoder.final_layernorm.weight/.zarray is damaged; restore it" in refusal(zarr)
 
 
 def test_not_an_archive(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class ZarrWeights(NemoWeights):
         self._of: dict[str, tuple[str, int | None, dict]] = {}
         for file in sorted(archive.names):
             if file.startswith(f"{FOLDER}/") and file.endswith(_HEADER) and holds_weights(file):
-                self._add(file.removesuffix(_HEADER), json.loads(archive.read(file)))
+                self._add(file.removesuffix(_HEADER), _header(archive, file))
 
     def _add(self, folder: str, header: dict) -> None:
         if header["compressor"] is not None or header["order"] != "C" or header["dtype"] not in _DTYPES:
@@ -64,6 +64,23 @@ class ZarrWeights(NemoWeights):
             )
 
     def _load(self, file: str, header: dict, sizes: tuple[int, ...], row: int | None) -> Tensor:
-        data = torch.frombuffer(bytearray(self.archive.read(file)), dtype=_DTYPES[header["dtype"]])
-        data = data.view(header["chunks"])[tuple(slice(size) for size in sizes)]  # blocks at the edge are stored whole
+        data, dtype = bytearray(self.archive.read(file)), _DTYPES[header["dtype"]]
+        if len(data) != math.prod(header["chunks"]) * dtype.itemsize:
+            raise CheckpointError(f"{self.archive.path}: {file} is cut short; restore it, or save the model again")
+        data = torch.frombuffer(data, dtype=dtype).view(header["chunks"])[
+            tuple(slice(size) for size in sizes)
+        ]  # blocks at the edge are stored whole
         return data if row is None else data[row]
+
+
+def _header(archive: NemoArchive, file: str) -> dict:
+    try:
+        header = json.loads(archive.read(file))
+        shape, block = header["shape"], header["chunks"]
+        whole = {"compressor", "order", "dtype"} <= header.keys() and len(shape) == len(block)
+        whole = whole and all(isinstance(size, int) and size > 0 for size in (*shape, *block))
+    except (ValueError, KeyError, TypeError):  # no JSON, or not what zarr writes
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{archive.path}: {file} is damaged; restore it, or save the model again")
+    return header
