@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 # A part of an operator's name → what it is.
-KINDS = {"mm": "matrix products", "scaled_dot_product": "attention"}
+KINDS = {"mm": "matrix products", "linear_pointwise": "matrix products", "scaled_dot_product": "attention"}
 REST = "the rest"
 
 
