@@ -8,9 +8,10 @@ Shapes: s positions, b rows, n heads, d head size, r ≤ d rotated dimensions of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -22,45 +23,58 @@ class RotarySelfAttention(SelfAttention):
     """
 
     def forward(self, *args: Any, rotary_pos_emb: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        half = rotary_pos_emb[..., : rotary_pos_emb.shape[-1] // 2]
-        self._cos_sin = half.cos(), half.sin()
+        self._turn = Turn.by(rotary_pos_emb, self.config.kv_channels)
         try:
             return super().forward(*args, rotary_pos_emb=None, **kwargs)
         finally:
-            del self._cos_sin
+            del self._turn
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
-        return rotate(query, *self._cos_sin), rotate(key, *self._cos_sin), value
+        return rotate(query, self._turn), rotate(key, self._turn), value
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``x [s, b, n, d]`` by angles whose ``cos`` and ``sin`` are ``[s, 1, 1, r/2]``: of its first r dimensions, i and
-    i + r/2 are turned together.
+class Turn(NamedTuple):
+    """A rotation of heads: what a head is multiplied by, and what it is with its halves exchanged.
 
-    Differentiable in ``x``. Issues no collective.
+    Whole heads at a time, since passes over their halves are loops over a few numbers each.
+
+    Attributes:
+        straight, across: ``[s, 1, 1, d]``; 1 and 0 for the dimensions that are not rotated.
+        half: r/2. Of the first r dimensions, i and i + r/2 are turned together.
     """
-    return _Rotate.apply(x, cos, sin)
+
+    straight: Tensor
+    across: Tensor
+    half: int
+
+    @classmethod
+    def by(cls, angles: Tensor, head: int) -> Turn:
+        """By ``angles [s, 1, 1, r]``, whose second half repeats the first, of heads of size ``head``."""
+        half, still = angles.shape[-1] // 2, (0, head - angles.shape[-1])
+        sin = angles[..., :half].sin()
+        return cls(F.pad(angles.cos(), still, value=1.0), F.pad(torch.cat((-sin, sin), -1), still), half)
+
+    def back(self) -> Turn:
+        return self._replace(across=-self.across)
+
+    def of(self, x: Tensor) -> Tensor:
+        a, b, rest = x.split((self.half, self.half, x.shape[-1] - 2 * self.half), -1)
+        straight, across = self.straight.to(x.dtype), self.across.to(x.dtype)
+        return torch.cat((b, a, rest), -1).mul_(across).addcmul_(x, straight)
+
+
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """``x [s, b, n, d]``, turned. Differentiable in ``x``. Issues no collective."""
+    return _Rotate.apply(x, turn)
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+    def forward(ctx: FunctionCtx, x: Tensor, turn: Turn) -> Tensor:
+        ctx.turn = turn
+        return turn.of(x)
 
     @staticmethod
     def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Any, ...]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(upstream, cos, -sin), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    cos, sin, half = cos.to(x.dtype), sin.to(x.dtype), cos.shape[-1]
-    sizes = (half, half, x.shape[-1] - 2 * half)
-    turned = x.new_empty(x.shape)
-    (a, b, rest), (new_a, new_b, new_rest) = x.split(sizes, -1), turned.split(sizes, -1)
-    torch.mul(a, cos, out=new_a).addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=new_b).addcmul_(a, sin)
-    new_rest.copy_(rest)
-    return turned
+        return ctx.turn.back().of(upstream), None

@@ -15,8 +15,8 @@ pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
 from nemo_rpo.megatron.norm import RMSNorm
-from nemo_rpo.megatron.rotary import rotate
-from nemo_rpo.megatron.swiglu import _SwiGLU
+from nemo_rpo.megatron.rotary import Turn, rotate
+from nemo_rpo.megatron.swiglu import _ROWS, _SwiGLU
 
 S, B, HEADS, HEAD, EPS = 7, 2, 3, 8, 1e-5
 
@@ -43,10 +43,12 @@ def written_out(gate_and_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+@pytest.mark.parametrize("positions", [S, 2 * _ROWS + 1], ids=["few", "some blocks"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_swiglu(dtype: torch.dtype, tolerance: float) -> None:
-    x = random(S, B, 2 * HEAD).to(dtype)
-    assert_equal(with_gradients(_SwiGLU.apply, x), with_gradients(written_out, x), tolerance)
+def test_swiglu(dtype: torch.dtype, tolerance: float, positions: int) -> None:
+    x = random(positions, B, 2 * HEAD).to(dtype)
+    for strided in (x, x.transpose(0, 1)):
+        assert_equal(with_gradients(_SwiGLU.apply, strided), with_gradients(written_out, strided), tolerance)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
@@ -66,13 +68,13 @@ def test_rms_norm(dtype: torch.dtype, tolerance: float, of_heads: bool) -> None:
 
 @pytest.mark.parametrize("rotated", [HEAD, HEAD // 2], ids=["whole heads", "half of a head"])
 def test_rotation(rotated: int) -> None:
-    angles = random(S, 1, 1, rotated // 2)
+    angles = random(S, 1, 1, rotated // 2).repeat(1, 1, 1, 2)
 
     def ours(x: Tensor) -> Tensor:
-        return rotate(x[..., :HEAD], angles.cos(), angles.sin())
+        return rotate(x[..., :HEAD], Turn.by(angles, HEAD))
 
     def megatrons(x: Tensor) -> Tensor:
-        return _apply_rotary_pos_emb_bshd(x[..., :HEAD], torch.cat((angles, angles), -1))
+        return _apply_rotary_pos_emb_bshd(x[..., :HEAD], angles)
 
     x = random(S, B, HEADS, 3 * HEAD)
     assert_equal(with_gradients(ours, x), with_gradients(megatrons, x))
