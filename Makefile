@@ -20,6 +20,7 @@ test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile $(ONE_RELEASE) \
 	  tests/megatron tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
+	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest tests/integrations/trl
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
 	.venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
@@ -53,11 +54,12 @@ lint: .venv/.ready
 	.venv-mcore-0.19/$(PIP) --no-deps -e .
 	touch $@
 
-# TRL, whose released losses ours are compared with.
+# TRL, whose released losses ours are compared with; and the oldest one that RPOTrainer takes, in a folder.
 .venv-trl/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/$(PIP) "$(TORCH)"
 	.venv-trl/$(PIP) trl==1.16.0 pytest hypothesis
+	.venv-trl/$(PIP) --no-deps --target .venv-trl/1.0 trl==1.0.0
 	.venv-trl/$(PIP) --no-deps -e .
 	touch $@
 

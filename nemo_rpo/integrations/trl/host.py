@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import fields
 from importlib.metadata import version
+from inspect import signature
 from typing import Any
 
 from accelerate import Accelerator
 from packaging.version import Version
-from trl import DPOConfig
+from transformers import Trainer
+from trl import DPOConfig, DPOTrainer
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
 
-_OLDEST = "1.16.0"  # the first release that was read and run; the forward pass of earlier ones returns no log-probs
+_OLDEST = "1.0.0"
+# Whether compute_ref_log_probs is told which model it is of: since TRL 1.9.
+REFERENCE_IS_GIVEN = "model" in signature(DPOTrainer.compute_ref_log_probs).parameters
 # Options that choose or change TRL's loss, with the value that leaves it alone.
 _LOSS_OPTIONS = {
     "loss_type": ["sigmoid"],
@@ -28,7 +32,7 @@ _LOSS_OPTIONS = {
 
 
 def check_version() -> None:
-    """Raises :class:`ConfigError` for a TRL whose forward pass gives no log-probs."""
+    """Raises :class:`ConfigError` for a TRL before 1.0."""
     installed = version("trl")
     if Version(installed) < Version(_OLDEST):
         raise ConfigError(f"RPOTrainer needs TRL {_OLDEST} or newer, found {installed}: pip install -U trl")
@@ -49,9 +53,17 @@ def check_args(args: DPOConfig | None, rpo: RPOConfig) -> float:
                 f"DPOConfig.{name}={value} would not reach RPOTrainer's loss: leave it at {neutral}, and choose the "
                 "loss with rpo.base_loss and rpo.loss_options"
             )
+    if getattr(args, "use_liger_kernel", False) and hasattr(DPOTrainer, "_compute_loss_liger"):
+        raise ConfigError("Liger's loss would take the place of RPOTrainer's: set DPOConfig.use_liger_kernel=False")
     if args is None:
         return next(spec.default for spec in fields(DPOConfig) if spec.name == "beta")
     return args.beta
+
+
+def scale_no_loss(trainer: Trainer) -> None:
+    """Tells transformers before 5.19 what ``loss_is_scaled_for_ga`` tells later ones."""
+    if Version(version("transformers")) < Version("5.19.0"):
+        trainer.model_accepts_loss_kwargs, trainer.compute_loss_func = False, trainer.compute_loss
 
 
 def check_loss(loss: PreferenceLoss) -> None:

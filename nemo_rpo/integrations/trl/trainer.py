@@ -22,11 +22,18 @@ from nemo_rpo.integrations.em_state import continued, load_state, save_state, wi
 from nemo_rpo.integrations.rpo_block import log_prob_loss, rpo_config
 from nemo_rpo.integrations.trl.callback import EMCallback, sweep_reliabilities
 from nemo_rpo.integrations.trl.data import SIGN, VOTE_KEYS, VoteCollator, annotator_table, take_votes
-from nemo_rpo.integrations.trl.host import check_args, check_loss, check_processes, check_version
+from nemo_rpo.integrations.trl.forward import forward, response_logps
+from nemo_rpo.integrations.trl.host import (
+    REFERENCE_IS_GIVEN,
+    check_args,
+    check_loss,
+    check_processes,
+    check_version,
+    scale_no_loss,
+)
 from nemo_rpo.losses import PairLogprobs
 
 _SUMS = ("em/posterior_mean", "em/frac_flipped", "em/abs_delta_mean")
-_NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")
 
 
 class RPOTrainer(DPOTrainer):
@@ -72,6 +79,7 @@ class RPOTrainer(DPOTrainer):
         key = self.rpo.annotator_key if self.rpo.enabled else None
         self.annotators = annotator_table(train_dataset, key)
         super().__init__(model, ref_model, args, data_collator, train_dataset, **kwargs)
+        scale_no_loss(self)
         check_processes(self.accelerator)
         if self.loss.reference_free:
             self.ref_model = None  # loaded by TRL all the same, and not used
@@ -136,7 +144,7 @@ class RPOTrainer(DPOTrainer):
             # DDP averages gradients over processes, and the micro-batches of a step are summed.
             share = pairs * self.accelerator.num_processes / self._pairs_in_step.clamp(min=1)
         loss = torch.where(valid, each, 0.0).sum() / pairs.clamp(min=1)
-        if self.aux_loss_enabled:
+        if getattr(self, "aux_loss_enabled", False):  # of mixtures of experts, since TRL 1.8
             loss = loss + self.router_aux_loss_coef * forward.output.aux_loss
         return (loss * share, stock[1]) if return_outputs else loss * share
 
@@ -152,23 +160,20 @@ class RPOTrainer(DPOTrainer):
         return robust_loss(terms, w, self.rpo.objective if self.rpo.enabled else "weighted")
 
     def _scored(self, output: Any, inputs: Mapping[str, Tensor]) -> PairLogprobs:
-        mask = inputs["completion_mask"][:, 1:]
-        # Prompt-learning adapters put virtual tokens in front; log-probs outside the responses are 0.
-        logps = output.log_probs[:, -mask.shape[1] :].float().sum(-1)
         reference = (inputs["ref_chosen_logps"].float(), inputs["ref_rejected_logps"].float())
-        return PairLogprobs(*logps.chunk(2), *reference, *mask.sum(-1).chunk(2))
+        lengths = inputs["completion_mask"][:, 1:].sum(-1)
+        return PairLogprobs(*response_logps(output, inputs).chunk(2), *reference, *lengths.chunk(2))
 
     def pair_logprobs(self, model: Any, inputs: dict[str, Any]) -> PairLogprobs:
         """A batch as a loss sees it, [n]; collectives of the model alone."""
         inputs = self._with_reference(inputs)
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        for_model = {k: v for k, v in inputs.items() if k not in _NOT_FOR_THE_MODEL}
-        return self._scored(model(**for_model, use_cache=False, labels=labels, fused_lm_head=True), inputs)
+        return self._scored(forward(model, inputs), inputs)
 
     # --- the reference
 
-    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in VOTE_KEYS})
+    def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, Tensor]:
+        *model, inputs = model_and_inputs  # the batch alone before TRL 1.9
+        return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k not in VOTE_KEYS})
 
     def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch with the reference's log-probs, where it has none yet; zeros for losses without a reference."""
@@ -177,7 +182,8 @@ class RPOTrainer(DPOTrainer):
         if self.loss.reference_free:
             nothing = torch.zeros(len(inputs["input_ids"]) // 2, device=inputs["input_ids"].device)
             return inputs | {"ref_chosen_logps": nothing, "ref_rejected_logps": nothing}
-        chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        model = [self.ref_model or self.model] if REFERENCE_IS_GIVEN else []
+        chosen, rejected = self.compute_ref_log_probs(*model, inputs)
         return inputs | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     @contextlib.contextmanager
