@@ -11,12 +11,14 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from paths import ROOT
+from trl import DPOTrainer
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.trl import preference_dataset
 from nemo_rpo.integrations.trl.data import VoteCollator, annotator_table
+from nemo_rpo.integrations.trl.host import check_args
 
 from .world import arguments, rows, trainer
 
@@ -130,6 +132,22 @@ def test_bad_settings_are_one_line(rpo, settings, message, model, tmp_path):
     with pytest.raises(ConfigError, match=message) as caught:
         trainer(model, arguments(tmp_path, **settings), rows(4), rpo)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loss_of_ligers_is_refused_where_it_would_take_the_place(model, tmp_path, monkeypatch):
+    args = arguments(tmp_path)
+    args.use_liger_kernel = True
+    if not hasattr(DPOTrainer, "_compute_loss_liger"):
+        assert check_args(args, RPOConfig()) == args.beta
+    monkeypatch.setattr(DPOTrainer, "_compute_loss_liger", None, raising=False)
+    with pytest.raises(ConfigError, match="set DPOConfig.use_liger_kernel=False"):
+        trainer(model, args, rows(4))
+
+
+def test_an_older_trl_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_rpo.integrations.trl.host.version", lambda package: "0.29.1")
+    with pytest.raises(ConfigError, match=r"RPOTrainer needs TRL 1\.0\.0 or newer, found 0\.29\.1: pip install -U trl"):
+        trainer(model, arguments(tmp_path), rows(4))
 
 
 def test_the_block_may_be_the_dataclass(model, tmp_path):
