@@ -140,7 +140,7 @@ def test_a_loss_of_ligers_is_refused_where_it_would_take_the_place(model, tmp_pa
     if not hasattr(DPOTrainer, "_compute_loss_liger"):
         assert check_args(args, RPOConfig()) == args.beta
     monkeypatch.setattr(DPOTrainer, "_compute_loss_liger", None, raising=False)
-    with pytest.raises(ConfigError, match="set DPOConfig.use_liger_kernel=False"):
+    with pytest.raises(ConfigError, match=r"set DPOConfig\.use_liger_kernel=False"):
         trainer(model, args, rows(4))
 
 
