@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_rpo.errors import ConfigError, missing_extra
 
+if TYPE_CHECKING:
+    from nemo_rpo.data.tokenizer import TokenizerSpec
 
-def build(
-    library: str,
-    type: str | None,
-    model: str | None,
-    vocab_file: str | None,
-    merge_file: str | None,
-    sentencepiece_legacy: bool,
-) -> Any:
+
+def build(spec: TokenizerSpec) -> Any:
     """Under the interface of a Hugging Face tokenizer, with the ids that NeMo's ``get_nmt_tokenizer`` gives.
 
     Raises:
         ConfigError: it needs NeMo's, or a file of it is not named.
         MissingExtraError: sentencepiece or transformers is not installed.
     """
-    match library, type:
-        case _ if sentencepiece_legacy:
+    match spec.library, spec.type:
+        case _ if spec.sentencepiece_legacy:
             raise ConfigError("model.tokenizer.sentencepiece_legacy needs NeMo's; run: pip install 'nemo-rpo[nemo]'")
         case ("sentencepiece", _) | ("megatron", "GPTSentencePieceTokenizer"):
-            return SentencePiece(_named("model", model))
+            return SentencePiece(_named(spec, "model"))
         case "megatron", "GPT2BPETokenizer":
-            return _gpt2(_named("vocab_file", vocab_file), _named("merge_file", merge_file))
-    what = f"model.tokenizer.library={library}" + (f" with model.tokenizer.type={type}" if type else "")
+            return _gpt2(_named(spec, "vocab_file"), _named(spec, "merge_file"))
+    what = f"model.tokenizer.library={spec.library}" + (f" with model.tokenizer.type={spec.type}" if spec.type else "")
     raise ConfigError(f"{what} is a tokenizer of NeMo's own; run: pip install 'nemo-rpo[nemo]'")
 
 
@@ -69,7 +65,7 @@ def _gpt2(vocab_file: str, merge_file: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=end, eos_token=end, unk_token=end)
 
 
-def _named(key: str, value: str | None) -> str:
-    if value is None:
+def _named(spec: TokenizerSpec, key: str) -> str:
+    if (value := getattr(spec, key)) is None:
         raise ConfigError(f"model.tokenizer.{key} is not set: name the file of the tokenizer")
     return value

@@ -110,13 +110,12 @@ class TokenizerSpec:
         """
         folder = None if self.folder is None else str(self._existing_folder())
         self._files()
-        files = (self.model, self.vocab_file, self.merge_file)
         if nemo_toolkit.version() is not None:
             from nemo_rpo.integrations.nemo_toolkit import tokenizer
 
-            return tokenizer.build(self.library, folder or self.type, *files, self.sentencepiece_legacy)
+            return tokenizer.build(self)
         if folder is None:
-            return megatron_tokenizers.build(self.library, self.type, *files, self.sentencepiece_legacy)
+            return megatron_tokenizers.build(self)
         try:
             from transformers import AutoTokenizer
         except ImportError as exc:

@@ -221,7 +221,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch, 
 
 def test_what_exp_manager_asks_for_without_nemo(tmp_path: Path) -> None:
     """The keys of NeMo's that need NeMo say so; the others do what they do there."""
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="pip install 'nemo-rpo[logging]'")
     (tmp_path / "note.txt").write_text("for the record")
     cfg = RunConfig()
     manager = cfg.exp_manager

@@ -77,9 +77,8 @@ def loggers_of(settings: Mapping[str, Any], run_dir: Path, resume_step: int | No
     try:
         exp_manager(trainer, {**held_back, **handed})
         for logger in trainer.loggers:
-            getattr(
-                logger, "experiment", None
-            )  # made when it is first asked for: here, where its mistakes are answered
+            # Made when it is first asked for: here, where its mistakes are answered.
+            getattr(logger, "experiment", None)
     except ImportError as exc:
         raise MissingExtraError(f"exp_manager of nemo-toolkit: {first_line(exc)}") from exc
     except (ValueError, TypeError, OSError) as exc:

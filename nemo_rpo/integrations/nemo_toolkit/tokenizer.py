@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemo_rpo.errors import DataError, missing_extra
+from nemo_rpo.errors import DataError, first_line, missing_extra
 from nemo_rpo.integrations.nemo_toolkit import SWITCH
 
+if TYPE_CHECKING:
+    from nemo_rpo.data.tokenizer import TokenizerSpec
 
-def build(
-    library: str,
-    type: str | None,
-    model: str | None,
-    vocab_file: str | None,
-    merge_file: str | None,
-    sentencepiece_legacy: bool,
-) -> Any:
+
+def build(spec: TokenizerSpec) -> Any:
     """The tokenizer of ``get_nmt_tokenizer`` with the part of a Hugging Face tokenizer's interface that is used here.
 
     Where it wraps one, that one: NeMo has given it its special tokens by then.
@@ -30,19 +26,18 @@ def build(
         raise missing_extra(exc.name or "nemo_toolkit", "nemo") from exc
     try:
         built = get_nmt_tokenizer(
-            library=library,
-            model_name=type,
-            tokenizer_model=model,
-            vocab_file=vocab_file,
-            merges_file=merge_file,
+            library=spec.library,
+            model_name=spec.folder or spec.type,
+            tokenizer_model=spec.model,
+            vocab_file=spec.vocab_file,
+            merges_file=spec.merge_file,
             use_fast=True,
-            legacy=sentencepiece_legacy,
+            legacy=spec.sentencepiece_legacy,
         )
     except Exception as exc:  # whatever the library behind it was led to
-        reason = str(exc).strip().partition("\n")[0] or exc.__class__.__name__
         raise DataError(
-            f"nemo-toolkit cannot build the tokenizer of model.tokenizer ({library}, {type or model}): {reason}; "
-            f"{SWITCH}=own in the environment takes this package's own"
+            f"nemo-toolkit cannot build the tokenizer of model.tokenizer ({spec.library}, {spec.name}): "
+            f"{first_line(exc)}; {SWITCH}=own in the environment takes this package's own"
         ) from exc
     inner = getattr(built, "tokenizer", None)
     return inner if hasattr(inner, "apply_chat_template") else NemoTokenizer(built)

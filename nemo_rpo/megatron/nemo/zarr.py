@@ -67,9 +67,8 @@ class ZarrWeights(NemoWeights):
         data, dtype = bytearray(self.archive.read(file)), _DTYPES[header["dtype"]]
         if len(data) != math.prod(header["chunks"]) * dtype.itemsize:
             raise CheckpointError(f"{self.archive.path}: {file} is cut short; restore it, or save the model again")
-        data = torch.frombuffer(data, dtype=dtype).view(header["chunks"])[
-            tuple(slice(size) for size in sizes)
-        ]  # blocks at the edge are stored whole
+        whole = torch.frombuffer(data, dtype=dtype).view(header["chunks"])
+        data = whole[tuple(slice(size) for size in sizes)]  # blocks at the edge are stored whole
         return data if row is None else data[row]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from elsewhere import skipped
 from paths import TESTS
 
 sys.path.append(str(TESTS / "megatron"))  # tiny_world, hf_models: the engine's worlds are also Bridge's
@@ -20,18 +21,9 @@ def _installed() -> bool:
         return False
 
 
-class WithoutBridge(pytest.Module):
-    """A test module that is not imported."""
-
-    def collect(self) -> list[pytest.Item]:
-        pytest.skip(
-            "Megatron-Bridge is not installed; CI runs these tests with the newest Megatron-Core",
-            allow_module_level=True,
-        )
-
-
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    return None if _installed() else WithoutBridge.from_parent(parent, path=module_path)
+    reason = "Megatron-Bridge is not installed; CI runs these tests with the newest Megatron-Core"
+    return None if _installed() else skipped(module_path, parent, reason)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elsewhere import skipped
 
 HERE = Path(__file__).parent
 INSTALLED = find_spec("nemo_aligner") is not None
@@ -23,17 +24,11 @@ if INSTALLED:
     shim.install()  # before a test module imports NeMo
 
 
-class NotHere(pytest.Module):
-    """A test module that is not imported, since its imports would fail."""
-
-    def collect(self) -> list[pytest.Item]:
-        here, there = ("NeMo-Aligner's", "the project's main") if INSTALLED else ("the main", "NeMo-Aligner's own")
-        pytest.skip(f"this is {here} environment; CI runs these tests in {there} one", allow_module_level=True)
-
-
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     of_main = module_path.name in OF_MAIN_ENVIRONMENT
-    return NotHere.from_parent(parent, path=module_path) if of_main == INSTALLED else None
+    here, there = ("NeMo-Aligner's", "the project's main") if INSTALLED else ("the main", "NeMo-Aligner's own")
+    reason = f"this is {here} environment; CI runs these tests in {there} one"
+    return skipped(module_path, parent, reason) if of_main == INSTALLED else None
 
 
 @pytest.fixture(scope="session")

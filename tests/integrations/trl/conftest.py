@@ -6,17 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from elsewhere import skipped
 
-
-class WithoutTRL(pytest.Module):
-    """A test module that is not imported, since its imports would fail."""
-
-    def collect(self) -> list[pytest.Item]:
-        pytest.skip("TRL is not installed; CI runs these tests in an environment of its own", allow_module_level=True)
+REASON = "TRL is not installed; CI runs these tests in an environment of its own"
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    return WithoutTRL.from_parent(parent, path=module_path) if find_spec("trl") is None else None
+    return skipped(module_path, parent, REASON) if find_spec("trl") is None else None
 
 
 @pytest.fixture(scope="session")
