@@ -23,8 +23,8 @@ test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest tests/integrations/trl
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
-	.venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
-	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/integrations/nemo_toolkit
+	.venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/nemo_toolkit
+	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/nemo_toolkit
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -72,10 +72,10 @@ lint: .venv/.ready
 	touch $@
 
 # nemo-toolkit, newest and, in a folder that PYTHONPATH puts before it, oldest.
-.venv-nemo/.ready: pyproject.toml Makefile tests/integrations/nemo_toolkit/requirements.txt
+.venv-nemo/.ready: pyproject.toml Makefile tests/nemo_toolkit/requirements.txt
 	$(PYTHON) -m venv .venv-nemo
 	.venv-nemo/$(PIP) "$(TORCH)"
-	.venv-nemo/$(PIP) -r tests/integrations/nemo_toolkit/requirements.txt
+	.venv-nemo/$(PIP) -r tests/nemo_toolkit/requirements.txt
 	.venv-nemo/$(PIP) megatron-core==0.16.1 pytest pytest-xdist -e '.[cpu]'
 	.venv-nemo/$(PIP) --no-deps nemo-toolkit==3.0.0
 	.venv-nemo/$(PIP) --no-deps --target .venv-nemo/2.7 nemo-toolkit==2.7.3

@@ -17,7 +17,7 @@ import torch
 from markdown_table import replace_block, table
 
 from nemo_rpo.em import EMSettings, Votes
-from nemo_rpo.em.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
+from nemo_rpo.em.fit.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
 from nemo_rpo.errors import MissingExtraError
 
 HEADS = ("majority", "one-coin EM", "with class prior", "crowd-kit one-coin", "crowd-kit Dawid-Skene")

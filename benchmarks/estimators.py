@@ -20,7 +20,7 @@ from markdown_table import replace_block, table
 from torch import Tensor
 
 from nemo_rpo.em import AnnotatorReliability, EMSettings, Estimate, Votes, estimate, full_batch_em
-from nemo_rpo.em.baselines import one_coin
+from nemo_rpo.em.fit.baselines import one_coin
 
 ANNOTATORS, LABELS, BATCH = 227, 10_000, 64
 POPULATION = (10.0, 2.5)

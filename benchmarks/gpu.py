@@ -165,7 +165,7 @@ def mfu(tokens_per_second: float, parameters: int, device: str, operations: int)
 
 def precisions_here() -> tuple[list[str], list[str]]:
     """The FP8 precisions that this machine has, and why it has not the others."""
-    from nemo_rpo.megatron.precision import check_machine, this_machine
+    from nemo_rpo.megatron.network.precision import check_machine, this_machine
 
     able, reasons = [], []
     for precision in FP8:

@@ -28,17 +28,17 @@ def main() -> None:
 
 
 def compare(cfg: RunConfig) -> dict[str, Any]:
-    """The fields of a :class:`~nemo_rpo.training.step0.TokenError`; the largest margin of a policy in the run's
-    precision to a reference of the same weights in bf16 (``margin_to_bf16``), and in the same precision
+    """The fields of a :class:`~nemo_rpo.training.reference.step0.TokenError`; the largest margin of a policy in the
+    run's precision to a reference of the same weights in bf16 (``margin_to_bf16``), and in the same precision
     (``margin_at_step0``), in nats.
     """
     from nemo_rpo.training.run import use_accelerator
 
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
-    from nemo_rpo.megatron.forward import REFERENCE_KEYS
+    from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
     from nemo_rpo.training import setup
-    from nemo_rpo.training.step0 import token_error
+    from nemo_rpo.training.reference.step0 import token_error
 
     device = parallel.initialize(cfg)
     split = setup.open_splits(cfg)["train"]

@@ -26,7 +26,7 @@ WAYS = {"all logits": "logits", "a block of the vocabulary at a time": "blocks"}
 
 def step(way: str, tokens: int, hidden_size: int, vocab: int) -> dict[str, float]:
     """Times and memory of the second of two steps, and of both."""
-    from nemo_rpo.megatron.linear_logprob import linear_logprobs
+    from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from nemo_rpo.ranking import Comparisons, RankSettings, Schedule, bradley_terry
-from nemo_rpo.ranking.fit import plain_results
+from nemo_rpo.ranking.fitting import plain_results
 
 
 def draw(comparisons: int, players: int, ties: float) -> tuple[Comparisons, np.ndarray]:

@@ -52,7 +52,7 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     from nemo_rpo.megatron import model as engine
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training import setup
-    from nemo_rpo.training.references import find_references
+    from nemo_rpo.training.reference.source import find_references
 
     steps, annotators, clock, em_clock = args.steps, args.annotators, StepClock(args.operators), CallClock()
     torch.set_num_threads(args.threads)

@@ -21,9 +21,9 @@ _STEPS = 2
 
 def engine() -> str:
     """Trains through the command line as a user would; what to say. Raises :class:`RuntimeError` if it fails."""
-    from nemo_rpo.training.metrics import read_metrics
-    from nemo_rpo.world.annotators import AnnotatorConfig
+    from nemo_rpo.training.logs.metrics import read_metrics
     from nemo_rpo.world.files import WorldConfig, write_world
+    from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
     # A check inside a job must not take itself for one of its ranks, nor take a core from each of them.
     of_a_job = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -36,7 +36,7 @@ from nemo_rpo.integrations.nemo_aligner import (
     annotated_datasets,
     annotator_table,
 )
-from nemo_rpo.integrations.nemo_aligner.settings import base_loss
+from nemo_rpo.integrations.nemo_aligner.aligner_settings import base_loss
 from nemo_rpo.launch import run_on_ranks
 
 OmegaConf.register_new_resolver("multiply", lambda x, y: x * y, replace=True)

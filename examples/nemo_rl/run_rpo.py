@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from nemo_rpo.errors import RPOError
 from nemo_rpo.integrations.nemo_rl import RobustPolicy, make_loss, preference_collate, preference_processor
-from nemo_rpo.integrations.nemo_rl.settings import entry
+from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import entry
 
 
 def main() -> None:

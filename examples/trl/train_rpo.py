@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer
 from trl import DPOConfig, TrlParser
 
-from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.errors import ConfigError, RPOError
 from nemo_rpo.integrations.trl import RPOTrainer, preference_dataset
 

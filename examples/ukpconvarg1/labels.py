@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em import BufferSettings, EMSettings, Votes, estimate, posterior
-from nemo_rpo.em.baselines import one_coin
+from nemo_rpo.em.fit.baselines import one_coin
 
 BASELINES = ("one_coin", "one_coin_fitted")
 

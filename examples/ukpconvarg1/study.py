@@ -26,7 +26,7 @@ from competence import compare, read_annotators
 from labels import BASELINES, label_accuracy, mcnemar
 from ukp import read_competence
 
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.logs.metrics import read_metrics
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent.parent / "conf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nemo_rpo.commands.row_format import add_row_format, row_format
+from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.conversion import WRITERS, convert
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_rpo.commands.on_ranks import check_run, fewest_ranks
-from nemo_rpo.commands.row_format import add_row_format, row_format
-from nemo_rpo.data.files import as_paths
+from nemo_rpo.commands.row_arguments import add_row_format, row_format
+from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
 from nemo_rpo.launch import start_ranks
-from nemo_rpo.training.summary import format_table
+from nemo_rpo.training.outputs.summary import format_table
 
 if TYPE_CHECKING:
-    from nemo_rpo.evaluation.judge import Comparison
+    from nemo_rpo.evaluation.judgements import Comparison
     from nemo_rpo.evaluation.scores import Scores
 
 LAYOUTS = ("alpaca_eval", "arena_hard")
@@ -94,8 +94,8 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _judge(args: argparse.Namespace, target: Target) -> None:
-    from nemo_rpo.evaluation.judge import compare
-    from nemo_rpo.evaluation.measure import measure
+    from nemo_rpo.evaluation.judgements import compare
+    from nemo_rpo.evaluation.measurements import measure
     from nemo_rpo.evaluation.scores import read_scores, write_scores
 
     scores, summary = measure(target)
@@ -112,7 +112,7 @@ def _judge(args: argparse.Namespace, target: Target) -> None:
 
 def _result(args: argparse.Namespace, target: Target, scores: Scores, compared: Comparison | None) -> dict[str, Any]:
     from nemo_rpo.evaluation.groups import by_group
-    from nemo_rpo.evaluation.judge import by_annotator, judge
+    from nemo_rpo.evaluation.judgements import by_annotator, judge
 
     figures = judge(scores, args.bootstrap, args.seed)
     model = target.cfg.model
@@ -141,7 +141,7 @@ def _result(args: argparse.Namespace, target: Target, scores: Scores, compared: 
 
 
 def _text(result: dict[str, Any], summary: str, compared: Comparison | None) -> Iterator[str]:
-    from nemo_rpo.evaluation.judge import FIGURES
+    from nemo_rpo.evaluation.judgements import FIGURES
 
     yield f"{result['checkpoint']} on {result['data']}\n{summary}"
     counts = f"{result['labels']:,} labels of {result['pairs']:,} pairs, {result['prompts']:,} prompts"

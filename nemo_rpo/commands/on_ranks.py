@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from nemo_rpo import nemo_toolkit
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.integrations import nemo_toolkit
 from nemo_rpo.launch import start_ranks
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nemo_rpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nemo_rpo.report.document import Document
+    from nemo_rpo.report.rendering.document import Document
 
 FORMATS = ("html", "markdown")
 _NAME = "report"
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _write(document: Document, out: Path, formats: tuple[str, ...]) -> list[Path]:
-    from nemo_rpo.report.document import Figure
-    from nemo_rpo.report.html import as_html
-    from nemo_rpo.report.markdown import as_markdown
+    from nemo_rpo.report.rendering.document import Figure
+    from nemo_rpo.report.rendering.html import as_html
+    from nemo_rpo.report.rendering.markdown import as_markdown
 
     files: dict[Path, str] = {}
     if "html" in formats:

@@ -21,6 +21,6 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _score(cfg: RunConfig, per_token: bool) -> None:
-    from nemo_rpo.training.score import score
+    from nemo_rpo.training.reference.scoring import score
 
     score(cfg, per_token)

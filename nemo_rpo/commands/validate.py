@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nemo_rpo.commands.row_format import add_row_format, row_format
+from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.validation import ValidationReport, ValidationSettings, validate, write_clean
 from nemo_rpo.validation.text_report import as_text
 

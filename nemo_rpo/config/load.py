@@ -37,7 +37,7 @@ def load_config(
     Understood: ``${...}`` interpolation, relative too, with NeMo's resolvers ``multiply`` and ``int_div``; a
     ``defaults:`` list of YAML files beside this one; Hydra's ``+key=``, ``++key=`` and ``~key``. Keys of NeMo that mean
     nothing here are named in one call of ``notify``. With ``hydra``, NeMo's ``hydra_runner`` reads and merges the file
-    and the overrides instead (:mod:`nemo_rpo.integrations.nemo_toolkit.hydra`).
+    and the overrides instead (:mod:`nemo_rpo.nemo_toolkit.hydra`).
 
     Raises:
         ConfigError: no such file, bad YAML, a key that is unknown (with the nearest known one), a value of another type
@@ -54,7 +54,7 @@ def load_config(
     tree = SettingsTree()
     path = find_config(config_name_or_path, config_path)
     if hydra:
-        from nemo_rpo.integrations.nemo_toolkit.hydra import compose
+        from nemo_rpo.nemo_toolkit.hydra import compose
 
         sources, overrides = [Source(f"in {path} and the overrides", compose(path, overrides))], ()
     else:

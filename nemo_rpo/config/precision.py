@@ -9,7 +9,7 @@ from nemo_rpo.errors import ConfigError
 def check_precision(cfg: RunConfig) -> None:
     """Raises :class:`ConfigError` for FP8 that could not be run, or whose margins would mean nothing.
 
-    What the card and Transformer Engine can do is asked on the ranks (:mod:`nemo_rpo.megatron.precision`).
+    What the card and Transformer Engine can do is asked on the ranks (:mod:`nemo_rpo.megatron.network.precision`).
     """
     rpo = cfg.model.rpo
     policy, reference = rpo.precisions()

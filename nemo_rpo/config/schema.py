@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nemo_rpo.config.constraints import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.em.settings import EMSettings
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.em.em_settings import EMSettings
 
 
 @dataclass

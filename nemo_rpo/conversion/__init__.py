@@ -1,6 +1,6 @@
 """Preference files from one layout to another, with every annotator's name kept."""
 
-from nemo_rpo.conversion.convert import Converted, convert
 from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.rewrite import Converted, convert
 
 __all__ = ["WRITERS", "Converted", "convert"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nemo_rpo.conversion.merged import MergedPair
-from nemo_rpo.data.annotators import VIRTUAL
+from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.data.rows import Messages, Text, Vote
 from nemo_rpo.errors import DataError
 

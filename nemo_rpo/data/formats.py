@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nemo_rpo.data.files import Paths, Record, as_paths, read_records
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
 from nemo_rpo.data.layouts import ranked, voted, winner
 from nemo_rpo.data.rows import PreferenceRow
-from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Parsed(NamedTuple):
 def read_rows(
     paths: Paths, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[PreferenceRow]:
-    """The rows of one or several files, in order; see :func:`nemo_rpo.data.files.read_records` for their formats.
+    """The rows of one or several files, in order; see :func:`nemo_rpo.data.files.read.read_records` for their formats.
 
     Args:
         paths: files of one layout each.
@@ -109,7 +109,7 @@ def read_pairs(paths: list[Path], keys: RowFormat | None = None) -> Iterator[Par
 def read_parsed(
     paths: list[Path], keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[Parsed]:
-    """:func:`read_rows` with the records themselves; ``paths`` come from :func:`nemo_rpo.data.files.as_paths`."""
+    """:func:`read_rows` with the records themselves; ``paths`` come from :func:`nemo_rpo.data.files.read.as_paths`."""
     keys = keys or RowFormat()
     if keys.layout != "auto" and keys.layout not in LAYOUTS:
         raise ConfigError(f"model.data.layout is '{keys.layout}'; it can be auto, {', '.join(LAYOUTS)}")

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from nemo_rpo.data import columns as side_columns
-from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
 from nemo_rpo.data.identity import PairIndex, comparisons, content_id
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import DataError

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.collectives import Collectives
-from nemo_rpo.em.estimate import Estimate, estimate
-from nemo_rpo.em.evidence import Evidence, evidence_of
+from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.fit.evidence import Evidence, evidence_of
+from nemo_rpo.em.fit.full_fit import Estimate, estimate
+from nemo_rpo.em.fit.standard_error import standard_errors
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
-from nemo_rpo.em.settings import EMSettings
-from nemo_rpo.em.standard_error import standard_errors
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
@@ -74,9 +74,9 @@ class BufferedReliability(AnnotatorReliability):
 
     Drop-in for :class:`AnnotatorReliability`: between refits η stands still, ``accumulate`` has nothing to add, and a
     step's rows travel as 12 bytes a pair (:meth:`observe`, :meth:`exchange`) whatever the number of annotators. At
-    commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.estimate.estimate` runs on the buffer. The fitted
-    temperature belongs to the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins are
-    those of today's policy.
+    commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.fit.full_fit.estimate` runs on the buffer. The
+    fitted temperature belongs to the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins
+    are those of today's policy.
 
     Every rank has to commit the same steps, since a refit issues collectives.
 

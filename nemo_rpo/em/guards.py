@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nemo_rpo.em.evidence import Evidence
+from nemo_rpo.em.fit.evidence import Evidence
 
 _ENOUGH_LABELS = 30  # below this an annotator may sit at the prior or the start for want of evidence
 _MOVED = 0.01  # less is rounding in any report

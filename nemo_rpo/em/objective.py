@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_rpo.em.settings import Objective
+from nemo_rpo.em.em_settings import Objective
 
 if TYPE_CHECKING:
     from nemo_rpo.losses import LossTerms

@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.e_step import posterior
+from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.exact import exactly_summable
-from nemo_rpo.em.posterior import posterior
-from nemo_rpo.em.settings import EMSettings
-from nemo_rpo.em.sweep import SweepResult, full_batch_em
+from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from nemo_rpo.em.estimate import Estimate
-    from nemo_rpo.em.evidence import Evidence
+    from nemo_rpo.em.fit.evidence import Evidence
+    from nemo_rpo.em.fit.full_fit import Estimate
 
 Fit = tuple[SweepResult, EMSettings]
 
@@ -71,7 +71,7 @@ class AnnotatorReliability:
 
     @torch.no_grad()
     def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
-        """w [P], see :func:`nemo_rpo.em.posterior.posterior`; during warm-up with Δ = 0.
+        """w [P], see :func:`nemo_rpo.em.e_step.posterior`; during warm-up with Δ = 0.
 
         In evaluation, index K stands for whoever has no η here, and is as reliable as all were at the start.
         """
@@ -135,7 +135,7 @@ class AnnotatorReliability:
 
         η itself stays as it is. Returns what was found, and the settings (prior, ``link_tau``) that it ended with.
 
-        The collectives of :func:`nemo_rpo.em.sweep.full_batch_em`.
+        The collectives of :func:`nemo_rpo.em.fit.sweep.full_batch_em`.
         """
         all_reduce = (collectives or Collectives()).all_reduce
         return full_batch_em(delta, votes, self.eta, self.settings, all_reduce), self.settings

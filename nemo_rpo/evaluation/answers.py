@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.data.rows import Messages, Text
-from nemo_rpo.data.tokenizer import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
-from nemo_rpo.evaluation.measure import engine
+from nemo_rpo.evaluation.measurements import engine
 
 _ROWS = 16  # answered side by side
 
@@ -75,7 +75,7 @@ class _Speaker:
 
     @classmethod
     def load(cls, target: Target, max_new_tokens: int) -> _Speaker:
-        from nemo_rpo.megatron.build import build_model_chunks
+        from nemo_rpo.megatron.network.build import build_model_chunks
         from nemo_rpo.training import setup
 
         cfg = target.cfg

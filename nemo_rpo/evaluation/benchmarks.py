@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.data.files import read_records
+from nemo_rpo.data.files.read import read_records
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
 

@@ -10,7 +10,7 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
 
-_RUN_FILE = "run.json"  # of a distributed checkpoint; nemo_rpo.megatron.checkpoint needs the engine
+_RUN_FILE = "run.json"  # of a distributed checkpoint; nemo_rpo.megatron.checkpoint.distributed needs the engine
 
 
 class Target(NamedTuple):

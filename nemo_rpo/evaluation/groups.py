@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_rpo.evaluation.judge import Estimate, judge
+from nemo_rpo.evaluation.judgements import Estimate, judge
 from nemo_rpo.evaluation.scores import Scores
 from nemo_rpo.report.groups import read_groups
 

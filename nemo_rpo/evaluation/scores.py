@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_rpo.data.annotators import VIRTUAL
-from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.errors import ConfigError, DataError, first_line
-from nemo_rpo.training.record import pyarrow
+from nemo_rpo.training.outputs.record import pyarrow
 
 _COLUMNS = ("pair_id", "annotator", "prompt", "sign", "gold", "delta")
 

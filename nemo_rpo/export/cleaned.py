@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.rows import Vote
-from nemo_rpo.data.write import record_writer
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.export.relabelled import Relabelled
 from nemo_rpo.report.run import Run
@@ -65,7 +65,7 @@ def write_cleaned(
     relabelled: Relabelled | None = None,
     overwrite: bool = False,
 ) -> Cleaning:
-    """Writes the pairs of ``source`` that the run was trained on; see :func:`nemo_rpo.data.write.record_writer`.
+    """Writes the pairs of ``source`` that the run was trained on; see :func:`nemo_rpo.data.files.write.record_writer`.
 
     A relabelled label takes the place of the one it is about, under the name of who gave it, and with weight 1.
     Ties stay where the layout has a place for them; so do labels that the run has not seen.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nemo_rpo.data.files import Record, as_paths, read_records
+from nemo_rpo.data.files.read import Record, as_paths, read_records
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import DataError, RowError
 from nemo_rpo.export.doubtful import BY, RELABEL

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.data.write import record_writer, write_csv
+from nemo_rpo.data.files.write import record_writer, write_csv
 from nemo_rpo.errors import ConfigError, DataError
 
 
 def write_table(rows: Iterable[dict[str, Any]], out: Path, overwrite: bool) -> int:
     """Writes rows that all have the fields of the first; returns how many. ``.csv``, or what
-    :func:`nemo_rpo.data.write.record_writer` takes.
+    :func:`nemo_rpo.data.files.write.record_writer` takes.
 
     Raises:
         ConfigError: ``out`` is there already, or cannot be written. DataError: there are no rows.

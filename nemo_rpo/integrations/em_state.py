@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_rpo.data.annotators import Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
 from nemo_rpo.em import AnnotatorReliability
 from nemo_rpo.errors import CheckpointError, DataError
 

@@ -3,23 +3,10 @@
 ``build_loss("dpo", beta=0.1)(PairLogprobs(...))`` is L(w≻l) [pairs]; ``.terms(...)`` has L(l≻w) and Δ beside it.
 """
 
-from nemo_rpo.losses import (  # noqa: F401  (importing a family registers its losses)
-    fixed_noise,
-    hinge,
-    margins,
-    nash,
-    reference_free,
-    reward_aware,
-    reward_model,
-    self_play,
-    sigmoid,
-    squared,
-    ties,
-    token_level,
-)
+from nemo_rpo.losses import families
 from nemo_rpo.losses.base import LossTerms, PreferenceLoss
 from nemo_rpo.losses.columns import COLUMNS, Column
-from nemo_rpo.losses.listwise import ListwiseLoss
+from nemo_rpo.losses.families.listwise import ListwiseLoss
 from nemo_rpo.losses.pair import PairLogprobs
 from nemo_rpo.losses.ranking import RankingLogprobs
 from nemo_rpo.losses.reduction import Reduction
@@ -35,6 +22,7 @@ __all__ = [
     "RankingLogprobs",
     "Reduction",
     "build_loss",
+    "families",
     "loss_class",
     "loss_names",
     "register",

@@ -23,8 +23,20 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.em import AnnotatorReliability, robust_loss
 from nemo_rpo.losses import PairLogprobs, RankingLogprobs
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.build import build_model_chunks
-from nemo_rpo.megatron.forward import (
+from nemo_rpo.megatron.batch.head_outputs import Answers, FrozenPredictions, Questions
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
+from nemo_rpo.megatron.frozen_policy import ReferencePolicy
+from nemo_rpo.megatron.network.build import build_model_chunks
+from nemo_rpo.megatron.network.precision import Precision
+from nemo_rpo.megatron.optim.optimizer import (
+    StepOutcome,
+    build_optimizer,
+    build_scheduler,
+    guarded_step,
+    wrap_data_parallel,
+)
+from nemo_rpo.megatron.step.collectives import gather_step_rows, reduce_to_all_ranks
+from nemo_rpo.megatron.step.forward import (
     PREVIOUS_KEYS,
     REFERENCE_HIDDEN,
     REFERENCE_KEYS,
@@ -36,14 +48,8 @@ from nemo_rpo.megatron.forward import (
     response_figures,
     votes_of,
 )
-from nemo_rpo.megatron.metrics import StepMetrics
-from nemo_rpo.megatron.needs import StepNeeds
-from nemo_rpo.megatron.optimizer import StepOutcome, build_optimizer, build_scheduler, guarded_step, wrap_data_parallel
-from nemo_rpo.megatron.passes import forward_step, run_batch
-from nemo_rpo.megatron.precision import Precision
-from nemo_rpo.megatron.questions import Answers, FrozenPredictions, Questions
-from nemo_rpo.megatron.reference import ReferencePolicy
-from nemo_rpo.megatron.statistics import gather_step_rows, reduce_to_all_ranks
+from nemo_rpo.megatron.step.metrics import StepMetrics
+from nemo_rpo.megatron.step.schedule import forward_step, run_batch
 
 Batch = list[MicroBatch]
 LoadWeights = Callable[[list[torch.nn.Module]], None]
@@ -53,13 +59,14 @@ class MegatronGPTRPOModel:
     """Policy, reference, optimizer and annotator reliabilities of one run, on this rank.
 
     A *batch* is this rank's share of a global batch: a list of micro-batches, of equal shape where a pipeline passes
-    them on (:mod:`nemo_rpo.data.collate`, :mod:`nemo_rpo.data.collate_packed`), on the CPU. It holds pairs, or rankings
-    of up to K responses, each of which stands for K(K-1)/2 places for its pairs; a ranking counts once, as a pair does.
+    them on (:mod:`nemo_rpo.data.batches.padded`, :mod:`nemo_rpo.data.batches.packed`), on the CPU. It holds pairs, or
+    rankings of up to K responses, each of which stands for K(K-1)/2 places for its pairs; a ranking counts once, as a
+    pair does.
 
     Args:
         cfg: the run.
         architecture: the model's shape.
-        em: the reliabilities of the annotators (:func:`nemo_rpo.megatron.reliability.build_reliability`).
+        em: the reliabilities of the annotators (:func:`nemo_rpo.megatron.step.em.build_reliability`).
         total_steps: optimizer steps of the run, for the schedule.
         device: this rank's device.
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
@@ -158,7 +165,7 @@ class MegatronGPTRPOModel:
         )
 
     def pair_logprobs(self, answers: Answers, x: ModelInput, batch: MicroBatch) -> PairLogprobs:
-        """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.forward.pair_logprobs`."""
+        """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.step.forward.pair_logprobs`."""
         figures = response_figures(answers, x, by_turn=self.needs.turns)
         rewards = self.cfg.model.data.default_chosen_reward, self.cfg.model.data.default_rejected_reward
         return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])

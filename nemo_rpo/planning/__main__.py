@@ -84,7 +84,7 @@ def architecture_named(model: str) -> GPTArchitecture:
         return MODELS[model]
     if not Path(model).is_dir():
         raise ConfigError(f"--model {model} is no folder and none of {', '.join(MODELS)}")
-    from nemo_rpo.megatron.huggingface.config import architecture_from_hf
+    from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 
     return architecture_from_hf(model)
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, fields
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.vocabulary_blocks import BLOCK_ELEMENTS
+from nemo_rpo.megatron.logprobs.vocab_chunks import BLOCK_ELEMENTS
 from nemo_rpo.planning.models import layer_matrix_weights, layer_norm_weights
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.megatron.needs import StepNeeds
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.planning.models import layer_matrix_weights
 
 

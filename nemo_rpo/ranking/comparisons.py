@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nemo_rpo.data.annotators import VIRTUAL
-from nemo_rpo.data.files import Paths, Record, as_paths, read_records
+from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior, standard_errors
-from nemo_rpo.ranking.bradley_terry import Strengths, bradley_terry
 from nemo_rpo.ranking.comparisons import Comparisons
+from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import Results, Schedule
-from nemo_rpo.ranking.settings import RankSettings
+from nemo_rpo.ranking.strengths import Strengths, bradley_terry
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import numpy as np
 from nemo_rpo import __version__
 from nemo_rpo.errors import DataError
 from nemo_rpo.report import doubtful, policy, reliability
-from nemo_rpo.report.document import Document, Note, Section, Text
+from nemo_rpo.report.disagreement import taste
 from nemo_rpo.report.groups import bands, read_groups
+from nemo_rpo.report.rendering.document import Document, Note, Section, Text
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source
-from nemo_rpo.report.taste import taste
 from nemo_rpo.report.texts import Texts, read_texts
 from nemo_rpo.report.warnings import warnings_of
 

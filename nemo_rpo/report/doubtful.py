@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nemo_rpo.report import plots
-from nemo_rpo.report.document import Block, Figure, Note, Quote, Section, Table, Text
+from nemo_rpo.report.disagreement import Camp, Taste
 from nemo_rpo.report.doubt import Leaning, length_leaning, most_doubtful, position_leaning
+from nemo_rpo.report.rendering import plots
+from nemo_rpo.report.rendering.document import Block, Figure, Note, Quote, Section, Table, Text
 from nemo_rpo.report.run import Run
-from nemo_rpo.report.taste import Camp, Taste
 from nemo_rpo.report.texts import Texts
 
 CONTESTED = 5  # pairs quoted on which annotators stand together against the model

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemo_rpo.report import plots
-from nemo_rpo.report.calibration import calibration
-from nemo_rpo.report.document import Block, Figure, Section, Table, Text
+from nemo_rpo.report.calibration_bins import calibration
 from nemo_rpo.report.reliability import Groups
+from nemo_rpo.report.rendering import plots
+from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.shares import Share, share
 

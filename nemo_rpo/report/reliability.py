@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemo_rpo.report import plots
-from nemo_rpo.report.document import Block, Figure, Section, Table, Text
+from nemo_rpo.report.rendering import plots
+from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Annotators, Run
 from nemo_rpo.report.shares import logit_interval
 

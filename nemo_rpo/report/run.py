@@ -1,4 +1,4 @@
-"""What a run left in its folder, read back; the files and columns are those of :mod:`nemo_rpo.training.record`.
+"""What a run left in its folder, read back; the files and columns are those of :mod:`nemo_rpo.training.outputs.record`.
 
 Shapes: v labels, n pairs with a label, K annotators.
 """
@@ -15,11 +15,11 @@ import numpy as np
 
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.data.annotators import VIRTUAL
+from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.errors import DataError, first_line
-from nemo_rpo.training.claim import holder_of
-from nemo_rpo.training.metrics import METRICS_FILE, read_metrics
-from nemo_rpo.training.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION, pyarrow
+from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
+from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION, pyarrow
+from nemo_rpo.training.run_lock import holder_of
 
 
 @dataclass(frozen=True)

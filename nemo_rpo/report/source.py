@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from nemo_rpo.conversion.merged import MergedPair, MergedPairs
-from nemo_rpo.data.files import as_paths
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.data.formats import read_pairs
 from nemo_rpo.data.identity import PairIndex
-from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import DataError
 from nemo_rpo.report.run import Run
 

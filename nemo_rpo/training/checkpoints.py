@@ -14,11 +14,11 @@ from typing import Any
 import torch.distributed as dist
 
 from nemo_rpo.config.schema import CheckpointCallbackConfig
-from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.errors import CheckpointError, ConfigError
-from nemo_rpo.megatron.checkpoint import load_state, read_run, save_state
+from nemo_rpo.megatron.checkpoint.distributed import load_state, read_run, save_state
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
-from nemo_rpo.training.first_rank import on_first_rank
+from nemo_rpo.training.rank0 import on_first_rank
 
 _TEMPORARY = ".writing-"
 _NAME = re.compile(r"step=(\d+)")
@@ -27,7 +27,7 @@ PREVIOUS = "checkpoints.previous"
 
 
 class CheckpointStore:
-    """Folder ``checkpoints/`` of a run, which no other job writes to (:func:`nemo_rpo.training.claim.claimed`).
+    """Folder ``checkpoints/`` of a run, which no other job writes to (:func:`nemo_rpo.training.run_lock.claimed`).
 
     A checkpoint is written under a temporary name and renamed when every rank has finished, so that whatever carries a
     final name is whole, also after kill -9 in the middle of a write.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.data.packing import Packing, prompts_pay
+from nemo_rpo.data.batches.packing import Packing, prompts_pay
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.build import uses_transformer_engine
+from nemo_rpo.megatron.network.build import uses_transformer_engine
 
 # Share of the tokens that one prompt for both responses has to save before `auto` takes it: the second response attends
 # under a mask, which costs what a few saved tokens bring.

@@ -7,11 +7,11 @@ from typing import Any
 
 from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differences
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.data.annotators import AnnotatorTable
-from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.annotator_table import AnnotatorTable
+from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import AnnotatorReliability, RecordedReliability
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.megatron.checkpoint import read_run
+from nemo_rpo.megatron.checkpoint.distributed import read_run
 from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
 from nemo_rpo.training.trainer import RPOTrainer
 

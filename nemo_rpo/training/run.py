@@ -25,7 +25,7 @@ def train(cfg: RunConfig) -> int:
     time limit stopped it before, after a checkpoint.
 
     Leaves in the run's folder: ``config.yaml``, ``metrics.jsonl``, ``annotators.csv``, ``checkpoints/``, the record
-    (:mod:`nemo_rpo.training.record`) and, at the end, the policy as ``hf/`` (Hugging Face) and ``policy.nemo``.
+    (:mod:`nemo_rpo.training.outputs.record`) and, at the end, the policy as ``hf/`` (Hugging Face) and ``policy.nemo``.
 
     Raises:
         RPOError: anything the user can mend, before the first step wherever it can be known.
@@ -33,7 +33,7 @@ def train(cfg: RunConfig) -> int:
     started = time.monotonic()
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
-    from nemo_rpo.training.claim import claimed
+    from nemo_rpo.training.run_lock import claimed
     from nemo_rpo.training.setup import run_folder
     from nemo_rpo.training.stop import STOPPED_EARLY, StopRequest
 
@@ -48,15 +48,16 @@ def train(cfg: RunConfig) -> int:
 
 def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequest) -> bool:
     """Returns whether the run came to its end."""
-    from nemo_rpo.megatron.build import kernel_facts
+    from nemo_rpo.megatron.network.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
-    from nemo_rpo.training import exports, resume, setup
+    from nemo_rpo.training import resume, setup
     from nemo_rpo.training.checkpoints import CheckpointStore
-    from nemo_rpo.training.finish import drop_results, finish
-    from nemo_rpo.training.logging import RunLog, startup_log
-    from nemo_rpo.training.references import find_references
+    from nemo_rpo.training.end_of_run import drop_results, finish
+    from nemo_rpo.training.logs.run_log import RunLog, startup_log
+    from nemo_rpo.training.outputs import exports
+    from nemo_rpo.training.reference.source import find_references
+    from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule
-    from nemo_rpo.training.step0 import check_step0
     from nemo_rpo.training.trainer import RPOTrainer
 
     store = CheckpointStore(folder / "checkpoints", cfg.exp_manager.checkpoint_callback_params)

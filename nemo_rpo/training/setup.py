@@ -20,24 +20,25 @@ from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.dataset import PreferenceDataset
-from nemo_rpo.data.sampler import GlobalBatchSampler
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.batches.dataset import PreferenceDataset
+from nemo_rpo.data.batches.sampler import GlobalBatchSampler
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 from nemo_rpo.errors import CheckpointError, ConfigError
-from nemo_rpo.megatron import parallel, reference_cache
-from nemo_rpo.megatron.checkpoint import RUN_FILE, architecture_of, load_weights
-from nemo_rpo.megatron.huggingface.config import architecture_from_hf
-from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.checkpoint.distributed import RUN_FILE, architecture_of, load_weights
+from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
+from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
+from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
+from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, read_nemo_config
+from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
-from nemo_rpo.megatron.nemo.archive import is_nemo
-from nemo_rpo.megatron.nemo.config import architecture_from_nemo, read_nemo_config
-from nemo_rpo.megatron.nemo.importer import load_nemo_weights
-from nemo_rpo.megatron.reliability import build_reliability
+from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
+from nemo_rpo.training.reference import precompute as reference_cache
 
 
 @dataclass(frozen=True)

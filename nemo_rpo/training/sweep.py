@@ -16,11 +16,11 @@ from nemo_rpo.em import (
     evidence_of,
     standard_errors,
 )
-from nemo_rpo.megatron.forward import to_device, votes_of
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
-from nemo_rpo.megatron.reliability import COLLECTIVES
-from nemo_rpo.megatron.statistics import broadcast_from_last_stage, sum_over_data_parallel
+from nemo_rpo.megatron.step.collectives import broadcast_from_last_stage, sum_over_data_parallel
+from nemo_rpo.megatron.step.em import COLLECTIVES
+from nemo_rpo.megatron.step.forward import to_device, votes_of
 
 
 class Margins(NamedTuple):

@@ -9,10 +9,10 @@ from pathlib import Path
 from nemo_rpo.config.fingerprint import config_fingerprint
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
-from nemo_rpo.training.annotators import AnnotatorBook
+from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
-from nemo_rpo.training.logging import RunLog
-from nemo_rpo.training.references import Reference
+from nemo_rpo.training.logs.run_log import RunLog
+from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
 from nemo_rpo.training.stop import StopRequest

@@ -3,8 +3,8 @@
 from nemo_rpo.validation.clean import LeftOut, write_clean
 from nemo_rpo.validation.findings import CHECKS, Check, Finding, Findings, Severity
 from nemo_rpo.validation.report import ValidationReport
-from nemo_rpo.validation.settings import ValidationSettings
-from nemo_rpo.validation.validate import Validation, validate
+from nemo_rpo.validation.scan import Validation, validate
+from nemo_rpo.validation.validation_settings import ValidationSettings
 
 __all__ = [
     "CHECKS",

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import LAYOUTS, Parsed, read_parsed
 from nemo_rpo.data.rankings import pairs_of
-from nemo_rpo.data.write import record_writer
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.validation.findings import CHECKS
-from nemo_rpo.validation.validate import Validation
+from nemo_rpo.validation.scan import Validation
 
 
 @dataclass

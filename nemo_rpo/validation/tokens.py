@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nemo_rpo.data.rows import PreferenceRow
-from nemo_rpo.data.tokenizer import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.truncation import fits
 from nemo_rpo.errors import DataError
 from nemo_rpo.validation.texts import Problem

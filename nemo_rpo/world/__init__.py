@@ -6,9 +6,9 @@ policy and the estimated reliabilities can be held against what is true. ``pytho
 the data set, the truth, a tokenizer and a small pre-trained Llama to start from.
 """
 
-from nemo_rpo.world.annotators import AnnotatorConfig, Pairs, Votes, ask, draw_pairs
 from nemo_rpo.world.files import WorldConfig, write_world
 from nemo_rpo.world.language import Language, LanguageConfig, stream
+from nemo_rpo.world.simulated_annotators import AnnotatorConfig, Pairs, Votes, ask, draw_pairs
 
 __all__ = [
     "AnnotatorConfig",

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from nemo_rpo.errors import RPOError
-from nemo_rpo.world.annotators import AnnotatorConfig
 from nemo_rpo.world.files import WorldConfig, write_world
+from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
 
 def _parser() -> argparse.ArgumentParser:

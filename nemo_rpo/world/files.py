@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.world.annotators import AnnotatorConfig, Pairs, Votes, ask, draw_pairs
 from nemo_rpo.world.language import Language, LanguageConfig, stream
-from nemo_rpo.world.pretrain import PretrainConfig, pretrain
+from nemo_rpo.world.pretraining import PretrainConfig, pretrain
+from nemo_rpo.world.simulated_annotators import AnnotatorConfig, Pairs, Votes, ask, draw_pairs
 from nemo_rpo.world.tokenizer import save_tokenizer
 
 

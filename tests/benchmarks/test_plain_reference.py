@@ -14,11 +14,11 @@ pytest.importorskip("transformers", reason="the plain reference needs the hf ext
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import plain_reference
 
-from nemo_rpo.em.settings import EMSettings
-from nemo_rpo.em.sweep import full_batch_em
+from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.fit.sweep import full_batch_em
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.world import AnnotatorConfig, WorldConfig, write_world
-from nemo_rpo.world.pretrain import PretrainConfig
+from nemo_rpo.world.pretraining import PretrainConfig
 
 SETTINGS = plain_reference.Settings()
 

@@ -11,10 +11,10 @@ from public_sets import pandalm
 
 from nemo_rpo.conversion import WRITERS, convert
 from nemo_rpo.conversion.layouts import GOLD, TIES, UNLABELLED
-from nemo_rpo.data.files import as_paths, read_records
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import as_paths, read_records
 from nemo_rpo.data.formats import LAYOUTS, read_parsed, read_rows
 from nemo_rpo.data.pairs import PairLedger
-from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import ConfigError, DataError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nemo_rpo.data.annotators import Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
 from nemo_rpo.errors import DataError
 
 

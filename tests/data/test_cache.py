@@ -12,13 +12,14 @@ import sys
 import numpy as np
 import pytest
 
-from nemo_rpo.data import build, cache_spec
-from nemo_rpo.data.annotators import Annotator, AnnotatorTable
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
+from nemo_rpo.data.cache import build
+from nemo_rpo.data.cache import spec as cache_spec
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
 from nemo_rpo.errors import ConfigError, DataError
 
 from .conftest import TEXT, write_jsonl
@@ -114,7 +115,7 @@ def test_the_log_says_what_was_left_out(spec, caplog):
 
 def test_processes_change_nothing(spec, monkeypatch):
     rows = list(random_rows(700))
-    monkeypatch.setattr("nemo_rpo.data.encode.SPAWN_FROM", 100)
+    monkeypatch.setattr("nemo_rpo.data.cache.encoder.SPAWN_FROM", 100)
     one, two = spec(rows), spec(rows, invalid_pairs="drop")
     seen = []
     alone = opened(one)
@@ -126,7 +127,7 @@ def test_processes_change_nothing(spec, monkeypatch):
 
 
 def test_a_bad_row_ends_a_parallel_build_with_its_name(spec, monkeypatch):
-    monkeypatch.setattr("nemo_rpo.data.encode.SPAWN_FROM", 100)
+    monkeypatch.setattr("nemo_rpo.data.cache.encoder.SPAWN_FROM", 100)
     rows = [*random_rows(600), '{"prompt"']
     with pytest.raises(DataError, match=r"train\.jsonl:601: bad JSON"):
         opened(spec(rows), num_workers=2)
@@ -428,7 +429,7 @@ def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
     script = """
 import resource, sys
 import numpy as np
-from nemo_rpo.data.cache import PreferenceCache
+from nemo_rpo.data.cache.store import PreferenceCache
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 cache = PreferenceCache(sys.argv[1])
 assert len(cache) == 200_000

@@ -11,11 +11,11 @@ from pathlib import Path
 import filelock
 import pytest
 
-from nemo_rpo.data import build
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.cache import build
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 from nemo_rpo.errors import DataError
 
 from .conftest import write_jsonl
@@ -85,7 +85,7 @@ def test_every_rank_gets_the_same_error_and_none_hangs(tmp_path, tokenizer_folde
 
 
 def stuck_builder(spec, started, num_workers):
-    from nemo_rpo.data import encode
+    from nemo_rpo.data.cache import encoder as encode
 
     encode.SPAWN_FROM = 100
 

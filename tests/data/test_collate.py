@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache import TokenizedPair
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.collate import collate, padded_length
-from nemo_rpo.data.dataset import PreferenceDataset
-from nemo_rpo.data.sampler import GlobalBatchSampler
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.batches.dataset import PreferenceDataset
+from nemo_rpo.data.batches.padded import collate, padded_length
+from nemo_rpo.data.batches.sampler import GlobalBatchSampler
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.store import TokenizedPair
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 
 from .conftest import write_jsonl
 from .test_cache import random_rows

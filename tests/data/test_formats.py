@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
+from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.rows import Vote
-from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import ConfigError, DataError
 
 from .conftest import write_jsonl

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
 from nemo_rpo.errors import RPOError
 
 LINES = ["which answer is the better one, and who says so?", "a tie says nothing; a vote says a little."]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_rpo.data.packing import Packing, first_fit_decreasing, level, prompts_pay, shares_of_ranks
+from nemo_rpo.data.batches.packing import Packing, first_fit_decreasing, level, prompts_pay, shares_of_ranks
 
 BUDGET = 100
 SIZES = st.lists(st.integers(1, BUDGET), min_size=1, max_size=60).map(np.array)

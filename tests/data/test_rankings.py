@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_rpo.conversion.convert import convert
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.dataset import PreferenceDataset
+from nemo_rpo.conversion.rewrite import convert
+from nemo_rpo.data.batches.dataset import PreferenceDataset
+from nemo_rpo.data.batches.packing import Packing
+from nemo_rpo.data.batches.sampler import GlobalBatchSampler
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.formats import read_rows
-from nemo_rpo.data.packing import Packing
-from nemo_rpo.data.sampler import GlobalBatchSampler
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 from nemo_rpo.errors import DataError
 from nemo_rpo.validation.clean import write_clean
-from nemo_rpo.validation.validate import validate
+from nemo_rpo.validation.scan import validate
 
 from .conftest import write_jsonl
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_rpo.data.sampler import PADDING, GlobalBatchSampler, shard
+from nemo_rpo.data.batches.sampler import PADDING, GlobalBatchSampler, shard
 from nemo_rpo.errors import ConfigError, DataError
 
 
@@ -47,7 +47,10 @@ def test_any_step_can_be_the_first_one():
 
 
 def test_another_process_finds_the_same_order():
-    code = "from nemo_rpo.data.sampler import GlobalBatchSampler as S; print(S(57, 5, seed=3).batch(23).tolist())"
+    code = (
+        "from nemo_rpo.data.batches.sampler import GlobalBatchSampler\n"
+        "print(GlobalBatchSampler(57, 5, seed=3).batch(23).tolist())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(GlobalBatchSampler(57, 5, seed=3).batch(23).tolist())
 

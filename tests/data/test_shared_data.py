@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache_spec import CacheSpec
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.pairs import PairLedger
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 from nemo_rpo.errors import DataError
 
 from .conftest import write_jsonl

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
 from nemo_rpo.errors import DataError
 
 from .conftest import CHAT_TEMPLATE, train_tokenizer

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
-from nemo_rpo.data.files import as_paths, read_records
+from nemo_rpo.data.files.read import as_paths, read_records
+from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import read_rows
-from nemo_rpo.data.write import record_writer
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
 

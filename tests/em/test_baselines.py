@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nemo_rpo.em import EMSettings, Votes
-from nemo_rpo.em.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
+from nemo_rpo.em.fit.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
 
 from .worlds import make_crowd
 

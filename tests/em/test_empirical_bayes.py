@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from nemo_rpo.em import EMSettings, Votes, full_batch_em
-from nemo_rpo.em.empirical_bayes import Population, fit_population
-from nemo_rpo.em.marginal import vote_columns
-from nemo_rpo.em.temperature import judge_temperature
+from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
+from nemo_rpo.em.fit.marginal import vote_columns
+from nemo_rpo.em.fit.temperature import judge_temperature
 
 from .worlds import make_crowd
 

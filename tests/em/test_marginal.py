@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nemo_rpo.em import Votes
-from nemo_rpo.em.marginal import MAX_VOTES, VoteColumns, adapt_quadrature, log_marginal, vote_columns
+from nemo_rpo.em.fit.marginal import MAX_VOTES, VoteColumns, adapt_quadrature, log_marginal, vote_columns
 
 from .worlds import make_world
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, standard_errors
-from nemo_rpo.em import standard_error as module
+from nemo_rpo.em.fit import standard_error as module
 
 from .ranks import Ranks
 from .worlds import World, make_crowd, make_world

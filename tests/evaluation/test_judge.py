@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nemo_rpo.errors import DataError
-from nemo_rpo.evaluation.judge import FIGURES, by_annotator, compare, judge
+from nemo_rpo.evaluation.judgements import FIGURES, by_annotator, compare, judge
 from nemo_rpo.evaluation.scores import Scores
-from nemo_rpo.report.calibration import calibration
+from nemo_rpo.report.calibration_bins import calibration
 
 
 def scores(delta: np.ndarray, prompts: int | None = None, sign: np.ndarray | None = None, gold=None) -> Scores:

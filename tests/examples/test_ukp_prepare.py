@@ -188,8 +188,8 @@ def test_over_long_arguments_are_left_out(example, folder, tmp_path):
 
 
 def test_the_package_reads_the_prepared_files(example, folder, tmp_path):
+    from nemo_rpo.data.data_settings import RowFormat
     from nemo_rpo.data.formats import read_rows
-    from nemo_rpo.data.settings import RowFormat
 
     for options in ((), ("--one-row-per-vote",)):
         train, validation, _ = run(example, folder, tmp_path, *options)

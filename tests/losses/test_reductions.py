@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_rpo.losses import PairLogprobs, build_loss
-from nemo_rpo.losses.token_level import turn_weights
+from nemo_rpo.losses.families.token_level import turn_weights
 
 from .cases import random_batch
 

@@ -15,8 +15,8 @@ from nemo_rpo.config.validate import validate_config, validate_parallel
 
 if TYPE_CHECKING:
     from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
-    from nemo_rpo.megatron.optimizer import StepOutcome
-    from nemo_rpo.training.references import Reference
+    from nemo_rpo.megatron.optim.optimizer import StepOutcome
+    from nemo_rpo.training.reference.source import Reference
     from nemo_rpo.training.setup import Split
 
 CONFIG = Path(__file__).with_name("tiny.yaml")
@@ -74,7 +74,7 @@ def engine(overrides: Sequence[str]) -> Iterator[Engine]:
     cpu.install()
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training import setup
-    from nemo_rpo.training.references import find_references
+    from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.schedule import Schedule
 
     device = parallel.initialize(cfg)

@@ -19,8 +19,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.attention import CausalSDPA
-from nemo_rpo.megatron.segments import Segments
+from nemo_rpo.megatron.batch.segments import Segments
+from nemo_rpo.megatron.network.attention import CausalSDPA
 
 CASES: dict[str, dict[str, float]] = {
     "multi-head": {"groups": 4},

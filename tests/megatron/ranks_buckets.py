@@ -35,7 +35,8 @@ def main() -> None:
     from nemo_rpo.megatron import cpu
 
     cpu.install()
-    from nemo_rpo.megatron import checkpoint, optimizer
+    from nemo_rpo.megatron.checkpoint import distributed as checkpoint
+    from nemo_rpo.megatron.optim import optimizer
 
     small = partial(optimizer.DistributedDataParallelConfig, bucket_size=BUCKET)
     with mock.patch.object(optimizer, "DistributedDataParallelConfig", small):

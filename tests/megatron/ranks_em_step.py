@@ -21,8 +21,8 @@ from engine import Engine, engine, places
 from megatron.core import parallel_state
 
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.forward import REFERENCE_KEYS
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
 from nemo_rpo.training.sweep import margins, sweep_reliabilities
 
 STEPS = 3

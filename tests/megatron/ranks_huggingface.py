@@ -22,11 +22,11 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.build import build_model_chunks
+from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf, read_hf_config
+from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
+from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.generate import greedy, pipeline_forward
-from nemo_rpo.megatron.huggingface.config import architecture_from_hf, read_hf_config
-from nemo_rpo.megatron.huggingface.exporter import export_hf
-from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+from nemo_rpo.megatron.network.build import build_model_chunks
 
 
 def run_config(layout: dict[str, int]) -> RunConfig:

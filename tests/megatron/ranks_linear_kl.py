@@ -25,9 +25,9 @@ from ranks_logprob import distance
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.gpt import ScoringHead
-from nemo_rpo.megatron.linear_kl import linear_kl
-from nemo_rpo.megatron.questions import FrozenPredictions, Questions
+from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, Questions
+from nemo_rpo.megatron.logprobs.divergence import linear_kl
+from nemo_rpo.megatron.network.gpt import ScoringHead
 
 SAME = "the same policy"
 CASES = LOGPROB_CASES | {SAME: Case()}

@@ -23,9 +23,9 @@ from ranks_logprob import distance
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.gpt import ScoringHead
-from nemo_rpo.megatron.linear_logprob import linear_logprobs
-from nemo_rpo.megatron.responses import IGNORED, ResponseTokens
+from nemo_rpo.megatron.batch.responses import IGNORED, ResponseTokens
+from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
+from nemo_rpo.megatron.network.gpt import ScoringHead
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.logprob import token_logprobs
+from nemo_rpo.megatron.logprobs.from_logits import token_logprobs
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def emulated(precision: str) -> contextlib.AbstractContextManager:
 
 
 def experiment(run: Engine) -> dict[str, Any]:
-    from nemo_rpo.training.step0 import check_step0
+    from nemo_rpo.training.reference.step0 import check_step0
 
     batch = run.batch(0)
     off = [
@@ -99,8 +99,8 @@ def _engine(overrides: list[str]) -> Iterator[Engine]:
 
     cpu.install()
     with (
-        mock.patch("nemo_rpo.megatron.build.check_machine"),
-        mock.patch("nemo_rpo.megatron.precision.transformer_engine_recipe", emulated),
+        mock.patch("nemo_rpo.megatron.network.build.check_machine"),
+        mock.patch("nemo_rpo.megatron.network.precision.transformer_engine_recipe", emulated),
         engine(overrides) as run,
     ):
         yield run

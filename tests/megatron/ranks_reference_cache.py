@@ -16,8 +16,9 @@ import torch
 from engine import Engine, engine, places
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-from nemo_rpo.megatron import parallel, reference_cache
-from nemo_rpo.megatron.forward import REFERENCE_KEYS
+from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
+from nemo_rpo.training.reference import precompute as reference_cache
 
 
 def random_state() -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from unittest import mock
 
 from engine import config, places
 
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.logs.metrics import read_metrics
 
 
 def run(

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 import torch
 
-from nemo_rpo.megatron.context import positions_of
-from nemo_rpo.megatron.responses import IGNORED, ResponseTokens
+from nemo_rpo.megatron.batch.context_parallel import positions_of
+from nemo_rpo.megatron.batch.responses import IGNORED, ResponseTokens
 
 LENGTH = 16
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_rpo.megatron.cpu_matmul import through_onednn
+from nemo_rpo.megatron.cpu.matmul import through_onednn
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),

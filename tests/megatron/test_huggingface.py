@@ -16,7 +16,7 @@ from paths import SHARED_DATA
 from safetensors.torch import load_file, save_file
 from torchrun import run_ranks
 
-from nemo_rpo.megatron.huggingface.config import read_hf_config
+from nemo_rpo.megatron.checkpoint.huggingface.config import read_hf_config
 
 pytestmark = pytest.mark.distributed
 

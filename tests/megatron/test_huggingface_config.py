@@ -11,7 +11,7 @@ import torch
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError
-from nemo_rpo.megatron.huggingface.config import (
+from nemo_rpo.megatron.checkpoint.huggingface.config import (
     architecture_from_config,
     architecture_from_hf,
     config_from_architecture,

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError
-from nemo_rpo.megatron.huggingface.mapping import hf_shapes, megatron_tensors
-from nemo_rpo.megatron.huggingface.weights import SafetensorsFolder
-from nemo_rpo.megatron.huggingface.writer import HuggingFaceFolderWriter
+from nemo_rpo.megatron.checkpoint.huggingface.mapping import hf_shapes, megatron_tensors
+from nemo_rpo.megatron.checkpoint.huggingface.weights import SafetensorsFolder
+from nemo_rpo.megatron.checkpoint.huggingface.writer import HuggingFaceFolderWriter
 
 SMALL = GPTArchitecture(
     num_layers=2,

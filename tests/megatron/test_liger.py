@@ -14,7 +14,7 @@ import numpy
 from torchrun import run_ranks
 
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.liger_logprob import check_liger
+from nemo_rpo.megatron.logprobs.liger import check_liger
 
 NO_LIGER = "Liger's kernels need liger-kernel and triton: pip install liger-kernel==0.8.5 triton"
 

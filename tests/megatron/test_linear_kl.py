@@ -14,7 +14,7 @@ import torch
 from test_linear_logprob import CASES
 from torchrun import run_ranks
 
-from nemo_rpo.megatron.linear_kl import linear_kl
+from nemo_rpo.megatron.logprobs.divergence import linear_kl
 
 SAME = "the same policy"
 

@@ -14,8 +14,8 @@ pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip
 import torch
 from torchrun import run_ranks
 
-from nemo_rpo.megatron.linear_logprob import linear_logprobs
-from nemo_rpo.megatron.responses import ResponseTokens
+from nemo_rpo.megatron.batch.responses import ResponseTokens
+from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
 
 CASES = (
     "padded vocabulary",
@@ -66,7 +66,7 @@ def test_never_holds_all_logits() -> None:
     """64 MiB of logits, forward and backward, in less than a quarter of it (its own process: peaks only rise)."""
     body = """
     import resource, sys, torch
-    from nemo_rpo.megatron.linear_logprob import linear_logprobs
+    from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
     def step(n):
         hidden, weight = (torch.randn(rows, 8, requires_grad=True) for rows in (n, 65536))
         linear_logprobs(hidden, weight, torch.arange(n), 65536, block_elements=1 << 18).sum().backward()

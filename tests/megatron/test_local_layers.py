@@ -14,9 +14,9 @@ from torch import Tensor
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
-from nemo_rpo.megatron.norm import RMSNorm
-from nemo_rpo.megatron.rotary import Turn, rotate
-from nemo_rpo.megatron.swiglu import _ROWS, _SwiGLU
+from nemo_rpo.megatron.cpu.norm import RMSNorm
+from nemo_rpo.megatron.cpu.rotary import Turn, rotate
+from nemo_rpo.megatron.cpu.swiglu import _ROWS, _SwiGLU
 
 S, B, HEADS, HEAD, EPS = 7, 2, 3, 8, 1e-5
 

@@ -16,12 +16,12 @@ import torch
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
-from nemo_rpo.megatron.huggingface.mapping import hf_shapes
-from nemo_rpo.megatron.nemo.archive import NemoArchive
-from nemo_rpo.megatron.nemo.config import architecture_from_nemo, config_from_architecture
-from nemo_rpo.megatron.nemo.mapping import nemo_tensors
-from nemo_rpo.megatron.nemo.open import open_weights
-from nemo_rpo.megatron.nemo.writer import NemoWriter
+from nemo_rpo.megatron.checkpoint.huggingface.mapping import hf_shapes
+from nemo_rpo.megatron.checkpoint.nemo.archive import NemoArchive
+from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, config_from_architecture
+from nemo_rpo.megatron.checkpoint.nemo.mapping import nemo_tensors
+from nemo_rpo.megatron.checkpoint.nemo.open import open_weights
+from nemo_rpo.megatron.checkpoint.nemo.writer import NemoWriter
 
 SHAPE = GPTArchitecture(2, 8, 12, 2, 2, 4, vocab_size=20, max_position_embeddings=16, init_method_std=0.02)
 INDEX = "model_weights/.metadata"

@@ -19,7 +19,7 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.schema import ModelConfig, RPOConfig
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.precision import Machine, check_machine, check_sizes
+from nemo_rpo.megatron.network.precision import Machine, check_machine, check_sizes
 
 RECIPES = frozenset({"Float8CurrentScaling", "Float8BlockScaling"})
 HOPPER = Machine((9, 0), "2.11.0", RECIPES)

@@ -16,15 +16,16 @@ import pyarrow.parquet
 import tiny_world
 from torchrun import run_ranks
 
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache import PreferenceCache
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 from nemo_rpo.errors import ReferencePolicyError
-from nemo_rpo.megatron import reference_cache, reference_file
-from nemo_rpo.megatron.reference_cache import CachedReference
-from nemo_rpo.megatron.reference_file import Logprobs, MadeWith
+from nemo_rpo.training.reference import file as reference_file
+from nemo_rpo.training.reference import precompute as reference_cache
+from nemo_rpo.training.reference.file import Logprobs, MadeWith
+from nemo_rpo.training.reference.precompute import CachedReference
 
 HERE = Path(__file__).parent
 MODEL, TEXT = {"weights": "some", "precision": "32"}, {"tokenizer": "its hash", "truncation": "at 24 tokens"}

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torchrun import run_ranks
 
-from nemo_rpo.megatron.responses import ResponseTokens
-from nemo_rpo.megatron.reward_head import RewardHead
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.megatron.batch.responses import ResponseTokens
+from nemo_rpo.megatron.network.reward_head import RewardHead
+from nemo_rpo.training.logs.metrics import read_metrics
 
 HERE = Path(__file__).parent
 RUN = [

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 import torch
 
-from nemo_rpo.megatron.segments import Segments
+from nemo_rpo.megatron.batch.segments import Segments
 
 CPU = torch.device("cpu")
 

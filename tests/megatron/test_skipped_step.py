@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from torchrun import run_ranks
 
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.logs.metrics import read_metrics
 
 pytestmark = pytest.mark.distributed
 

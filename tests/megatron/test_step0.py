@@ -21,7 +21,7 @@ from engine import CONFIG, places
 from plain_re_dpo import BATCH, ETA_INIT, SEED, read_pairs
 from torchrun import run_apart, run_ranks
 
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.logs.metrics import read_metrics
 
 pytestmark = pytest.mark.distributed
 

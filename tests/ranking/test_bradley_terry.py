@@ -7,7 +7,7 @@ import pytest
 
 from nemo_rpo.errors import DataError
 from nemo_rpo.ranking import RankSettings, Schedule, fit
-from nemo_rpo.ranking.fit import plain_results
+from nemo_rpo.ranking.fitting import plain_results
 
 from . import games
 

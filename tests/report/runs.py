@@ -11,12 +11,12 @@ import torch
 
 from nemo_rpo.config.load import config_to_yaml
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.data.annotators import Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, standard_errors
 from nemo_rpo.em.record import Trajectory
-from nemo_rpo.training import record
-from nemo_rpo.training.results import write_annotators
-from nemo_rpo.training.summary import AnnotatorRow
+from nemo_rpo.training.outputs import record
+from nemo_rpo.training.outputs.results import write_annotators
+from nemo_rpo.training.outputs.summary import AnnotatorRow
 
 STEPS = 40
 

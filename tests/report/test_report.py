@@ -19,9 +19,9 @@ pytest.importorskip("pyarrow", reason="the report needs pyarrow: pip install 'ne
 
 from nemo_rpo.cli import main
 from nemo_rpo.report.build import ReportSettings, build_report
-from nemo_rpo.report.document import Document, Figure, Note, Quote, Section, Table, Text
+from nemo_rpo.report.rendering.document import Document, Figure, Note, Quote, Section, Table, Text
 from nemo_rpo.report.run import Run, read_run
-from nemo_rpo.training import record
+from nemo_rpo.training.outputs import record
 
 from .runs import Crowd, make_run
 

@@ -15,7 +15,7 @@ import psutil
 import torch
 from paths import ROOT
 
-from nemo_rpo.training.metrics import METRICS_FILE, read_metrics
+from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
 
 STEPS_PER_EPOCH, STEPS = 6, 12
 # 48 pairs of four annotators. Two epochs, a sweep at the end of each; validation and checkpoints out of step.
@@ -48,9 +48,9 @@ class World:
 
     @classmethod
     def write(cls, folder: Path) -> World:
-        from nemo_rpo.world.annotators import AnnotatorConfig
         from nemo_rpo.world.files import WorldConfig, write_world
-        from nemo_rpo.world.pretrain import PretrainConfig
+        from nemo_rpo.world.pretraining import PretrainConfig
+        from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
         annotators = AnnotatorConfig((0.95, 0.8, 0.6, 0.2), 12, 1)
         write_world(folder, WorldConfig(validation_pairs=16, annotators=annotators, pretrain=PretrainConfig(steps=20)))

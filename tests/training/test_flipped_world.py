@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nemo_rpo.report.build import build_report
-from nemo_rpo.report.document import Quote, Table
+from nemo_rpo.report.rendering.document import Quote, Table
 from nemo_rpo.report.run import Run, read_run
 
 from .runs import World
@@ -33,8 +33,8 @@ model:
 
 @pytest.fixture(scope="module")
 def flipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Run]:
-    from nemo_rpo.world.annotators import AnnotatorConfig
     from nemo_rpo.world.files import WorldConfig, write_world
+    from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
     folder = tmp_path_factory.mktemp("flipped")
     annotators = AnnotatorConfig((0.8,) * 7 + (0.1,), 500, 1)

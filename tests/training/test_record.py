@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.logs.metrics import read_metrics
 
 from .runs import STEPS, World
 

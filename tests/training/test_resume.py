@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from nemo_rpo.training.metrics import read_metrics
+from nemo_rpo.training.logs.metrics import read_metrics
 from nemo_rpo.training.stop import STOPPED_EARLY
 
 from .runs import STEPS, STEPS_PER_EPOCH, World, checkpoints, common, step, steps_done, tensors

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nemo_rpo.data.files import read_records
+from nemo_rpo.data.files.read import read_records
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.validation import ValidationSettings, validate, write_clean
 

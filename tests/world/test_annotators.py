@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.world.annotators import AnnotatorConfig, ask, draw_pairs
 from nemo_rpo.world.language import Language, LanguageConfig, stream
+from nemo_rpo.world.simulated_annotators import AnnotatorConfig, ask, draw_pairs
 
 
 @pytest.fixture(scope="module")

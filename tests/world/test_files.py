@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemo_rpo.world.__main__ import main
-from nemo_rpo.world.annotators import AnnotatorConfig
 from nemo_rpo.world.files import WorldConfig, write_world
 from nemo_rpo.world.language import Language, LanguageConfig
+from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
 
 def world(out: Path, seed: int = 0, **annotators) -> WorldConfig:
@@ -111,7 +111,7 @@ def test_tokenizer_round_trips_and_has_an_answer_for_unknown_words(tmp_path):
 def test_the_package_reads_its_own_world(tmp_path):
     """Prompt and response through the reader's tokenizer are the text the model was pre-trained on."""
     pytest.importorskip("transformers", reason="the tokenizer needs the hf extra")
-    from nemo_rpo.data.tokenizer import PreferenceTokenizer, TokenizerSpec
+    from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
 
     world(tmp_path)
     tokenizer = PreferenceTokenizer.load(TokenizerSpec(str(tmp_path / "model"), use_chat_template=False))

@@ -7,7 +7,7 @@ import torch
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.world.language import Language, LanguageConfig
-from nemo_rpo.world.pretrain import PretrainConfig, build_model, pretrain
+from nemo_rpo.world.pretraining import PretrainConfig, build_model, pretrain
 
 pytest.importorskip("transformers", reason="pre-training needs the hf extra")
 BRIEF = PretrainConfig(steps=4, batch_size=8)

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from nemo_rpo.data.columns import ALIASES
-from nemo_rpo.data.files import Record
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.rows import Messages, Text
-from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.errors import DataError, RowError
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nemo_rpo.data.files import Record
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import PreferenceRow, Text, Vote
-from nemo_rpo.data.settings import RowFormat
 
 
 def nemo_rl(record: Record, keys: RowFormat) -> PreferenceRow:

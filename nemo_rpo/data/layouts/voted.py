@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nemo_rpo.data.files import Record
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import PreferenceRow, Vote
-from nemo_rpo.data.settings import RowFormat
 
 _SIGNS = {"a": +1, "b": -1, "tie": 0}
 _MULTIPREF_FIELDS = ("normal_worker_annotations", "expert_worker_annotations")

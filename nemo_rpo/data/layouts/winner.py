@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nemo_rpo.data.files import Record
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import Messages, PreferenceRow, Text, Vote
-from nemo_rpo.data.settings import RowFormat
 
 ASSISTANT_TURN = "\n\nAssistant:"  # as in Anthropic's HH data, the usual plain text without a prompt field
 _PROMPTS_DIFFER = "different_prompts"

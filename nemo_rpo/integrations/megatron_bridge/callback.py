@@ -18,7 +18,7 @@ from nemo_rpo.integrations.megatron_bridge.host import check_config
 from nemo_rpo.integrations.megatron_bridge.model import take_over_head
 from nemo_rpo.integrations.megatron_bridge.reference import ReferenceLogprobs
 from nemo_rpo.integrations.megatron_bridge.step import RPOForwardStep
-from nemo_rpo.megatron.statistics import reduce_to_all_ranks
+from nemo_rpo.megatron.step.collectives import reduce_to_all_ranks
 
 
 class RPOCallback(Callback):

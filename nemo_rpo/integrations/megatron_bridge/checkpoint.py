@@ -24,7 +24,7 @@ from megatron.bridge.training.utils.checkpoint_utils import (
 )
 
 from nemo_rpo.integrations.em_state import save_state
-from nemo_rpo.megatron.reference import ReferencePolicy
+from nemo_rpo.megatron.frozen_policy import ReferencePolicy
 
 if TYPE_CHECKING:
     from nemo_rpo.integrations.megatron_bridge.step import RPOForwardStep

@@ -1,6 +1,7 @@
 """Preference files as ``config.dataset`` of Megatron-Bridge: pairs with their votes, read by this package's data room.
 
-An item is a pair, a micro-batch :func:`nemo_rpo.data.collate.collate`'s, and ``train.global_batch_size`` counts pairs.
+An item is a pair, a micro-batch :func:`nemo_rpo.data.batches.padded.collate`'s, and ``train.global_batch_size`` counts
+pairs.
 Bridge's ``single`` loader walks through the positions of a run; which pair stands at a position is
 :class:`GlobalBatchSampler`'s to say, so a run sees the pairs that this package's own engine would, in the same order.
 """
@@ -18,14 +19,14 @@ from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
 from torch import Tensor
 
 from nemo_rpo.config.schema import DataConfig, ModelConfig
-from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.build import open_cache
-from nemo_rpo.data.cache import PreferenceCache, TokenizedPair
-from nemo_rpo.data.cache_spec import CacheSpec
-from nemo_rpo.data.collate import collate, padded_length
-from nemo_rpo.data.sampler import PADDING, GlobalBatchSampler
-from nemo_rpo.data.settings import RowFormat
-from nemo_rpo.data.tokenizer import TokenizerSpec
+from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.batches.padded import collate, padded_length
+from nemo_rpo.data.batches.sampler import PADDING, GlobalBatchSampler
+from nemo_rpo.data.cache.build import open_cache
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.store import PreferenceCache, TokenizedPair
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.tokenizers.preference import TokenizerSpec
 from nemo_rpo.errors import ConfigError, DataError
 
 _POSITIONS = 1 << 40  # no run gets so far: Bridge says when it ends

@@ -17,9 +17,9 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.megatron.forward import MicroBatch, ModelInput, model_input, to_device
-from nemo_rpo.megatron.gpt import ScoringHead
-from nemo_rpo.megatron.liger_logprob import check_liger
+from nemo_rpo.megatron.logprobs.liger import check_liger
+from nemo_rpo.megatron.network.gpt import ScoringHead
+from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, model_input, to_device
 
 Receive = Callable[[Tensor, ModelInput, MicroBatch], Any]
 

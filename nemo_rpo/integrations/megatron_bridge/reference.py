@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nemo_rpo.errors import ReferencePolicyError
 from nemo_rpo.integrations.megatron_bridge.model import score
-from nemo_rpo.megatron.forward import REFERENCE_KEYS, MicroBatch, ModelInput, response_figures
-from nemo_rpo.megatron.passes import run_batch
-from nemo_rpo.megatron.reference import ReferencePolicy
+from nemo_rpo.megatron.frozen_policy import ReferencePolicy
+from nemo_rpo.megatron.step.forward import REFERENCE_KEYS, MicroBatch, ModelInput, response_figures
+from nemo_rpo.megatron.step.schedule import run_batch
 
 
 class ReferenceLogprobs:

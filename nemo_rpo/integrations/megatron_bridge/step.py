@@ -15,7 +15,7 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from torch import Tensor
 
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
-from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.em import AnnotatorReliability, robust_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.megatron_bridge.model import score
@@ -23,8 +23,8 @@ from nemo_rpo.integrations.megatron_bridge.reference import ReferenceLogprobs
 from nemo_rpo.integrations.rpo_block import dpo_config, log_prob_loss, rpo_config
 from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.reduction import Mean
-from nemo_rpo.megatron.forward import MicroBatch, ModelInput, pair_logprobs, response_figures, votes_of
-from nemo_rpo.megatron.needs import StepNeeds
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
+from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, pair_logprobs, response_figures, votes_of
 
 _USED = ("reference", "logprob_head")  # settings of the engine that mean the same here
 # What the data may carry beside log-probs; π_t of the losses that compare with an earlier round is the reference.

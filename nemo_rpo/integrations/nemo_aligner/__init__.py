@@ -14,9 +14,9 @@ except ImportError as exc:
         "nemo_aligner is not installed; run inside NeMo-Aligner's container, or pip install nemo-aligner==0.7.0"
     ) from exc
 
+from nemo_rpo.integrations.nemo_aligner.aligner_settings import rpo_settings
 from nemo_rpo.integrations.nemo_aligner.data import AnnotatorCollate, annotated_datasets, annotator_table
 from nemo_rpo.integrations.nemo_aligner.model import MegatronGPTRPOModel
-from nemo_rpo.integrations.nemo_aligner.settings import rpo_settings
 from nemo_rpo.integrations.nemo_aligner.trainer import RPOTrainer
 
 __all__ = [

@@ -17,11 +17,11 @@ from nemo_aligner.data.nlp.builders import build_train_valid_test_datasets
 from nemo_aligner.data.nlp.datasets import DPOModelDataset, DPOPackedDataset
 from torch import Tensor
 
-from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.files import Record, as_paths, read_records
+from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.files.read import Record, as_paths, read_records
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import ConfigError, DataError
-from nemo_rpo.integrations.nemo_aligner.settings import BLOCK, annotator_key
+from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, annotator_key
 
 _NO_PAIR = -1  # fills up packs of fewer pairs
 

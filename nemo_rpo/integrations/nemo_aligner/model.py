@@ -16,15 +16,15 @@ from nemo_aligner.data.nlp.datasets import DPOPackedDataset
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from torch import Tensor
 
-from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
 from nemo_rpo.errors import DataError
 from nemo_rpo.integrations.em_state import continued, packed, unpacked, with_newcomers
-from nemo_rpo.integrations.nemo_aligner.settings import BLOCK, base_loss, dpo_settings, rpo_settings
+from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, base_loss, dpo_settings, rpo_settings
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.reduction import Mean
-from nemo_rpo.megatron.metrics import StepMetrics
-from nemo_rpo.megatron.statistics import reduce_to_all_ranks, sum_over_data_parallel
+from nemo_rpo.megatron.step.collectives import reduce_to_all_ranks, sum_over_data_parallel
+from nemo_rpo.megatron.step.metrics import StepMetrics
 
 _STATE = "nemo_rpo"  # key of the EM's state in a checkpoint
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from nemo_aligner.algorithms.dpo import DPOTrainer
 
-from nemo_rpo.data.annotators import AnnotatorTable
+from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.integrations.nemo_aligner.data import AnnotatorCollate
 from nemo_rpo.integrations.nemo_aligner.model import MegatronGPTRPOModel

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.files import Record
+from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nemo_rpo.em import Votes, posterior, robust_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import annotator_table
-from nemo_rpo.integrations.nemo_rl.settings import BLOCK, dpo_settings, entry, robust_config
+from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
 from nemo_rpo.integrations.rpo_block import HostedRPOConfig, log_prob_loss
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean

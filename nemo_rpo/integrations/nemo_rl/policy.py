@@ -19,7 +19,7 @@ from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.em_state import continued, load_state, save_state, with_newcomers
 from nemo_rpo.integrations.nemo_rl.data import annotator_table, id_code
 from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
-from nemo_rpo.integrations.nemo_rl.settings import BLOCK, entry
+from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, entry
 from nemo_rpo.losses.reduction import Mean
 
 

@@ -13,12 +13,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
-from nemo_rpo.data.annotators import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.files import Paths, Record, as_paths
+from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.read import Paths, Record, as_paths
 from nemo_rpo.data.formats import read_pairs
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.pairs import PairLedger
-from nemo_rpo.data.settings import RowFormat
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
 

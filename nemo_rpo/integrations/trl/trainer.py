@@ -22,7 +22,7 @@ from nemo_rpo.integrations.em_state import continued, load_state, save_state, wi
 from nemo_rpo.integrations.rpo_block import log_prob_loss, rpo_config
 from nemo_rpo.integrations.trl.callback import EMCallback, sweep_reliabilities
 from nemo_rpo.integrations.trl.data import SIGN, VOTE_KEYS, VoteCollator, annotator_table, take_votes
-from nemo_rpo.integrations.trl.forward import forward, response_logps
+from nemo_rpo.integrations.trl.forward_pass import forward, response_logps
 from nemo_rpo.integrations.trl.host import (
     REFERENCE_IS_GIVEN,
     check_args,

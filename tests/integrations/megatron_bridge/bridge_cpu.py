@@ -115,7 +115,7 @@ def install() -> None:
     torch.cuda.memory_stats = lambda *args, **kwargs: collections.defaultdict(int)
     for name in _BEFORE_THE_STAND_INS:
         importlib.import_module(name)
-    from nemo_rpo.megatron import adam
+    from nemo_rpo.megatron.optim import adam
 
     adam.install_where_needed(on_gpu=False)
     stand_ins = _stand_ins()

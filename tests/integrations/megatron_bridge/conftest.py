@@ -8,8 +8,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from elsewhere import skipped
 from paths import TESTS
+from skipped_modules import skipped
 
 sys.path.append(str(TESTS / "megatron"))  # tiny_world, hf_models: the engine's worlds are also Bridge's
 

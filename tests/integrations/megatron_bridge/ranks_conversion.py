@@ -20,9 +20,9 @@ from megatron.bridge import AutoBridge
 from megatron.bridge.training import initialize
 
 from nemo_rpo.integrations.megatron_bridge.model import take_over_head
-from nemo_rpo.megatron.huggingface.config import architecture_from_hf, read_hf_config
-from nemo_rpo.megatron.huggingface.exporter import export_hf
-from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf, read_hf_config
+from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
+from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 
 
 def parameters(model: list[torch.nn.Module]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elsewhere import skipped
+from skipped_modules import skipped
 
 HERE = Path(__file__).parent
 INSTALLED = find_spec("nemo_aligner") is not None

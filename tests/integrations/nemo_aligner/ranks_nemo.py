@@ -53,8 +53,8 @@ def main() -> None:
     shim.complete_nemo()
     gpt = new_model(folder, {})
 
-    from nemo_rpo.megatron.huggingface.config import architecture_from_hf
-    from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+    from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
+    from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 
     load_hf_weights(gpt.get_model_module_list(), folder / "model", architecture_from_hf(folder / "model"))
     gpt.save_to(str(folder / "tiny.nemo"))

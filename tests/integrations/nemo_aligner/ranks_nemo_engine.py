@@ -23,11 +23,11 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from integrations.nemo_aligner import nemo_forms
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.build import build_model_chunks
+from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo
+from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
+from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.generate import pipeline_forward
-from nemo_rpo.megatron.nemo.config import architecture_from_nemo
-from nemo_rpo.megatron.nemo.exporter import export_nemo
-from nemo_rpo.megatron.nemo.importer import load_nemo_weights
+from nemo_rpo.megatron.network.build import build_model_chunks
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from nemo_rpo.megatron import cpu
-from nemo_rpo.megatron.adam import TorchFusedAdam
+from nemo_rpo.megatron.optim.adam import TorchFusedAdam
 
 # Packages of NeMo's other collections, imported with it at the head of modules and never called here.
 _NEVER_CALLED = frozenset(

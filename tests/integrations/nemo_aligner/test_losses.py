@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
 from nemo_rpo.integrations.nemo_aligner import annotator_table, rpo_settings
-from nemo_rpo.integrations.nemo_aligner.settings import base_loss, dpo_settings
+from nemo_rpo.integrations.nemo_aligner.aligner_settings import base_loss, dpo_settings
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.reduction import Mean
-from nemo_rpo.megatron.metrics import StepMetrics
+from nemo_rpo.megatron.step.metrics import StepMetrics
 
 from . import shim, world
 
@@ -45,8 +45,8 @@ def stage(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
 
     The policy is not the reference: its weights are those of another seed.
     """
-    from nemo_rpo.megatron.huggingface.config import architecture_from_hf
-    from nemo_rpo.megatron.huggingface.importer import load_hf_weights
+    from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
+    from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 
     made = tmp_path_factory.mktemp("losses")
     world.write_model(made / "policy", seed=21)

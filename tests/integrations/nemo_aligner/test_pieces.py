@@ -13,7 +13,7 @@ from nemo_aligner.data.nlp.datasets import DPOPackedDataset
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from omegaconf import OmegaConf
 
-from nemo_rpo.data.annotators import Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError, DataError
 from nemo_rpo.integrations.nemo_aligner import (
@@ -24,9 +24,9 @@ from nemo_rpo.integrations.nemo_aligner import (
     annotator_table,
     rpo_settings,
 )
-from nemo_rpo.integrations.nemo_aligner.settings import base_loss, dpo_settings
+from nemo_rpo.integrations.nemo_aligner.aligner_settings import base_loss, dpo_settings
 from nemo_rpo.integrations.nemo_aligner.trainer import _Watched
-from nemo_rpo.megatron.metrics import StepMetrics
+from nemo_rpo.megatron.step.metrics import StepMetrics
 
 from . import world
 

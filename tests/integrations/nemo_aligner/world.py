@@ -14,7 +14,7 @@ from unittest import mock
 from config.aligner import SETTINGS, nested
 from paths import TESTS
 
-from nemo_rpo.data.sampler import GlobalBatchSampler
+from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 
 sys.path.insert(0, str(TESTS / "megatron"))
 import tiny_world

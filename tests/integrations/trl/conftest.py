@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from elsewhere import skipped
+from skipped_modules import skipped
 
 REASON = "TRL is not installed; CI runs these tests in an environment of its own"
 

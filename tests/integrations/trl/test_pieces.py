@@ -14,7 +14,7 @@ from paths import ROOT
 from trl import DPOTrainer
 
 from nemo_rpo.config.schema import RPOConfig
-from nemo_rpo.data.settings import RowFormat
+from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.trl import preference_dataset
 from nemo_rpo.integrations.trl.data import VoteCollator, annotator_table

@@ -1,0 +1,1 @@
+"""From tokenised pairs to the micro-batches of a step."""

@@ -1,0 +1,131 @@
+"""Cache, sampler and collate together: the micro-batches of any step for one data-parallel rank."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from torch import Tensor
+
+from nemo_rpo.data.batches.packed import collate_packed
+from nemo_rpo.data.batches.packing import Packing
+from nemo_rpo.data.batches.padded import collate, padded_length
+from nemo_rpo.data.batches.sampler import PADDING, GlobalBatchSampler, shard
+from nemo_rpo.data.cache.store import PreferenceCache, TokenizedPair
+from nemo_rpo.data.rankings import pairs_of, places_in_grid
+
+Batch = dict[str, Tensor]
+
+
+class PreferenceDataset:
+    """Global batches of a cache, as this rank's share of them. What is batched are rankings: pairs, where all have two
+    responses.
+
+    Args:
+        cache: the rankings.
+        sampler: their order.
+        data_parallel_rank, data_parallel_size, micro_batch_size: the share; ranks of one model replica pass the same.
+        seq_length: no batch is longer.
+        pad_to_multiple_of: the padded length is a multiple of it (tensor and context parallel sizes, FP8).
+        same_length: all micro-batches of a global batch are as long as its longest pair, or pack, as a pipeline needs
+            it; off: each as its own.
+        packing: packs in the place of padded micro-batches of ``micro_batch_size`` rankings; None: none.
+    """
+
+    def __init__(
+        self,
+        cache: PreferenceCache,
+        sampler: GlobalBatchSampler,
+        *,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        micro_batch_size: int,
+        seq_length: int,
+        pad_to_multiple_of: int,
+        same_length: bool,
+        packing: Packing | None = None,
+    ) -> None:
+        self.cache = cache
+        self.sampler = sampler
+        self.data_parallel_rank = data_parallel_rank
+        self.data_parallel_size = data_parallel_size
+        self.micro_batch_size = micro_batch_size
+        self.seq_length = seq_length
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.same_length = same_length
+        self.packing = packing
+
+    def __len__(self) -> int:
+        """Global batches an epoch."""
+        return self.sampler.steps_per_epoch
+
+    def global_batch(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of global batch ``step``: padded, with keys as in :func:`collate`, or packs, with
+        keys as in :func:`collate_packed`.
+        """
+        indices = self.sampler.batch(step)
+        if self.packing is not None:
+            return self._packs(indices[indices != PADDING], self.packing)
+        shares = shard(indices, self.data_parallel_rank, self.data_parallel_size, self.micro_batch_size)
+        return [
+            self._micro_batch(share, of_length=indices if self.same_length else share, filler=int(indices[0]))
+            for share in shares
+        ]
+
+    def batches(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
+        """The global batches of ``steps`` in turn, the next one being prepared by a thread while one is in use."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+            upcoming: deque[Future] = deque()
+            for step in steps:
+                upcoming.append(pool.submit(self.global_batch, step))
+                if len(upcoming) > 1:
+                    yield upcoming.popleft().result()
+            while upcoming:
+                yield upcoming.popleft().result()
+
+    def _micro_batch(self, share: np.ndarray, of_length: np.ndarray, filler: int) -> Batch:
+        """Of the rankings ``share``, as long as the longest of ``of_length``; ``filler`` stands where there is none."""
+        lengths = self.cache.ranking_lengths[np.where(of_length == PADDING, filler, of_length)]
+        length = padded_length(lengths, self.pad_to_multiple_of, self.seq_length)
+        valid = share != PADDING
+        pairs = self._pairs(np.where(valid, share, filler), valid)
+        return collate(*pairs, length, self.cache.pad_id, self.cache.max_votes, max_responses=self.cache.max_responses)
+
+    def _pairs(self, rankings: np.ndarray, valid: np.ndarray) -> tuple[list[TokenizedPair], np.ndarray, np.ndarray]:
+        """The pairs of rankings in a grid (:mod:`nemo_rpo.data.rankings`), their indices in the cache and whether they
+        count; a place without a pair has its ranking's first, and index −1.
+        """
+        responses = self.cache.max_responses
+        grid = np.full((len(rankings), pairs_of(responses)), PADDING, dtype=np.int64)
+        found: list[TokenizedPair] = []
+        for row, ranking, counts in zip(grid, rankings.tolist(), valid.tolist(), strict=True):
+            numbers = self.cache.pairs_of(ranking)
+            places = places_in_grid(len(numbers), responses)
+            read = {place: self.cache.pair(i) for place, i in zip(places.tolist(), numbers, strict=True)}
+            found += [read.get(place, read[0]) for place in range(len(row))]
+            if counts:
+                row[places] = numbers
+        return found, grid.reshape(-1), grid.reshape(-1) != PADDING
+
+    def _packs(self, indices: np.ndarray, packing: Packing) -> list[Batch]:
+        sizes = packing.sizes(self.cache.ranking_lengths[indices])
+        packs = packing.packs(sizes, self.data_parallel_rank, self.data_parallel_size)
+        shares = [(indices[pack], np.ones(len(pack), dtype=bool)) for pack in packs]
+        # A rank of an evaluation's last batch may have too few: one that does not count runs in their place.
+        missing = -len(shares) % packing.count_multiple_of if shares else packing.count_multiple_of
+        shares += [(indices[:1], np.zeros(1, dtype=bool))] * missing
+        lengths = [int(packing.sizes(self.cache.ranking_lengths[share]).sum()) for share, _ in shares]
+        longest = max(lengths)
+        return [
+            self._pack(share, valid, longest if self.same_length else length, packing.share_prompts)
+            for (share, valid), length in zip(shares, lengths, strict=True)
+        ]
+
+    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, share_prompts: bool) -> Batch:
+        length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        pairs, cache = self._pairs(share, valid), self.cache
+        return collate_packed(
+            *pairs, length, cache.pad_id, cache.max_votes, share_prompts, max_responses=cache.max_responses
+        )

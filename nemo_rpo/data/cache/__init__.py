@@ -1,0 +1,1 @@
+"""Tokenised pairs on disk: built once, memory-mapped by every rank."""

@@ -1,0 +1,242 @@
+"""Writes the files of a :class:`nemo_rpo.data.cache.store.PreferenceCache` into an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import EllipsisType
+from typing import NamedTuple
+
+import numpy as np
+
+from nemo_rpo.data.annotator_table import AnnotatorTable
+from nemo_rpo.data.cache.encoder import OK, PROBLEMS, RawText, encode
+from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.columns import TIE
+from nemo_rpo.data.files.read import count_rows
+from nemo_rpo.data.formats import read_rows
+from nemo_rpo.data.pairs import PairLedger, PairTable
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.errors import DataError
+
+Progress = Callable[[int, int], None]
+NO_SIGNED_VOTE, EQUAL_RANKS = "no signed vote", "equal ranks"
+
+
+class _Texts(NamedTuple):
+    """What tokenising left to know about each text: shapes as in :class:`nemo_rpo.data.cache.encoder.EncodedChunk`."""
+
+    start: np.ndarray  # int64 [T], of its prompt in tokens.bin
+    lengths: np.ndarray
+    problem: np.ndarray
+    runs: np.ndarray
+    run_start: np.ndarray  # int64 [T, k], where those of each response begin in runs
+    run_counts: np.ndarray
+    content_hash: np.ndarray
+    hash_start: np.ndarray  # int64 [T], where its hashes begin
+    truncated: int
+    tokens: int
+    max_token_id: int
+
+
+def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progress | None) -> None:
+    """Read, tokenise, group and write; one pass over the data, in memory only what is known about each pair.
+
+    Raises:
+        DataError: bad rows, and under ``invalid_pairs=error`` the first pair that cannot be trained on.
+    """
+    tokenizer = PreferenceTokenizer.load(spec.tokenizer)
+    ledger = PairLedger(spec.group_votes, spec.keep_ties)
+    total = sum(count_rows(path) for path in spec.paths)
+    texts = _new_texts(spec, ledger)
+    with (folder / "tokens.bin").open("wb") as file:
+        encoded = _collect(
+            encode(texts, tokenizer, spec.tokenizer, spec.seq_length, num_workers),
+            file.write,
+            lambda: progress(ledger.rows, total) if progress else None,
+        )
+        _sync(file)
+    table = ledger.close()
+    if spec.keep_ties:
+        table.columns[TIE] = table.tie.astype(np.float32)
+    keep, dropped = _judge(spec, table, encoded)
+    _write_pairs(folder, table, encoded, keep)
+    report = {
+        "rows": table.rows,
+        "pairs": int(keep.sum()),
+        "rankings": int((keep & (np.diff(table.text, prepend=-1) != 0) & (table.size > 2)).sum()),
+        "votes": table.votes,
+        "ties": table.ties,
+        "annotators": len(table.annotators),
+        "votes_without_annotator": table.without_annotator,
+        "truncated_prompts": encoded.truncated,
+        "dropped": dropped,
+    }
+    meta = {
+        "report": report,
+        "files": table.files,
+        "columns": list(table.columns),
+        "tokens": encoded.tokens,
+        "max_token_id": encoded.max_token_id,
+        "max_votes": max(int(np.diff(table.vote_start)[keep].max()), 1),
+        "pad_id": tokenizer.pad_id,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "vocab_size": tokenizer.vocab_size,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _new_texts(spec: CacheSpec, ledger: PairLedger) -> Iterator[RawText]:
+    for row in read_rows(spec.paths, spec.keys):
+        if ledger.add(row) is not None:
+            yield RawText(row.where, row.prompt, row.responses)
+
+
+def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Callable[[], None]) -> _Texts:
+    lengths, problem, runs, run_counts, content_hash, hash_counts = [], [], [], [], [], []
+    truncated, max_token_id = 0, -1
+    for chunk in chunks:
+        write(chunk.tokens.tobytes())
+        lengths.append(chunk.lengths)
+        problem.append(chunk.problem)
+        runs.append(chunk.runs)
+        run_counts.append(chunk.run_counts)
+        content_hash.append(chunk.content_hash)
+        hash_counts.append(chunk.hash_counts)
+        truncated += chunk.truncated
+        max_token_id = max(max_token_id, int(chunk.tokens.max(initial=-1)))
+        after_chunk()
+    all_lengths, all_problem = _concatenated(lengths), np.concatenate(problem)
+    end = np.cumsum(np.where(all_problem == OK, all_lengths.sum(1, dtype=np.int64), 0))
+    start = np.concatenate([[0], end[:-1]])
+    counts, hashes = _concatenated(run_counts), np.concatenate(hash_counts)
+    return _Texts(
+        start=start,
+        lengths=all_lengths,
+        problem=all_problem,
+        runs=np.concatenate(runs),
+        run_start=counts.cumsum().reshape(counts.shape) - counts,
+        run_counts=counts,
+        content_hash=np.concatenate(content_hash),
+        hash_start=hashes.cumsum() - hashes,
+        truncated=truncated,
+        tokens=int(end[-1]),
+        max_token_id=max_token_id,
+    )
+
+
+def _concatenated(chunks: list[np.ndarray]) -> np.ndarray:
+    """Of columns for as many responses as any text of the chunk has: for as many as any text has."""
+    width = max(chunk.shape[1] for chunk in chunks)
+    return np.concatenate([np.pad(chunk, ((0, 0), (0, width - chunk.shape[1]))) for chunk in chunks])
+
+
+def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray, dict[str, int]]:
+    """Which pairs stay, bool [n], and how many are left out by reason, a ranking counting as one.
+
+    Ties are legitimate data without evidence: they are left out under either policy, unless ``keep_ties`` says that
+    there is a use for them. So is a ranking in which two responses are equal: it is no order of them.
+    """
+    voted, ranked = np.diff(table.vote_start) > 0, table.size > 2
+    if spec.keep_ties:
+        voted |= table.tie & ~ranked
+    problem, share = texts.problem[table.text], table.share
+
+    def counted(pairs: np.ndarray | EllipsisType) -> int:
+        return round(share[pairs].sum())
+
+    invalid = voted & (problem != OK)
+    if invalid.any() and spec.invalid_pairs == "error":
+        first = int(np.argmax(invalid))
+        raise DataError(
+            f"{table.where(first)}: {_explain(spec, texts, table.text[first])}; "
+            f"set model.data.invalid_pairs=drop to leave such pairs out ({counted(invalid)} of {counted(...)} pairs)"
+        )
+    dropped = {NO_SIGNED_VOTE: counted(~voted & ~ranked), EQUAL_RANKS: counted(~voted & ranked)}
+    dropped |= {name: counted(invalid & (problem == code)) for code, name in enumerate(PROBLEMS) if code != OK}
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    keep = voted & ~invalid
+    if not keep.any():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise DataError(f"{spec.paths[0]}: no pair of {counted(...)} can be trained on ({reasons})")
+    return keep, dropped
+
+
+def _explain(spec: CacheSpec, texts: _Texts, text: int) -> str:
+    name = PROBLEMS[texts.problem[text]]
+    if name != "over-long completion":
+        return name
+    longest = int(texts.lengths[text, 1:].max())
+    return (
+        f"{name} ({longest} tokens; seq_length {spec.seq_length} leaves {spec.seq_length - 1} beside one token of "
+        "prompt, and completions are never cut)"
+    )
+
+
+def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray) -> None:
+    text, sides, size = table.text[keep], table.sides[keep].astype(np.int64), table.size[keep].astype(np.int64)
+    parts = np.pad(1 + sides, ((0, 0), (1, 0)))  # prompt, chosen, rejected among prompt and responses
+    start = np.cumsum(texts.lengths, axis=1, dtype=np.int64) - texts.lengths + texts.start[:, None]
+    votes = np.diff(table.vote_start)
+    kept_votes = np.repeat(keep, votes)
+    annotator = table.annotator[kept_votes]
+    names = [table.pair_id[i].encode("utf-8") for i in np.flatnonzero(keep)]
+    arrays = {
+        "offsets": np.take_along_axis(start[text], parts, axis=1),
+        "lengths": np.take_along_axis(texts.lengths[text], parts, axis=1),
+        "vote_start": np.concatenate([[0], np.cumsum(votes[keep])]),
+        "annotator": annotator.astype(np.int32),
+        "sign": table.sign[kept_votes],
+        "gold": table.gold[keep],
+        "columns": np.stack([values[keep] for values in table.columns.values()])
+        if table.columns
+        else np.empty((0, int(keep.sum())), dtype=np.float32),
+        "content_hash": texts.content_hash[texts.hash_start[text] + _orientation(sides, size)],
+        "source": table.source[keep],
+        "pair_id_start": np.concatenate([[0], np.cumsum([len(name) for name in names])]),
+        **_runs(texts, text, sides),
+        **_rankings(text, size),
+    }
+    for name, values in arrays.items():
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, values)
+            _sync(file)
+    (folder / "pair_id.bin").write_bytes(b"".join(names))
+    counts_for = np.repeat(table.share, votes)[kept_votes]
+    labels = np.bincount(annotator, weights=counts_for, minlength=len(table.annotators)).round()
+    AnnotatorTable(replace(known, labels=int(labels[k])) for k, known in enumerate(table.annotators.annotators)).save(
+        folder / "annotators.jsonl"
+    )
+
+
+def _orientation(sides: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Where (chosen, rejected) stands among :func:`~nemo_rpo.data.cache.encoder.orientations` of the text, [n]."""
+    chosen, rejected = sides.T
+    in_ranking = chosen * (2 * size - chosen - 1) // 2 + rejected - chosen - 1
+    return np.where(size == 2, chosen, in_ranking)
+
+
+def _rankings(text: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
+    """Of data that is all pairs there is nothing to say."""
+    if size.max() == 2:
+        return {}
+    first = np.flatnonzero((np.diff(text, prepend=-1) != 0) | (size == 2))  # labels apart are pairs of one text
+    return {"ranking_start": np.append(first, len(text)).astype(np.int64)}
+
+
+def _runs(texts: _Texts, text: np.ndarray, sides: np.ndarray) -> dict[str, np.ndarray]:
+    """Of data that is all single turns there is nothing to say."""
+    if texts.run_counts[text].max() == 1:
+        return {}
+    start, count = (np.take_along_axis(values[text], sides, axis=1) for values in (texts.run_start, texts.run_counts))
+    return {"runs": texts.runs, "run_bounds": np.stack([start, start + count], axis=2)}
+
+
+def _sync(file) -> None:
+    # The folder is renamed into place: its contents must not arrive on the disk after its name.
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,159 @@
+"""Records of JSONL, CSV, Parquet and saved Hugging Face data sets, each with the file and row it came from."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.data.files import saved_dataset
+from nemo_rpo.errors import DataError, RowError, first_line, missing_extra
+
+Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fields of one row, untouched."""
+
+    file: str
+    row: int
+    fields: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+def as_paths(paths: Paths, *, setting: str = "model.data.data_prefix", folders: bool = False) -> list[Path]:
+    """One file or several; raises :class:`DataError`, naming the ``setting`` at fault, for a file that is not there.
+
+    With ``folders``, a folder that ``datasets.Dataset.save_to_disk`` wrote counts as a file.
+    """
+    listed = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not listed:
+        raise DataError(f"no data file given; set {setting}")
+    for path in listed:
+        if path.is_dir():
+            if not folders:
+                raise DataError(f"{path} is a folder; name the JSONL, JSONL.gz or Parquet files in it")
+            saved_dataset.check(path)
+        elif not path.is_file():
+            raise DataError(f"data file {path} does not exist; check {setting}")
+    return listed
+
+
+def read_records(path: Path) -> Iterator[Record | DataError]:
+    """The rows of one file in order; a line that is no JSON object is yielded as its error, and reading goes on.
+
+    The name decides the format: ``.parquet``, ``.csv`` (a header line; every value is a string, an empty one absent), a
+    folder (a saved Hugging Face data set), anything else JSONL, gzipped if it ends in ``.gz``.
+
+    Damage that ends the file (a truncated gzip or Parquet, an unreadable disk) and a file without rows are raised.
+    """
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    if path.is_dir():
+        rows = enumerate(saved_dataset.read(path), start=1)
+    else:
+        rows = _BY_SUFFIX.get(path.suffix, _jsonl_rows)(path)
+    row = 0
+    for row, fields in rows:
+        yield fields if isinstance(fields, DataError) else Record(str(path), row, fields)
+    if row == 0:
+        raise DataError(f"{path} has no rows")
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a file for a progress bar: Parquet's own count, a CSV's records, else its lines that are not blank."""
+    if path.suffix == ".parquet":
+        with _open_parquet(path) as file:
+            return file.metadata.num_rows
+    if path.suffix == ".csv":
+        return sum(1 for _ in _csv_rows(path))
+    return sum(not line.isspace() for line in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    line = 0
+    try:
+        with opened(path, "rb") as file:
+            for line, text in enumerate(file, start=1):  # noqa: B007  the except clauses name it
+                yield text
+    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        raise DataError(f"{path}:{line + 1}: damaged or truncated gzip ({exc}); copy the file again") from exc
+    except OSError as exc:
+        raise DataError(f"{path}:{line + 1}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    for row, line in enumerate(_lines(path), start=1):
+        if line.isspace():
+            continue
+        try:
+            # utf-8-sig: editors on Windows put a byte-order mark at the head of the file.
+            fields = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
+        except UnicodeDecodeError as exc:
+            yield row, RowError(str(path), row, f"not UTF-8 ({exc.reason} at byte {exc.start})", "bad_encoding")
+        except json.JSONDecodeError as exc:
+            yield row, RowError(str(path), row, f"bad JSON ({exc.msg} at column {exc.colno})", "bad_json")
+        else:
+            if not isinstance(fields, dict):
+                found = type(fields).__name__
+                fields = RowError(str(path), row, f"expected a JSON object a line, found a {found}", "bad_json")
+            yield row, fields
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """Rows are numbered as their last line is, the header being line 1."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            for fields in reader:
+                if "" in fields:
+                    problem = f"{len(fields[''])} values more than the header has columns"
+                    yield reader.line_num, RowError(str(path), reader.line_num, problem)
+                else:
+                    yield reader.line_num, {name: value for name, value in fields.items() if value}
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{path} is not UTF-8 ({exc.reason}); save it as UTF-8") from exc
+    except csv.Error as exc:
+        raise DataError(f"{path}:{reader.line_num}: bad CSV ({exc})") from exc
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read ({exc.strerror or exc})") from exc
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+
+    row = 0
+    with _open_parquet(path) as file:
+        try:
+            # Small batches: to_pylist() is what costs memory, and long chats are a megabyte per hundred rows.
+            for batch in file.iter_batches(batch_size=256):
+                for row, fields in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
+                    yield row, fields
+        except (pyarrow.ArrowException, OSError) as exc:
+            reason = first_line(exc).rstrip(".")
+            raise DataError(f"{path}:{row + 1}: damaged Parquet ({reason}); copy the file again") from exc
+
+
+_BY_SUFFIX = {".parquet": _parquet_rows, ".csv": _csv_rows}
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as exc:
+        raise missing_extra("pyarrow", "hf") from exc
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as exc:
+        raise DataError(f"{path}: no Parquet file, or a truncated one ({first_line(exc).rstrip('.')})") from exc

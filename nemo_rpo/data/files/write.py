@@ -1,0 +1,142 @@
+"""Records into a JSONL, gzipped JSONL, Parquet or CSV file, or a saved Hugging Face data set: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.data.files import saved_dataset
+from nemo_rpo.errors import ConfigError, DataError, first_line, missing_extra
+
+Write = Callable[[dict[str, Any]], None]
+_BATCH = 1024  # rows a Parquet schema is looked for in at a time
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+@contextlib.contextmanager
+def record_writer(out: Path, overwrite: bool = False) -> Iterator[Write]:
+    """Writes records to ``out``, whose name decides the format: ``.jsonl``, ``.jsonl.gz``, ``.parquet``, or without a
+    suffix a folder as ``datasets.Dataset.save_to_disk`` makes it.
+
+    Rows go to a temporary folder beside ``out`` and take its place when the block ends well; a block that fails or
+    writes nothing leaves no trace.
+
+    Raises:
+        ConfigError: another suffix, a folder that is missing or closed, or an ``out`` that is there already.
+        DataError: no row was written, or rows whose fields have types that no Parquet column can hold together.
+    """
+    _check(out, overwrite)
+    try:
+        workplace = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as exc:
+        raise ConfigError(f"cannot write in {out.parent} ({exc.strerror or exc}); name another place") from exc
+    try:
+        rows = 0
+        lines = workplace / "rows.jsonl"
+        opened = gzip.open if out.name.endswith(".gz") else open
+        with opened(lines, "wt", encoding="utf-8") as file:
+
+            def write(fields: dict[str, Any]) -> None:
+                nonlocal rows
+                rows += 1
+                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+
+            yield write
+        if rows == 0:
+            raise DataError(f"no row is left to write to {out}")
+        _replace(_formatted(lines, out, workplace), out)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def write_csv(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``rows``, at least one, as CSV under the names of the first; an ``out`` that is there is replaced.
+
+    Raises:
+        ConfigError: ``out`` cannot be written; what was there stays.
+    """
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, out)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    if out.suffix and not out.name.endswith(_SUFFIXES):
+        raise ConfigError(f"{out}: the name must end in {', '.join(_SUFFIXES)}, or in none for a Hugging Face data set")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; name another file, or say --overwrite")
+    if out.is_dir() and not (out / "state.json").is_file():
+        raise ConfigError(f"{out} is a folder that is no saved Hugging Face data set; name another one")
+    if not out.parent.is_dir():
+        raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+
+
+def _formatted(lines: Path, out: Path, workplace: Path) -> Path:
+    if out.name.endswith((".jsonl", ".jsonl.gz")):
+        return lines
+    parquet = workplace / "rows.parquet"
+    _write_parquet(lines, parquet)
+    if out.suffix:
+        return parquet
+    saved_dataset.write(parquet, workplace / "saved")
+    return workplace / "saved"
+
+
+def _replace(finished: Path, out: Path) -> None:
+    if out.is_dir():
+        # A folder cannot be renamed over another; the old one goes into the workplace and with it.
+        os.replace(out, finished.with_name("replaced"))
+    os.replace(finished, out)
+
+
+def _write_parquet(lines: Path, parquet: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet as format
+    except ImportError as exc:
+        raise missing_extra("pyarrow", "hf") from exc
+    try:
+        # A first look at every row: a field that is absent from the first thousand may be there in the next.
+        schema = pyarrow.schema([])
+        for batch in _batches(lines):
+            schema = pyarrow.unify_schemas([schema, _schema_of(batch)], promote_options="permissive")
+        with format.ParquetWriter(parquet, schema) as writer:
+            for batch in _batches(lines):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+    except pyarrow.ArrowException as exc:
+        raise DataError(f"rows do not fit one Parquet table ({first_line(exc)}); write .jsonl instead") from exc
+
+
+def _schema_of(batch: list[dict[str, Any]]) -> Any:
+    import pyarrow
+
+    # from_pylist takes its columns from the first row alone.
+    names = dict.fromkeys(name for fields in batch for name in fields)
+    return pyarrow.schema([(name, pyarrow.array([fields.get(name) for fields in batch]).type) for name in names])
+
+
+def _batches(lines: Path) -> Iterator[list[dict[str, Any]]]:
+    batch = []
+    with lines.open(encoding="utf-8") as file:
+        for line in file:
+            batch.append(json.loads(line))
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch

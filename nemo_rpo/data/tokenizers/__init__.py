@@ -1,0 +1,1 @@
+"""Which tokenizer, and how a prompt and a response become tokens."""

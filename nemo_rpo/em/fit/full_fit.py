@@ -1,0 +1,132 @@
+"""The full fit of ``estimator: buffer``: reliabilities, their population and the scale of the margins, together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
+from nemo_rpo.em.fit.marginal import vote_columns
+from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
+from nemo_rpo.em.fit.temperature import Temperature, judge_temperature
+from nemo_rpo.em.votes import Votes, chunks
+
+# Alternations of EM and population fit. Two do where every pair has one label; the rest is for plugged-in
+# co-annotators.
+_MAX_ROUNDS = 8
+_ROUND_TOLERANCE = 0.01  # in log a, log b and log τ: far below their standard errors
+_EM_TOLERANCE = 1e-4  # of η between M-steps: a hundredth of the standard error that a thousand labels leave
+_COARSE_TOLERANCE = 1e-3  # before the population has settled
+
+
+class Estimate(NamedTuple):
+    """What :func:`estimate` found; the same on every rank.
+
+    Attributes:
+        eta: float64 [K]; the start, untouched, where ``information`` was too low.
+        prior: (a, b) of the population's Beta.
+        temperature: of the margins.
+        information: mean of (2m-1)² over the votes, at the start's reliabilities; 0 says nothing, 1 everything.
+        sweep: the closing EM, or None where there was too little information for one.
+    """
+
+    eta: Tensor
+    prior: tuple[float, float]
+    temperature: Temperature
+    information: float
+    sweep: SweepResult | None
+
+
+@torch.no_grad()
+def estimate(
+    delta: Tensor, votes: Votes, eta: Tensor, settings: EMSettings, collectives: Collectives | None = None
+) -> Estimate:
+    """Alternates a full EM with a fit of the population, until both stand still.
+
+    Args:
+        delta, votes: margins [P] and labels [P, V] of this rank's pairs.
+        eta: start [K], the same on every rank.
+        settings: ``prior`` is what is expected of annotators before any is seen, ``link_tau`` the temperature where
+            none is identified; see also :class:`nemo_rpo.em.em_settings.BufferSettings`.
+        collectives: per round those of :func:`full_batch_em` and one gather of at most 1.6 MB. None is differentiable.
+    """
+    collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
+    buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
+    information = vote_information(delta / settings.link_tau, votes, eta, collectives)
+    if information <= buffer.min_information:
+        untouched = Temperature(start.tau, False, math.inf, "the margins carry too little information")
+        return Estimate(eta, start.prior, untouched, information, None)
+
+    sweep, population = _alternate(delta, votes, eta, settings, start, buffer.fit_temperature, collectives)
+    if buffer.fit_temperature:
+        temperature = judge_temperature(population, settings.link_tau, buffer.temperature_max_error)
+    else:
+        temperature = Temperature(settings.link_tau, False, math.inf, "model.rpo.buffer.fit_temperature is off")
+    if buffer.fit_temperature and not temperature.identified:
+        sweep, population = _alternate(delta, votes, eta, settings, start, False, collectives)
+    return Estimate(sweep.eta, population.prior, temperature, information, sweep)
+
+
+def _alternate(
+    delta: Tensor,
+    votes: Votes,
+    eta: Tensor,
+    settings: EMSettings,
+    population: Population,
+    fit_tau: bool,
+    collectives: Collectives,
+) -> tuple[SweepResult, Population]:
+    fit_prior = settings.buffer.fit_prior
+
+    def em(tolerance: float) -> SweepResult:
+        at = replace(settings, prior=population.prior, link_tau=population.tau, sweep_tolerance=tolerance)
+        return full_batch_em(delta, votes, eta, at, collectives.all_reduce)
+
+    for _ in range(_MAX_ROUNDS if fit_prior or fit_tau else 0):
+        sweep = em(max(settings.sweep_tolerance, _COARSE_TOLERANCE))
+        eta = sweep.eta
+        columns = vote_columns(delta, votes, eta, sweep.counts, collectives.gather_rows)
+        fitted = fit_population(columns, population, settings.prior, fit_prior, fit_tau)
+        last, population = population, _agree(fitted, collectives, eta.device)
+        if _distance(last, population) < _ROUND_TOLERANCE:
+            break
+    return em(max(settings.sweep_tolerance, _EM_TOLERANCE)), population
+
+
+def _agree(fitted: Population, collectives: Collectives, device: torch.device) -> Population:
+    """The mean over the ranks: they fitted the same votes, but maybe on processors that round differently."""
+    numbers = torch.tensor(
+        [*fitted.prior, fitted.tau, min(fitted.log_tau_error, 1e9), 1.0], dtype=torch.float64, device=device
+    )
+    collectives.all_reduce(numbers)
+    a, b, tau, error, _ = (numbers / numbers[-1]).tolist()
+    return Population((a, b), tau, error if error < 1e9 else math.inf)
+
+
+def _distance(one: Population, other: Population) -> float:
+    pairs = zip((*one.prior, one.tau), (*other.prior, other.tau), strict=True)
+    return max(abs(math.log(x / y)) for x, y in pairs)
+
+
+def vote_information(delta: Tensor, votes: Votes, eta: Tensor, collectives: Collectives) -> float:
+    """Mean of (2m-1)² over all signed votes, m being what margin and other votes of the pair give a vote.
+
+    How much of one known answer a label is worth, about: with margins alone, E[(2p-1)²]. One all-reduce of 16 bytes.
+    """
+    logit_eta = torch.logit(eta)
+    totals = torch.zeros(2, dtype=torch.float64, device=eta.device)
+    for margin, chunk in chunks(delta, votes):
+        sign = chunk.sign.double()
+        evidence = sign * logit_eta[chunk.annotator]
+        others = margin.unsqueeze(-1) + evidence.sum(-1, keepdim=True) - evidence
+        signed = chunk.counted(sign.abs())
+        totals += torch.stack(((torch.tanh(others / 2) ** 2 * signed).sum(), signed.sum()))
+    collectives.all_reduce(totals)
+    known, labels = totals.tolist()
+    return known / labels if labels else 0.0

@@ -1,0 +1,88 @@
+"""The margins of a policy on labelled pairs, through the engine that trained it. Called on every rank."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.evaluation.checkpoint import Target
+from nemo_rpo.evaluation.scores import Scores, scores_of
+
+
+@contextmanager
+def engine(cfg: RunConfig) -> Iterator[torch.device]:
+    """Process groups for the layout of ``cfg``; this rank's device. Collective over the world."""
+    if cfg.trainer.accelerator == "cpu":
+        from nemo_rpo.megatron import cpu
+
+        cpu.install()
+    elif not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but this machine has no usable GPU: add trainer.accelerator=cpu")
+    from nemo_rpo.megatron import parallel
+
+    device = parallel.initialize(cfg)
+    try:
+        yield device
+    finally:
+        parallel.finalize()
+
+
+def measure(target: Target) -> tuple[Scores, str]:
+    """Δ of every pair of ``model.data.data_prefix.train`` under the settings' loss, and a sentence on the data; the
+    same on every rank.
+
+    Takes the memory of training, for the engine is built as for it. The tokens go to ``model.data.cache_dir``, or to
+    a temporary folder.
+
+    Raises:
+        RPOError: weights or data that cannot be read, or do not fit each other.
+    """
+    cfg = target.cfg
+    with engine(cfg) as device, _token_folder(cfg):
+        from nemo_rpo.training import setup
+        from nemo_rpo.training.sweep import margins
+
+        cfg.model.rpo.enabled = cfg.model.rpo.record = False
+        if cfg.model.rpo.reference == "cached":
+            cfg.model.rpo.reference = "swapped"
+        setup.check_start(cfg)
+        cache = setup.open_split(cfg, "train")
+        architecture = setup.architecture_for(cfg, cache)
+        if setup.stored_architecture(target.weights) != architecture:
+            raise CheckpointError(
+                f"{target.weights} is not of the architecture of its reference "
+                f"{cfg.pretrained_checkpoint.restore_from_path}: name the weights that it was trained from"
+            )
+        model = setup.build_model(cfg, architecture, cache, 1, device)  # with the reference's weights
+        setup.weights_loader(target.weights, architecture)(model.model)
+        dataset = setup.dataset_of(cfg, cache, shuffle=False)
+
+        def batches() -> Iterator[list]:
+            for batch in dataset.batches(range(len(dataset))):
+                model.add_ref_policy_logprobs(batch)
+                yield batch
+
+        with model.evaluating():
+            delta = margins(model, batches()).everywhere(len(cache))
+        return scores_of(cache, delta.cpu().numpy()), cache.summary()
+
+
+@contextmanager
+def _token_folder(cfg: RunConfig) -> Iterator[None]:
+    from nemo_rpo.training.rank0 import on_first_rank
+
+    if cfg.model.data.cache_dir is not None:
+        yield
+        return
+    cfg.model.data.cache_dir = on_first_rank(lambda: tempfile.mkdtemp(prefix="nemo-rpo-tokens-"))
+    try:
+        yield
+    finally:
+        shutil.rmtree(Path(cfg.model.data.cache_dir), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What a micro-batch holds and asks: responses, segments, context slices, and what the head is to answer."""

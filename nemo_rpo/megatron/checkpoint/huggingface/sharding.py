@@ -1,0 +1,52 @@
+"""The slices of the model's tensors that this rank holds, under their sharded keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+
+from nemo_rpo.megatron.network.reward_head import REWARD_HEAD
+
+
+@dataclass(frozen=True)
+class LocalShard:
+    """A block of the tensor ``key`` (of ``layer``): ``data``, in place, stands at ``offset`` in ``global_shape``."""
+
+    key: str
+    layer: int | None
+    offset: tuple[int, ...]
+    global_shape: tuple[int, ...]
+    data: Tensor
+
+
+def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
+    """Every parameter of the language model in ``chunks`` as one or two shards that share its memory; wrappers for
+    16-bit precision and data parallelism are looked through, and a reward head beside it is left out.
+
+    A gated ``linear_fc1`` is two: each tensor-parallel rank stacks its gate rows on its up rows, which are not
+    neighbours in the whole tensor. A tied output layer on its own pipeline stage comes under the key of the word
+    embeddings. Issues no collective.
+    """
+    for chunk in chunks:
+        while hasattr(chunk, "module"):
+            chunk = chunk.module
+        for name, entry in chunk.sharded_state_dict().items():
+            if name.startswith(f"{REWARD_HEAD}."):
+                continue
+            if isinstance(entry, ShardedTensorFactory):
+                parts = entry.build()
+                yield from (_shard(part) for part in (parts.values() if isinstance(parts, dict) else parts))
+            elif isinstance(entry, ShardedTensor):
+                yield _shard(entry)
+
+
+def _shard(entry: ShardedTensor) -> LocalShard:
+    axes = entry.prepend_axis_num
+    layer = entry.global_offset[0] if axes else None
+    return LocalShard(
+        entry.key, layer, tuple(entry.global_offset[axes:]), tuple(entry.global_shape[axes:]), entry.data.detach()
+    )

@@ -1,0 +1,86 @@
+"""A frozen policy, the reference or a previous iterate: a second model, or the same model with its weights swapped.
+
+Both run the policy's own code on the policy's own batch shapes, so before the first update every margin is exactly 0.
+(Cached log-probs: :mod:`nemo_rpo.training.reference.precompute`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+class ReferencePolicy:
+    """Holds the weights that ``chunks`` have now.
+
+    Args:
+        chunks: this rank's model chunks before they are wrapped for data parallelism.
+        build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
+            weights wait in host memory and are swapped in for each reference forward (three copies of the weights
+            between host and device a step).
+        keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
+        around: entered for a forward with swapped weights: what the policy's layers then run in.
+
+    Attributes:
+        head: its head ``[V/T, h]``, on the last pipeline stage; None where it is not kept.
+    """
+
+    def __init__(
+        self,
+        chunks: list[torch.nn.Module],
+        build_resident: Callable[[], list[torch.nn.Module]] | None,
+        keep_head: bool = False,
+        around: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    ) -> None:
+        self._policy = chunks
+        self._around = around
+        self._resident = None
+        self._weights: list[Tensor] = []
+        if build_resident is None:
+            self._weights = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(chunks)]
+        else:
+            self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
+            _write(self._resident, list(_parameters(chunks)))
+        self.head = _head_of(self._resident or chunks, copy=build_resident is None) if keep_head else None
+
+    @contextlib.contextmanager
+    def active(self, policy: list[torch.nn.Module]) -> Iterator[list[torch.nn.Module]]:
+        """The chunks to run the reference forward with: the resident ones, or ``policy`` (wrapped) holding the
+        reference's weights until the block is left.
+
+        No collective.
+        """
+        if self._resident is not None:
+            yield self._resident
+            return
+        trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
+        _write(self._policy, self._weights)
+        try:
+            with self._around():
+                yield policy
+        finally:
+            _write(self._policy, trained)
+
+
+def _head_of(chunks: list[torch.nn.Module], copy: bool) -> Tensor | None:
+    model = chunks[-1]
+    while hasattr(model, "module"):
+        model = model.module
+    if not model.post_process:
+        return None
+    return model.head_weight.detach().clone() if copy else model.head_weight.detach()
+
+
+def _parameters(chunks: list[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:
+    for chunk in chunks:
+        yield from chunk.parameters()
+
+
+@torch.no_grad()
+def _write(chunks: list[torch.nn.Module], weights: list[Tensor]) -> None:
+    for parameter, weight in zip(_parameters(chunks), weights, strict=True):
+        parameter.copy_(weight)

@@ -1,0 +1,1 @@
+"""The GPTModel: its spec, attention, precision, heads."""

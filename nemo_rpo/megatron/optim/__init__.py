@@ -1,0 +1,1 @@
+"""The optimizer, its schedule, and a step that may be skipped."""

@@ -1,0 +1,187 @@
+"""One micro-batch through the model: tokens in, log-probs of both responses out, and the pieces of the loss that follow
+from them.
+
+Padded, chosen and rejected of a micro-batch run as one batch of 2·pairs sequences, chosen first, so a pipeline stage
+receives ``[S, 2·pairs, h]``; packed, they run end to end as one row, and it receives ``[S, 1, h]``. Of rankings of up
+to K responses K·rankings sequences run, the best ones first, and every pair of a ranking is made from their log-probs.
+
+Shapes: m responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.data.batches.padded import side_names
+from nemo_rpo.data.rankings import responses_of
+from nemo_rpo.em import Votes
+from nemo_rpo.losses import COLUMNS, PairLogprobs
+from nemo_rpo.losses.pair import Two
+from nemo_rpo.megatron.batch.context_parallel import context_group, positions_of
+from nemo_rpo.megatron.batch.head_outputs import Answers, Questions
+from nemo_rpo.megatron.batch.responses import ResponseTokens
+from nemo_rpo.megatron.batch.segments import Segments
+
+MicroBatch = dict[str, Tensor]
+Figures = dict[str, Two]  # of chosen and rejected
+REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected")
+# [pairs, T] of each turn of the assistant, and [n, h] of the n scored tokens; where the loss compares that finely.
+REFERENCE_TURN_KEYS = ("ref_policy_turn_log_probs_chosen", "ref_policy_turn_log_probs_rejected")
+REFERENCE_HIDDEN = "ref_policy_hidden_states"
+PREVIOUS_KEYS = ("previous_policy_log_probs_chosen", "previous_policy_log_probs_rejected")
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, of a pack
+    its segments, and of rankings which two of the responses each pair compares, int64 ``[2, pairs]``. Under context
+    parallelism this rank's positions of each.
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    responses: ResponseTokens
+    segments: Segments | None = None
+    compared: Tensor | None = None
+
+    def two(self, of_responses: Tensor) -> Two:
+        """What is known of each response ``[m, …]`` as that of chosen and rejected, ``[pairs, …]`` each."""
+        if self.compared is None:  # all chosen ones, then all rejected
+            chosen, rejected = of_responses.chunk(2)
+            return chosen, rejected
+        chosen, rejected = self.compared
+        return of_responses[chosen], of_responses[rejected]
+
+
+def input_shape(batch: MicroBatch) -> tuple[int, int]:
+    """b and S of the micro-batch as the model sees it: a pack is one row, pairs are two rows each, rankings K."""
+    if "segments" in batch:
+        return 1, batch["tokens"].shape[1]
+    rankings, length = batch["chosen"].shape
+    return max_responses(batch) * rankings, length
+
+
+def max_responses(batch: MicroBatch) -> int:
+    """K: 2 of pairs."""
+    return responses_of(pairs_per_ranking(batch))
+
+
+def pairs_per_ranking(batch: MicroBatch) -> int:
+    """Places that each ranking of the micro-batch has for its pairs: 1 of pairs by themselves."""
+    return len(batch["pair_index"]) // len(batch["ranking_size"]) if "ranking_size" in batch else 1
+
+
+def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
+    """Of a micro-batch on the CPU, padded or packed; on ``device``."""
+    turn_lengths, compared = batch.get("turn_lengths"), batch.get("compared")
+    if "segments" in batch:
+        tokens, positions, segments = batch["tokens"], batch["position_ids"], Segments.of(batch["segments"])
+        responses = ResponseTokens.of_pack(batch, turn_lengths)
+    else:
+        sides, segments = side_names(max_responses(batch)), None
+        tokens = torch.cat([batch[side] for side in sides])
+        positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
+        labels = torch.cat([batch[f"{side}_labels"] for side in sides])
+        responses = ResponseTokens.of_labels(labels, turn_lengths)
+    if (group := context_group()) is not None:
+        rows, length = tokens.shape
+        here = positions_of(group.rank(), group.size(), length)
+        tokens, positions, responses = tokens[:, here], positions[:, here], responses.on_positions(here, length, rows)
+    moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
+    compared = None if compared is None else compared.to(device, non_blocking=True)
+    return ModelInput(*moved, responses.to(device), segments, compared)
+
+
+def run_model(model: torch.nn.Module, x: ModelInput, questions: Questions) -> Tensor | Answers:
+    """The stage's output: hidden states ``[S, b, h]``, or answers about the response tokens on the last stage."""
+    return model(
+        input_ids=x.tokens,
+        position_ids=x.position_ids,
+        responses=x.responses,
+        segments=x.segments,
+        questions=questions,
+    )
+
+
+def response_figures(answers: Answers, x: ModelInput, by_turn: bool = False) -> Figures:
+    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``, and the
+    reward head's outputs.
+
+    ``by_turn`` adds ``turn_logps``, summed over each turn, fp32 ``[pairs, T]``, and ``turns``, their number.
+    """
+    per_token = {name: x.responses.sums(answers[name]) for name in ("logps", "kl") if name in answers}
+    per_response = {name: answer for name, answer in answers.items() if name in COLUMNS and name not in per_token}
+    figures = {name: x.two(of_responses) for name, of_responses in (per_token | per_response).items()}
+    if by_turn:
+        figures["turn_logps"] = x.two(x.responses.turn_sums(answers["logps"]))
+        figures["turns"] = x.two(x.responses.turns())
+    return figures
+
+
+def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | None) -> PairLogprobs:
+    """What a loss sees of the micro-batch: log-probs, lengths, what else was asked of the model, and every side column
+    that the data carries.
+
+    Where no previous iterate has run, the reference is it.
+    ``margin`` is the data's, else the difference of its rewards, else ``default_margin`` (NeMo-Aligner's default
+    rewards), else absent, and a loss that needs it says so.
+    """
+    reference = [batch.get(key) for key in REFERENCE_KEYS]
+    previous = tuple(batch.get(key, of) for key, of in zip(PREVIOUS_KEYS, reference, strict=True))
+    columns, of_prompts = {}, {}
+    for name in figures.keys() & COLUMNS.keys():
+        if COLUMNS[name].belongs_to == "response":
+            columns[name] = figures[name]
+        else:
+            of_prompts[name], _ = figures[name]  # read before either response begins: the same of both
+    if "turn_logps" in figures:
+        frozen = (batch[key] for key in REFERENCE_TURN_KEYS)
+        columns["turn_log_ratios"] = tuple(of - old for of, old in zip(figures["turn_logps"], frozen, strict=True))
+    if previous[0] is not None:
+        columns["base_logps"] = previous
+    return PairLogprobs(
+        *figures.get("logps", (None, None)),
+        *reference,
+        chosen_length=batch["chosen_length"],
+        rejected_length=batch["rejected_length"],
+        response_columns=columns,
+        pair_columns=_label_columns(batch, default_margin) | of_prompts,
+    )
+
+
+# Label columns of the losses, under the names the data room gives them.
+_LABEL_COLUMNS = {
+    "strength": "strength",
+    "tie": "tie",
+    "win_rate_chosen": "chosen_win_rate",
+    "win_rate_rejected": "rejected_win_rate",
+    "preference_score_chosen": "chosen_preference_score",
+    "preference_score_rejected": "rejected_preference_score",
+}
+
+
+def _label_columns(batch: MicroBatch, default_margin: float | None) -> dict[str, Tensor]:
+    columns = {name: batch[key] for name, key in _LABEL_COLUMNS.items() if key in batch}
+    margin = None if default_margin is None else torch.full_like(batch["sign"][:, 0], default_margin)
+    if "chosen_reward" in batch and "rejected_reward" in batch:
+        margin = _known(batch["chosen_reward"] - batch["rejected_reward"], margin)
+    if "margin" in batch:
+        margin = _known(batch["margin"], margin)
+    return columns if margin is None else columns | {"margin": margin}
+
+
+def _known(values: Tensor, otherwise: Tensor | None) -> Tensor:
+    """``values``, and ``otherwise`` where the data had none (NaN)."""
+    return values if otherwise is None else torch.where(values.isnan(), otherwise, values)
+
+
+def votes_of(batch: MicroBatch) -> Votes:
+    return Votes(batch["annotator"], batch["sign"], batch.get("weight"))

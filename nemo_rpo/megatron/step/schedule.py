@@ -1,0 +1,61 @@
+"""A batch through the model by Megatron's pipeline schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_rpo.megatron.batch.head_outputs import Answers, Questions
+from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, input_shape, model_input, run_model, to_device
+
+Ask = Callable[[MicroBatch], Questions]
+Receive = Callable[[Answers, ModelInput, MicroBatch], Any]
+
+
+def forward_step(device: torch.device, ask: Ask, receive: Receive) -> Callable:
+    """The function that Megatron's schedules call for each micro-batch: ``(iterator, model) -> (output, function of the
+    last stage's output)``.
+
+    Args:
+        ask: what the last stage is asked about a micro-batch, which is on the device.
+        receive: takes the answers on the last stage, with the micro-batch as the model and as the loss sees it.
+    """
+
+    def fwd_output_and_loss_func(
+        data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None
+    ) -> tuple[Tensor | Answers, Callable]:
+        on_cpu = next(data_iterator)
+        x, batch = model_input(on_cpu, device), to_device(on_cpu, device)
+        output = run_model(model, x, ask(batch))
+        return output, lambda answers, non_loss_data=False: receive(answers, x, batch)
+
+    return fwd_output_and_loss_func
+
+
+def run_batch(
+    function: Callable,
+    batch: list[MicroBatch],
+    model: list[torch.nn.Module],
+    forward_only: bool,
+    collect_non_loss_data: bool = False,
+) -> list[Any]:
+    """Runs ``function`` over the micro-batches of ``batch``; what it received on the last stage, nothing on others.
+
+    Collectives: the model's own.
+    """
+    iterators = [iter(batch) for _ in model]
+    rows, seq_length = input_shape(batch[0])
+    return get_forward_backward_func()(
+        forward_step_func=function,
+        data_iterator=iterators if len(model) > 1 else iterators[0],
+        model=model if len(model) > 1 else model[0],
+        num_microbatches=len(batch),
+        seq_length=seq_length,
+        micro_batch_size=rows,
+        forward_only=forward_only,
+        collect_non_loss_data=collect_non_loss_data,
+    )

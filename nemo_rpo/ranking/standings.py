@@ -1,0 +1,161 @@
+"""The players in order of strength, with intervals, and the annotators in order of reliability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nemo_rpo.ranking import others
+from nemo_rpo.ranking.comparisons import Comparisons
+from nemo_rpo.ranking.fitting import Fit, bootstrap, fit
+from nemo_rpo.ranking.ranking_settings import RankSettings
+
+COMPARE = ("elo", "trueskill")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One player.
+
+    Attributes:
+        score: log-strength s. low, high: its interval, ``None`` without a bootstrap.
+        rank_low, rank_high: interval of the rank.
+        rating: the score on Elo's scale, 1000 + 400 s / ln 10.
+        elo, trueskill, trueskill_sigma: for comparison, where asked for.
+    """
+
+    rank: int
+    player: str
+    score: float
+    low: float | None
+    high: float | None
+    rank_low: int | None
+    rank_high: int | None
+    rating: float
+    wins: int
+    losses: int
+    ties: int
+    elo: float | None = None
+    trueskill: float | None = None
+    trueskill_sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class AnnotatorStanding:
+    """One annotator: signed labels, reliability η and its standard error for known strengths."""
+
+    annotator: str
+    labels: int
+    eta: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Attributes: comparisons; ν of the ties; whether the fit converged; players, best first; annotators, worst first
+    (with ``crowd_bt``)."""
+
+    comparisons: int
+    tie_strength: float
+    converged: bool
+    players: list[Standing]
+    annotators: list[AnnotatorStanding]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def leaderboard(
+    comparisons: Comparisons,
+    settings: RankSettings | None = None,
+    compare: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Leaderboard:
+    """Ranks the players.
+
+    Args:
+        compare: any of :data:`COMPARE`, to stand beside the scores.
+        progress: called with the number of resamples done.
+
+    Raises:
+        ConfigError: settings out of range.
+        DataError: see :func:`nemo_rpo.ranking.fitting.fit`.
+        MissingExtraError: a library to compare with is not installed.
+    """
+    settings = settings or RankSettings()
+    settings.check()
+    beside = _beside(comparisons, compare)
+    best = fit(comparisons, settings)
+    draws = bootstrap(comparisons, settings, best, progress) if settings.bootstrap else None
+    return Leaderboard(
+        len(comparisons),
+        best.strengths.tie_strength,
+        best.strengths.converged,
+        _standings(comparisons, settings, best, draws, beside),
+        _annotators(comparisons, best),
+    )
+
+
+def _standings(
+    comparisons: Comparisons,
+    settings: RankSettings,
+    best: Fit,
+    draws: np.ndarray | None,
+    beside: dict[str, np.ndarray],
+) -> list[Standing]:
+    score = best.strengths.log_strength
+    wins, losses, ties = comparisons.tally()
+    tail = (1 - settings.confidence) / 2
+    edges = (tail, 1 - tail)
+    interval = None if draws is None else np.quantile(draws, edges, axis=0)
+    # A rank is a whole number: the interval ends at ranks that occurred.
+    ranks = None if draws is None else np.quantile(_ranks(draws), edges, axis=0, method="closest_observation")
+    rank = _ranks(score[None])[0]
+    return [
+        Standing(
+            rank=int(rank[i]),
+            player=comparisons.players[i],
+            score=float(score[i]),
+            low=None if interval is None else float(interval[0, i]),
+            high=None if interval is None else float(interval[1, i]),
+            rank_low=None if ranks is None else int(ranks[0, i]),
+            rank_high=None if ranks is None else int(ranks[1, i]),
+            rating=1000 + 400 * float(score[i]) / math.log(10),
+            wins=int(wins[i]),
+            losses=int(losses[i]),
+            ties=int(ties[i]),
+            **{name: float(values[i]) for name, values in beside.items()},
+        )
+        for i in np.lexsort((np.arange(len(score)), -score))
+    ]
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks from 1 of every row, int64 [B, N]; players of equal score stand in the order of their names."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(1, scores.shape[1] + 1)[None], axis=1)
+    return ranks
+
+
+def _annotators(comparisons: Comparisons, best: Fit) -> list[AnnotatorStanding]:
+    if best.reliabilities is None:
+        return []
+    eta, error, labels = (values.tolist() for values in best.reliabilities)
+    rows = [
+        AnnotatorStanding(annotator, labels[k], eta[k], error[k]) for k, annotator in enumerate(comparisons.annotators)
+    ]
+    return sorted(rows, key=lambda row: (row.eta, row.annotator))
+
+
+def _beside(comparisons: Comparisons, compare: Sequence[str]) -> dict[str, np.ndarray]:
+    beside = {}
+    if "elo" in compare:
+        beside["elo"] = others.elo(comparisons)
+    if "trueskill" in compare:
+        beside["trueskill"], beside["trueskill_sigma"] = others.trueskill(comparisons)
+    return beside

@@ -1,0 +1,112 @@
+"""A report as one HTML page: no script, no network, light on ink when printed."""
+
+from __future__ import annotations
+
+from html import escape
+
+from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Quote, Section, Table, Text
+
+_STYLE = """
+:root { --ink: #1a1a1a; --quiet: #5c5c5c; --line: #d8d8d8; --soft: #f5f6f8; --blue: #0072b2; --orange: #b35900; }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
+  background: #fff; margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 62rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 1rem; }
+h2 { font-size: 1.3rem; margin: 2.8rem 0 .8rem; padding-top: .8rem; border-top: 2px solid var(--ink); }
+p { max-width: 46rem; margin: .7rem 0; }
+nav { font-size: .92rem; margin: 1.2rem 0; } nav a { margin-right: 1.1rem; white-space: nowrap; }
+a { color: var(--blue); }
+dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 0; font-size: .95rem; }
+dl.facts dt { color: var(--quiet); } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+caption { caption-side: top; text-align: left; color: var(--quiet); padding-bottom: .35rem; max-width: 46rem; }
+th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; max-width: 24rem; }
+.scroll { overflow-x: auto; }
+details { margin: .4rem 0 1rem; } summary { cursor: pointer; color: var(--blue); font-size: .9rem; }
+figure { margin: 1.2rem 0; } figure svg { max-width: 100%; height: auto; display: block; }
+figcaption { color: var(--quiet); font-size: .9rem; max-width: 46rem; margin-top: .3rem; }
+.note { border-left: 4px solid var(--orange); background: #fdf6ee; padding: .7rem 1rem; margin: .9rem 0; }
+.note p { margin: .3rem 0; } .note h3 { margin: 0; font-size: 1rem; }
+.quote { border: 1px solid var(--line); border-radius: 6px; margin: 1.1rem 0; padding: .8rem 1rem; }
+.quote h3 { margin: 0 0 .4rem; font-size: 1rem; }
+.quote .prompt, .quote .side p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; max-width: none; }
+.quote .prompt { color: var(--quiet); font-size: .92rem; }
+.quote .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin: .6rem 0; }
+.quote .side { background: var(--soft); padding: .5rem .8rem; border-radius: 4px; font-size: .92rem; min-width: 0; }
+.quote .side h4 { margin: 0 0 .2rem; font-size: .85rem; color: var(--quiet); font-weight: 600; }
+.quote ul { margin: .3rem 0 0; padding-left: 1.1rem; font-size: .9rem; }
+footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; border-top: 1px solid var(--line);
+  padding-top: .6rem; }
+@media (max-width: 40rem) { .quote .sides { grid-template-columns: 1fr; } body { padding: 1rem; } }
+@media print { body { font-size: 10.5pt; max-width: none; padding: 0; } nav, details { display: none; }
+  h2, h3 { break-after: avoid; } figure, .quote, .note, tr { break-inside: avoid; }
+  .note, .quote .side { background: none; } a { color: inherit; text-decoration: none; } }
+"""
+
+
+def as_html(document: Document) -> str:
+    """The page. Every text of the data is escaped, and a policy in the head forbids scripts and requests."""
+    title = escape(document.title)
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in document.facts)
+    contents = "\n".join(f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in document.sections)
+    body = "\n".join(_section(section) for section in document.sections)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f'<dl class="facts">{facts}</dl>\n<nav>{contents}</nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def _section(section: Section) -> str:
+    blocks = "\n".join(_block(block) for block in section.blocks)
+    return f'<section id="{section.anchor}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Text):
+        return f"<p>{escape(block.text)}</p>"
+    if isinstance(block, Note):
+        advice = f"<p><strong>What to do:</strong> {escape(block.advice)}</p>" if block.advice else ""
+        return f'<div class="note"><h3>{escape(block.title)}</h3><p>{escape(block.text)}</p>{advice}</div>'
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Figure):
+        caption = f"<figcaption>{escape(block.caption)}</figcaption>" if block.caption else ""
+        return f'<figure role="img" aria-label="{escape(block.alt)}">{block.svg}{caption}</figure>'
+    return _quote(block)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+
+    def drawn(rows: list[str], caption: str) -> str:
+        return (
+            f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>'
+            f"{''.join(rows)}</tbody></table></div>"
+        )
+
+    if len(rows) <= table.shown:
+        return drawn(rows, caption)
+    rest = drawn(rows[table.shown :], "")
+    return (
+        drawn(rows[: table.shown], caption)
+        + f"<details><summary>{len(rows) - table.shown:,} more</summary>{rest}</details>"
+    )
+
+
+def _quote(quote: Quote) -> str:
+    sides = "".join(
+        f'<div class="side"><h4>{escape(heading)}</h4><p>{escape(text)}</p></div>' for heading, text in quote.sides
+    )
+    facts = "".join(f"<li>{escape(fact)}</li>" for fact in quote.facts)
+    return (
+        f'<article class="quote"><h3>{escape(quote.title)}</h3><p class="prompt">{escape(quote.prompt)}</p>'
+        f'<div class="sides">{sides}</div><ul>{facts}</ul></article>'
+    )

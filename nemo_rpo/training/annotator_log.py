@@ -1,0 +1,141 @@
+"""What a run knows of its annotators: η as it was fitted last, how sure that is, and what was wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.em import Evidence, RecordedReliability, warn_all
+from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training.logs.run_log import RunLog
+from nemo_rpo.training.outputs import record
+from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, write_annotators
+from nemo_rpo.training.outputs.summary import AnnotatorRow
+from nemo_rpo.training.sweep import sweep_reliabilities
+
+
+class AnnotatorBook:
+    """The annotators of a run in step with its model; every rank keeps the same book.
+
+    Attributes:
+        running_eta: η [K] before the last sweep replaced it.
+        standard_error: of η [K], from the last sweep or refit; nan where nothing has been fitted.
+    """
+
+    def __init__(self, model: MegatronGPTRPOModel, cache: PreferenceCache, folder: Path, log: RunLog) -> None:
+        self.model, self.cache, self.folder, self.log = model, cache, folder, log
+        self.enabled = model.cfg.model.rpo.enabled
+        self.running_eta = model.em.eta
+        self.standard_error = torch.full_like(model.em.eta, math.nan)
+        self._noted = model.em.estimate
+        self._said: set[str] = set()
+
+    def metrics(self) -> dict[str, float]:
+        """Mean and least reliability now; without the EM there are none."""
+        if not self.enabled:
+            return {}
+        mean, least = torch.stack((self.model.em.eta.mean(), self.model.em.eta.min())).tolist()
+        return {"em/eta_mean": mean, "em/eta_min": least}
+
+    def note_refit(self, step: int) -> None:
+        """Logs the refit that step's commit made, if it made one. Collectives: those of ``em.findings()``."""
+        fit = self.model.em.estimate
+        if fit is self._noted:
+            return
+        self._noted = fit
+        self.running_eta = self.model.em.eta
+        temperature = fit.temperature
+        self.log.record(
+            "refit",
+            step,
+            {
+                "em/information": fit.information,
+                "em/temperature": temperature.value,
+                "em/temperature_identified": float(temperature.identified),
+                "em/prior_right": fit.prior[0],
+                "em/prior_wrong": fit.prior[1],
+                **self.metrics(),
+            },
+        )
+        if temperature.reason:
+            self._say("temperature", f"temperature of the margins left at {temperature.value:g}: {temperature.reason}")
+        found = self.model.em.findings()
+        if found is not None:
+            self._judge(*found, counts=self.model.em.label_counts)
+
+    def sweep(self, step: int, batches: Iterable[Batch]) -> None:
+        """The exact full-batch EM at the present weights over ``batches``; its η replaces the running one.
+
+        Collectives: those of :func:`sweep_reliabilities`.
+        """
+        self.running_eta = self.model.em.eta
+        found = sweep_reliabilities(self.model, batches)
+        metrics = {
+            "em/log_posterior": float(found.result.log_likelihood),
+            "em/iterations": found.result.iterations,
+            "em/converged": float(found.result.converged),
+            "em/eta_moved": (found.result.eta - self.running_eta).abs().mean().item(),
+        }
+        self.log.record("sweep", step, {**metrics, **self.metrics()})
+        self._judge(found.standard_error, found.evidence, counts=found.result.counts)
+
+    def _judge(self, standard_error: Tensor, evidence: Evidence, counts: Tensor) -> None:
+        self.standard_error = standard_error
+        for guard, text in warn_all(self.model.em.eta, counts, self.model.em.settings.eta_init, evidence):
+            self._say(guard, f"warning: {text}")
+
+    def _say(self, subject: str, text: str) -> None:
+        """Once a run: the figures in a warning change from fit to fit, its meaning does not."""
+        if subject not in self._said:
+            self._said.add(subject)
+            self.log.note(text)
+
+    def state(self) -> dict[str, Any]:
+        """For ``run.json``; :meth:`take_up` reads it."""
+        errors = [None if math.isnan(error) else error for error in self.standard_error.tolist()]
+        return {"running_eta": self.running_eta.tolist(), "standard_error": errors}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state`; what annotators who have joined since have none of is η itself, and nan."""
+        for name in ("running_eta", "standard_error"):
+            saved = [math.nan if value is None else value for value in state[name]]
+            kept = torch.tensor(saved, dtype=torch.float64, device=self.model.device)
+            fresh = self.model.em.eta if name == "running_eta" else self.standard_error
+            setattr(self, name, torch.cat((kept, fresh[len(kept) :])))
+        self._noted = self.model.em.estimate
+
+    def write(self, step: int) -> list[Path]:
+        """Writes ``annotators.csv`` and, where a record is kept, ``annotators.parquet`` and ``posteriors.parquet``, on
+        global rank 0, as they stand after ``step``; returns their paths.
+
+        Collectives: :meth:`RecordedReliability.seen`.
+        """
+        em, paths = self.model.em, [self.folder / ANNOTATOR_CSV]
+        recorded = isinstance(em, RecordedReliability)
+        if recorded:
+            paths += [self.folder / record.ANNOTATORS, self.folder / record.POSTERIORS]
+            seen = em.seen().cpu().numpy()
+        if dist.get_rank() == 0:
+            rows = self.rows()
+            write_annotators(self.folder, rows)
+            if recorded:
+                record.write_annotators(self.folder, step, rows, em.trajectory)
+                logit_eta = torch.logit(em.eta).cpu().numpy()
+                record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.settings.link_tau)
+        return paths
+
+    def rows(self) -> list[AnnotatorRow]:
+        """One an annotator, in the data's order."""
+        columns = (self.model.em.eta.tolist(), self.standard_error.tolist(), self.running_eta.tolist())
+        start = self.model.em.settings.eta_init
+        return [
+            AnnotatorRow(a.id, a.labels, eta, start, error, running)
+            for a, eta, error, running in zip(self.cache.annotators.annotators, *columns, strict=True)
+        ]

@@ -1,0 +1,114 @@
+"""What a run says while it trains: on global rank 0, to the terminal and to its files; silence on all other ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nemo_rpo import __version__
+from nemo_rpo.config.load import print_on_first_rank
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.training.logs.metrics import TIMING, Writer, metric_writers
+from nemo_rpo.training.logs.progress import Progress, figures
+
+_SPLITS = {"val": "validation", "sweep": "sweep", "refit": "refit"}
+
+
+class RunLog:
+    """Progress and metrics of one run; every rank has one, and only that of global rank 0 does anything.
+
+    Args:
+        run_dir: the run's folder, made if missing.
+        total_steps: optimizer steps of the whole run.
+        resume_step: the step of the checkpoint resumed from; None for a fresh run.
+
+    Raises:
+        MissingExtraError: tensorboard, wandb or tqdm is asked for and not installed.
+    """
+
+    def __init__(self, cfg: RunConfig, run_dir: str | Path, total_steps: int, resume_step: int | None = None) -> None:
+        self._writers: list[Writer] = []
+        self._progress: Progress | None = None
+        if os.environ.get("RANK", "0") == "0":
+            self._writers = metric_writers(cfg, run_dir, resume_step)
+            self._progress = Progress(total_steps, resume_step or 0, cfg.trainer.log_every_n_steps)
+
+    def train(self, step: int, metrics: Mapping[str, Any], *, seconds: float, pairs: int, tokens: int) -> None:
+        """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` leave out validation."""
+        if self._progress is None:
+            return
+        self._progress.step(step, metrics, seconds, pairs, tokens)
+        timing = {
+            f"{TIMING}step_s": seconds,
+            f"{TIMING}pairs_per_s": self._progress.rates.pairs_per_s,
+            f"{TIMING}tokens_per_s": self._progress.rates.tokens_per_s,
+        }
+        self._write(step, "train", {**metrics, **timing})
+
+    def record(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Figures of a ``val``, ``sweep`` or ``refit`` pass after optimizer step ``step``."""
+        self.note(f"{_SPLITS[split]} at step {step}  {figures(metrics)}")
+        self._write(step, split, metrics)
+
+    def note(self, text: str) -> None:
+        """A line for the person watching; in no file."""
+        if self._progress is not None:
+            self._progress.line(text)
+
+    @property
+    def files(self) -> list[Path]:
+        """What the writers have written."""
+        return [writer.path for writer in self._writers if hasattr(writer, "path")]
+
+    def close(self) -> None:
+        for part in (self._progress, *self._writers):
+            if part is not None:
+                part.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write(step, split, metrics)
+
+
+def startup_log(cfg: RunConfig, facts: Mapping[str, Any], world_size: int) -> None:
+    """Prints what the run is, once, on global rank 0: its layout and batch, then ``facts`` in their order."""
+    lines = {**_derived(cfg, world_size), **facts}
+    width = max(map(len, lines))
+    body = "\n".join(f"  {name:{width}}  {value}" for name, value in lines.items())
+    print_on_first_rank(f"nemo-rpo {__version__}: {cfg.exp_manager.name}\n{body}")
+
+
+def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
+    model = cfg.model
+    splits = {
+        "TP": model.tensor_model_parallel_size,
+        "PP": model.pipeline_model_parallel_size,
+        "CP": model.context_parallel_size,
+    }
+    data_parallel = world_size
+    for size in splits.values():
+        data_parallel //= size
+    layout = " × ".join(f"{name} {size}" for name, size in {**splits, "DP": data_parallel}.items())
+    length = model.data.seq_length or model.encoder_seq_length
+    if model.data.packed_sequence:
+        batch = f"DP {data_parallel} × {model.global_batch_size // data_parallel}, in packs"
+    else:
+        micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
+        batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
+    loss = model.rpo.base_loss or model.dpo.preference_loss
+    return {
+        "loss": f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else loss,
+        "ranks": f"{world_size} ({cfg.trainer.accelerator}): {layout}",
+        "precision": cfg.trainer.precision,
+        "pairs a step": f"{model.global_batch_size:,} = {batch}",
+        "tokens a step": f"at most {2 * model.global_batch_size * length:,} (two responses of up to {length:,} a pair)",
+    }

@@ -1,0 +1,72 @@
+"""The trained policy in the forms that other programs load: a Hugging Face folder, a ``.nemo``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
+from nemo_rpo.megatron.checkpoint.huggingface.config import config_from_architecture, read_hf_config
+from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
+from nemo_rpo.megatron.checkpoint.nemo import config as nemo_config
+from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
+from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
+from nemo_rpo.megatron.model import MegatronGPTRPOModel
+from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.setup import starting_point, tokenizer_spec
+
+_HF_FOLDER, _NEMO_FILE = "hf", "policy.nemo"
+_WANTED = "exp_manager.checkpoint_callback_params"
+
+
+def check(cfg: RunConfig, architecture: GPTArchitecture) -> None:
+    """Refuses, before the first step, an export that the model has no form for. Raises :class:`ConfigError`."""
+    params, start = cfg.exp_manager.checkpoint_callback_params, starting_point(cfg)
+    if params.save_hf_on_train_end and not (start and (start / "config.json").exists()):
+        try:
+            config_from_architecture(architecture)
+        except ConfigError as exc:
+            raise ConfigError(f"{exc}: set {_WANTED}.save_hf_on_train_end=false") from exc
+    if params.save_nemo_on_train_end:
+        if StepNeeds.of(base_loss(cfg.model), cfg.model).reward_outputs:
+            raise ConfigError(f"a .nemo has no place for a reward head: set {_WANTED}.save_nemo_on_train_end=false")
+        if start is None or not is_nemo(start):
+            nemo_config.config_from_architecture(architecture, tokenizer_spec(cfg).settings(), cfg.trainer.precision)
+
+
+def drop(folder: Path) -> None:
+    """Removes the exports in a run's ``folder``. Raises :class:`OSError` if one cannot be removed."""
+    shutil.rmtree(folder / _HF_FOLDER, ignore_errors=True)
+    (folder / _NEMO_FILE).unlink(missing_ok=True)
+
+
+def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path]:
+    """Writes what ``exp_manager.checkpoint_callback_params`` asks for and is not there yet; its places. Collective.
+
+    Raises:
+        CheckpointError: one cannot be written.
+    """
+    params, start = cfg.exp_manager.checkpoint_callback_params, starting_point(cfg)
+    wanted: dict[Path, Callable[[Path], None]] = {}
+    if params.save_hf_on_train_end:
+        config = read_hf_config(start) if start and (start / "config.json").exists() else None
+        wanted[folder / _HF_FOLDER] = lambda path: export_hf(
+            model.model, model.architecture, path, tokenizer_spec(cfg).folder, config
+        )
+    if params.save_nemo_on_train_end:
+        source = start if start and is_nemo(start) else None
+        wanted[folder / _NEMO_FILE] = lambda path: export_nemo(
+            model.model, model.architecture, path, tokenizer_spec(cfg).settings(), source
+        )
+    for path, export in wanted.items():
+        if not on_first_rank(path.exists):
+            export(path)
+            dist.barrier()
+    return list(wanted)

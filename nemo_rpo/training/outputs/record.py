@@ -1,0 +1,144 @@
+"""The run's record in Parquet: what was made of every label, of every annotator, and of the held-out pairs.
+
+Shapes: n pairs, v votes (signed labels) in the order of the data, K annotators.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.em.record import Trajectory
+from nemo_rpo.errors import CheckpointError, missing_extra
+from nemo_rpo.training.outputs.summary import AnnotatorRow
+
+POSTERIORS, ANNOTATORS, VALIDATION = "posteriors.parquet", "annotators.parquet", "validation.parquet"
+STEP = "nemo_rpo.step"
+
+
+def write_posteriors(
+    folder: Path, step: int, cache: PreferenceCache, seen: np.ndarray, logit_eta: np.ndarray, tau: float
+) -> None:
+    """``posteriors.parquet``, a row a signed label in the order of the data.
+
+    Besides what the label is (:func:`_label_columns`): ``delta_first``, ``delta_last`` (Δ of the pair, chosen over
+    rejected, when it was seen first and last, the last time by a sweep where there was one), ``w_first``, ``w_last``
+    (probability that this label is right: as the E-step had it at first sight, and of the last Δ under the
+    reliabilities of now), ``flipped`` (w_last < ½: the EM believes the opposite). Null where a pair was not seen.
+
+    Args:
+        step: optimizer steps done; every file has it in its metadata.
+        seen: float32 [n, 3], see :meth:`nemo_rpo.em.record.RecordedReliability.seen`.
+        logit_eta: float64 [K], of the reliabilities now.
+        tau: temperature of the link.
+    """
+    pa, _ = pyarrow()
+    pair, annotator, sign = cache.all_votes()
+    first_delta, first_w, last_delta = seen.T
+    evidence = np.bincount(pair, weights=sign * logit_eta[annotator], minlength=len(cache))
+    right = _sigmoid(sign * (last_delta.astype(np.float64) / tau + evidence)[pair])
+    columns = {
+        **_label_columns(cache, pair, annotator, sign),
+        "delta_first": first_delta[pair],
+        "w_first": np.where(sign > 0, first_w[pair], 1 - first_w[pair]),
+        "delta_last": last_delta[pair],
+        "w_last": right.astype(np.float32),
+        "flipped": pa.array(right < 0.5, mask=np.isnan(right)),
+    }
+    _write(folder / POSTERIORS, step, columns)
+
+
+def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], trajectory: Trajectory) -> None:
+    """``annotators.parquet``, a row an annotator in the data's order: ``id``, ``labels``, ``eta``, ``standard_error``
+    (null where nothing has been fitted), ``eta_running`` (before the last sweep), ``eta_start``, and the way of η over
+    the optimizer steps, ``trajectory_steps`` (the same in every row) and ``trajectory_eta`` (NaN before they joined).
+    """
+    pa, _ = pyarrow()
+    ways = np.stack([eta.cpu().numpy() for eta in trajectory.eta], 1) if trajectory.steps else np.empty((len(rows), 0))
+    columns = {
+        "id": [row.annotator for row in rows],
+        "labels": np.array([row.labels for row in rows], np.int64),
+        "eta": np.array([row.eta for row in rows]),
+        "standard_error": np.array([row.standard_error for row in rows]),
+        "eta_running": np.array([row.running for row in rows]),
+        "eta_start": np.array([row.start for row in rows]),
+        "trajectory_steps": pa.array([trajectory.steps] * len(rows), pa.list_(pa.int32())),
+        "trajectory_eta": pa.array(list(ways.astype(np.float32)), pa.list_(pa.float32())),
+    }
+    _write(folder / ANNOTATORS, step, columns)
+
+
+def write_validation(folder: Path, step: int, cache: PreferenceCache, delta: np.ndarray) -> None:
+    """``validation.parquet``, a row a signed label of the held-out pairs that were looked at: what it is
+    (:func:`_label_columns`), ``gold`` (+1 chosen, -1 rejected, 0 unknown) and ``delta`` of the pair at the weights the
+    run ended with, float32 [n] (NaN: not looked at).
+    """
+    pair, annotator, sign = cache.all_votes()
+    looked_at = ~np.isnan(delta[pair])
+    pair, annotator, sign = pair[looked_at], annotator[looked_at], sign[looked_at]
+    columns = _label_columns(cache, pair, annotator, sign)
+    _write(folder / VALIDATION, step, {**columns, "gold": cache.gold[pair], "delta": delta[pair]})
+
+
+def _label_columns(cache: PreferenceCache, pair: np.ndarray, annotator: np.ndarray, sign: np.ndarray) -> dict[str, Any]:
+    """Which label a row is: ``pair`` (index in the data), ``pair_id``, ``annotator`` (null: without a name, or unknown
+    to the run), ``sign`` (+1: the label prefers the pair's chosen response, -1 its rejected one), ``source``
+    (``file:row`` that shows the pair first), ``chosen_tokens``, ``rejected_tokens``.
+
+    Of a pair whose labels were grouped, ``chosen`` is the response that most of them prefer.
+    """
+    pa, _ = pyarrow()
+    shown, of_shown = np.unique(pair, return_inverse=True)
+    ids = pa.array([cache.pair_id(i) for i in shown.tolist()], pa.string())
+    sources = pa.array([cache.where(i) for i in shown.tolist()], pa.string())
+    # One place more than annotators: where a held-out label's annotator has no index, it is K.
+    names = pa.array([*(None if name == VIRTUAL else name for name in cache.annotators.ids), None], pa.string())
+    lengths = cache.lengths[pair]
+    return {
+        "pair": pair,
+        "pair_id": ids.take(pa.array(of_shown)),
+        "annotator": names.take(pa.array(annotator)),
+        "sign": sign,
+        "source": sources.take(pa.array(of_shown)),
+        "chosen_tokens": lengths[:, 1],
+        "rejected_tokens": lengths[:, 2],
+    }
+
+
+def _write(path: Path, step: int, columns: dict[str, Any]) -> None:
+    """Writes under a temporary name and renames; NaN becomes null."""
+    pa, pq = pyarrow()
+    arrays = {
+        name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) else values
+        for name, values in columns.items()
+    }
+    writing = path.with_name(f".writing-{path.name}")
+    try:
+        table = pa.table(arrays).replace_schema_metadata({STEP: str(step)})
+        pq.write_table(table, writing, compression="zstd")
+        os.replace(writing, path)
+    except OSError as exc:
+        raise CheckpointError(
+            f"{path} cannot be written ({exc.strerror or exc}): see that its disk has room and start again"
+        ) from exc
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # NaN stays NaN, where a pair was not seen
+        return np.exp(-np.logaddexp(0, -x))
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet module; :class:`MissingExtraError` without them."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as exc:
+        raise missing_extra("pyarrow", "mcore") from exc
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,139 @@
+"""The file of reference log-probs: one row a pair, found again by what the pair holds.
+
+A Parquet file a split, with the columns
+
+    pair_id                   string
+    content_hash              16 bytes over the ids of prompt, chosen and rejected
+    ref_chosen_logps          float32, summed over the response
+    ref_rejected_logps        float32
+    ref_chosen_token_logps    list<float32>, a token each; only where they were asked for
+    ref_rejected_token_logps  list<float32>
+
+and metadata ``nemo_rpo.*`` that names the weights, the precision, the tokenizer, its chat template and the truncation
+it was made with. The content hash stands for all of the last three; they are there to say what has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.errors import ReferencePolicyError, missing_extra
+
+_PREFIX = b"nemo_rpo."
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Of every pair of one data set, in its order: ``chosen`` and ``rejected``, float32 [n], summed; ``tokens``, where
+    they were asked for, those of each response as float32 arrays, (chosen, rejected) a pair.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    tokens: list[tuple[np.ndarray, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """What the log-probs of a file depend on beside the pairs.
+
+    Attributes:
+        model: has to be the same wherever the file is read: weights and precision.
+        text: decides the ids, of which each row has a hash: tokenizer, chat template, truncation. Rows whose ids are
+            the same all the same may be read.
+    """
+
+    model: Mapping[str, str]
+    text: Mapping[str, str]
+
+
+def write(path: Path, logprobs: Logprobs, cache: PreferenceCache, made_with: MadeWith) -> None:
+    """Writes the file under a temporary name and renames it. Local; call it on one rank.
+
+    Raises:
+        ReferencePolicyError: it cannot be written.
+    """
+    pa, pq = _pyarrow()
+    columns = {
+        "pair_id": [cache.pair_id(i) for i in range(len(cache))],
+        "content_hash": pa.array([row.tobytes() for row in cache.content_hash], pa.binary(16)),
+        "ref_chosen_logps": logprobs.chosen,
+        "ref_rejected_logps": logprobs.rejected,
+    }
+    if logprobs.tokens is not None:
+        for side, name in enumerate(("ref_chosen_token_logps", "ref_rejected_token_logps")):
+            columns[name] = pa.array([pair[side] for pair in logprobs.tokens], pa.list_(pa.float32()))
+    entries = {**made_with.model, **made_with.text}
+    metadata = {_PREFIX + name.encode(): value.encode() for name, value in entries.items()}
+    writing = path.with_name(f".writing-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), writing)
+        os.replace(writing, path)
+    except OSError as exc:
+        raise ReferencePolicyError(f"{path}: cannot be written ({exc}); set model.rpo.reference_cache") from exc
+
+
+def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
+    """The summed log-probs of every pair of ``cache``, whatever else is in the file and in whichever order.
+
+    Raises:
+        ReferencePolicyError: a damaged file; other weights or another precision; a pair of the data that is not in it.
+            The message names what differs.
+    """
+    pa, pq = _pyarrow()
+    try:
+        table = pq.read_table(path, columns=["pair_id", "content_hash", "ref_chosen_logps", "ref_rejected_logps"])
+    except (OSError, pa.ArrowInvalid) as exc:
+        raise ReferencePolicyError(f"{path}: cannot be read ({exc}); delete it to compute the reference again") from exc
+    saved = {
+        name.removeprefix(_PREFIX).decode(): value.decode() for name, value in (table.schema.metadata or {}).items()
+    }
+    if differing := _differences(saved, made_with.model):
+        raise ReferencePolicyError(f"{path}: {differing}; delete it or set model.rpo.reference_cache")
+    known = np.frombuffer(b"".join(table["content_hash"].to_pylist()), dtype="V16")
+    wanted = np.ascontiguousarray(cache.content_hash).view("V16").reshape(-1)
+    order = np.argsort(known, kind="stable")
+    rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
+    missing = np.flatnonzero(known[rows] != wanted)
+    if missing.size:
+        first = int(missing[0])
+        raise ReferencePolicyError(
+            f"{path}: has no log-probs for pair '{cache.pair_id(first)}' ({cache.where(first)}; {missing.size} such "
+            f"pairs): {_why_missing(saved, made_with, cache.pair_id(first), table)}; delete it to compute them again"
+        )
+    return Logprobs(table["ref_chosen_logps"].to_numpy()[rows], table["ref_rejected_logps"].to_numpy()[rows])
+
+
+def _differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """A phrase of what is not as wanted; empty if all is."""
+    phrases = (
+        f"computed with {name} {saved.get(name)}, this run has {value}"
+        for name, value in wanted.items()
+        if saved.get(name) != value
+    )
+    return "; ".join(phrases)
+
+
+def _why_missing(saved: Mapping[str, str], made_with: MadeWith, pair_id: str, table: Any) -> str:
+    if differing := _differences(saved, made_with.text):
+        return differing
+    if pair_id in table["pair_id"].to_pylist():
+        return "its text has changed, or which response is chosen"
+    return "it was not among the pairs then"
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as exc:
+        raise missing_extra("pyarrow", "mcore") from exc
+    return pyarrow, pyarrow.parquet

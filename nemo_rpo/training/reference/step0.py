@@ -1,0 +1,129 @@
+"""The step-0 law: before the first update the policy is its reference, so every margin is 0.
+
+What is left of it is rounding, and two gates hold it: what it comes to in nats a token, and what it does to Δ, the
+log-odds of a label. The second matters where the induced link is steep: IPO's has a slope of 2/β, under which the
+rounding of FP8 alone could decide a label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.config.load import print_on_first_rank
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import ReferencePolicyError
+from nemo_rpo.losses import PairLogprobs
+from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.step.collectives import largest_on_all_ranks, reduce_to_all_ranks
+
+# Nats a response token. fp32 log-probs computed in batches of another shape differ by 1e-6; bf16 ones by a few 1e-3,
+# which partly cancels in a sum over tokens, as the few 1e-2 of FP8 do. Another model is off by tenths.
+_TOLERANCE = {"32": 1e-4, "bf16": 1e-2, "fp8": 5e-2}
+
+# Where FP8 of one scale a tensor meets cached log-probs, which other batches gave.
+_OF_THE_BATCH = ", or set model.rpo.logprob_precision=fp8_blockwise, whose log-probs do not depend on their batch"
+
+
+def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> None:
+    """Refuses to start from a reference that is not the policy, or too roughly so. ``batch`` holds reference log-probs.
+
+    Under FP8 says first how far its log-probs are from bf16's, token by token.
+
+    Raises:
+        ReferencePolicyError: on every rank alike, with the largest difference found. Collectives: the model's forward
+            ones and two all-reduces of 8 bytes over the world; under FP8 those of :func:`token_error`.
+    """
+    if "reference" not in model.loss.needs:
+        return
+    rpo = cfg.model.rpo
+    fp8 = sorted(set(rpo.precisions()) - {"bf16"})
+    for precision in fp8:
+        print_on_first_rank(str(token_error(model, batch, precision)))
+    off, shift = (torch.full((1,), -torch.inf, dtype=torch.float64, device=model.device) for _ in range(2))
+    for micro_batch, pairs in zip(batch, model.get_pair_batch(batch), strict=False):
+        valid = micro_batch["valid"].to(model.device)
+        off = _largest(off, _per_token(pairs), valid)
+        shift = _largest(shift, _shift(model, pairs) / rpo.link_tau, valid)
+    found = largest_on_all_ranks(off)
+    allowed = rpo.step0_tolerance or _TOLERANCE["fp8" if fp8 else cfg.trainer.precision]
+    if found > allowed:
+        raise ReferencePolicyError(
+            f"the reference is not the policy's starting point: log-probs differ by up to {found:.3g} nats a token "
+            "before the first step, "
+            f"{allowed:.3g} are allowed (model.rpo.step0_tolerance); check pretrained_checkpoint and "
+            "model.rpo.reference_cache" + _OF_THE_BATCH * (fp8 == ["fp8_tensorwise"] and rpo.reference == "cached")
+        )
+    found, allowed = largest_on_all_ranks(shift), rpo.step0_link_tolerance
+    if found > allowed:
+        raise ReferencePolicyError(
+            f"rounding alone moves the log-odds of a label by up to {found:.3g} under the loss '{model.loss.name}', "
+            f"{allowed:.3g} are allowed (model.rpo.step0_link_tolerance): set model.rpo.logprob_precision=bf16, a live "
+            "reference, or a larger β"
+        )
+
+
+def _largest(so_far: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+    return torch.maximum(so_far, torch.where(valid, values.nan_to_num(torch.inf), 0.0).max())
+
+
+def _per_token(pairs: PairLogprobs) -> Tensor:
+    """float64 ``[pairs]``. Both responses, not their difference alone: a wrong reference may be off by the same amount
+    on either side.
+    """
+    chosen, rejected = (a - b for a, b in zip(pairs.policy(), _reference(pairs), strict=True))
+    tokens = (pairs.chosen_length + pairs.rejected_length).double()
+    return torch.maximum(chosen.abs(), rejected.abs()).double() / tokens
+
+
+def _shift(model: MegatronGPTRPOModel, pairs: PairLogprobs) -> Tensor:
+    """How far Δ is from that of a policy that is the reference to the last digit, float64 ``[pairs]``."""
+    chosen, rejected = _reference(pairs)
+    exact = replace(pairs, policy_chosen=chosen, policy_rejected=rejected)
+    return (model.loss.terms(pairs).delta - model.loss.terms(exact).delta).abs().double()
+
+
+def _reference(pairs: PairLogprobs) -> tuple[Tensor, Tensor]:
+    return pairs.reference_chosen, pairs.reference_rejected
+
+
+@dataclass(frozen=True)
+class TokenError:
+    """|log p − log p in bf16| of response tokens in ``precision``, in nats: ``mean`` and ``largest``, and the largest
+    of a response's sum.
+    """
+
+    precision: str
+    mean: float
+    largest: float
+    of_a_sum: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.precision} log-probs differ from bf16's by {self.mean:.3g} nats a token on average, "
+            f"{self.largest:.3g} at most, and by up to {self.of_a_sum:.3g} in the sum of a response"
+        )
+
+
+def token_error(model: MegatronGPTRPOModel, batch: Batch, precision: str) -> TokenError:
+    """Of the policy's weights on ``batch``; the same on every rank.
+
+    Collectives: the model's forward ones, twice, a reduction of 16 bytes and two all-reduces of 8 bytes.
+    """
+    with model.evaluating():
+        with model.precision.switched(precision):
+            found = model.get_logprob_batch(batch)
+        with model.precision.switched("bf16"):
+            exact = model.get_logprob_batch(batch)
+    sums = torch.zeros(2, dtype=torch.float64, device=model.device)
+    worst = torch.zeros(2, 1, dtype=torch.float64, device=model.device)
+    for rough, plain in zip(found, exact, strict=True):
+        off = (rough["tokens"] - plain["tokens"]).abs().double()
+        sums += torch.stack((off.sum(), off.new_tensor(off.numel())))
+        of_sums = torch.cat([(rough[side] - plain[side]).abs() for side in ("chosen", "rejected")])
+        worst = torch.maximum(worst, torch.stack((off.max(), of_sums.max().double())).unsqueeze(1))
+    reduce_to_all_ranks(sums)
+    total, count = sums.tolist()
+    return TokenError(precision, total / count, largest_on_all_ranks(worst[0]), largest_on_all_ranks(worst[1]))

@@ -1,0 +1,182 @@
+"""One pass over the files: every row is read, checked and forgotten; what all of them show together comes after."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nemo_rpo.data.files.read import Paths, as_paths
+from nemo_rpo.data.formats import Parsed, read_parsed
+from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
+from nemo_rpo.data.rows import PreferenceRow
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.errors import DataError, RowError
+from nemo_rpo.validation import crowd
+from nemo_rpo.validation.findings import CHECKS, Findings
+from nemo_rpo.validation.languages import LanguageChecks
+from nemo_rpo.validation.report import ValidationReport, agreement, spread, vote_counts, votes_per_pair
+from nemo_rpo.validation.texts import Problem, TextChecks
+from nemo_rpo.validation.tokens import TokenChecks
+from nemo_rpo.validation.validation_settings import ValidationSettings
+from nemo_rpo.validation.votes import VoteLedger, VoteTable
+
+NO_PAIR = -1
+
+
+@dataclass
+class Exclusions:
+    """What a clean file leaves out, each with the kind of finding that is the reason.
+
+    Attributes:
+        pair_of_row: of every readable row in turn, its pair; -1 for a row that contradicts an earlier one.
+            Of a ranking the first pair with an error, if any has one.
+        rows, pairs, votes: by readable row, pair and vote, counted from 0.
+        unreadable: rows that could not be read, by kind.
+    """
+
+    pair_of_row: array = field(default_factory=lambda: array("q"))
+    rows: dict[int, str] = field(default_factory=dict)
+    pairs: dict[int, str] = field(default_factory=dict)
+    votes: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome: the report, and what :func:`nemo_rpo.validation.clean.write_clean` needs to read the files again."""
+
+    paths: list[Path]
+    settings: ValidationSettings
+    report: ValidationReport
+    exclusions: Exclusions
+
+
+def validate(paths: Paths, settings: ValidationSettings | None = None) -> Validation:
+    """Reads the files once and reports what they hold and what is wrong with them.
+
+    Memory grows by some hundred bytes a pair and a vote; texts are never held.
+
+    Raises:
+        DataError: a file that is missing, empty or damaged as a whole, or an unusable tokenizer.
+        ConfigError: an unknown layout, or settings that do not fit together.
+        MissingExtraError: a Parquet file, a saved data set or a tokenizer without its package.
+    """
+    settings = settings or ValidationSettings()
+    settings.check()
+    checked = as_paths(paths, setting="the path", folders=True)
+    reading = _Reading(settings)
+    for parsed in read_parsed(checked, settings.keys, reading.unreadable):
+        reading.enter(parsed)
+    return Validation(checked, settings, reading.close(), reading.exclusions)
+
+
+class _Reading:
+    """A validation in progress."""
+
+    def __init__(self, settings: ValidationSettings) -> None:
+        self.settings = settings
+        self.findings = Findings(settings.examples)
+        self.exclusions = Exclusions()
+        self.pairs = PairIndex()
+        self.votes = VoteLedger()
+        self.files: dict[str, str] = {}
+        self.gold: dict[int, int] = {}
+        self.texts = TextChecks()
+        self.languages = LanguageChecks() if settings.languages else None
+        self.tokens = _token_checks(settings)
+
+    def unreadable(self, error: DataError) -> None:
+        if not isinstance(error, RowError):
+            raise error
+        self.findings.add_error(error)
+        self.exclusions.unreadable[error.kind] = self.exclusions.unreadable.get(error.kind, 0) + 1
+
+    def enter(self, parsed: Parsed) -> None:
+        self.files.setdefault(parsed.row.file, parsed.layout)
+        number = len(self.exclusions.pair_of_row)
+        pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
+        # A ranking is trained on whole: any pair of it that cannot be decides about the row.
+        self.exclusions.pair_of_row.append(next((pair for pair in pairs if pair in self.exclusions.pairs), pairs[0]))
+
+    def _enter_pair(self, row: PreferenceRow, number: int) -> int:
+        try:
+            sighting = self.pairs.find(row)
+            self._check_gold(row, sighting)
+        except RowError as exc:
+            self.findings.add_error(exc)
+            self.exclusions.rows[number] = exc.kind
+            return NO_PAIR
+        self.votes.add(row, sighting)
+        if sighting.new:
+            for kind, problem in self._problems(row):
+                self.findings.add(kind, row.file, row.row, problem)
+                if CHECKS[kind].severity == "error":
+                    self.exclusions.pairs.setdefault(sighting.text, kind)
+        return sighting.text
+
+    def _problems(self, row: PreferenceRow) -> Iterator[Problem]:
+        usable = True
+        for kind, problem in self.texts(row):
+            usable &= CHECKS[kind].severity != "error"
+            yield kind, problem
+        for checks in (self.languages, self.tokens):
+            if usable and checks:
+                yield from checks(row)
+
+    def _check_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
+        if not row.gold:
+            return
+        gold = -row.gold if sighting.turned else row.gold
+        if self.gold.setdefault(sighting.text, gold) != gold:
+            problem = f"pair '{self.pairs.ids[sighting.text]}' has the opposite gold label in an earlier row"
+            raise RowError(row.file, row.row, problem, "gold_conflict")
+
+    def close(self) -> ValidationReport:
+        table = self.votes.close(len(self.pairs))
+        repeated = self._repeats(table)
+        crowd.check(self.findings, table, self.settings.min_labels)
+        for pair in np.flatnonzero(table.counts()[:, :2].sum(1) == 0):
+            self.findings.add("no_signed_vote", *self.pairs.first_row(int(pair)), "")
+        readable = len(self.exclusions.pair_of_row)
+        return ValidationReport(
+            files=self.files,
+            rows=readable,
+            unreadable=sum(self.exclusions.unreadable.values()),
+            pairs=len(self.pairs),
+            votes=vote_counts(table),
+            votes_per_pair=votes_per_pair(table),
+            annotators=len(table.annotators) - 1,
+            labels_per_annotator=spread(table.labels(signed=False)[1:]),
+            signed_labels_per_annotator=spread(table.labels(signed=True)[1:]),
+            agreement=agreement(table, repeated),
+            gold=len(self.gold),
+            longest=self.tokens.longest if self.tokens else {},
+            languages=dict(self.languages.prompts.most_common()) if self.languages else {},
+            not_checked=self.texts.not_checked,
+            findings=self.findings,
+        )
+
+    def _repeats(self, table: VoteTable) -> np.ndarray:
+        """Reports votes given twice; returns which votes repeat an annotator's own, bool [v]."""
+        repeated = np.zeros(len(table), dtype=bool)
+        for repeat in table.repeats():
+            kind, problem = crowd.describe(table, repeat)
+            self.findings.add(kind, *table.where(repeat.vote), problem)
+            named = table.annotator[repeat.vote] != crowd.UNNAMED
+            repeated[repeat.vote] = named
+            if kind == "contradiction":
+                self.exclusions.votes[repeat.earlier] = kind
+            if kind != "opposite_unnamed":
+                self.exclusions.votes.setdefault(repeat.vote, kind)
+        return repeated
+
+
+def _token_checks(settings: ValidationSettings) -> TokenChecks | None:
+    if settings.tokenizer is None or settings.seq_length is None:
+        return None
+    spec = TokenizerSpec(settings.tokenizer, settings.use_chat_template)
+    return TokenChecks(PreferenceTokenizer.load(spec), settings.seq_length)
