@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any
 
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.typed import leaves
+from nemo_rpo.config.types import leaves
 
 # Free to change on resume: where the run stands and what it prints, how work is split over ranks and memory, how long
 # it goes on, and paths (the data's own identity is checked by its content).

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_rpo.config.nemo_keys import MIRRORS, ONLY_WITH, VALUES
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.typed import Mismatch, convert, hints_of
+from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:

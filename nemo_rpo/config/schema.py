@@ -1,7 +1,7 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
 Every default stands here once. ``null`` means "derived", and the comment says from what. A choice is a ``Literal`` and
-a range is part of the type (:mod:`nemo_rpo.config.constraints`): values are checked against this file alone.
+a range is part of the type (:mod:`nemo_rpo.config.types`): values are checked against this file alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from nemo_rpo.config.constraints import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
+from nemo_rpo.config.types import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.em.em_settings import EMSettings
 

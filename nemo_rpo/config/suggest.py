@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.typed import leaves
+from nemo_rpo.config.types import leaves
 
 # What other trainers (TRL, torchtitan, Megatron's flags, RE-PO's paper) call settings of ours that are spelt otherwise.
 _ELSEWHERE = {

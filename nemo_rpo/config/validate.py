@@ -11,7 +11,7 @@ from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.typed import Mismatch, convert, hints_of
+from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import COLUMNS
 

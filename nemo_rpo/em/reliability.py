@@ -18,9 +18,8 @@ from torch import Tensor
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import posterior
 from nemo_rpo.em.em_settings import EMSettings
-from nemo_rpo.em.exact import exactly_summable
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
-from nemo_rpo.em.votes import Votes
+from nemo_rpo.em.votes import Votes, exactly_summable
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class AnnotatorReliability:
         step: optimizer steps committed so far.
         pending: float64 [2, K], this step's sums of right posteriors and of labels. Summed in place over the
             data-parallel group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own. The
-            sums are exact (:mod:`nemo_rpo.em.exact`), so batching and layout leave no trace in them.
+            sums are exact (:func:`nemo_rpo.em.votes.exactly_summable`), so batching and layout leave no trace in them.
     """
 
     estimator: ClassVar[str] = "ema"  # what ``model.rpo.estimator`` calls it

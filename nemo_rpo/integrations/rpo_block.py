@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
-from nemo_rpo.config.typed import Mismatch, convert, hints_of
+from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.em.em_settings import EMSettings, Estimator
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import COLUMNS, PreferenceLoss

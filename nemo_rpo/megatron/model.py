@@ -23,7 +23,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.em import AnnotatorReliability, robust_loss
 from nemo_rpo.losses import PairLogprobs, RankingLogprobs
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.batch.head_outputs import Answers, FrozenPredictions, Questions
+from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy
 from nemo_rpo.megatron.network.build import build_model_chunks
@@ -146,27 +146,27 @@ class MegatronGPTRPOModel:
         # Megatron divides by the micro-batches and DDP by its ranks; both are undone here.
         scale = num_microbatches * parallel.data_parallel_size() / self.cfg.model.global_batch_size
 
-        def receive_loss(answers: Answers, x: ModelInput, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-            pairs = self.pair_logprobs(answers, x, batch)
+        def receive_loss(outputs: HeadOutputs, x: ModelInput, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            pairs = self.pair_logprobs(outputs, x, batch)
             loss = self.loss_func(pairs, batch, collect_evidence=not validation_step)
             return (loss * scale).sum(), {}
 
         if logprobs_only:
-            return forward_step(self.device, lambda batch: Questions(), _receive_logprobs)
-        return forward_step(self.device, self.questions, receive_loss)
+            return forward_step(self.device, lambda batch: HeadRequest(), _receive_logprobs)
+        return forward_step(self.device, self.head_request, receive_loss)
 
-    def questions(self, batch: MicroBatch) -> Questions:
+    def head_request(self, batch: MicroBatch) -> HeadRequest:
         """What the policy is asked about a micro-batch that holds what the frozen policies were asked."""
         hidden = batch.get(REFERENCE_HIDDEN)  # the last stage's alone, and it alone is asked
-        return Questions(
+        return HeadRequest(
             logps=self.needs.logps,
             kl=None if hidden is None else FrozenPredictions(hidden, self.reference.head),
             reward=bool(self.needs.reward_outputs),
         )
 
-    def pair_logprobs(self, answers: Answers, x: ModelInput, batch: MicroBatch) -> PairLogprobs:
+    def pair_logprobs(self, outputs: HeadOutputs, x: ModelInput, batch: MicroBatch) -> PairLogprobs:
         """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.step.forward.pair_logprobs`."""
-        figures = response_figures(answers, x, by_turn=self.needs.turns)
+        figures = response_figures(outputs, x, by_turn=self.needs.turns)
         rewards = self.cfg.model.data.default_chosen_reward, self.cfg.model.data.default_rejected_reward
         return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])
 
@@ -258,7 +258,7 @@ class MegatronGPTRPOModel:
 
         Collectives: the model's own.
         """
-        function = forward_step(self.device, self.questions, self.pair_logprobs)
+        function = forward_step(self.device, self.head_request, self.pair_logprobs)
         return run_batch(function, batch, self.model, forward_only=True, collect_non_loss_data=True)
 
     def get_ref_policy_logprobs(self, batch: Batch) -> list[dict[str, Tensor]]:
@@ -280,14 +280,14 @@ class MegatronGPTRPOModel:
     def _ask_frozen(
         self, batch: Batch, frozen: ReferencePolicy, keys: tuple[str, str], turns: bool = False, hidden: bool = False
     ) -> None:
-        def receive(answers: Answers, x: ModelInput, on_device: MicroBatch) -> MicroBatch:
-            figures = response_figures(answers, x, by_turn=turns)
+        def receive(outputs: HeadOutputs, x: ModelInput, on_device: MicroBatch) -> MicroBatch:
+            figures = response_figures(outputs, x, by_turn=turns)
             found = dict(zip(keys, figures["logps"], strict=True))
             if turns:
                 found |= zip(REFERENCE_TURN_KEYS, figures["turn_logps"], strict=True)
-            return found | ({REFERENCE_HIDDEN: answers["hidden"]} if hidden else {})
+            return found | ({REFERENCE_HIDDEN: outputs["hidden"]} if hidden else {})
 
-        function = forward_step(self.device, lambda on_device: Questions(hidden=hidden), receive)
+        function = forward_step(self.device, lambda on_device: HeadRequest(hidden=hidden), receive)
         with frozen.active(self.model) as model:
             found = run_batch(function, batch, model, forward_only=True, collect_non_loss_data=True)
         for micro_batch, entries in zip(batch, found, strict=False):  # none before the last stage
@@ -348,6 +348,6 @@ class MegatronGPTRPOModel:
         return self.optimizer.param_groups[0]["lr"]
 
 
-def _receive_logprobs(answers: Answers, x: ModelInput, batch: MicroBatch) -> dict[str, Tensor]:
-    chosen, rejected = response_figures(answers, x)["logps"]
-    return {"chosen": chosen, "rejected": rejected, "tokens": x.responses.of_all_ranks(answers["logps"])}
+def _receive_logprobs(outputs: HeadOutputs, x: ModelInput, batch: MicroBatch) -> dict[str, Tensor]:
+    chosen, rejected = response_figures(outputs, x)["logps"]
+    return {"chosen": chosen, "rejected": rejected, "tokens": x.responses.of_all_ranks(outputs["logps"])}

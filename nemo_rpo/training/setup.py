@@ -26,7 +26,7 @@ from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
-from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.distributed import RUN_FILE, architecture_of, load_weights
@@ -38,7 +38,7 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
-from nemo_rpo.training.reference import precompute as reference_cache
+from nemo_rpo.training.reference import precompute
 
 
 @dataclass(frozen=True)
@@ -273,8 +273,8 @@ def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
         digest.update(np.ascontiguousarray(column).tobytes())
     return {
         "data": digest.hexdigest(),
-        "weights": reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
-        "previous_iterate": reference_cache.weights_fingerprint(cfg.model.rpo.previous_iterate),
+        "weights": precompute.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
+        "previous_iterate": precompute.weights_fingerprint(cfg.model.rpo.previous_iterate),
     }
 
 

@@ -13,7 +13,8 @@ from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.formats import Parsed, read_parsed
 from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
 from nemo_rpo.data.rows import PreferenceRow
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import DataError, RowError
 from nemo_rpo.validation import crowd
 from nemo_rpo.validation.findings import CHECKS, Findings

@@ -8,7 +8,7 @@ import pytest
 
 from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differences
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.typed import leaves
+from nemo_rpo.config.types import leaves
 from nemo_rpo.config.validate import time_limit, validate_config, validate_parallel
 from nemo_rpo.errors import ConfigError
 

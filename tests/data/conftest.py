@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"

@@ -19,7 +19,8 @@ from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import ConfigError, DataError
 
 from .conftest import TEXT, write_jsonl

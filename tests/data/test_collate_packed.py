@@ -18,7 +18,7 @@ from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
-from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 
 from .conftest import write_jsonl
 from .test_cache import random_rows

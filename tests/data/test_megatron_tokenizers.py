@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import RPOError
 
 LINES = ["which answer is the better one, and who says so?", "a tie says nothing; a vote says a little."]

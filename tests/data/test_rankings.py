@@ -17,7 +17,7 @@ from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.formats import read_rows
-from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import DataError
 from nemo_rpo.validation.clean import write_clean
 from nemo_rpo.validation.scan import validate

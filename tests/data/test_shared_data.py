@@ -12,7 +12,7 @@ from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.pairs import PairLedger
-from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import DataError
 
 from .conftest import write_jsonl

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import DataError
 
 from .conftest import CHAT_TEMPLATE, train_tokenizer

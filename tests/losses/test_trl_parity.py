@@ -25,7 +25,7 @@ CPU = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for
 
 
 class GivenLogProbs:
-    """Answers a padded batch [2P, T+1] whose completions have the sequence log-probs of ``x``, token by token."""
+    """HeadOutputs a padded batch [2P, T+1] whose completions have the sequence log-probs of ``x``, token by token."""
 
     def __init__(self, x: PairLogprobs) -> None:
         lengths = torch.cat([x.chosen_length, x.rejected_length])

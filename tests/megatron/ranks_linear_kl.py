@@ -25,7 +25,7 @@ from ranks_logprob import distance
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, Questions
+from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadRequest
 from nemo_rpo.megatron.logprobs.divergence import linear_kl
 from nemo_rpo.megatron.network.gpt import ScoringHead
 
@@ -100,7 +100,7 @@ def by_layer(case: Case, problem: KLProblem, sequence_parallel: bool) -> list[to
     hidden = problem.policy.hidden
     hidden = (hidden.chunk(group.size())[rank] if sequence_parallel else hidden).clone().requires_grad_()
     frozen = FrozenPredictions(problem.hidden, problem.weight.chunk(group.size())[rank])
-    found, _ = layer(hidden, responses=problem.policy.responses, questions=Questions(kl=frozen))
+    found, _ = layer(hidden, responses=problem.policy.responses, request=HeadRequest(kl=frozen))
     torch.autograd.backward([found["kl"], found["logps"]], [problem.policy.upstream, problem.upstream])
     gradient = hidden.grad
     if sequence_parallel:

@@ -18,14 +18,14 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
-from nemo_rpo.training.reference import precompute as reference_cache
+from nemo_rpo.training.reference import precompute
 
 
 def random_state() -> list[torch.Tensor]:
     return [torch.get_rng_state(), *get_cuda_rng_tracker().get_states().values()]
 
 
-def distance(run: Engine, split: str, cached: reference_cache.CachedReference) -> float:
+def distance(run: Engine, split: str, cached: precompute.CachedReference) -> float:
     """Largest difference between cached and live log-probs of this rank's pairs; 0 where a stage has none."""
     worst = 0.0
     for batch in run.batches(split):
@@ -45,8 +45,8 @@ def experiment(overrides: list[str]) -> dict[str, object]:
         for split in ("sweep", "validation"):
             data, before = run.splits[split], random_state()
             batches = data.dataset.batches(range(len(data.dataset)))
-            logprobs = reference_cache.compute(run.model, batches, data.cache.scored_lengths(), per_token=True)
-            cached = reference_cache.CachedReference(logprobs)
+            logprobs = precompute.compute(run.model, batches, data.cache.scored_lengths(), per_token=True)
+            cached = precompute.CachedReference(logprobs)
             found[f"{split}: random state"] = all(map(torch.equal, before, random_state()))
             found[f"{split}: log-probs"] = [logprobs.chosen.tolist(), logprobs.rejected.tolist()]
             found[f"{split}: per token"] = [[side.tolist() for side in pair] for pair in logprobs.tokens]

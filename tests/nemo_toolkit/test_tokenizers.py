@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemo_rpo.data.tokenizers.nemo import NemoTokenizer
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import RPOError
 from nemo_rpo.nemo_toolkit import SWITCH
 

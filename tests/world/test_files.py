@@ -111,7 +111,8 @@ def test_tokenizer_round_trips_and_has_an_answer_for_unknown_words(tmp_path):
 def test_the_package_reads_its_own_world(tmp_path):
     """Prompt and response through the reader's tokenizer are the text the model was pre-trained on."""
     pytest.importorskip("transformers", reason="the tokenizer needs the hf extra")
-    from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+    from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+    from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 
     world(tmp_path)
     tokenizer = PreferenceTokenizer.load(TokenizerSpec(str(tmp_path / "model"), use_chat_template=False))

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from nemo_rpo.data.rows import Text
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer, TokenizerSpec
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.truncation import fits, truncate_prompt
 from nemo_rpo.errors import DataError
 

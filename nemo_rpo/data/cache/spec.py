@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
-from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_rpo.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
-    from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+    from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 
 
 def build(spec: TokenizerSpec) -> Any:

@@ -8,7 +8,7 @@ from nemo_rpo.errors import DataError, first_line, missing_extra
 from nemo_rpo.nemo_toolkit import SWITCH
 
 if TYPE_CHECKING:
-    from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+    from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 
 
 def build(spec: TokenizerSpec) -> Any:

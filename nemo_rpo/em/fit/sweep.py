@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import EMSettings
-from nemo_rpo.em.exact import exactly_summable
-from nemo_rpo.em.votes import Votes, chunks
+from nemo_rpo.em.votes import Votes, chunks, exactly_summable
 
 logger = logging.getLogger(__name__)
 

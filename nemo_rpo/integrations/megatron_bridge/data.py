@@ -26,7 +26,7 @@ from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.cache.store import PreferenceCache, TokenizedPair
 from nemo_rpo.data.data_settings import RowFormat
-from nemo_rpo.data.tokenizers.preference import TokenizerSpec
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import ConfigError, DataError
 
 _POSITIONS = 1 << 40  # no run gets so far: Bridge says when it ends

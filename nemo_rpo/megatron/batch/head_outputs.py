@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-Answers = dict[str, Tensor]
+HeadOutputs = dict[str, Tensor]
 
 
 class FrozenPredictions(NamedTuple):
@@ -21,8 +21,8 @@ class FrozenPredictions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What the last stage answers, by name.
+class HeadRequest:
+    """What the last stage outputs, by name.
 
     Attributes:
         logps: log-probs of the scored tokens, fp32 ``[n]``.

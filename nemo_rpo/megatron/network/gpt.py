@@ -21,7 +21,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
-from nemo_rpo.megatron.batch.head_outputs import Answers, Questions
+from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
 from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
@@ -56,8 +56,8 @@ class ScoringHead(ColumnParallelLinear):
         weight: Tensor | None = None,
         runtime_gather_output: bool | None = None,
         responses: ResponseTokens | None = None,
-        questions: Questions | None = None,
-    ) -> tuple[Tensor | Answers, Tensor | None]:
+        request: HeadRequest | None = None,
+    ) -> tuple[Tensor | HeadOutputs, Tensor | None]:
         """``input_ [s, b, h]`` -> what is asked about ``responses``; without them logits ``[s, b, V/T]``.
 
         Collectives over the tensor-parallel group: those of :func:`linear_logprobs` and :func:`linear_kl`, and, for the
@@ -66,33 +66,33 @@ class ScoringHead(ColumnParallelLinear):
         """
         if responses is None:
             return super().forward(input_, weight, runtime_gather_output)
-        questions, found = questions or Questions(), {}
+        request, found = request or HeadRequest(), {}
         weight = self.weight if weight is None else weight
         through_logits = self.logprob_head == "logits"
         # Megatron's cross entropy refuses an empty batch, which a context-parallel rank may have.
-        if questions.logps and through_logits and len(responses.index):
+        if request.logps and through_logits and len(responses.index):
             logits, _ = super().forward(input_, weight, runtime_gather_output)
             scored = logits.flatten(0, 1).index_select(0, responses.index)
             found["logps"] = token_logprobs(scored, responses.token, self.vocab_size)
-            questions = replace(questions, logps=False)
+            request = replace(request, logps=False)
         if self.logprob_head == "liger" or (through_logits and not self.gradient_accumulation_fusion):
             # Autograd has the head's gradient then, and what is in main_grad already would pass for all of it.
             weight = weight.view_as(weight)
-        return found | self._answer(input_, weight, responses, questions), None
+        return found | self._answer(input_, weight, responses, request), None
 
-    def _answer(self, input_: Tensor, weight: Tensor, responses: ResponseTokens, questions: Questions) -> Answers:
+    def _answer(self, input_: Tensor, weight: Tensor, responses: ResponseTokens, request: HeadRequest) -> HeadOutputs:
         """What is asked, without logits."""
-        found: Answers = {}
-        if not (questions.logps or questions.hidden or questions.kl is not None):
+        found: HeadOutputs = {}
+        if not (request.logps or request.hidden or request.kl is not None):
             return found
         hidden = self._scored(input_, responses)
         group = self.tp_group if self.tp_group.size() > 1 else None
-        if questions.logps:
+        if request.logps:
             logprobs = liger_logprobs if self.logprob_head == "liger" else linear_logprobs
             found["logps"] = logprobs(hidden, weight, responses.token, self.vocab_size, group)
-        if questions.kl is not None:
-            found["kl"] = linear_kl(hidden, weight, *questions.kl, self.vocab_size, group)
-        if questions.hidden:
+        if request.kl is not None:
+            found["kl"] = linear_kl(hidden, weight, *request.kl, self.vocab_size, group)
+        if request.hidden:
             found["hidden"] = hidden
         return found
 
@@ -139,8 +139,8 @@ class PreferenceGPT(GPTModel):
         attention_mask: Tensor | None = None,
         responses: ResponseTokens | None = None,
         segments: Segments | None = None,
-        questions: Questions | None = None,
-    ) -> Tensor | Answers:
+        request: HeadRequest | None = None,
+    ) -> Tensor | HeadOutputs:
         """The stage's output: hidden states ``[s, b, h]``; on the last stage what is asked about ``responses``, or
         vocabulary-parallel logits ``[b, s, V/T]`` without them.
 
@@ -161,8 +161,8 @@ class PreferenceGPT(GPTModel):
         if not self.post_process:
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        found, _ = self.output_layer(hidden, weight=weight, responses=responses, questions=questions)
-        if questions is not None and questions.reward:
+        found, _ = self.output_layer(hidden, weight=weight, responses=responses, request=request)
+        if request is not None and request.reward:
             found |= self.reward_head(hidden, responses, self.config.sequence_parallel, self.output_layer.tp_group)
         return found.transpose(0, 1).contiguous() if responses is None else found
 

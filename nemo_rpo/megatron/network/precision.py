@@ -71,12 +71,12 @@ def this_machine() -> Machine:
     from transformer_engine.common import recipe
     from transformer_engine.pytorch import fp8
 
-    answers = {name: getattr(fp8, check, lambda: (True, "")) for name, check in _CHECKS.items()}
+    checks = {name: getattr(fp8, check, lambda: (True, "")) for name, check in _CHECKS.items()}
     return Machine(
         capability,
         version,
         frozenset(kind for kind in _RECIPES.values() if hasattr(recipe, kind)),
-        tuple((name, said) for name, check in answers.items() for able, said in [check()] if not able),
+        tuple((name, said) for name, check in checks.items() for able, said in [check()] if not able),
     )
 
 

@@ -22,7 +22,7 @@ from nemo_rpo.em import Votes
 from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.megatron.batch.context_parallel import context_group, positions_of
-from nemo_rpo.megatron.batch.head_outputs import Answers, Questions
+from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
 
@@ -100,28 +100,28 @@ def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
     return ModelInput(*moved, responses.to(device), segments, compared)
 
 
-def run_model(model: torch.nn.Module, x: ModelInput, questions: Questions) -> Tensor | Answers:
-    """The stage's output: hidden states ``[S, b, h]``, or answers about the response tokens on the last stage."""
+def run_model(model: torch.nn.Module, x: ModelInput, request: HeadRequest) -> Tensor | HeadOutputs:
+    """The stage's output: hidden states ``[S, b, h]``, or the head outputs of the response tokens on the last stage."""
     return model(
         input_ids=x.tokens,
         position_ids=x.position_ids,
         responses=x.responses,
         segments=x.segments,
-        questions=questions,
+        request=request,
     )
 
 
-def response_figures(answers: Answers, x: ModelInput, by_turn: bool = False) -> Figures:
-    """The answers as figures of chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``, and the
+def response_figures(outputs: HeadOutputs, x: ModelInput, by_turn: bool = False) -> Figures:
+    """The head outputs by chosen and rejected: ``logps`` and ``kl`` summed over tokens, fp32 ``[pairs]``, and the
     reward head's outputs.
 
     ``by_turn`` adds ``turn_logps``, summed over each turn, fp32 ``[pairs, T]``, and ``turns``, their number.
     """
-    per_token = {name: x.responses.sums(answers[name]) for name in ("logps", "kl") if name in answers}
-    per_response = {name: answer for name, answer in answers.items() if name in COLUMNS and name not in per_token}
+    per_token = {name: x.responses.sums(outputs[name]) for name in ("logps", "kl") if name in outputs}
+    per_response = {name: answer for name, answer in outputs.items() if name in COLUMNS and name not in per_token}
     figures = {name: x.two(of_responses) for name, of_responses in (per_token | per_response).items()}
     if by_turn:
-        figures["turn_logps"] = x.two(x.responses.turn_sums(answers["logps"]))
+        figures["turn_logps"] = x.two(x.responses.turn_sums(outputs["logps"]))
         figures["turns"] = x.two(x.responses.turns())
     return figures
 

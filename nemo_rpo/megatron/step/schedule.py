@@ -9,11 +9,11 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from nemo_rpo.megatron.batch.head_outputs import Answers, Questions
+from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, input_shape, model_input, run_model, to_device
 
-Ask = Callable[[MicroBatch], Questions]
-Receive = Callable[[Answers, ModelInput, MicroBatch], Any]
+Ask = Callable[[MicroBatch], HeadRequest]
+Receive = Callable[[HeadOutputs, ModelInput, MicroBatch], Any]
 
 
 def forward_step(device: torch.device, ask: Ask, receive: Receive) -> Callable:
@@ -22,16 +22,16 @@ def forward_step(device: torch.device, ask: Ask, receive: Receive) -> Callable:
 
     Args:
         ask: what the last stage is asked about a micro-batch, which is on the device.
-        receive: takes the answers on the last stage, with the micro-batch as the model and as the loss sees it.
+        receive: takes the head outputs on the last stage, with the micro-batch as the model and as the loss sees it.
     """
 
     def fwd_output_and_loss_func(
         data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None
-    ) -> tuple[Tensor | Answers, Callable]:
+    ) -> tuple[Tensor | HeadOutputs, Callable]:
         on_cpu = next(data_iterator)
         x, batch = model_input(on_cpu, device), to_device(on_cpu, device)
         output = run_model(model, x, ask(batch))
-        return output, lambda answers, non_loss_data=False: receive(answers, x, batch)
+        return output, lambda outputs, non_loss_data=False: receive(outputs, x, batch)
 
     return fwd_output_and_loss_func
 

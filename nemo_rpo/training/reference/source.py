@@ -15,7 +15,7 @@ from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.rank0 import on_first_rank
 from nemo_rpo.training.reference import file as reference_file
-from nemo_rpo.training.reference import precompute as reference_cache
+from nemo_rpo.training.reference import precompute
 from nemo_rpo.training.reference.file import Logprobs, MadeWith
 from nemo_rpo.training.reference.precompute import CachedReference
 from nemo_rpo.training.setup import Split, cache_spec, run_folder
@@ -70,7 +70,7 @@ def compute_and_write(
     :func:`~nemo_rpo.training.reference.precompute.compute`.
     """
     batches = split.dataset.batches(range(len(split.dataset)))
-    logprobs = reference_cache.compute(model, batches, split.cache.scored_lengths(), per_token)
+    logprobs = precompute.compute(model, batches, split.cache.scored_lengths(), per_token)
     on_first_rank(lambda: reference_file.write(path, logprobs, split.cache, made_with(cfg, name)))
     return logprobs
 
@@ -89,7 +89,7 @@ def made_with(cfg: RunConfig, name: str) -> MadeWith:
     _, frozen = cfg.model.rpo.precisions()
     return MadeWith(
         model={
-            "weights": reference_cache.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
+            "weights": precompute.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
             "precision": cfg.trainer.precision if frozen == "bf16" else frozen,
         },
         text={
