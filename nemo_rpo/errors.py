@@ -36,6 +36,10 @@ class ReferencePolicyError(RPOError, RuntimeError):
     """A reference policy that does not fit the policy (step-0 law broken, or cached log-probs of other weights)."""
 
 
+class TrainingError(RPOError, RuntimeError):
+    """A run that cannot go on: it has diverged, or its ranks no longer agree."""
+
+
 class MissingExtraError(RPOError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 

@@ -22,6 +22,7 @@ _FREE = (
     "trainer.dpo.val_check_interval",
     "trainer.dpo.save_interval",
     "trainer.dpo.limit_val_batches",
+    "trainer.dpo.max_skipped_steps",
     "model.micro_batch_size",
     "model.tensor_model_parallel_size",
     "model.pipeline_model_parallel_size",

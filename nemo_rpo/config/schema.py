@@ -23,6 +23,9 @@ class DPOTrainerConfig:
     limit_train_batches: Batches = 1.0  # a float is a share of the epoch, a whole number counts global batches
     limit_val_batches: Batches = 1.0
     gradient_clip_val: NonNegative = 1.0  # 0: no clipping
+    # A step whose gradient is NaN or infinite moves nothing. After this many of them in a row the run has diverged: it
+    # saves and stops.
+    max_skipped_steps: Count = 20
 
 
 @dataclass
@@ -116,7 +119,8 @@ class RPOConfig(EMSettings):
     logprob_precision: LogprobPrecision = "bf16"
     reference_logprob_precision: LogprobPrecision | None = None  # of the frozen policies; null: as the policy
     allow_asymmetric_precision: bool = False  # let policy and reference differ: margins are then not 0 at the start
-    # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
+    # Most that a response's log-prob may differ from its reference's at step 0, in nats for each of its tokens; null:
+    # 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
     step0_tolerance: Positive | None = None
     step0_link_tolerance: Positive = 1.0  # largest shift of a label's log-odds by rounding alone at step 0
 

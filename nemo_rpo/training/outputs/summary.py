@@ -59,7 +59,9 @@ def _cells(row: AnnotatorRow) -> list[str]:
 
 
 def course_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``."""
+    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``, and how many of its steps
+    were skipped, if any.
+    """
     train = [row for row in rows if row["split"] == "train"]
     val = [row for row in rows if row["split"] == "val"]
     lines = []
@@ -69,7 +71,11 @@ def course_table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(_course(f"train, mean of steps {last[0]['step']} to {last[-1]['step']}", last))
     if val:
         lines += [_course(f"validation, step {row['step']}", [row]) for row in (val[0], val[-1])[: len(val)]]
-    return format_table(["", "loss", "accuracy", "margin"], lines)
+    table = format_table(["", "loss", "accuracy", "margin"], lines)
+    skipped = sum(bool(row.get("skipped")) for row in train)
+    if not skipped:
+        return table
+    return f"{table}\n{skipped:,} of {len(train):,} steps were skipped: their gradient was NaN or infinite"
 
 
 def final_report(
