@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_rpo.config.load import config_to_yaml
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import time_limit
+from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.end_of_run import drop_results, finish
     from nemo_rpo.training.logs.run_log import RunLog, startup_log
     from nemo_rpo.training.outputs import exports
+    from nemo_rpo.training.rank0 import on_first_rank
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule
@@ -99,7 +101,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     first_step = run["step"] if run else None
     if first_step is None or first_step < schedule.total_steps:
         drop_results(folder, fresh=run is None)
-    _write_config(cfg, folder)
+    on_first_rank(partial(_write_config, cfg, folder))
     with RunLog(cfg, folder, schedule.total_steps, first_step) as log:
         trainer = RPOTrainer(cfg, model, splits, references, schedule, store, log, folder, origin, stop)
         if run is not None:
@@ -126,5 +128,5 @@ def use_accelerator(cfg: RunConfig) -> None:
 
 
 def _write_config(cfg: RunConfig, folder: Path) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        (folder / "config.yaml").write_text(config_to_yaml(cfg), encoding="utf-8")
+    with whole_file(folder / "config.yaml", ConfigError, "see that its disk has room and start again") as writing:
+        writing.write_text(config_to_yaml(cfg), encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'nemo-rpo[mcore]'")
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
@@ -121,7 +122,7 @@ def test_a_reference_file_is_that_of_a_loop(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.chosen, sums[:, 1])
     spoilt = parquet.read_table(tmp_path / "ref.parquet").set_column(1, "content_hash", pa.array([1] * 50))
     parquet.write_table(spoilt, tmp_path / "other.parquet")
-    with pytest.raises(reference.ReferencePolicyError, match="computed with weights None|holds no content hashes"):
+    with pytest.raises(reference.ReferencePolicyError, match="holds no content hashes"):
         reference.read(tmp_path / "other.parquet", cache, made_with)
 
 

@@ -77,11 +77,11 @@ def estimate(
 
 @torch.no_grad()
 def of_first_rank(found: Estimate, from_first: Callable[[Tensor], None]) -> Estimate:
-    """The first rank's ``found``, to the bit. Ranks that hold copies of the same pairs fit each for itself, and one whose
-    processor rounds otherwise would keep another η for the rest of the run.
+    """The first rank's ``found``, to the bit. Ranks that hold copies of the same pairs fit each for itself, and one
+    whose processor rounds otherwise would keep another η for the rest of the run.
 
-    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 10) bytes, whatever each rank
-    has found. The temperature's ``reason``, a sentence for the log, stays each rank's own.
+    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 10) bytes, whatever each
+    rank has found. The temperature's ``reason``, a sentence for the log, stays each rank's own.
     """
     eta, sweep, nothing = found.eta, found.sweep, torch.zeros_like(found.eta)
     fitted = (nothing, nothing) if sweep is None else (sweep.counts, sweep.right_sums)
@@ -90,7 +90,8 @@ def of_first_rank(found: Estimate, from_first: Callable[[Tensor], None]) -> Esti
     packed = torch.cat((eta, *fitted, eta.new_tensor([*map(float, figures), *map(float, closing)])))
     from_first(packed)
     eta, counts, right_sums = packed[: 3 * len(eta)].view(3, -1)
-    a, b, tau, identified, error, information, swept, likelihood, iterations, converged = packed[3 * len(eta) :].tolist()
+    figures = packed[3 * len(eta) :].tolist()
+    a, b, tau, identified, error, information, swept, likelihood, iterations, converged = figures
     temperature = Temperature(tau, bool(identified), error, found.temperature.reason)
     if swept:
         at = packed.new_tensor(likelihood)
