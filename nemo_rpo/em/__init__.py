@@ -4,6 +4,7 @@ from nemo_rpo.em.buffer import BufferedReliability, MarginBuffer
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import posterior, posterior_logit
 from nemo_rpo.em.em_settings import BufferSettings, EMSettings
+from nemo_rpo.em.estimators import build_estimator
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate
 from nemo_rpo.em.fit.standard_error import standard_errors
@@ -31,6 +32,7 @@ __all__ = [
     "SweepResult",
     "Votes",
     "add_evidence",
+    "build_estimator",
     "estimate",
     "evidence_of",
     "full_batch_em",
