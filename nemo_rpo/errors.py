@@ -36,6 +36,10 @@ class ReferencePolicyError(RPOError, RuntimeError):
     """A reference policy that does not fit the policy (step-0 law broken, or cached log-probs of other weights)."""
 
 
+class ReleaseError(RPOError, RuntimeError):
+    """An installed release of Megatron-Core that this package does not fit; the message names those it does."""
+
+
 class MissingExtraError(RPOError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 

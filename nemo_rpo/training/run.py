@@ -61,7 +61,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.schedule import Schedule
     from nemo_rpo.training.trainer import RPOTrainer
 
-    store = CheckpointStore(folder / "checkpoints", cfg.exp_manager.checkpoint_callback_params)
+    store = CheckpointStore(folder / "checkpoints", cfg.exp_manager)
     checkpoint = resume.checkpoint_to_resume(cfg, store)
     setup.check_start(cfg)
     splits = setup.open_splits(cfg)

@@ -27,12 +27,13 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.checkpoint.distributed import RUN_FILE, architecture_of, load_weights
+from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
 from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, read_nemo_config
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
+from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
