@@ -13,7 +13,7 @@ from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.losses import COLUMNS
+from nemo_rpo.losses.columns import COLUMNS
 
 
 def validate_config(cfg: RunConfig) -> None:

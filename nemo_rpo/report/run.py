@@ -16,9 +16,10 @@ import numpy as np
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.cache.arrow import pyarrow
 from nemo_rpo.errors import DataError, first_line
 from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
-from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION, pyarrow
+from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION
 from nemo_rpo.training.run_lock import holder_of
 
 

@@ -21,7 +21,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.batches.dataset import PreferenceDataset
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 from nemo_rpo.data.cache.build import open_cache
-from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
@@ -37,6 +37,7 @@ from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
+from nemo_rpo.training.rank0 import once_a_node
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,14 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
 
 
 def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
-    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet."""
+    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet. Collective over the world: one
+    rank of every node reads the data files, since a terabyte read by eight ranks is eight.
+    """
     data = cfg.model.data
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     spec = cache_spec(cfg, split)
-    cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
+    key = once_a_node(lambda: cache_key(spec.ingredients()))
+    cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "

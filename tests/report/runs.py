@@ -45,11 +45,16 @@ class Crowd:
     def all_votes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.pair, self.annotator, self.sign
 
-    def pair_id(self, i: int) -> str:
-        return self.ids[i]
+    @property
+    def files(self) -> list[str]:
+        return [self.file]
 
-    def where(self, i: int) -> str:
-        return f"{self.file}:{i + 1}"
+    def all_pair_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        text = [name.encode() for name in self.ids]
+        return np.frombuffer(b"".join(text), np.uint8), np.cumsum([0, *map(len, text)])
+
+    def all_sources(self) -> np.ndarray:
+        return np.stack((np.zeros(len(self), np.int64), np.arange(1, len(self) + 1)), 1)
 
 
 def make_run(

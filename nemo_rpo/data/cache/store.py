@@ -197,6 +197,18 @@ class PreferenceCache:
     def pair_id(self, i: int) -> str:
         return self._pair_ids[self._pair_id_start[i] : self._pair_id_start[i + 1]].tobytes().decode("utf-8")
 
+    def all_pair_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all pairs in UTF-8, end to end, uint8 [bytes], and where each begins in it, int64 [n+1]."""
+        return self._pair_ids, self._pair_id_start
+
+    def all_sources(self) -> np.ndarray:
+        """int64 [n, 2]: of each pair the place in ``files`` and the row that speaks of it first."""
+        return self._source
+
+    def all_prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of all distinct texts, int32 [t], and where the prompt of each pair begins in them, int64 [n]."""
+        return self._tokens, self._offsets[:, 0]
+
     def where(self, i: int) -> str:
         """``file:row`` of the first row that speaks of pair ``i``."""
         file, row = self._source[i]

@@ -15,7 +15,7 @@ from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
 from nemo_rpo.em.fit.marginal import vote_columns
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.fit.temperature import Temperature, judge_temperature
-from nemo_rpo.em.votes import Votes, chunks
+from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 
 # Alternations of EM and population fit. Two do where every pair has one label; the rest is for plugged-in
 # co-annotators.
@@ -50,12 +50,13 @@ def estimate(
     """Alternates a full EM with a fit of the population, until both stand still.
 
     Args:
-        delta, votes: margins [P] and labels [P, V] of this rank's pairs.
+        delta, votes: margins [P] and labels [P, V] of this rank's pairs; those whose margin is not finite are left out.
         eta: start [K], the same on every rank.
         settings: ``prior`` is what is expected of annotators before any is seen, ``link_tau`` the temperature where
             none is identified; see also :class:`nemo_rpo.em.em_settings.BufferSettings`.
         collectives: per round those of :func:`full_batch_em` and one gather of at most 1.6 MB. None is differentiable.
     """
+    delta, votes = with_finite_margin(delta, votes)
     collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)

@@ -57,8 +57,7 @@ def compute(
     dist.all_reduce(found)
     dist.all_reduce(tokens)
     chosen, rejected = found.cpu().numpy()
-    pieces = np.split(tokens.cpu().numpy(), ends[:-1]) if per_token else []
-    return Logprobs(chosen, rejected, list(zip(pieces[::2], pieces[1::2], strict=True)) if per_token else None)
+    return Logprobs(chosen, rejected, tokens.cpu().numpy() if per_token else None)
 
 
 def _places_of_tokens(micro_batch: MicroBatch, ends: Tensor) -> tuple[Tensor, Tensor]:
