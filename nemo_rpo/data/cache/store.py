@@ -30,7 +30,7 @@ import numpy as np
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.rankings import pairs_of, responses_of
 from nemo_rpo.data.turns import assistant_tokens
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, printable
 
 
 class TokenizedPair(NamedTuple):
@@ -245,6 +245,10 @@ class PreferenceCache:
         if self._runs is None:
             return self.lengths[:, 1:].astype(np.int64)
         return assistant_tokens(self._runs, self._run_bounds)
+
+    def notes(self) -> list[str]:
+        """What is to be said of the rows at every start: fields that are not read, what was taken off or not added."""
+        return [printable(f"{note} ({count:,})") for note, count in self.report["notes"].items()]
 
     def summary(self) -> str:
         """The build's counts in one sentence for the log."""
