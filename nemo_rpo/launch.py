@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from nemo_rpo.errors import RPOError
+from nemo_rpo.errors import RPOError, printable
 from nemo_rpo.process_tree import (
     adopt_orphans,
     die_with_multiprocessing_parent,
@@ -56,7 +56,7 @@ def run_on_ranks(main: Callable[[], None]) -> int:
     try:
         main()
     except RPOError as exc:
-        return _leave("error{}: " + " ".join(str(exc).split()), USER_ERROR)
+        return _leave("error{}: " + printable(" ".join(str(exc).split())), USER_ERROR)
     except KeyboardInterrupt:
         return _leave("interrupted{}", INTERRUPTED)
     except Exception as exc:

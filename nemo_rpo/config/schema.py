@@ -55,6 +55,9 @@ class ExpManagerConfig:
     name: str = "megatron_gpt_rpo"
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
+    async_save: bool = False  # train on while a checkpoint is being written, from a copy of it in host memory
+    # SHA-256 of every file of a checkpoint, compared on resume; false: for checkpoints too large to be read twice.
+    checkpoint_digests: bool = True
     max_time_per_run: str | None = None  # DD:HH:MM:SS; the run saves and stops before it (status 75)
     version: str | None = None  # a folder below exp_dir/name
     create_tensorboard_logger: bool = False

@@ -190,13 +190,23 @@ class BufferedReliability(AnnotatorReliability):
         seen, reduce = self._seen(), self.collectives.all_reduce
         return standard_errors(*seen, self.eta, fitted, reduce), evidence_of(*seen, self.eta, fitted, reduce)
 
+    def shared_state(self) -> dict[str, Tensor]:
+        if self._rows:
+            raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
+        return super().shared_state()
+
+    def blocks(self) -> dict[str, MarginBuffer]:
+        return {"margins": self.buffer}
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        super().load_shared_state(state)
+        self._rows = []
+
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`AnnotatorReliability.state_dict`, with the ``margins`` [num_pairs] of all ranks' blocks.
 
         Collective: a gather of 4 bytes a pair over the ranks that hold different pairs.
         """
-        if self._rows:
-            raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
         margins = self.collectives.gather_rows(self.buffer.margins.unsqueeze(-1)).squeeze(-1)
         return {**super().state_dict(), "margins": margins.clone()}
 
@@ -204,4 +214,3 @@ class BufferedReliability(AnnotatorReliability):
         """Restores :meth:`state_dict`, on any number of ranks."""
         super().load_state_dict(state)
         self.buffer.load(state["margins"])
-        self._rows = []

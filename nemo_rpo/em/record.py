@@ -18,6 +18,7 @@ from nemo_rpo.em.votes import Votes
 
 # Enough to draw a curve from; fewer where so many would not fit beside a model of a crowd of millions.
 _POINTS, _FEWEST_POINTS, _VALUES = 128, 8, 1 << 22
+_TRAJECTORY = "trajectory."
 
 
 class PairRecord:
@@ -48,10 +49,9 @@ class PairRecord:
         """float32 [block, 3]: first Δ, first w, last Δ of this rank's pairs."""
         return torch.stack([column.margins for column in self._columns], -1)
 
-    def load(self, state: Tensor) -> None:
-        """Takes this rank's block out of the ``state`` [n, 3] of all pairs."""
-        for column, values in zip(self._columns, state.unbind(-1), strict=True):
-            column.load(values)
+    def blocks(self) -> dict[str, MarginBuffer]:
+        """The columns by name."""
+        return dict(zip(("first_delta", "first_w", "last_delta"), self._columns, strict=True))
 
 
 class Trajectory:
@@ -86,14 +86,18 @@ class Trajectory:
         self.steps.append(step)
         self.eta.append(eta.float())
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": list(self.steps), "eta": [eta.clone() for eta in self.eta], "every": self._every}
+    def state(self) -> dict[str, Tensor]:
+        """By name: ``steps`` int64 [T], ``eta`` float32 [T, K], and ``every`` int64 [1]; without points ``every``."""
+        state = {"every": torch.tensor([self._every])}
+        return state | {"steps": torch.tensor(self.steps), "eta": torch.stack(self.eta)} if self.steps else state
 
-    def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
-        """Restores :meth:`state_dict`; of annotators that ``like`` [K] has beyond it, the way begins later (NaN)."""
-        self.steps, self._every = list(state["steps"]), state["every"]
+    def load(self, state: dict[str, Tensor], like: Tensor) -> None:
+        """Restores :meth:`state`; of annotators that ``like`` [K] has beyond it, the way begins later (NaN)."""
+        self._every = int(state["every"])
+        self.steps = state["steps"].tolist() if "steps" in state else []
         newcomers = torch.full_like(like, float("nan"), dtype=torch.float32)
-        self.eta = [torch.cat((eta.to(newcomers), newcomers[len(eta) :])) for eta in state["eta"]]
+        ways = state["eta"].unbind() if "steps" in state else []
+        self.eta = [torch.cat((eta.to(newcomers), newcomers[len(eta) :])) for eta in ways]
 
 
 class RecordedReliability:
@@ -171,19 +175,18 @@ class RecordedReliability:
         """
         return self.collectives.gather_rows(self.pairs.state())
 
-    def state_dict(self) -> dict[str, Any]:
-        """The estimator's, and the record's. Collectives: the estimator's and :meth:`seen`."""
-        record = {"pairs": self.seen().clone(), "trajectory": self.trajectory.state_dict()}
-        return {**self.em.state_dict(), "record": record}
+    def shared_state(self) -> dict[str, Tensor]:
+        """As the estimator's, and the trajectory's under ``trajectory.<name>``."""
+        way = {f"{_TRAJECTORY}{name}": values for name, values in self.trajectory.state().items()}
+        return {**self.em.shared_state(), **way}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict` on any number of ranks. A state without a record, or with one of other data (an
-        estimator that knows annotators only may go on with it), leaves the record as it is.
-        """
-        self.em.load_state_dict(state)
+    def blocks(self) -> dict[str, MarginBuffer]:
+        return {**self.em.blocks(), **self.pairs.blocks()}
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Restores :meth:`shared_state`; one without a record leaves the trajectory as it is."""
+        self.em.load_shared_state(state)
         self._rows, self._posteriors = [], []
-        record = state.get("record")
-        if record is not None:
-            self.trajectory.load_state_dict(record["trajectory"], self.em.eta)
-            if len(record["pairs"]) == self.pairs.num_pairs:
-                self.pairs.load(record["pairs"])
+        way = {name.removeprefix(_TRAJECTORY): of for name, of in state.items() if name.startswith(_TRAJECTORY)}
+        if way:
+            self.trajectory.load(way, self.em.eta)

@@ -23,6 +23,7 @@ from nemo_rpo.em.votes import Votes, exactly_summable
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from nemo_rpo.em.buffer import MarginBuffer
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
 
@@ -160,19 +161,25 @@ class AnnotatorReliability:
         """Standard errors and evidence of a fit to margins; a running mean knows neither."""
         return None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; valid between steps, when nothing is pending."""
+    def shared_state(self) -> dict[str, Tensor]:
+        """What the next step depends on and every rank has, by name: float64 [K], and int64 [1] for counts of steps.
+        Valid between steps, when nothing is pending. No collective.
+        """
         if self.pending.any():
             raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
         return {
             "eta": self.eta.clone(),
             "label_counts": self.label_counts.clone(),
             "right_sums": self.right_sums.clone(),
-            "step": self.step,
+            "step": torch.tensor([self.step]),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict` bit for bit; :class:`CheckpointError` if K differs."""
+    def blocks(self) -> dict[str, MarginBuffer]:
+        """What it depends on beside that and is spread over the ranks, by name; the EMA knows no pairs."""
+        return {}
+
+    def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Restores :meth:`shared_state` bit for bit; :class:`CheckpointError` if K differs."""
         saved = state["eta"].numel()
         if saved != self.num_annotators:
             raise CheckpointError(f"the checkpoint knows {saved} annotators, the data {self.num_annotators}")
@@ -181,3 +188,11 @@ class AnnotatorReliability:
         self.right_sums = state["right_sums"].to(self.right_sums, copy=True)
         self.step = int(state["step"])
         self.pending.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of the state, whole on every rank, for hosts that keep it in one file."""
+        return {**self.shared_state(), "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`; errors of :meth:`load_shared_state`."""
+        self.load_shared_state(state)

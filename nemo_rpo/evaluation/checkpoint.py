@@ -9,8 +9,7 @@ from typing import NamedTuple
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
-
-_RUN_FILE = "run.json"  # of a distributed checkpoint; nemo_rpo.megatron.checkpoint.distributed needs the engine
+from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 
 
 class Target(NamedTuple):
@@ -68,13 +67,13 @@ def _defaults(overrides: Sequence[str]) -> RunConfig:
 
 
 def _weights(path: Path) -> Path:
-    if (path / _RUN_FILE).is_file() or (path / "config.json").is_file():
+    if (path / RUN_FILE).is_file() or (path / "config.json").is_file():
         return path
     if not _is_run(path):
         raise CheckpointError(f"{path} is no run, no checkpoint of one and no Hugging Face folder")
     if (path / "hf" / "config.json").is_file():
         return path / "hf"
-    checkpoints = [step for step in (path / "checkpoints").glob("step=*") if (step / _RUN_FILE).is_file()]
+    checkpoints = [step for step in (path / "checkpoints").glob("step=*") if (step / RUN_FILE).is_file()]
     if not checkpoints:
         raise CheckpointError(f"{path} has neither an export nor a checkpoint yet; let the run reach its first one")
     return max(checkpoints, key=lambda step: step.name)

@@ -1,6 +1,7 @@
 """A frozen policy, the reference or a previous iterate: a second model, or the same model with its weights swapped.
 
-Both run the policy's own code on the policy's own batch shapes, so before the first update every margin is exactly 0.
+Both run the policy's own code on the policy's own batch shapes, in evaluation mode: the same batch has the same
+log-probs each time, and before the first update every margin is exactly 0 but for the policy's own dropout.
 (Cached log-probs: :mod:`nemo_rpo.training.reference.precompute`.)
 """
 
@@ -49,8 +50,8 @@ class ReferencePolicy:
 
     @contextlib.contextmanager
     def active(self, policy: list[torch.nn.Module]) -> Iterator[list[torch.nn.Module]]:
-        """The chunks to run the reference forward with: the resident ones, or ``policy`` (wrapped) holding the
-        reference's weights until the block is left.
+        """The chunks to run the reference forward with, in evaluation mode: the resident ones, or ``policy`` (wrapped)
+        holding the reference's weights until the block is left.
 
         No collective.
         """
@@ -60,10 +61,23 @@ class ReferencePolicy:
         trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
         _write(self._policy, self._weights)
         try:
-            with self._around():
+            with self._around(), evaluation_mode(policy):
                 yield policy
         finally:
             _write(self._policy, trained)
+
+
+@contextlib.contextmanager
+def evaluation_mode(chunks: list[torch.nn.Module]) -> Iterator[None]:
+    """No dropout inside the block; each chunk's mode before comes back in any case."""
+    modes = [chunk.training for chunk in chunks]
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        for chunk, mode in zip(chunks, modes, strict=True):
+            chunk.train(mode)
 
 
 def _head_of(chunks: list[torch.nn.Module], copy: bool) -> Tensor | None:

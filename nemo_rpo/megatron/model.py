@@ -18,14 +18,14 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.loss import base_loss, pair_step
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.em import AnnotatorReliability, robust_loss
-from nemo_rpo.losses import PairLogprobs, RankingLogprobs
+from nemo_rpo.em import AnnotatorReliability
+from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
-from nemo_rpo.megatron.frozen_policy import ReferencePolicy
+from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
@@ -87,6 +87,7 @@ class MegatronGPTRPOModel:
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
+        self.pair_step = pair_step(self.loss, cfg.model.dpo, cfg.model.rpo)
         self.em = em
         self.needs = StepNeeds.of(self.loss, cfg.model)
         self.metrics = StepMetrics(self.loss.reduction, device, self.needs.logps)
@@ -111,6 +112,7 @@ class MegatronGPTRPOModel:
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
         self.scheduler = build_scheduler(self.optimizer, cfg, total_steps)
+        self._gather_is_due = False  # an optimizer step has left each rank with its own part of the new weights
         self._connect_schedule()
 
     def _connect_schedule(self) -> None:
@@ -171,40 +173,21 @@ class MegatronGPTRPOModel:
         return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
-        """What each pair adds to the step's objective ``[pairs]``, 0 where invalid: its loss, or the loss's surrogate
-        where the batch is reduced by more than a mean. Adds to the step's metrics and, in training, to the evidence.
-
-        Under the EM a ranking is its pairs, each with a posterior of its own. Without it a loss of rankings takes it as
-        a whole, and each of its pairs has its share of that.
+        """What each pair adds to the step's objective ``[pairs]``, see :class:`nemo_rpo.em.PairLosses`. Adds to the
+        step's metrics and, in training, to the evidence.
 
         No collective, no wait for the device.
         """
-        rpo, dpo, votes, valid = self.cfg.model.rpo, self.cfg.model.dpo, votes_of(batch), batch["valid"]
-        terms = self.loss.terms(x)
-        w = self.em.posterior(terms.delta.detach(), votes) if rpo.enabled else votes.share()
-        preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
-        if self.loss.listwise and not rpo.enabled and "ranking_size" in batch:
-            of_rankings = self.loss.ranking(RankingLogprobs.joined(x, batch["ranking_size"]))
-            preference = of_rankings.repeat_interleave(pairs_per_ranking(batch))
-        if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
-            preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
-        sft = self.sft_loss_func(x, w) if self.needs.logps else torch.zeros_like(preference)
-        loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
-        if collect_evidence and rpo.enabled:
-            self.em.accumulate(w, votes, valid)
-            self.em.observe(batch["pair_index"], terms.delta.detach(), valid)
-        counts_for = votes.counted(valid.to(loss.dtype))
-        self.metrics.add(x, counts_for, loss, preference, sft, w, terms.delta)
-        return torch.where(valid, counts_for * self.loss.reduction.surrogate(loss), 0.0)
-
-    def sft_loss_func(self, x: PairLogprobs, w: Tensor) -> Tensor:
-        """``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``: the likelihood of the response believed to be better,
-        token-averaged under ``sft_average_log_probs``.
-        """
-        dpo = self.cfg.model.dpo
-        average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
-        chosen, rejected = x.mean_policy() if average else x.policy()
-        return -(w * chosen + (1 - w) * rejected)
+        losses = self.pair_step(
+            x,
+            votes_of(batch),
+            batch["valid"],
+            em=self.em if self.cfg.model.rpo.enabled else None,
+            learn_from=batch["pair_index"] if collect_evidence else None,
+            ranking_size=batch.get("ranking_size"),
+        )
+        self.metrics.add(x, losses)
+        return losses.objective
 
     # --- one global batch
 
@@ -232,11 +215,12 @@ class MegatronGPTRPOModel:
         return metrics["loss"], metrics
 
     def validation_forward(self, batch: Batch) -> None:
-        """Adds one batch to the metrics of the validation pass under way;
+        """Adds one batch to the metrics of the validation pass under way; the EM learns nothing.
 
-        the EM learns nothing. Collectives: the model's own.
+        Collectives: the model's own, and :meth:`gather_weights`.
         """
-        run_batch(self.get_forward_output_and_loss_func(validation_step=True), batch, self.model, forward_only=True)
+        with self.evaluating():
+            run_batch(self.get_forward_output_and_loss_func(validation_step=True), batch, self.model, forward_only=True)
 
     @torch.no_grad()
     def get_logprob_batch(self, batch: Batch, model: list[torch.nn.Module] | None = None) -> list[dict[str, Tensor]]:
@@ -246,20 +230,24 @@ class MegatronGPTRPOModel:
         ``chosen`` and ``rejected`` are sums, fp32 ``[pairs]``; ``tokens`` those of the response tokens, all chosen
         responses in turn and then all rejected (of rankings the third, and so on).
 
-        Collectives: the model's own.
+        ``model``: the chunks to run, in evaluation mode already; None: the policy's, which are put into it.
+
+        Collectives: the model's own, and, of the policy, :meth:`gather_weights`.
         """
         function = self.get_forward_output_and_loss_func(logprobs_only=True)
-        return run_batch(function, batch, model or self.model, forward_only=True, collect_non_loss_data=True)
+        with self.evaluating() if model is None else contextlib.nullcontext():
+            return run_batch(function, batch, model or self.model, forward_only=True, collect_non_loss_data=True)
 
     @torch.no_grad()
     def get_pair_batch(self, batch: Batch) -> list[PairLogprobs]:
         """What the loss sees of each micro-batch of a batch that holds what the frozen policies were asked, on
         last-stage ranks; an empty list on the others.
 
-        Collectives: the model's own.
+        Collectives: the model's own, and :meth:`gather_weights`.
         """
         function = forward_step(self.device, self.head_request, self.pair_logprobs)
-        return run_batch(function, batch, self.model, forward_only=True, collect_non_loss_data=True)
+        with self.evaluating():
+            return run_batch(function, batch, self.model, forward_only=True, collect_non_loss_data=True)
 
     def get_ref_policy_logprobs(self, batch: Batch) -> list[dict[str, Tensor]]:
         """:meth:`get_logprob_batch` of the frozen reference."""
@@ -311,6 +299,7 @@ class MegatronGPTRPOModel:
         """
         self.scheduler.step(1)
         outcome = guarded_step(self.optimizer, self.cfg.trainer.dpo.gradient_clip_val)
+        self._gather_is_due = self.cfg.model.optim.overlap_param_sync
         if outcome.updated and self.cfg.model.rpo.enabled:
             self.em.commit()
         else:
@@ -318,30 +307,41 @@ class MegatronGPTRPOModel:
         return outcome
 
     def prepare_for_validation_step(self) -> None:
-        """Evaluation mode, metrics at zero. Any number of :meth:`validation_forward` may follow."""
-        for chunk in self.model:
-            chunk.eval()
+        """Metrics at zero. Any number of :meth:`validation_forward` may follow."""
         self.metrics.reset()
 
     def finish_validation_step(self) -> dict[str, float]:
-        """The metrics over all batches since :meth:`prepare_for_validation_step`, the same on every rank; training
-        mode.
+        """The metrics over all batches since :meth:`prepare_for_validation_step`, the same on every rank.
 
         Collectives: :func:`reduce_to_all_ranks` over the metrics.
         """
-        for chunk in self.model:
-            chunk.train()
         reduce_to_all_ranks(self.metrics.sums)
         return self.metrics.means()
 
+    def gather_weights(self) -> None:
+        """Completes the policy's weights on every rank, for whatever reads them outside a training step: a checkpoint,
+        an export, a measurement.
+
+        Under ``overlap_param_sync`` the distributed optimizer leaves the parts that other ranks own one step behind,
+        and the next training forward gathers them; no other reader would.
+
+        Collectives: once after an optimizer step under ``overlap_param_sync``, an all-gather of the parameters over the
+        data-parallel group; else none.
+        """
+        if self._gather_is_due:
+            for chunk in self.model:
+                chunk.start_param_sync(force_sync=True)
+            self._gather_is_due = False
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode inside the block, for log-probs outside a step."""
-        for chunk in self.model:
-            chunk.eval()
-        yield
-        for chunk in self.model:
-            chunk.train()
+        """Inside the block the policy measures: whole weights, no dropout. Its mode before comes back in any case.
+
+        Collectives: :meth:`gather_weights`.
+        """
+        self.gather_weights()
+        with evaluation_mode(self.model):
+            yield
 
     @property
     def learning_rate(self) -> float:

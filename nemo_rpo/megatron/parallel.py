@@ -15,9 +15,12 @@ import warnings
 
 import torch
 import torch.distributed as dist
+from megatron.core import __version__ as megatron_version
 from megatron.core import parallel_state, tensor_parallel
 
+from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.megatron.compat.releases import check_megatron_core
 
 
 def world_size() -> int:
@@ -59,8 +62,10 @@ def initialize(cfg: RunConfig) -> torch.device:
     this rank's device.
 
     The layout must have been checked (:func:`nemo_rpo.config.validate.validate_parallel`): Megatron answers a bad one
-    with an assertion.
+    with an assertion. Raises :class:`ReleaseError` for a release of Megatron-Core that is not supported.
     """
+    if notice := check_megatron_core(megatron_version):
+        print_on_first_rank(notice)
     # Megatron's own, about its internals; one line a rank and a kind.
     warnings.filterwarnings("ignore", module=r"megatron\.|torch\.distributed\.")
     if "RANK" not in os.environ:

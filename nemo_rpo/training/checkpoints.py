@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from nemo_rpo.config.schema import CheckpointCallbackConfig
+from nemo_rpo.config.schema import ExpManagerConfig
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.errors import CheckpointError, ConfigError
-from nemo_rpo.megatron.checkpoint.distributed import load_state, read_run, save_state
+from nemo_rpo.megatron.checkpoint.distributed import check_files, load_state
+from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, digests_of, read_run, sync, write_run
+from nemo_rpo.megatron.checkpoint.writer import StateWriter
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 from nemo_rpo.training.rank0 import on_first_rank
 
@@ -29,12 +33,17 @@ PREVIOUS = "checkpoints.previous"
 class CheckpointStore:
     """Folder ``checkpoints/`` of a run, which no other job writes to (:func:`nemo_rpo.training.run_lock.claimed`).
 
-    A checkpoint is written under a temporary name and renamed when every rank has finished, so that whatever carries a
-    final name is whole, also after kill -9 in the middle of a write.
+    A checkpoint is written under a temporary name and renamed when every file is on the disk, so that whatever carries
+    a final name is whole, also after kill -9 or a power cut in the middle of a write. Older ones go only after that.
+
+    Under ``exp_manager.async_save`` the run goes on while a checkpoint is being written; one at a time is.
     """
 
-    def __init__(self, folder: Path, settings: CheckpointCallbackConfig) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, manager: ExpManagerConfig) -> None:
+        self.folder, self.settings = folder, manager.checkpoint_callback_params
+        self._asynchronous, self._digests = manager.async_save, manager.checkpoint_digests
+        self._writer = StateWriter(self._digests)
+        self._under_way: _UnderWay | None = None
 
     def latest(self) -> Path | None:
         """The checkpoint with the most steps, or None. Collective: rank 0 looks for all, since on a shared file system
@@ -61,43 +70,57 @@ class CheckpointStore:
                 f"{', '.join(names)}"
             )
 
-    def save(self, model: MegatronGPTRPOModel, annotators: AnnotatorTable, run: dict[str, Any]) -> Path:
-        """Writes the checkpoint of ``run["step"]``, then drops what ``save_top_k`` no longer keeps. Collective.
+    def save(self, model: MegatronGPTRPOModel, annotators: AnnotatorTable, run: dict[str, Any]) -> list[Path]:
+        """Writes the checkpoint of ``run["step"]``, or begins to; returns those that are whole now and were not before.
+        Collective.
+
+        Raises:
+            CheckpointError: it, or the one before it, cannot be written; those written before stay as they are.
+        """
+        whole = self.finish(wait=True)
+        final = self.folder / f"step={run['step']:08d}"
+        writing = self.folder / f"{_TEMPORARY}{final.name}"
+        on_first_rank(partial(self._begin, writing))
+        with self._clearing_up():
+            run = {**run, **self._writer.begin(writing, model)}
+            on_first_rank(partial(_save_annotators, annotators, writing))
+        self._under_way = _UnderWay(writing, final, json.loads(json.dumps(run)))
+        return whole + self.finish(wait=not self._asynchronous)
+
+    def finish(self, wait: bool) -> list[Path]:
+        """Gives the checkpoint that is being written its name, if it is written by now; with ``wait``, when it is. Then
+        drops what ``save_top_k`` no longer keeps. Returns its path, or nothing. Collective.
 
         Raises:
             CheckpointError: it cannot be written; those written before stay as they are.
         """
-        final = self.folder / f"step={run['step']:08d}"
-        writing = self.folder / f"{_TEMPORARY}{final.name}"
-        on_first_rank(partial(self._begin, writing))
-        try:
-            save_state(writing, model, run)
-            on_first_rank(partial(self._publish, writing, final, annotators))
-        except CheckpointError:
-            if dist.get_rank() == 0:  # the disk may be full
-                self._clear_unfinished()
-            raise
-        return final
+        if self._under_way is None:
+            return []
+        of = self._under_way
+        with self._clearing_up():
+            digests = self._writer.finish(wait)
+            if digests is None:
+                return []
+            self._under_way = None
+            on_first_rank(partial(self._publish, of, digests))
+        return [of.final]
 
     def load(self, path: Path, model: MegatronGPTRPOModel) -> dict[str, Any]:
         """Restores ``model`` and returns the checkpoint's ``run.json``. Collective.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or a file of it is not as it was written.
         """
-        load_state(path, model)
-        return read_run(path)
+        run = read_run(path)
+        if self._digests:
+            check_files(path, run)
+        load_state(path, model, run)
+        return run
 
     def _latest(self) -> Path | None:
         found = self._checkpoints()
         for path in found:
-            try:
-                read_run(path)
-            except CheckpointError as exc:
-                raise CheckpointError(
-                    f"{exc.__cause__}: restore the files of {path}, "
-                    "or move it away to go on from the checkpoint before it"
-                ) from exc
+            read_run(path)
         return found[-1] if found else None
 
     def _checkpoints(self) -> list[Path]:
@@ -116,15 +139,31 @@ class CheckpointStore:
             self._clear_unfinished()
             writing.mkdir(parents=True)
 
-    def _publish(self, writing: Path, final: Path, annotators: AnnotatorTable) -> None:
-        with _writing(final):
-            annotators.save(writing / ANNOTATOR_FILE)
-            if final.exists():  # the step was reached a second time, from an older checkpoint: same bits, newer files
-                final.rename(self.folder / f"{_TEMPORARY}replaced")
-            writing.rename(final)
-            for path in self._dropped(final):  # renamed first: a removal that is cut short leaves no half checkpoint
+    def _publish(self, of: _UnderWay, digests: dict[str, str]) -> None:
+        with _writing(of.final):
+            others = sorted(path.name for path in of.writing.iterdir() if path.name not in digests)
+            if self._digests:
+                digests = {**digests, **digests_of(of.writing, others)}
+            write_run(of.writing, of.run, digests)
+            for path in (*(of.writing / name for name in [*others, RUN_FILE]), of.writing):
+                sync(path)
+            if of.final.exists():  # reached a second time, from an older checkpoint: same bits, newer files
+                of.final.rename(self.folder / f"{_TEMPORARY}replaced")
+            of.writing.rename(of.final)
+            sync(self.folder)
+            for path in self._dropped(of.final):  # renamed first: a removal cut short leaves no half checkpoint
                 path.rename(self.folder / f"{_TEMPORARY}dropped-{path.name}")
             self._clear_unfinished()
+
+    @contextlib.contextmanager
+    def _clearing_up(self) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError:
+            self._under_way = None
+            if dist.get_rank() == 0:  # the disk may be full
+                self._clear_unfinished()
+            raise
 
     def _clear_unfinished(self) -> None:
         for path in self.folder.glob(f"{_TEMPORARY}*"):
@@ -141,6 +180,20 @@ class CheckpointStore:
         if value is None or not math.isfinite(value):
             return math.inf, -step
         return (value if self.settings.mode == "min" else -value), step
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A checkpoint that is being written: where, where it will be, and its ``run.json``."""
+
+    writing: Path
+    final: Path
+    run: dict[str, Any]
+
+
+def _save_annotators(annotators: AnnotatorTable, folder: Path) -> None:
+    with _writing(folder):
+        annotators.save(folder / ANNOTATOR_FILE)
 
 
 @contextlib.contextmanager

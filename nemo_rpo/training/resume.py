@@ -11,7 +11,7 @@ from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import AnnotatorReliability, RecordedReliability
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.megatron.checkpoint.distributed import read_run
+from nemo_rpo.megatron.checkpoint.run_file import check_format, read_run
 from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
 from nemo_rpo.training.trainer import RPOTrainer
 
@@ -33,7 +33,9 @@ def checkpoint_to_resume(cfg: RunConfig, store: CheckpointStore) -> Path | None:
             f"no checkpoint in {store.folder}: set exp_manager.resume_ignore_no_checkpoint=true to start a new run"
         )
     if found is not None:
-        differences = fingerprint_differences(read_run(found)["config"], config_fingerprint(cfg))
+        run = read_run(found)
+        check_format(found, run)
+        differences = fingerprint_differences(run["config"], config_fingerprint(cfg))
         if differences:
             raise CheckpointError(
                 f"{found} was trained with other settings: {'; '.join(differences)}: set them back, {_OR_ANOTHER}"
@@ -59,7 +61,7 @@ def take_annotators(cfg: RunConfig, checkpoint: Path, cache: PreferenceCache) ->
 
 
 def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> None:
-    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.setup.origin` of this start.
+    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.origin.origin_of` of this start.
 
     Raises:
         CheckpointError: other pairs, labels, starting weights or previous iterate.
@@ -70,7 +72,7 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
             f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
             f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
         )
-    if saved.get("previous_iterate", origin["previous_iterate"]) != origin["previous_iterate"]:
+    if saved["previous_iterate"] != origin["previous_iterate"]:
         raise CheckpointError(
             f"{checkpoint} was trained against another previous iterate than model.rpo.previous_iterate="
             f"{cfg.model.rpo.previous_iterate}: set it back, {_OR_ANOTHER}"

@@ -71,9 +71,13 @@ class RPOTrainer:
             reason = self.stop.reason(self.model.device)
             if self.schedule.saves(step) or reason:
                 self.save(step)
+            else:
+                self._say_saved(self.store.finish(wait=False))
             if reason and step < self.schedule.total_steps:
+                self._say_saved(self.store.finish(wait=True))
                 self.log.note(f"stopped at step {step}: {reason}; start again to go on")
                 return False
+        self._say_saved(self.store.finish(wait=True))
         return True
 
     def train_single_step(self, step: int, batch: Batch) -> None:
@@ -156,7 +160,11 @@ class RPOTrainer:
             "skipped_in_a_row": self.skipped_in_a_row,
             **self.annotators.state(),
         }
-        path = self.store.save(self.model, self.splits["train"].cache.annotators, run)
+        whole = self.store.save(self.model, self.splits["train"].cache.annotators, run)
         if self.cfg.model.rpo.enabled:
             self.annotators.write(step)
-        self.log.note(f"saved {path}")
+        self._say_saved(whole)
+
+    def _say_saved(self, checkpoints: list[Path]) -> None:
+        for path in checkpoints:
+            self.log.note(f"saved {path}")

@@ -32,7 +32,7 @@ HOPPER = Machine((9, 0), "2.11.0", RECIPES)
         ("fp8_tensorwise", Machine((8, 0), "2.11.0", RECIPES), "8.9, and this one has 8.0: set it to bf16"),
         ("fp8_blockwise", Machine((8, 9), "2.11.0", RECIPES), "9.0, and this one has 8.9: set it to fp8_tensorwise"),
         ("fp8_tensorwise", Machine((9, 0), None), "needs Transformer Engine: install"),
-        ("fp8_blockwise", Machine((9, 0), "2.1.0"), "Float8BlockScaling, which 2.1.0 has not: install 2.3 or newer"),
+        ("fp8_blockwise", Machine((9, 0), "2.1.0"), "Float8BlockScaling, which 2.1.0 does not have: install 2.3 or n"),
         (
             "fp8_blockwise",
             Machine((9, 0), "2.11.0", RECIPES, (("fp8_blockwise", "FP8 needs CUDA >= 12.9."),)),

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -148,14 +147,9 @@ def step(number: int) -> str:
 
 
 def tensors(checkpoint: Path, scratch: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a distributed checkpoint by its global name: weights and optimizer state."""
+    """Every tensor of a checkpoint by its key: weights, optimizer, EM and random state."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     dcp_to_torch_save(checkpoint, scratch / "whole.pt")
     state = torch.load(scratch / "whole.pt", weights_only=False)
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-
-
-def common(checkpoint: Path) -> dict[str, Any]:
-    """What every rank shares: step counts of the optimizer and its schedule, the EM's state."""
-    return torch.load(checkpoint / "common.pt", weights_only=False)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
@@ -17,7 +18,7 @@ import torch
 from nemo_rpo.training.logs.metrics import read_metrics
 from nemo_rpo.training.stop import STOPPED_EARLY
 
-from .runs import STEPS, STEPS_PER_EPOCH, World, checkpoints, common, step, steps_done, tensors
+from .runs import STEPS, STEPS_PER_EPOCH, World, checkpoints, step, steps_done, tensors
 
 pytestmark = pytest.mark.distributed
 
@@ -37,9 +38,14 @@ def assert_same_end(resumed: Path, unbroken: Path, scratch: Path) -> None:
     assert checkpoints(resumed) == checkpoints(unbroken)
     for name in checkpoints(unbroken):
         ours, theirs = (run / "checkpoints" / name for run in (resumed, unbroken))
-        assert (ours / "run.json").read_bytes() == (theirs / "run.json").read_bytes()
+        assert run_of(ours) == run_of(theirs)
         assert_equal(tensors(ours, scratch), tensors(theirs, scratch))
-        assert_equal(common(ours), common(theirs))
+
+
+def run_of(checkpoint: Path) -> dict[str, Any]:
+    """``run.json`` without the digests: files with the same tensors need not have the same bytes."""
+    run = json.loads((checkpoint / "run.json").read_text())
+    return {**run, "files": sorted(run["files"]), "digest": ""}
 
 
 def assert_equal(ours: object, theirs: object, where: str = "") -> None:
@@ -198,7 +204,6 @@ def test_resumed_under_other_layouts(world: World, unbroken: Path, tmp_path: Pat
         torch.testing.assert_close(
             ours[name], theirs[name], rtol=1e-5, atol=1e-5, msg=lambda text, at=name: f"{at}: {text}"
         )
-    torch.testing.assert_close(common(out / LAST)["em"]["eta"], common(unbroken / LAST)["em"]["eta"], rtol=0, atol=1e-5)
 
 
 def stamps(out: Path) -> dict[str, tuple[int, int]]:
@@ -289,8 +294,8 @@ def test_annotators_that_are_new_join(world: World, unbroken: Path, tmp_path: Pa
     record = parquet.read_table(out / "annotators.parquet").to_pylist()
     way = record[-1]["trajectory_eta"]
     assert math.isnan(way[0]) and 0 < way[-1] < 1
-    saved = common(out / LAST)["em"]
-    assert saved["label_counts"].tolist()[-1] > 0  # it has been learnt from
+    saved = tensors(out / LAST, tmp_path)
+    assert saved["em.label_counts"].tolist()[-1] > 0  # it has been learnt from
 
 
 def test_rankings_are_resumed(world: World, tmp_path: Path) -> None:

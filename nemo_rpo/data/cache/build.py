@@ -59,7 +59,10 @@ def open_cache(
                 f"cannot write the token cache in {folder.parent} ({exc.strerror or exc}); set model.data.cache_dir"
             ) from exc
     cache = PreferenceCache(folder)
-    log.info("%s: %s", ", ".join(str(path) for path in spec.paths), cache.summary())
+    files = ", ".join(str(path) for path in spec.paths)
+    log.info("%s: %s", files, cache.summary())
+    for note in cache.notes():
+        log.warning("%s: %s", files, note)
     return cache
 
 

@@ -13,21 +13,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nemo_rpo.megatron.compat.torch_internals import onednn_linear
+
 _SMALL = 2**20  # products of fewer multiplications are over before oneDNN has found its kernel
 
 
-def install() -> None:
-    """Replaces ``torch.matmul`` and ``Tensor.matmul``; without oneDNN in this torch, nothing."""
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        torch.matmul, torch.Tensor.matmul = through_onednn(torch.matmul), through_onednn(torch.Tensor.matmul)
-
-
 def through_onednn(matmul: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``matmul`` itself, but for large fp32 products ``[…, k] × [k, n]`` that autograd does not follow.
+    """``matmul``, with large fp32 products ``[…, k] × [k, n]`` that autograd does not follow sent to oneDNN.
 
-    Those of weight gradients, whose left side is transposed, stay too: there MKL is the faster one.
+    Those of weight gradients, whose left side is transposed, stay: there MKL is the faster one. Without oneDNN in this
+    torch all do.
     """
-    linear = torch.ops.mkldnn._linear_pointwise
+    linear = onednn_linear()
+    if linear is None:
+        return matmul
 
     @functools.wraps(matmul)
     def product(left: Tensor, right: Tensor, **options: Tensor) -> Tensor:
@@ -42,6 +41,6 @@ def through_onednn(matmul: Callable[..., Tensor]) -> Callable[..., Tensor]:
             or left.numel() * right.shape[1] < _SMALL
         ):
             return matmul(left, right, **options)
-        return linear(left, right.t(), None, "none", [], "")
+        return linear(left, right.t())
 
     return product

@@ -1,12 +1,15 @@
 """Megatron-Core on a CPU: everything that makes the engine run over gloo ranks stands here and nowhere else.
 
+This is to CPU runs what :mod:`nemo_rpo.megatron.compat` is to all runs, and the only other module that replaces names
+of torch and Megatron-Core or uses private ones.
+
 Megatron-Core is written for CUDA. Its mathematics, schedules and collectives do not need it; what stands in the way is
 device *names*. :func:`install` therefore
 
 * answers ``torch.cuda.current_device()`` with the CPU and turns streams, events, NVTX ranges and cache calls into
-no-ops,
+  no-ops,
 * maps ``torch.cuda``'s random state to torch's own generator (``model_parallel_cuda_manual_seed`` then works as on a
-GPU),
+  GPU),
 * lets the tensor factories and ``Tensor.cuda/.to`` read the device name ``"cuda"`` as ``"cpu"``,
 * lets ``Tensor.type()`` answer ``torch.cuda.FloatTensor``, which the optimizer asserts on,
 * keeps ``jit_fuser`` from compiling (a C++ build per fused operation would cost more than a CPU run),
@@ -32,7 +35,7 @@ from typing import Any
 import torch
 import torch.utils._device
 
-from nemo_rpo.megatron.cpu import matmul as cpu_matmul
+from nemo_rpo.megatron.cpu.matmul import through_onednn
 
 CPU = torch.device("cpu")
 _FACTORIES = (
@@ -159,5 +162,5 @@ def install() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     _patch_cuda_module()
     _patch_tensors()
-    cpu_matmul.install()
+    torch.matmul, torch.Tensor.matmul = through_onednn(torch.matmul), through_onednn(torch.Tensor.matmul)
     _patch_megatron()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nemo_rpo.megatron.compat.main_grad import announce_main_grad, keeps_main_grad
+
 # fp32 logits that exist at a time: 32 MiB on a CPU, of whose products larger blocks make no better ones.
 BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 
@@ -36,15 +38,14 @@ class HeadGradients:
     """The gradients of ``logits = hidden · weightᵀ``, block after block; each only where it is wanted.
 
     The hidden states' is a sum over blocks, kept in fp32. A row of the head's is one product, with no sum over blocks
-    to round. It goes into ``main_grad`` where Megatron's data parallelism keeps one, else into a tensor of its own; one
-    that is already in ``main_grad`` is announced as Megatron's linear layers do it: the parameter's flag is set, and
-    autograd gets a dummy, of zeros where the same parameter has another gradient (tied embeddings).
+    to round. It goes into ``main_grad`` where Megatron's data parallelism keeps one
+    (:mod:`nemo_rpo.megatron.compat.main_grad`), else into a tensor of its own.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, wants_hidden: bool, wants_weight: bool) -> None:
         self._hidden, self._weight = hidden, weight
         self._of_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
-        self._in_main_grad = getattr(weight, "grad_added_to_main_grad", None) is not None
+        self._in_main_grad = keeps_main_grad(weight)
         self._of_weight: Tensor | None = None
         if wants_weight:
             self._of_weight = weight.main_grad if self._in_main_grad else torch.zeros_like(weight)
@@ -64,9 +65,7 @@ class HeadGradients:
     def _weights_for_autograd(self) -> Tensor | None:
         if self._of_weight is None or not self._in_main_grad:
             return self._of_weight
-        self._weight.grad_added_to_main_grad = True
-        zeros = getattr(self._weight, "zero_out_wgrad", False)
-        return torch.zeros_like(self._weight) if zeros else torch.empty_like(self._weight)
+        return announce_main_grad(self._weight)
 
 
 def rows_here(vocab_size: int, first_row: int, weight: Tensor) -> int:

@@ -17,7 +17,6 @@ with warnings.catch_warnings():
         get_gpt_layer_local_spec,
         get_gpt_layer_with_transformer_engine_spec,
     )
-    from megatron.core.transformer.mlp import MLPSubmodules
     from megatron.core.transformer.module import Float16Module
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -27,6 +26,7 @@ from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
+from nemo_rpo.megatron.compat.layer_spec import set_module, set_part
 from nemo_rpo.megatron.cpu.norm import TorchNorm
 from nemo_rpo.megatron.cpu.rotary import RotarySelfAttention
 from nemo_rpo.megatron.cpu.swiglu import SwiGLU
@@ -144,25 +144,21 @@ def _block_spec(
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_layernorm)
     else:
         layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_layernorm, normalization=config.normalization)
-    layer.module, layer.params = PrecisionLayer, {**layer.params, "precision": precision}
+    set_module(layer, PrecisionLayer, precision=precision)
     if te:
         return layer
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
-    if architecture.position_embedding_type == "rope":
-        layer.submodules.self_attention.module = RotarySelfAttention
-    if config.use_te_activation_func:
-        _mlp_parts(layer.submodules.mlp).activation_func = SwiGLU
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = ContextSDPA if config.context_parallel_size > 1 else CausalSDPA
+    norms = ["input_layernorm", "pre_mlp_layernorm"]
     if architecture.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = TorchNorm
+        norms += ["self_attention.q_layernorm", "self_attention.k_layernorm"]
+    for norm in norms:
+        set_part(layer, norm, TorchNorm)
+    if architecture.position_embedding_type == "rope":
+        set_module(layer.submodules.self_attention, RotarySelfAttention)
+    if config.use_te_activation_func:
+        set_part(layer, "mlp.activation_func", SwiGLU)
+    set_part(layer, "self_attention.core_attention", ContextSDPA if config.context_parallel_size > 1 else CausalSDPA)
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TorchNorm)
-
-
-def _mlp_parts(mlp: Any) -> MLPSubmodules:
-    """Of a layer spec's ``mlp``, which is a partial function since Megatron-Core 0.19."""
-    return mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
 
 
 def _rope_arguments(architecture: GPTArchitecture) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Megatron-Core's GPTModel, able to answer questions about given tokens in the place of giving logits.
+"""Megatron-Core's GPTModel, that returns log-probs (or hidden states, KL, rewards) of given tokens instead of logits.
 
 The head is part of the model, so that whatever Megatron hangs on its layers (the wait for gathered weights, tied
 embeddings of first and last pipeline stage, precision wrappers) finds it where it looks for it.
@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
@@ -24,6 +23,8 @@ from torch import Tensor
 from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
+from nemo_rpo.megatron.compat.gpt_model import become, decoder_output
+from nemo_rpo.megatron.compat.main_grad import through_autograd
 from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
 from nemo_rpo.megatron.logprobs.divergence import linear_kl
 from nemo_rpo.megatron.logprobs.from_logits import token_logprobs
@@ -32,7 +33,7 @@ from nemo_rpo.megatron.network.reward_head import RewardHead
 
 
 class ScoringHead(ColumnParallelLinear):
-    """The output layer; given the tokens to score, what is asked about them takes the place of logits.
+    """The output layer: logits, or what is requested of given tokens instead.
 
     Made of an output layer by :meth:`take_over`.
     """
@@ -47,7 +48,7 @@ class ScoringHead(ColumnParallelLinear):
         ``logprob_head`` says by what log-probs are made: ``logits``, all of them, which Megatron's cross entropy reads;
         ``chunked``, :func:`linear_logprobs`; ``liger``, :func:`liger_logprobs`.
         """
-        layer.__class__ = cls
+        become(layer, cls)
         layer.vocab_size, layer.logprob_head = vocab_size, logprob_head
 
     def forward(
@@ -76,8 +77,9 @@ class ScoringHead(ColumnParallelLinear):
             found["logps"] = token_logprobs(scored, responses.token, self.vocab_size)
             request = replace(request, logps=False)
         if self.logprob_head == "liger" or (through_logits and not self.gradient_accumulation_fusion):
-            # Autograd has the head's gradient then, and what is in main_grad already would pass for all of it.
-            weight = weight.view_as(weight)
+            # Here autograd delivers the head's gradient; the view hides Megatron's flag, so DDP still adds it to
+            # main_grad.
+            weight = through_autograd(weight)
         return found | self._answer(input_, weight, responses, request), None
 
     def _answer(self, input_: Tensor, weight: Tensor, responses: ResponseTokens, request: HeadRequest) -> HeadOutputs:
@@ -145,19 +147,11 @@ class PreferenceGPT(GPTModel):
         vocabulary-parallel logits ``[b, s, V/T]`` without them.
 
         ``input_ids`` and ``position_ids`` are int64 ``[b, s]``; ``segments`` say what a row (b = 1) is packed of.
-        Written on GPTModel's parts, which are the same in all supported releases; its own forward has no place for
-        ``responses`` before 0.18, and none for positions that go on from a shared prompt.
         """
-        hidden = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
         packed = segments
         if segments is not None and self.transformer_engine:
             packed = segments.packed_seq_params(input_ids.device)
-        hidden = self.decoder(
-            hidden_states=hidden,
-            attention_mask=attention_mask,
-            rotary_pos_emb=self._rotary_embedding(hidden, position_ids, packed),
-            packed_seq_params=packed,
-        )
+        hidden = decoder_output(self, input_ids, position_ids, attention_mask, packed)
         if not self.post_process:
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
@@ -171,17 +165,3 @@ class PreferenceGPT(GPTModel):
         """``[V/T, h]``, on the last stage."""
         tied = self.share_embeddings_and_output_weights
         return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-
-    def _rotary_embedding(
-        self, hidden: Tensor | None, position_ids: Tensor, packed: Segments | PackedSeqParams | None
-    ) -> Tensor | None:
-        """The angles ``[s, 1, 1, d]`` of a row's positions; None where positions are embedded. Those of Transformer
-        Engine's packs are of the longest sequence, which it counts through itself.
-        """
-        if self.position_embedding_type != "rope":
-            return None
-        if isinstance(packed, PackedSeqParams):
-            return self.rotary_pos_emb(packed.max_seqlen_q, packed_seq=True)
-        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config)
-        angles = self.rotary_pos_emb(length)
-        return angles if packed is None else angles.index_select(0, position_ids[0])

@@ -34,9 +34,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.lengths import FP8_TOKENS
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.compat.transformer_engine import autocast, objections
 
 _RECIPES = {"fp8_tensorwise": "Float8CurrentScaling", "fp8_blockwise": "Float8BlockScaling"}
-_CHECKS = {"fp8_tensorwise": "check_fp8_support", "fp8_blockwise": "check_fp8_block_scaling_support"}
 # The fewest: Ada for scales of tensors, Hopper for those of blocks.
 _CAPABILITY = {"fp8_tensorwise": (8, 9), "fp8_blockwise": (9, 0)}
 
@@ -69,15 +69,9 @@ def this_machine() -> Machine:
     if capability is None:
         return Machine(None, version)
     from transformer_engine.common import recipe
-    from transformer_engine.pytorch import fp8
 
-    checks = {name: getattr(fp8, check, lambda: (True, "")) for name, check in _CHECKS.items()}
-    return Machine(
-        capability,
-        version,
-        frozenset(kind for kind in _RECIPES.values() if hasattr(recipe, kind)),
-        tuple((name, said) for name, check in checks.items() for able, said in [check()] if not able),
-    )
+    recipes = frozenset(kind for kind in _RECIPES.values() if hasattr(recipe, kind))
+    return Machine(capability, version, recipes, objections())
 
 
 def check_machine(precision: str, machine: Machine) -> None:
@@ -104,8 +98,8 @@ this one has 8.9: set it to fp8_tensorwise
         raise ConfigError(f"{setting} needs Transformer Engine: install transformer-engine[pytorch], or set it to bf16")
     if _RECIPES[precision] not in machine.recipes:
         raise ConfigError(
-            f"{setting} needs Transformer Engine's {_RECIPES[precision]}, which {machine.transformer_engine} has not: "
-            "install 2.3 or newer, or set it to bf16"
+            f"{setting} needs Transformer Engine's {_RECIPES[precision]}, which {machine.transformer_engine} does not "
+            "have: install 2.3 or newer, or set it to bf16"
         )
     if said := dict(machine.objections).get(precision):
         raise ConfigError(
@@ -145,14 +139,11 @@ def transformer_engine_recipe(precision: str) -> AbstractContextManager:
     """Transformer Engine's autocast with the recipe of ``precision``; nothing for bf16."""
     if precision == "bf16":
         return contextlib.nullcontext()
-    import transformer_engine.pytorch as te
     from transformer_engine.common import recipe
 
     exact = recipe.MMParams(use_split_accumulator=True)
     products = {f"fp8_gemm_{product}": exact for product in ("fprop", "dgrad", "wgrad")}
-    made = getattr(recipe, _RECIPES[precision])(**products)
-    # The name since 2.9; the older one goes away.
-    return te.autocast(recipe=made) if hasattr(te, "autocast") else te.fp8_autocast(enabled=True, fp8_recipe=made)
+    return autocast(getattr(recipe, _RECIPES[precision])(**products))
 
 
 class Precision:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim.adamw import adamw
+
+from nemo_rpo.megatron.compat.megatron_optimizer import adam_in_use, use_adam
+from nemo_rpo.megatron.compat.torch_internals import fused_adamw
 
 
 class TorchFusedAdam(torch.optim.Optimizer):
@@ -36,14 +38,13 @@ class TorchFusedAdam(torch.optim.Optimizer):
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
             states = [self.state[parameter] for parameter in parameters]
-            adamw(
+            fused_adamw(
                 parameters,
                 [parameter.grad for parameter in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
                 [torch.tensor(float(before), device=parameter.device) for parameter in parameters],
-                fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -55,16 +56,12 @@ class TorchFusedAdam(torch.optim.Optimizer):
 
 
 def install_where_needed(on_gpu: bool) -> bool:
-    """Makes Megatron's optimizers use :class:`TorchFusedAdam` if they would use torch's AdamW, or a GPU's on a CPU;
+    """Makes Megatron's optimizers use :class:`TorchFusedAdam` if they would use torch's AdamW, or a GPU's on a CPU.
 
-    returns whether they do.
+    Returns whether they do.
     """
-    import megatron.core.optimizer as optimizer
-    import megatron.core.optimizer.distrib_optimizer as distributed
-
-    if distributed.HAVE_APEX_OR_TE and on_gpu:
-        return optimizer.Adam is TorchFusedAdam
-    optimizer.Adam = distributed.Adam = TorchFusedAdam
-    optimizer.USING_PYTORCH_OPTIMIZER = False
-    distributed.HAVE_APEX_OR_TE = distributed.USING_TE_OPTIMIZER = True
+    adam, fused = adam_in_use()
+    if fused and on_gpu:
+        return adam is TorchFusedAdam
+    use_adam(TorchFusedAdam)
     return True

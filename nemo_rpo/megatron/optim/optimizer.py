@@ -13,6 +13,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.megatron.compat.megatron_optimizer import step_if
 from nemo_rpo.megatron.optim.adam import install_where_needed
 
 _DECAY_STYLES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "constant"}
@@ -20,9 +21,8 @@ _DECAY_STYLES = {"CosineAnnealing": "cosine", "linear": "linear", "constant": "c
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one optimizer step did:
-
-    whether the weights moved, and the gradient norm before clipping (nan or inf when it was skipped for that).
+    """What one optimizer step did: whether the weights moved, and the gradient norm before clipping (nan or inf when it
+    was skipped for that).
     """
 
     updated: bool
@@ -101,22 +101,6 @@ def build_scheduler(optimizer: Any, cfg: RunConfig, total_steps: int) -> Optimiz
 def guarded_step(optimizer: Any, clip_grad: float) -> StepOutcome:
     """Clips and steps, unless the gradient norm is NaN or infinite; then nothing moves, on any rank.
 
-    Megatron's own ``step`` checks for overflow only under a loss scaler, so fp32 and bf16 would step into the NaN. The
-    norm is global (one all-reduce inside Megatron), hence every rank takes the same branch.
+    The norm is global (one all-reduce inside Megatron), hence every rank takes the same branch.
     """
-    overflow = optimizer.prepare_grads()
-    grad_norm = float(optimizer.get_grad_norm())
-    if overflow or not math.isfinite(grad_norm):
-        return StepOutcome(False, grad_norm)
-    if clip_grad > 0:
-        _clip(optimizer, clip_grad, grad_norm)
-    return StepOutcome(bool(optimizer.step_with_ready_grads()), grad_norm)
-
-
-def _clip(optimizer: Any, clip_grad: float, grad_norm: float) -> None:
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        parameters = part.get_parameters()
-        if parameters:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad, total_norm=grad_norm)
+    return StepOutcome(*step_if(optimizer, clip_grad, math.isfinite))

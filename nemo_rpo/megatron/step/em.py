@@ -11,12 +11,11 @@ from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import (
     AnnotatorReliability,
-    BufferedReliability,
     Collectives,
-    MarginBuffer,
     PairRecord,
     RecordedReliability,
     Votes,
+    build_estimator,
 )
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
@@ -38,23 +37,31 @@ def build_reliability(
     ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
     pair. No collective.
     """
-    em = _estimator(rpo, cache, device)
+    em = estimator_of(rpo, cache, device)
     if not (rpo.enabled and rpo.record):
         return em
     pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
     return RecordedReliability(em, pairs, COLLECTIVES)
 
 
-def _estimator(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
-    annotators = len(cache.annotators)
-    if rpo.estimator == AnnotatorReliability.estimator:
-        return AnnotatorReliability(annotators, rpo, device)
-    buffer = MarginBuffer(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
-    share = cache.share_of_ranking(buffer.block)
-    votes = Votes(
-        *map(torch.from_numpy, cache.vote_matrix(buffer.block)), None if share is None else torch.from_numpy(share)
+def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
+    """``rpo.estimator`` over the annotators and pairs of ``cache``, at its start. No collective."""
+
+    def votes_of(block: slice) -> Votes:
+        share = cache.share_of_ranking(block)
+        labels = map(torch.from_numpy, cache.vote_matrix(block))
+        return Votes(*labels, None if share is None else torch.from_numpy(share))
+
+    return build_estimator(
+        rpo,
+        len(cache.annotators),
+        len(cache),
+        votes_of,
+        parallel.data_parallel_rank(),
+        parallel.data_parallel_size(),
+        COLLECTIVES,
+        device,
     )
-    return BufferedReliability(annotators, rpo, buffer, votes, COLLECTIVES, device)
 
 
 def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:

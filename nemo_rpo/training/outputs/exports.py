@@ -11,7 +11,7 @@ import torch.distributed as dist
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.checkpoint.huggingface.config import config_from_architecture, read_hf_config
 from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
@@ -42,13 +42,27 @@ def check(cfg: RunConfig, architecture: GPTArchitecture) -> None:
 
 
 def drop(folder: Path) -> None:
-    """Removes the exports in a run's ``folder``. Raises :class:`OSError` if one cannot be removed."""
-    shutil.rmtree(folder / _HF_FOLDER, ignore_errors=True)
-    (folder / _NEMO_FILE).unlink(missing_ok=True)
+    """Removes the exports in a run's ``folder``: whatever :func:`write` finds there is of this run's last step.
+
+    Raises:
+        CheckpointError: one cannot be removed.
+    """
+    for path in (folder / _HF_FOLDER, folder / _NEMO_FILE):
+        try:
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)  # of a link to another disk, the link alone
+            else:
+                shutil.rmtree(path)
+        except OSError as exc:
+            raise CheckpointError(
+                f"{path}, of an earlier end of this run, cannot be removed ({exc.strerror or exc}), and must not be "
+                "taken for this one's: remove it and start again"
+            ) from exc
 
 
 def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path]:
-    """Writes what ``exp_manager.checkpoint_callback_params`` asks for and is not there yet; its places. Collective.
+    """Writes what ``exp_manager.checkpoint_callback_params`` asks for and is not there yet; its places. Collective,
+    with :meth:`MegatronGPTRPOModel.gather_weights`.
 
     Raises:
         CheckpointError: one cannot be written.
@@ -65,6 +79,7 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
         wanted[folder / _NEMO_FILE] = lambda path: export_nemo(
             model.model, model.architecture, path, tokenizer_spec(cfg).settings(), source
         )
+    model.gather_weights()
     for path, export in wanted.items():
         if not on_first_rank(path.exists):
             export(path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.errors import printable
+
 _LAST = 10  # a single batch says little about where a run ended
 _ENDS = 10  # annotators shown at each end of a long table
 _WIDTH = 32  # of an annotator's id
@@ -36,6 +38,7 @@ class AnnotatorRow:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns two spaces apart; the first is flush left, the others flush right."""
+    rows = [[printable(cell) for cell in row] for row in rows]  # ids are what a file says they are
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, *rows):

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -28,6 +27,7 @@ from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.nemo.archive import CONFIG_FILE, NemoArchive
 from nemo_rpo.megatron.checkpoint.nemo.mapping import LAYERS, key_of
 from nemo_rpo.megatron.checkpoint.nemo.torch_dist import FOLDER, PREFIX
+from nemo_rpo.megatron.compat.torch_internals import storage_info
 
 _DATA = "__0_0.distcp"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}
@@ -81,7 +81,7 @@ class NemoWriter:
     def _append(self, where: MetadataIndex, value: Any) -> None:
         stream = io.BytesIO()
         torch.save(value, stream)
-        self._index.storage_data[where] = _StorageInfo(_DATA, self._offset, stream.tell())
+        self._index.storage_data[where] = storage_info(_DATA, self._offset, stream.tell())
         self._offset += stream.tell()
         with self._or_abandon(), (self.partial / FOLDER / _DATA).open("ab") as file:
             file.write(stream.getbuffer())

@@ -1,0 +1,47 @@
+"""The weights of a model's chunks as Megatron's sharded tensors, without what is no tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+from nemo_rpo.errors import CheckpointError
+
+State = dict[str, Any]
+
+
+def _unwrapped(chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The GPTModels inside data-parallel and precision wrappers."""
+    unwrapped = []
+    for chunk in chunks:
+        while hasattr(chunk, "module"):
+            chunk = chunk.module
+        unwrapped.append(chunk)
+    return unwrapped
+
+
+def chunk_names(chunks: list[torch.nn.Module]) -> list[str]:
+    """What the state calls each chunk."""
+    return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
+
+
+def model_state(chunks: list[torch.nn.Module]) -> State:
+    """Sharded weights by chunk and name. What Transformer Engine keeps beside them (scales of delayed FP8, which is
+    refused here) would be pickles, and stays out.
+    """
+    state = {}
+    for name, chunk in zip(chunk_names(chunks), _unwrapped(chunks), strict=True):
+        entries = chunk.sharded_state_dict().items()
+        state[name] = {key: entry for key, entry in entries if not isinstance(entry, ShardedObject)}
+    return state
+
+
+def load_model_state(chunks: list[torch.nn.Module], state: State) -> None:
+    """Takes over loaded weights; :class:`CheckpointError` where they are not those of the model."""
+    for name, chunk in zip(chunk_names(chunks), _unwrapped(chunks), strict=True):
+        found = chunk.load_state_dict(state[name], strict=False)
+        missing = [key for key in found.missing_keys if not key.endswith("_extra_state")]
+        if missing or found.unexpected_keys:
+            raise CheckpointError(f"the checkpoint does not have the model's {(missing + found.unexpected_keys)[0]}")

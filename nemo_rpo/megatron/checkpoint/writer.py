@@ -1,0 +1,179 @@
+"""Writes the tensors of a run's checkpoints, each rank its part, in a process beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import __version__ as megatron_version
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from torch.distributed.checkpoint.api import CheckpointException
+
+from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.checkpoint.background import die_with_parent
+from nemo_rpo.megatron.checkpoint.optimizer_state import optimizer_state, steps_taken
+from nemo_rpo.megatron.checkpoint.run_file import digests_of, sync
+from nemo_rpo.megatron.checkpoint.sharded import em_state, layout, random_state
+from nemo_rpo.megatron.checkpoint.weights import model_state
+from nemo_rpo.megatron.model import MegatronGPTRPOModel
+
+# Since Megatron-Core 0.19, whose default needs a package of its own. It recommends that one in a warning.
+_OWN_WRITER = {"async_strategy": "mcore"}
+_TAKES_STRATEGY = "async_strategy" in inspect.signature(FullyParallelSaveStrategyWrapper.async_save).parameters
+logging.getLogger(torch_strategy.__name__).addFilter(lambda line: "async save is deprecated" not in str(line.msg))
+
+
+class StateWriter:
+    """Writes the checkpoints of a run one after the other.
+
+    A writer process a rank, forked with the tensors as they are, writes the rank's part, brings it onto the disk and
+    digests it, while the run waits in :meth:`finish` or goes on. Of what several data-parallel ranks hold each writes a
+    share; which one is settled, and checked to be whole, at the first save of a run.
+
+    Args:
+        digests: make the SHA-256 of every data file.
+    """
+
+    def __init__(self, digests: bool) -> None:
+        self._digests = digests
+        strategy = torch_strategy.TorchDistSaveShardedStrategy("torch_dist", 1)
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        self._strategy = FullyParallelSaveStrategyWrapper(strategy, group, do_cache_distribution=True)
+        self._queue = AsyncCallsQueue()
+        self._folder: Path | None = None
+
+    def begin(self, folder: Path, model: MegatronGPTRPOModel) -> dict[str, Any]:
+        """Starts to write ``model`` as it is now into the existing, empty ``folder``; returns what ``run.json`` has to
+        say of it. The weights may change as soon as this returns.
+
+        On a GPU the tensors are first copied to the host: as many bytes as this rank writes.
+
+        Collectives: :meth:`MegatronGPTRPOModel.gather_weights`; descriptions of the tensors, gathered over the world.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self._folder is not None:
+            raise RuntimeError("a checkpoint is being written: finish it first")
+        model.gather_weights()
+        weights = model_state(model.model)
+        state = {
+            "optimizer": optimizer_state(model.optimizer, weights),
+            "em": em_state(model.em),
+            "random": random_state(),
+            **weights,
+        }
+        with _writing(folder):
+            sharded, _ = save_preprocess(state, validate_access_integrity=False)
+            own = _OWN_WRITER if _TAKES_STRATEGY else {}
+            request = self._strategy.async_save(sharded, str(folder), **own)
+            self._queue.schedule_async_request(self._digesting(request, folder))
+        self._folder = folder
+        return {
+            "architecture": model.architecture.to_dict(),
+            "layout": layout(),
+            "reward_outputs": dict(model.needs.reward_outputs),
+            "optimizer_steps": steps_taken(model.optimizer),
+            "scheduler": model.scheduler.state_dict(),
+            "megatron_core": megatron_version,
+        }
+
+    def _digesting(self, request: AsyncRequest, folder: Path) -> AsyncRequest:
+        if request.async_fn is None:  # this rank has nothing to write
+            return request
+        write = partial(_write_part, request.async_fn, folder, dist.get_rank(), self._digests, os.getpid())
+        return request._replace(async_fn=write)
+
+    def finish(self, wait: bool) -> dict[str, str] | None:
+        """The digests of all data files by name, on every rank, once everything is written; None as long as it is not.
+        With ``wait``, returns when it is. :meth:`begin` has to come before.
+
+        Collectives: an all-reduce of 4 bytes over the world; at the end places and digests of the tensors, gathered.
+
+        Raises:
+            CheckpointError: it cannot be written, on every rank.
+        """
+        folder = self._folder
+        with _writing(folder):
+            self._folder = None  # unless it is still under way
+            if not self._queue.maybe_finalize_async_calls(blocking=wait):
+                self._folder = folder
+                return None
+            return self._gathered_digests(folder)
+
+    def _gathered_digests(self, folder: Path) -> dict[str, str]:
+        found: list[Any] = [None] * dist.get_world_size()
+        try:
+            own: dict[str, str] | OSError = self._own_digests(folder)
+            if dist.get_rank() == 0:
+                save_config(CheckpointingConfig(self._strategy.backend, self._strategy.version), str(folder))
+        except OSError as exc:
+            own = exc
+        dist.all_gather_object(found, own)
+        for theirs in found:
+            if isinstance(theirs, OSError):
+                raise theirs
+        return {name: digest for theirs in found for name, digest in theirs.items()}
+
+    def _own_digests(self, folder: Path) -> dict[str, str]:
+        path = _digest_file(folder, dist.get_rank())
+        if not self._digests or not _data_files(folder, dist.get_rank()):
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+        return found
+
+
+def _data_files(folder: Path, rank: int) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"__{rank}_*.distcp"))
+
+
+def _digest_file(folder: Path, rank: int) -> Path:
+    return folder / f".digests-{rank}.json"
+
+
+def _write_part(write: Callable[..., None], folder: Path, rank: int, digests: bool, parent: int, *args: Any) -> None:
+    """What the writer process of a rank does; its tensors are among ``args``."""
+    die_with_parent(parent)
+    write(*args)
+    names = _data_files(folder, rank)
+    with contextlib.suppress(OSError):  # what is missing is missed in finish()
+        for name in names:
+            sync(folder / name)
+        if digests:
+            made = json.dumps(digests_of(folder, names))
+            writing = folder / f".writing-digests-{rank}"
+            writing.write_text(made, encoding="utf-8")
+            writing.rename(_digest_file(folder, rank))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, CheckpointException) as exc:
+        raise CheckpointError(
+            f"the checkpoint {folder} cannot be written ({cause(exc)}): see that its disk has room and start again"
+        ) from exc
+
+
+def cause(exc: BaseException) -> str:
+    """What went wrong with a checkpoint, in a line; of what torch gathered from the ranks, the first."""
+    if isinstance(exc, CheckpointException):
+        failures = [failure for failure, _ in exc.failures.values()]
+        return cause(failures[0]) if failures else "on another rank"
+    sentence = " ".join(str(exc).split()).split(". ")[0]
+    return f"{type(exc).__name__}: {sentence}" if sentence else type(exc).__name__

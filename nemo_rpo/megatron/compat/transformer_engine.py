@@ -1,0 +1,47 @@
+"""Names of Transformer Engine that have changed, or will, within its supported releases."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from nemo_rpo.megatron.compat.reaches import reaches
+
+_CHECKS = {"fp8_tensorwise": "is_fp8_available", "fp8_blockwise": "is_fp8_block_scaling_available"}
+_OLD_CHECKS = {"fp8_tensorwise": "check_fp8_support", "fp8_blockwise": "check_fp8_block_scaling_support"}
+
+
+@reaches("transformer_engine.pytorch:autocast")
+def autocast(recipe: Any) -> AbstractContextManager:
+    """Transformer Engine's linear layers run in ``recipe`` inside.
+
+    Reason: ``autocast`` since 2.9; the older ``fp8_autocast`` goes away.
+    """
+    import transformer_engine.pytorch as te
+
+    return te.autocast(recipe=recipe) if hasattr(te, "autocast") else te.fp8_autocast(enabled=True, fp8_recipe=recipe)
+
+
+@reaches(
+    "transformer_engine.pytorch:is_fp8_available(return_reason)",
+    "transformer_engine.pytorch:is_fp8_block_scaling_available(return_reason)",
+)
+def objections() -> tuple[tuple[str, str], ...]:
+    """(precision, what Transformer Engine says against it) for each FP8 precision that it refuses on this machine.
+
+    Reason: ``is_fp8_available`` and its like are public since 2.9. Before, the checks stood in
+    ``transformer_engine.pytorch.fp8``, which later releases deprecate and will remove.
+    """
+    import transformer_engine.pytorch as te
+
+    found = []
+    for precision, check in _CHECKS.items():
+        if hasattr(te, check):
+            able, said = getattr(te, check)(return_reason=True)
+        else:
+            from transformer_engine.pytorch import fp8
+
+            able, said = getattr(fp8, _OLD_CHECKS[precision], lambda: (True, ""))()
+        if not able:
+            found.append((precision, said))
+    return tuple(found)
