@@ -22,11 +22,14 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _forked_by_main_thread = True
 
 
-def die_with_parent() -> None:
-    """Has the kernel end this process by SIGKILL when its parent ends, or now if that has ended already."""
-    parent = os.getppid()
+def die_with_parent(parent: int | None = None) -> None:
+    """Has the kernel end this process by SIGKILL when its ``parent`` (a process id; who it is now) ends, or now if that
+    has ended already, and then whatever this process forks from now on.
+    """
+    parent = os.getppid() if parent is None else parent
     if _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+    let_children_die_with_us()
 
 
 @functools.cache
@@ -42,7 +45,7 @@ def let_children_die_with_us() -> None:
 def die_with_multiprocessing_parent() -> None:
     """In a child that multiprocessing has spawned: ends it, and what it forks, with its parent; elsewhere nothing."""
     parent = multiprocessing.parent_process()
-    if parent is None or multiprocessing.current_process().name == "MainProcess" or sys.platform != "linux":
+    if parent is None or sys.platform != "linux":
         return
     let_children_die_with_us()
 

@@ -117,6 +117,7 @@ class RPOTrainer:
 
     def _stop_diverged(self, step: int) -> None:
         self.save(step)
+        self._say_saved(self.store.finish(wait=True))
         raise TrainingError(
             f"the run has diverged: the gradient was no finite number in the last {self.skipped_in_a_row} steps, up to "
             f"step {step}, and the weights have not moved since. They are saved; start a new run with a lower "
