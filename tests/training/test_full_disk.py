@@ -41,7 +41,9 @@ def test_metrics_wait_for_room(tmp_path: Path, full: Callable[[int], None], caps
     lines = (tmp_path / METRICS_FILE).read_text().splitlines()
     assert 0 < len(lines) < 50 and all(json.loads(line)["step"] == i for i, line in enumerate(lines, start=1))
     said = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
-    assert said == [f"warning: {tmp_path / METRICS_FILE} cannot be written (File too large): the run goes on without it"]
+    [line] = said
+    assert line.startswith(f"warning: {tmp_path / METRICS_FILE} cannot be written (")
+    assert line.endswith("): the run goes on without it")
     full(10 * LIMIT)
     log.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 101))
@@ -61,7 +63,7 @@ def test_cutting_metrics_leaves_them_whole(tmp_path: Path, full: Callable[[int],
     writer.close()
     before = (tmp_path / METRICS_FILE).read_bytes()
     full(LIMIT)
-    with pytest.raises(CheckpointError, match="metrics.jsonl cannot be written .*; see that its disk has room"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written .*; see that its disk has room"):
         MetricsWriter(tmp_path, resume_step=99)
     assert (tmp_path / METRICS_FILE).read_bytes() == before and os.listdir(tmp_path) == [METRICS_FILE]
 
@@ -80,10 +82,10 @@ def test_tables_are_whole_or_as_before(tmp_path: Path, full: Callable[[int], Non
     (tmp_path / "rows.csv").write_text("before")
     (tmp_path / ANNOTATOR_CSV).write_text("before")
     full(LIMIT)
-    with pytest.raises(ConfigError, match="rows.csv cannot be written .*; name another place"):
+    with pytest.raises(ConfigError, match=r"rows\.csv cannot be written .*; name another place"):
         write_csv(tmp_path / "rows.csv", [{"text": "x" * 100}] * 1000)
     rows = [AnnotatorRow(f"annotator {i}", 1, 0.5, 0.9, 0.1, 0.5) for i in range(2000)]
-    with pytest.raises(CheckpointError, match="annotators.csv cannot be written .*; see that its disk has room"):
+    with pytest.raises(CheckpointError, match=r"annotators\.csv cannot be written .*; see that its disk has room"):
         write_annotators(tmp_path, rows)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         ("rows.csv", ANNOTATOR_CSV), "before"
