@@ -17,6 +17,7 @@ _FREE = (
     "trainer.devices",
     "trainer.accelerator",
     "trainer.log_every_n_steps",
+    "trainer.distributed_timeout_minutes",
     "trainer.dpo.max_epochs",
     "trainer.dpo.max_steps",
     "trainer.dpo.val_check_interval",

@@ -35,12 +35,13 @@ class TrainerConfig:
     accelerator: Literal["gpu", "cpu"] = "gpu"
     precision: Literal["bf16", "32"] = "bf16"
     log_every_n_steps: Count = 10  # where stderr is no terminal; metrics.jsonl has every step
+    distributed_timeout_minutes: Positive = 30.0  # after which a rank gives up on a collective that others do not join
     dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
 
 
 @dataclass
 class CheckpointCallbackConfig:
-    monitor: str = "val_loss"  # any metric of metrics.jsonl
+    monitor: str = "val_loss"  # any metric of a validation; of a named set val/NAME_loss
     mode: Literal["min", "max"] = "min"
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
@@ -168,7 +169,9 @@ class TokenizerConfig:
 
 @dataclass
 class DataConfig(RowFormat):
-    data_prefix: dict[str, Any] = field(default_factory=dict)  # train, validation: a file or a list of files
+    # train, validation: a file or a list of files. validation may be several sets, {NAME: files, …}, each with figures
+    # of its own: split val/NAME in metrics.jsonl. For monitor the first of them is `val` too.
+    data_prefix: dict[str, Any] = field(default_factory=dict)
     group_votes: bool = True  # all labels of one pair share one posterior and one forward
     invalid_pairs: Literal["error", "drop"] = "error"  # pairs that are empty, identical or too long
     allow_new_annotators: bool = False  # on resume

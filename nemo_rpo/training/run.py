@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nemo_rpo.config.load import config_to_yaml
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError
@@ -71,8 +72,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     cache = splits["train"].cache
     if checkpoint is not None:
         resume.take_annotators(cfg, checkpoint, cache)
-    if "validation" in splits:
-        splits["validation"].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
+    validated = list(filter(is_validation, splits))
+    for name in validated:
+        splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
     origin = origin_of(cfg, cache)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
@@ -80,8 +82,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     architecture = setup.architecture_for(cfg, cache)
     exports.check(cfg, architecture)
     model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
-    if "validation" in splits:
-        store.check_monitor(f"val_{name}" for name in model.metrics.means())
+    if validated:
+        named = {"val", *map(metrics_split, validated)}
+        store.check_monitor(f"{split}_{name}" for split in named for name in model.metrics.means())
     references = find_references(cfg, model, splits)
 
     facts = {

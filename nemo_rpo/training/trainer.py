@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_rpo.config.fingerprint import config_fingerprint
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import check_ranks_agree
@@ -66,7 +67,7 @@ class RPOTrainer:
                 check_ranks_agree(self.model.em)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
-            if "validation" in self.splits and self.schedule.validates(step):
+            if self.schedule.validates(step):
                 self.run_validation(step)
             reason = self.stop.reason(self.model.device)
             if self.schedule.saves(step) or reason:
@@ -132,18 +133,30 @@ class RPOTrainer:
         )
 
     def run_validation(self, step: int) -> None:
-        """Loss and metrics over the validation pairs; the EM learns nothing from them."""
-        self.model.prepare_for_validation_step()
-        for batch in self.validation_batches():
-            self.model.validation_forward(batch)
-        metrics = self.model.finish_validation_step()
-        self.val_metrics = {f"val_{name}": value for name, value in metrics.items()}
-        self.log.record("val", step, metrics)
+        """Loss and metrics over each set of validation pairs; the EM learns nothing from them. Under ``val_…`` without
+        a name stand those of the first set.
+        """
+        measured: dict[str, float] = {}
+        for split in self.validation_splits:
+            self.model.prepare_for_validation_step()
+            for batch in self.validation_batches(split):
+                self.model.validation_forward(batch)
+            metrics, called = self.model.finish_validation_step(), metrics_split(split)
+            names = {called} if measured else {"val", called}
+            measured |= {f"{name}_{metric}": value for name in names for metric, value in metrics.items()}
+            self.log.record(called, step, metrics)
+        if measured:
+            self.val_metrics = measured
 
-    def validation_batches(self) -> Iterator[Batch]:
+    @property
+    def validation_splits(self) -> list[str]:
+        """``validation``, or ``validation/NAME`` of each named set; none without validation data."""
+        return list(filter(is_validation, self.splits))
+
+    def validation_batches(self, split: str) -> Iterator[Batch]:
         """Those that a validation looks at, with their reference log-probs."""
-        available = len(self.splits["validation"].dataset)
-        return self._batches("validation", batches_of(self.cfg.trainer.dpo.limit_val_batches, available))
+        available = len(self.splits[split].dataset)
+        return self._batches(split, batches_of(self.cfg.trainer.dpo.limit_val_batches, available))
 
     def _batches(self, split: str, count: int) -> Iterator[Batch]:
         for batch in self.splits[split].dataset.batches(range(count)):

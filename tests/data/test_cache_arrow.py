@@ -103,7 +103,7 @@ def test_margins_of_any_size_are_written(tmp_path: Path) -> None:
             assert abs(delta) == 1e4 and w == float(sign * delta > 0)
         else:
             assert (w is None) == (delta is None) == (pair < 5)
-    record.write_validation(tmp_path, 1, cache, sights[:, 2])
+    record.write_validation(tmp_path, 1, {"": (cache, sights[:, 2])})
     held_out = parquet.read_table(tmp_path / record.VALIDATION).to_pydict()
     assert sorted(set(held_out["pair"])) == [0, 1, 5, 6, 7]
 

@@ -180,6 +180,9 @@ def experiment(overrides: list[str]) -> dict[str, Any]:
             "first replica of the last stage": parallel.is_last_stage()
             and parallel_state.get_tensor_model_parallel_rank() == 0
         }
+        groups = dist.group.WORLD, parallel_state.get_data_parallel_group()
+        cpu_backends = [group._get_backend(torch.device("cpu")) for group in groups]
+        found["time-outs"] = [backend.options._timeout.total_seconds() for backend in cpu_backends]
         found["steps"] = []
         for step in range(STEPS):
             metrics, outcome = run.train_step(run.batch(step))

@@ -37,7 +37,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
     2: {
         "TP=2": [f"{TP}2"],
         "PP=2, interleaved": [f"{PP}2", f"{VP}2"],
-        "DP=2": [f"{MICRO}2"],
+        "DP=2": [f"{MICRO}2", "trainer.distributed_timeout_minutes=7.5"],
         "DP=2, bf16": ["trainer.precision=bf16"],
         WARM_UP: ["model.rpo.warmup_steps=2", "model.optim.name=adam"],
     },
@@ -202,3 +202,8 @@ def test_a_refit_is_that_of_the_first_rank(saw: Callable[[str], Ranks], layout: 
     expected = f"the annotators' reliabilities on rank {len(ranks) - 1} differ from those of the other ranks after"
     assert all(rank["said"].startswith(expected if len(ranks) > 1 else "") for rank in ranks)
     assert all(bool(rank["said"]) == (len(ranks) > 1) for rank in ranks)
+
+
+def test_the_time_out_of_every_group_is_set(saw: Callable[[str], Ranks]) -> None:
+    assert [rank["time-outs"] for rank in saw("DP=2")] == [[450.0, 450.0]] * 2
+    assert [rank["time-outs"] for rank in saw("TP=2")] == [[1800.0, 1800.0]] * 2

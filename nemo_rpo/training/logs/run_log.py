@@ -51,8 +51,9 @@ class RunLog:
         self._write(step, "train", {**metrics, **timing})
 
     def record(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Figures of a ``val``, ``sweep`` or ``refit`` pass after optimizer step ``step``."""
-        self.note(f"{_SPLITS[split]} at step {step}  {figures(metrics)}")
+        """Figures of a ``val`` (of a named set ``val/NAME``), ``sweep`` or ``refit`` pass after step ``step``."""
+        kind, _, name = split.partition("/")
+        self.note(f"{_SPLITS[kind]}{' ' * bool(name)}{name} at step {step}  {figures(metrics)}")
         self._write(step, split, metrics)
 
     def note(self, text: str) -> None:
