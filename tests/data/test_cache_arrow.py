@@ -14,7 +14,9 @@ import pyarrow.parquet as parquet
 
 from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
 from nemo_rpo.data.cache import arrow
+from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation import scores
+from nemo_rpo.evaluation.judgements import judge
 from nemo_rpo.training.outputs import record
 from nemo_rpo.training.reference import file as reference
 
@@ -136,6 +138,16 @@ def test_scores_are_those_of_a_loop() -> None:
     ]
     assert found.prompt.tolist() == [prompts[i] for i in cache.pair]
     np.testing.assert_array_equal(found.delta, cache.pair.astype(float))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_policy_is_judged_by_margins_of_any_size_but_by_numbers() -> None:
+    cache, delta = Columns(50), 1e4 * np.where(np.arange(50) % 2, 1, -1).astype(np.float32)
+    found = judge(scores.scores_of(cache, delta), 10, 0)
+    assert all(np.isfinite(value) for estimate in found.values() for value in estimate)
+    delta[7] = np.inf
+    with pytest.raises(DataError, match=r"1 of 50 pairs have a margin that is no finite number, the first 'pair-7' \(two"):
+        scores.scores_of(cache, delta)
 
 
 @pytest.mark.parametrize("what", ["labels", "reference", "scores"])

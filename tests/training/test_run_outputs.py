@@ -140,7 +140,7 @@ def test_plain_dpo_believes_every_label(world: World, tmp_path: Path) -> None:
 def test_named_validation_sets(
     world: World, re_dpo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """Each set has figures of its own, which are those that it has alone; any of them may choose the best checkpoint."""
+    """Each set has the figures that it has alone, under its name; any of them may choose the best checkpoint."""
     out, files = tmp_path / "named", {name: world.folder / f"{name}.jsonl" for name in ("train", "validation")}
     named = f"{{seen: {files['train']}, held.out: [{files['validation']}]}}"
     monitor = "exp_manager.checkpoint_callback_params.monitor"
