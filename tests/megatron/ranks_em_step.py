@@ -22,11 +22,12 @@ from engine import Engine, engine, places
 from megatron.core import parallel_state
 
 from nemo_rpo.em import BufferedReliability, EMSettings, Estimate, MarginBuffer, Votes, estimate
-from nemo_rpo.errors import TrainingError
+from nemo_rpo.errors import DataError, TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import COLLECTIVES, check_ranks_agree
 from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
+from nemo_rpo.training.rank0 import once_a_node
 from nemo_rpo.training.sweep import margins, sweep_reliabilities
 
 STEPS = 3
@@ -146,6 +147,25 @@ def sweep(run: Engine) -> dict[str, Any]:
     }
 
 
+def shared_work() -> dict[str, Any]:
+    """What the first rank of a node finds out for the others, and how often it was found out."""
+    done: list[int] = []
+
+    def work() -> int:
+        done.append(dist.get_rank())
+        return 42 + dist.get_rank()
+
+    def fail() -> None:
+        raise DataError("not here")
+
+    found = once_a_node(work)
+    try:
+        once_a_node(fail)
+    except DataError as exc:
+        return {"done": done, "found": found, "said": str(exc)}
+    return {"done": done, "found": found, "said": ""}
+
+
 def agreement(run: Engine) -> dict[str, Any]:
     """A refit in which the last rank alone rounds otherwise, and what is said of a rank whose η is its own."""
     generator, annotators = torch.Generator().manual_seed(0), run.model.em.num_annotators
@@ -196,6 +216,7 @@ def experiment(overrides: list[str]) -> dict[str, Any]:
         found["validation"] = validation(run)
         found["sweep"] = sweep(run)
         found["agreement"] = agreement(run)
+        found["shared work"] = shared_work()
     return found
 
 

@@ -207,3 +207,11 @@ def test_a_refit_is_that_of_the_first_rank(saw: Callable[[str], Ranks], layout: 
 def test_the_time_out_of_every_group_is_set(saw: Callable[[str], Ranks]) -> None:
     assert [rank["time-outs"] for rank in saw("DP=2")] == [[450.0, 450.0]] * 2
     assert [rank["time-outs"] for rank in saw("TP=2")] == [[1800.0, 1800.0]] * 2
+
+
+def test_one_rank_of_a_node_works_for_all(saw: Callable[[str], Ranks]) -> None:
+    """As data files are hashed: once on this machine, the result everywhere, and the failure too."""
+    for layout in ("TP=2", "TP=2 × DP=2"):
+        ranks = [rank["shared work"] for rank in saw(layout)]
+        assert [rank["done"] for rank in ranks] == [[0], *([[]] * (len(ranks) - 1))]
+        assert all(rank["found"] == 42 and rank["said"] == "not here" for rank in ranks)
