@@ -15,6 +15,7 @@ from pathlib import Path
 from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.cache.writer import Progress, write_cache
+from nemo_rpo.digests import sync
 from nemo_rpo.errors import DataError, RPOError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def open_cache(
     num_workers: int,
     wait_timeout: float = 6 * 3600,
     progress: Progress | None = None,
+    check: bool = True,
 ) -> PreferenceCache:
     """The cache of ``spec``, built first if there is none.
 
@@ -43,9 +45,10 @@ def open_cache(
         num_workers: processes to tokenise in.
         wait_timeout: seconds to wait for another process's build.
         progress: called with rows done and rows in all.
+        check: compare every file with its digest (ranks that open it together share that out among them).
 
     Raises:
-        DataError: bad data or tokenizer, a cache folder that cannot be written, or the time-out.
+        DataError: bad data or tokenizer, a cache that is damaged or cannot be written, or the time-out.
     """
     folder = cache_folder(spec, cache_dir)
     if not folder.is_dir():
@@ -57,6 +60,8 @@ def open_cache(
                 f"cannot write the token cache in {folder.parent} ({exc.strerror or exc}); set model.data.cache_dir"
             ) from exc
     cache = PreferenceCache(folder)
+    if check:
+        cache.check()
     log.info("%s: %s", ", ".join(str(path) for path in spec.paths), cache.summary())
     return cache
 
@@ -97,6 +102,7 @@ def _build_once(
 def _publish(workplace: Path, folder: Path) -> None:
     try:
         os.rename(workplace, folder)
+        sync(folder.parent)
     except OSError:
         if not folder.is_dir():  # else another build of the same key was first, and it is as good
             raise

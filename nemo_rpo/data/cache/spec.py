@@ -14,7 +14,7 @@ from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.errors import ConfigError
 
 INVALID_PAIRS = ("error", "drop")
-CACHE_VERSION = 3  # raised whenever the same input would give other files
+CACHE_VERSION = 4  # raised whenever the same input would give other files
 
 
 @dataclass(frozen=True)
