@@ -21,6 +21,7 @@ from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.digests import sealed
 from nemo_rpo.errors import ConfigError, DataError
 
 from .conftest import TEXT, write_jsonl
@@ -410,6 +411,23 @@ def test_a_damaged_cache_is_named(spec, damage):
         PreferenceCache(cache.folder)
 
 
+def test_a_flipped_bit_in_any_file_is_named(spec):
+    wanted = spec(random_rows(10))
+    folder = opened(wanted).folder
+    files = sorted(folder.iterdir())
+    assert len(files) > 10
+    for path in files:
+        whole = path.read_bytes()
+        for place in {0, len(whole) // 3, len(whole) - 1} if whole else ():
+            for bit in (0, 3, 6):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+                with pytest.raises(DataError, match=r"token cache .* is damaged .*; delete that") as caught:
+                    opened(wanted)
+                assert path.name in str(caught.value) or path.name == "meta.json"
+        path.write_bytes(whole)
+    assert len(opened(wanted)) > 0
+
+
 def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
     """A worker's memory grows by the pages it looks at: far less than the 2 GB of tokens, or one object a pair."""
     folder = opened(spec(random_rows(50))).folder
@@ -426,7 +444,7 @@ def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
     np.save(folder / "pair_id_start.npy", np.minimum(np.arange(n + 1), 100))
     os.truncate(folder / "tokens.bin", 4 * tokens)  # sparse: it takes no disk either
     meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps(meta | {"tokens": tokens}))
+    (folder / "meta.json").write_text(sealed(meta | {"tokens": tokens}))
     script = """
 import resource, sys
 import numpy as np

@@ -82,11 +82,11 @@ class World:
         assert result.returncode == 0 or not check, result.stderr[-4000:]
         return result
 
-    def start(self, out: Path, *overrides: str, ranks: int = 1) -> Run:
+    def start(self, out: Path, *overrides: str, ranks: int = 1, stop_at: str = "") -> Run:
         log = out.with_name(f"{out.name}.log").open("a+")
         command = self.command(out, *overrides, ranks=ranks)
         process = subprocess.Popen(
-            command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment(stop_at), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         return Run(process, out, Path(log.name))
 

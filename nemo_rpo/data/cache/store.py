@@ -21,7 +21,6 @@ Shapes: n pairs, r rankings, v votes, K annotators. A cache folder holds
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ import numpy as np
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.rankings import pairs_of, responses_of
 from nemo_rpo.data.turns import assistant_tokens
+from nemo_rpo.digests import damage, unsealed
 from nemo_rpo.errors import DataError, printable
 
 
@@ -81,14 +81,19 @@ class PreferenceCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._digests: dict[str, str] = {}
         try:
             self._open()
-        except (OSError, ValueError, KeyError) as exc:
-            raise DataError(f"the token cache {folder} is damaged ({exc}); delete that folder and start again") from exc
+        except Exception as exc:  # a flipped bit in the header of an array fails in any way
+            found = damage(self.folder, self._digests)
+            if found is None and not isinstance(exc, (OSError, ValueError, KeyError)):
+                raise
+            raise DataError(_damaged(self.folder, found or exc)) from exc
         self.use_annotators(self._own_annotators)
 
     def _open(self) -> None:
-        meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        meta = unsealed((self.folder / "meta.json").read_bytes())
+        self._digests = meta["digests"]
         self._tokens = np.memmap(self.folder / "tokens.bin", dtype=np.int32, mode="r", shape=(meta["tokens"],))
         self.report: dict[str, Any] = meta["report"]
         self.files: list[str] = meta["files"]
@@ -121,6 +126,15 @@ class PreferenceCache:
 
     def _array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def check(self, share: int = 0, shares: int = 1) -> None:
+        """Reads one of ``shares`` shares of the files, each whole. Raises :class:`DataError` if one is not as it was
+        written.
+        """
+        names = sorted(self._digests)[share::shares]
+        found = damage(self.folder, {name: self._digests[name] for name in names})
+        if found is not None:
+            raise DataError(_damaged(self.folder, found))
 
     def __len__(self) -> int:
         """Pairs."""
@@ -264,3 +278,7 @@ class PreferenceCache:
             text += f"; {report['truncated_prompts']:,} prompts cut from the left"
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
         return f"{text}; left out: {dropped or 'none'}"
+
+
+def _damaged(folder: Path, how: str | Exception) -> str:
+    return f"the token cache {folder} is damaged ({how}); delete that folder and start again"
