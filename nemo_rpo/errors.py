@@ -44,6 +44,10 @@ class ReferencePolicyError(RPOError, RuntimeError):
     """A reference policy that does not fit the policy (step-0 law broken, or cached log-probs of other weights)."""
 
 
+class TrainingError(RPOError, RuntimeError):
+    """A run that cannot go on: it has diverged, or its ranks no longer agree."""
+
+
 class ReleaseError(RPOError, RuntimeError):
     """An installed release of Megatron-Core that this package does not fit; the message names those it does."""
 

@@ -49,7 +49,16 @@ class Scores:
 
 
 def scores_of(cache: PreferenceCache, delta: np.ndarray) -> Scores:
-    """From the margins [n] of all pairs of ``cache``."""
+    """From the margins [n] of all pairs of ``cache``; raises :class:`DataError` for one that is no finite number, since
+    a policy cannot be judged by it.
+    """
+    broken = np.flatnonzero(~np.isfinite(delta))
+    if len(broken):
+        first = int(broken[0])
+        raise DataError(
+            f"{len(broken):,} of {len(delta):,} pairs have a margin that is no finite number, the first '"
+            f"{cache.pair_id(first)}' ({cache.where(first)}): the policy or its reference overflows there, leave them out"
+        )
     pair, annotator, sign = cache.all_votes()
     names = np.array(["" if name == VIRTUAL else name for name in cache.annotators.ids], dtype=object)
     ids = pair_ids(cache).to_numpy(zero_copy_only=False)

@@ -85,13 +85,16 @@ class Annotators:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Signed labels of held-out pairs: as in :class:`Labels`; ``gold`` int8 [v] is +1, -1, or 0 where unknown."""
+    """Signed labels of held-out pairs: as in :class:`Labels`; ``gold`` int8 [v] is +1, -1, or 0 where unknown, ``set``
+    [v] the name of the validation set, ``""`` where it has none.
+    """
 
     pair_id: np.ndarray
     annotator: np.ndarray
     sign: np.ndarray
     gold: np.ndarray
     delta: np.ndarray
+    set: np.ndarray
 
     @property
     def truth(self) -> np.ndarray:
@@ -225,4 +228,5 @@ def _held_out(path: Path, annotators: Annotators | None) -> HeldOut:
         sign=_column(table, path, "sign").to_numpy(),
         gold=_column(table, path, "gold").to_numpy(),
         delta=_floats(table, path, "delta"),
+        set=table["set"].to_numpy() if "set" in table.column_names else np.full(table.num_rows, ""),
     )

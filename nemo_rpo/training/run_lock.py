@@ -73,9 +73,9 @@ def _locked(folder: Path) -> TextIO:
                 "exp_manager.explicit_log_dir another folder"
             )
         time.sleep(0.1)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name
+        file.truncate(0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 

@@ -19,6 +19,7 @@ from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 from nemo_rpo.data.cache.build import open_cache
@@ -109,11 +110,10 @@ def _named_in_nemo(path: str) -> dict[str, Any]:
 
 
 def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
-    """What decides the tokens of ``model.data.data_prefix.<split>``."""
+    """What decides the tokens of a split of :func:`nemo_rpo.config.splits.split_files`."""
     data = cfg.model.data
-    files = data.data_prefix[split]
     return CacheSpec(
-        paths=[files] if isinstance(files, str) else files,
+        paths=split_files(data)[split],
         keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key)
         if split == "train"
         else RowFormat(data.layout),
@@ -126,8 +126,10 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
 
 
 def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
-    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet. Collective over the world: one
-    rank of every node reads the data files, since a terabyte read by eight ranks is eight.
+    """The token cache of a split of :func:`nemo_rpo.config.splits.split_files`, built if there is none yet.
+
+    Collective over the world: one rank of every node reads the data files, since a terabyte read by eight ranks is
+    eight.
     """
     data = cfg.model.data
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
@@ -197,15 +199,17 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
 
 
 def open_splits(cfg: RunConfig) -> dict[str, Split]:
-    """``train`` (shuffled), ``sweep`` (the training pairs in order) and, where there is a file, ``validation``."""
+    """``train`` (shuffled), ``sweep`` (the training pairs in order) and, where there are files, ``validation``, or
+    ``validation/NAME`` of each named set.
+    """
     train = open_split(cfg, "train")
     splits = {
         "train": Split(train, dataset_of(cfg, train, shuffle=True)),
         "sweep": Split(train, dataset_of(cfg, train, shuffle=False)),
     }
-    if cfg.model.data.data_prefix.get("validation"):
-        validation = open_split(cfg, "validation")
-        splits["validation"] = Split(validation, dataset_of(cfg, validation, shuffle=False))
+    for name in filter(is_validation, split_files(cfg.model.data)):
+        validation = open_split(cfg, name)
+        splits[name] = Split(validation, dataset_of(cfg, validation, shuffle=False))
     return splits
 
 

@@ -14,9 +14,7 @@ from types import ModuleType
 import pytest
 from torchrun import ROOT, run_ranks
 
-import nemo_rpo.em
-import nemo_rpo.losses
-from nemo_rpo import __version__
+from nemo_rpo import __version__, em, losses
 from nemo_rpo.cli import COMMANDS
 
 
@@ -133,7 +131,7 @@ print(json.dumps([loaded, settings, lazily, "torch" in sys.modules]))
     assert seconds < 1  # of the CPU; torch alone takes longer
 
 
-@pytest.mark.parametrize("package", [nemo_rpo.em, nemo_rpo.losses], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [em, losses], ids=lambda package: package.__name__)
 def test_a_type_checker_sees_what_is_exported(package: ModuleType) -> None:
     """The names under ``TYPE_CHECKING`` are those that are imported on use, each from the module that defines it."""
     tree = ast.parse(Path(package.__file__).read_text())

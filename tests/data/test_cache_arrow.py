@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'nemo-rpo[mcore]'")
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
 from nemo_rpo.data.cache import arrow
+from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation import scores
+from nemo_rpo.evaluation.judgements import judge
 from nemo_rpo.training.outputs import record
 from nemo_rpo.training.reference import file as reference
 
@@ -102,7 +105,7 @@ def test_margins_of_any_size_are_written(tmp_path: Path) -> None:
             assert abs(delta) == 1e4 and w == float(sign * delta > 0)
         else:
             assert (w is None) == (delta is None) == (pair < 5)
-    record.write_validation(tmp_path, 1, cache, sights[:, 2])
+    record.write_validation(tmp_path, 1, {"": (cache, sights[:, 2])})
     held_out = parquet.read_table(tmp_path / record.VALIDATION).to_pydict()
     assert sorted(set(held_out["pair"])) == [0, 1, 5, 6, 7]
 
@@ -121,7 +124,7 @@ def test_a_reference_file_is_that_of_a_loop(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.chosen, sums[:, 1])
     spoilt = parquet.read_table(tmp_path / "ref.parquet").set_column(1, "content_hash", pa.array([1] * 50))
     parquet.write_table(spoilt, tmp_path / "other.parquet")
-    with pytest.raises(reference.ReferencePolicyError, match="computed with weights None|holds no content hashes"):
+    with pytest.raises(reference.ReferencePolicyError, match="holds no content hashes"):
         reference.read(tmp_path / "other.parquet", cache, made_with)
 
 
@@ -135,6 +138,16 @@ def test_scores_are_those_of_a_loop() -> None:
     ]
     assert found.prompt.tolist() == [prompts[i] for i in cache.pair]
     np.testing.assert_array_equal(found.delta, cache.pair.astype(float))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_policy_is_judged_by_margins_of_any_size_but_by_numbers() -> None:
+    cache, delta = Columns(50), 1e4 * np.where(np.arange(50) % 2, 1, -1).astype(np.float32)
+    found = judge(scores.scores_of(cache, delta), 10, 0)
+    assert all(np.isfinite(value) for estimate in found.values() for value in estimate)
+    delta[7] = np.inf
+    with pytest.raises(DataError, match=r"1 of 50 pairs have a margin that is no finite number, the first 'pair-7'"):
+        scores.scores_of(cache, delta)
 
 
 @pytest.mark.parametrize("what", ["labels", "reference", "scores"])

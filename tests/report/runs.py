@@ -145,7 +145,7 @@ def _write(folder: Path, crowd: Crowd, better: np.ndarray, rng: np.random.Genera
     record.write_annotators(folder, STEPS, rows, trajectory)
     seen = np.stack((first, np.full(pairs, 0.9, np.float32), delta), 1)
     record.write_posteriors(folder, STEPS, crowd, seen, torch.logit(eta).numpy(), 1.0)
-    record.write_validation(folder, STEPS, crowd, (0.6 * delta).astype(np.float32))
+    record.write_validation(folder, STEPS, {"": (crowd, (0.6 * delta).astype(np.float32))})
     cfg = RunConfig()
     cfg.exp_manager.name, cfg.model.data.data_prefix = "made_up", {"train": str(data)}
     (folder / "config.yaml").write_text(config_to_yaml(cfg))

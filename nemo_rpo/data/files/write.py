@@ -12,9 +12,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nemo_rpo.data.files import saved_dataset
+from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError, DataError, first_line, missing_extra
 
 Write = Callable[[dict[str, Any]], None]
@@ -34,31 +35,49 @@ def record_writer(out: Path, overwrite: bool = False) -> Iterator[Write]:
     writes nothing leaves no trace.
 
     Raises:
-        ConfigError: another suffix, a folder that is missing or closed, or an ``out`` that is there already.
+        ConfigError: another suffix, a folder that is missing, closed or full, or an ``out`` that is there already.
         DataError: no row was written, or rows whose fields have types that no Parquet column can hold together.
     """
     _check(out, overwrite)
-    try:
+    with _in_a_line(out):
         workplace = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as exc:
-        raise ConfigError(f"cannot write in {out.parent} ({exc.strerror or exc}); name another place") from exc
     try:
         rows = 0
         lines = workplace / "rows.jsonl"
         opened = gzip.open if out.name.endswith(".gz") else open
-        with opened(lines, "wt", encoding="utf-8") as file:
+        with contextlib.ExitStack() as on_failure:
+            with _in_a_line(out):
+                file = opened(lines, "wt", encoding="utf-8")
+            on_failure.callback(_give_up, file)
 
             def write(fields: dict[str, Any]) -> None:
                 nonlocal rows
                 rows += 1
-                file.write(_line(fields))
+                with _in_a_line(out):
+                    file.write(_line(fields))
 
             yield write
-        if rows == 0:
-            raise DataError(f"no row is left to write to {out}")
-        _replace(_formatted(lines, out, workplace), out)
+            if rows == 0:
+                raise DataError(f"no row is left to write to {out}")
+            with _in_a_line(out):
+                file.close()
+                _replace(_formatted(lines, out, workplace), out)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_a_line(out: Path) -> Iterator[None]:
+    """What the disk says, as an answer to the user; only around writing, since the rows may come from other files."""
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+
+
+def _give_up(file: IO[str]) -> None:
+    with contextlib.suppress(OSError):  # a full disk is full for what is still in the buffer too
+        file.close()
 
 
 def _line(fields: dict[str, Any]) -> str:
@@ -86,20 +105,14 @@ def write_csv(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ConfigError: ``out`` cannot be written; what was there stays.
     """
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            quoted = 0
-            for row in rows:
-                safe = {name: _quoted(value) for name, value in row.items()}
-                quoted += sum(safe[name] is not value for name, value in row.items())
-                writer.writerow(safe)
-        os.replace(part, out)
-    except OSError as exc:
-        part.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+    quoted, place = 0, whole_file(out, ConfigError, "name another place")
+    with place as writing, writing.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            safe = {name: _quoted(value) for name, value in row.items()}
+            quoted += sum(safe[name] is not value for name, value in row.items())
+            writer.writerow(safe)
 
     if quoted:
         log.warning("%s: %d texts that a spreadsheet would run as a formula have a ' in front", out, quoted)

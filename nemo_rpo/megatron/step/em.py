@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
+from torch import Tensor
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.cache.store import PreferenceCache
@@ -14,10 +17,16 @@ from nemo_rpo.em import (
     Votes,
     build_estimator,
 )
+from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.step.collectives import gather_over_data_parallel, sum_over_data_parallel
+from nemo_rpo.megatron.step.collectives import (
+    broadcast_from_first_rank,
+    gather_over_data_parallel,
+    gather_over_world,
+    sum_over_data_parallel,
+)
 
-COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel)
+COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel, broadcast_from_first_rank)
 
 
 def build_reliability(
@@ -53,3 +62,28 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
         COLLECTIVES,
         device,
     )
+
+
+def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:
+    """Every rank has to hold the same reliabilities and counts, to the bit: else each trains on posteriors of its own.
+
+    One all-gather of 8 bytes a rank over the world; waits for the device.
+
+    Raises:
+        TrainingError: on every rank; names those whose reliabilities are not those of most.
+    """
+    hashes = gather_over_world(_hash(torch.cat((em.eta, em.label_counts, em.right_sums))))
+    counted = Counter(hashes)
+    most, _ = max(counted.items(), key=lambda found: (found[1], found[0] == hashes[0]))
+    if differing := [rank for rank, found in enumerate(hashes) if found != most]:
+        ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
+        raise TrainingError(
+            f"the annotators' reliabilities on {ranks} differ from those of the other ranks after step {em.step}: "
+            "start again to go on from the last checkpoint, on other devices if this comes back"
+        )
+
+
+def _hash(values: Tensor) -> Tensor:
+    """int64 [] of float64 ``values``: a change of any one value, in whichever bit, gives another number."""
+    bits = values.view(torch.int64)
+    return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()  # odd factors lose nothing modulo 2^64

@@ -5,7 +5,7 @@ Shapes: n pairs, v votes (signed labels) in the order of the data, K annotators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def write_posteriors(
         "w_last": right.astype(np.float32),
         "flipped": pa.array(right < 0.5, mask=np.isnan(right)),
     }
-    _write(folder / POSTERIORS, step, columns)
+    _write(folder / POSTERIORS, step, _table(columns))
 
 
 def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], trajectory: Trajectory) -> None:
@@ -77,19 +77,32 @@ def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], traj
         "trajectory_steps": pa.array([trajectory.steps] * len(rows), pa.list_(pa.int32())),
         "trajectory_eta": pa.array(list(ways.astype(np.float32)), pa.list_(pa.float32())),
     }
-    _write(folder / ANNOTATORS, step, columns)
+    _write(folder / ANNOTATORS, step, _table(columns))
 
 
-def write_validation(folder: Path, step: int, cache: PreferenceCache, delta: np.ndarray) -> None:
+def write_validation(folder: Path, step: int, sets: Mapping[str, tuple[PreferenceCache, np.ndarray]]) -> None:
     """``validation.parquet``, a row a signed label of the held-out pairs that were looked at: what it is
     (:func:`_label_columns`), ``gold`` (+1 chosen, -1 rejected, 0 unknown) and ``delta`` of the pair at the weights the
-    run ended with, float32 [n] (NaN: not looked at). Labels of a pair whose margin is no finite number are left out.
+    run ended with. Labels of a pair whose margin is no finite number are left out.
+
+    ``sets`` has pairs and their margins, float32 [n] (NaN: not looked at), by the name of the validation set, which is
+    in column ``set``; a single set without a name ("") has no such column.
     """
+    pa, _ = pyarrow()
+    tables = []
+    for name, (cache, delta) in sets.items():
+        columns = _held_out_columns(cache, delta)
+        if name:
+            columns["set"] = pa.array([name], pa.string()).take(pa.array(np.zeros(len(columns["pair"]), np.int64)))
+        tables.append(_table(columns))
+    _write(folder / VALIDATION, step, pa.concat_tables(tables))
+
+
+def _held_out_columns(cache: PreferenceCache, delta: np.ndarray) -> dict[str, Any]:
     pair, annotator, sign = cache.all_votes()
     looked_at = np.isfinite(delta[pair])
     pair, annotator, sign = pair[looked_at], annotator[looked_at], sign[looked_at]
-    columns = _label_columns(cache, pair, annotator, sign)
-    _write(folder / VALIDATION, step, {**columns, "gold": cache.gold[pair], "delta": delta[pair]})
+    return {**_label_columns(cache, pair, annotator, sign), "gold": cache.gold[pair], "delta": delta[pair]}
 
 
 def _label_columns(cache: PreferenceCache, pair: np.ndarray, annotator: np.ndarray, sign: np.ndarray) -> dict[str, Any]:
@@ -114,16 +127,22 @@ def _label_columns(cache: PreferenceCache, pair: np.ndarray, annotator: np.ndarr
     }
 
 
-def _write(path: Path, step: int, columns: dict[str, Any]) -> None:
-    """Writes the file whole; NaN becomes null."""
-    pa, pq = pyarrow()
-    arrays = {
-        name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) else values
-        for name, values in columns.items()
-    }
-    table = pa.table(arrays).replace_schema_metadata({STEP: str(step)})
+def _table(columns: dict[str, Any]) -> Any:
+    """NaN becomes null."""
+    pa, _ = pyarrow()
+    return pa.table(
+        {
+            name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) else values
+            for name, values in columns.items()
+        }
+    )
+
+
+def _write(path: Path, step: int, table: Any) -> None:
+    """Writes the file whole."""
+    _, pq = pyarrow()
     with whole_file(path, CheckpointError, NO_ROOM) as writing:
-        pq.write_table(table, writing, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({STEP: str(step)}), writing, compression="zstd")
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

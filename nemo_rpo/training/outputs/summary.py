@@ -62,17 +62,24 @@ def _cells(row: AnnotatorRow) -> list[str]:
 
 
 def course_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``."""
+    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``, and how many of its steps
+    were skipped, if any.
+    """
     train = [row for row in rows if row["split"] == "train"]
-    val = [row for row in rows if row["split"] == "val"]
     lines = []
     if train:
         last = train[-_LAST:]
         lines.append(_course(f"train, step {train[0]['step']}", train[:1]))
         lines.append(_course(f"train, mean of steps {last[0]['step']} to {last[-1]['step']}", last))
-    if val:
-        lines += [_course(f"validation, step {row['step']}", [row]) for row in (val[0], val[-1])[: len(val)]]
-    return format_table(["", "loss", "accuracy", "margin"], lines)
+    for split in dict.fromkeys(row["split"] for row in rows if row["split"].split("/")[0] == "val"):
+        val = [row for row in rows if row["split"] == split]
+        what = f"validation{split.removeprefix('val').replace('/', ' ')}"
+        lines += [_course(f"{what}, step {row['step']}", [row]) for row in (val[0], val[-1])[: len(val)]]
+    table = format_table(["", "loss", "accuracy", "margin"], lines)
+    skipped = sum(bool(row.get("skipped")) for row in train)
+    if not skipped:
+        return table
+    return f"{table}\n{skipped:,} of {len(train):,} steps were skipped: their gradient was NaN or infinite"
 
 
 def final_report(

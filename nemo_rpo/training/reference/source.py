@@ -61,7 +61,7 @@ def reference_files(cfg: RunConfig, splits: Mapping[str, Split]) -> Iterator[tup
     folder = Path(cfg.model.rpo.reference_cache or run_folder(cfg) / "reference")
     for name, split in splits.items():
         if name != "train":
-            yield name, split, folder / f"{_data_name(name)}.parquet"
+            yield name, split, folder / f"{_data_name(name).replace('/', '-')}.parquet"
 
 
 def compute_and_write(
