@@ -10,7 +10,10 @@ from importlib.util import find_spec
 
 import torch  # noqa: F401
 
+from nemo_rpo import nemo_toolkit
+
 ENGINE = ("training.run", "training.setup", "training.trainer", "commands.score", "commands.evaluate")
+OF_NEMO = ("lightning.pytorch", "nemo.core.config", "nemo.utils.exp_manager", "nemo.collections.common.tokenizers")
 BESIDE_IT = ("torch._dynamo", "omegaconf", "psutil", "pandas", "pyarrow.parquet", "safetensors.torch")
 
 if find_spec("megatron") is not None:
@@ -19,6 +22,9 @@ if find_spec("megatron") is not None:
     cpu.install()
     for name in ENGINE:
         importlib.import_module(f"nemo_rpo.{name}")
+if nemo_toolkit.version() is not None:
+    for name in OF_NEMO:
+        importlib.import_module(name)
 for name in BESIDE_IT:
     if find_spec(name.partition(".")[0]) is not None:
         importlib.import_module(name)

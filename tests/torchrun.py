@@ -13,6 +13,7 @@ from typing import IO
 
 import psutil
 import rank_pool
+from paths import ROOT as ROOT
 from paths import TESTS, environment
 from rank_pool import ForkedRanks, descendants
 
@@ -25,20 +26,22 @@ def run_ranks(
     timeout: float = 240,
     check: bool = True,
     python: str | Path = sys.executable,
-    forked: bool = True,
+    forked: bool | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``script`` (a file, or lines of code) on ``nproc`` ranks.
 
     With ``check``, a failed rank fails the test; the end of what the ranks wrote goes to stderr, which pytest shows. A
     run that outlives ``timeout`` seconds is a hang: its ranks say where they stand, are killed, and
     :class:`AssertionError` tells it. ``python``: the interpreter, maybe of another environment. Torchrun starts the
-    ranks if ``forked`` is false, and where they get variables ``env`` of their own, which imports may read.
+    ranks if ``forked`` is false; unless told, it is where they get variables ``env`` of their own, which imports may
+    read.
     """
     script = script if isinstance(script, Path) else textwrap.dedent(script)
-    if forked and rank_pool.ENABLED and env is None:
+    forked = env is None if forked is None else forked
+    if forked and rank_pool.ENABLED:
         own = isinstance(script, Path) and str(python) == sys.executable
         preload = rank_pool.preload_of(script) if own else TESTS
-        process = rank_pool.start(script, args, nproc, python=python, preload=preload)
+        process = rank_pool.start(script, args, nproc, env=env, python=python, preload=preload)
     else:
         process = _torchrun(script, nproc, args, env, python)
     try:
