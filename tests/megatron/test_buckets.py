@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from torchrun import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 
 def test_a_run_with_padded_buckets_is_resumed_to_the_bit(world: Path, tmp_path: Path) -> None:

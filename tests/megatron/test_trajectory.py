@@ -18,7 +18,7 @@ pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip
 import tiny_world
 from torchrun import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5

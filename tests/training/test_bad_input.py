@@ -7,9 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
 import unittest.mock
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,21 +16,25 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+from torchrun import run_apart
 
 from nemo_rpo.digests import damage, digests_of
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.run_file import read_run, write_run
 
-from .runs import STEPS, World, environment, step
+from .runs import STEPS, World, step
 
 pytestmark = pytest.mark.distributed
 
 HEADS, GROUPS, LAYERS = 4, 2, 2  # of the world's model
 
 
-def refused(world: World, out: Path, *overrides: str, ranks: int = 1) -> str:
-    """The one line that a run says and nothing else, before it has anything to show."""
-    result = world.train(out, *overrides, ranks=ranks, check=False)
+def refused(world: World, out: Path, *overrides: str, ranks: int = 1, forked: bool = True) -> str:
+    """The one line that a run says and nothing else, before it has anything to show.
+
+    ``forked``: without the imports, which might say something; one run of each kind is whole.
+    """
+    result = world.train(out, *overrides, ranks=ranks, check=False, forked=forked)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
@@ -41,32 +42,10 @@ def refused(world: World, out: Path, *overrides: str, ranks: int = 1) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def each_rank(
-    world: World, out: Path, *overrides: str, ranks: int = 2, before: Callable[[], None] | None = None
-) -> list[tuple[int, str]]:
+def each_rank(world: World, out: Path, *overrides: str, ranks: int = 2) -> list[tuple[int, str]]:
     """Status and words of every rank, each started by itself: no torchrun is there to end the others."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "nemo_rpo.cli", "train", "--config-name", f"{world.folder}/run.yaml", "--"]
-    command += [f"exp_manager.explicit_log_dir={out}", *overrides]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment() | {name: str(value) for name, value in (place | {"RANK": r, "LOCAL_RANK": r}).items()},
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=before,
-        )
-        for r in range(ranks)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, stderr) for process, stderr in zip(processes, said, strict=True)]
+    command = ["-m", "nemo_rpo.cli", "train", "--config-name", f"{world.folder}/run.yaml", "--"]
+    return run_apart([*command, f"exp_manager.explicit_log_dir={out}", *overrides], ranks)
 
 
 def assert_all_refuse(outcomes: list[tuple[int, str]], message: str) -> None:
@@ -123,7 +102,7 @@ def test_settings(world: World, tmp_path: Path, overrides: list[str], ranks: int
 
 
 def test_missing_file(world: World, tmp_path: Path) -> None:
-    said = refused(world, tmp_path / "run", f"model.data.data_prefix.train={tmp_path}/none.jsonl")
+    said = refused(world, tmp_path / "run", f"model.data.data_prefix.train={tmp_path}/none.jsonl", forked=False)
     assert said == f"data file {tmp_path}/none.jsonl does not exist; check model.data.data_prefix"
 
 
@@ -219,7 +198,8 @@ def test_weights_that_are_not_there(world: World, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model" / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    said = refused(world, tmp_path / "run", f"pretrained_checkpoint.restore_from_path={tmp_path}/model")
+    start = f"pretrained_checkpoint.restore_from_path={tmp_path}/model"
+    said = refused(world, tmp_path / "run", start, forked=False)
     assert said == (
         f"{tmp_path}/model has no tensor model.layers.1.mlp.up_proj.weight, which its config.json calls for"
     )

@@ -30,7 +30,7 @@ EM_METRICS = {"em/eta_mean", "em/eta_min", "em/posterior_mean", "em/frac_flipped
 @pytest.fixture(scope="module")
 def re_dpo(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tmp_path_factory.mktemp("outputs") / "re_dpo"
-    return out, world.train(out, "exp_manager.create_tensorboard_logger=true")
+    return out, world.train(out, "exp_manager.create_tensorboard_logger=true", forked=False)
 
 
 def files_named(stderr: str) -> list[Path]:

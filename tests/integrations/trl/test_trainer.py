@@ -246,7 +246,8 @@ def test_two_processes_learn_the_eta_of_one(model, tmp_path):
     found = []
     for processes, accumulation in ((1, 2), (2, 1)):
         out = tmp_path / f"{processes}.json"
-        run_ranks(RANKS, processes, model, out, 3, accumulation, env={"ACCELERATE_USE_CPU": "true"})
+        env = {"ACCELERATE_USE_CPU": "true"}
+        run_ranks(RANKS, processes, model, out, 3, accumulation, env=env, forked=processes == 1)
         found.append(json.loads(out.read_text()))
     for estimator, labels in (("ema", 44), ("buffer", 22)):
         one, two = (of_processes[estimator] for of_processes in found)
