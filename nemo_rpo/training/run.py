@@ -59,10 +59,12 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule
+    from nemo_rpo.training.template_date import record_date
     from nemo_rpo.training.trainer import RPOTrainer
 
     store = CheckpointStore(folder / "checkpoints", cfg.exp_manager.checkpoint_callback_params)
     checkpoint = resume.checkpoint_to_resume(cfg, store)
+    record_date(folder, fresh=checkpoint is None)
     setup.check_start(cfg)
     splits = setup.open_splits(cfg)
     cache = splits["train"].cache

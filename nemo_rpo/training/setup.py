@@ -36,6 +36,7 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
+from nemo_rpo.training.template_date import template_date
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
         vocab_file=settings.vocab_file,
         merge_file=settings.merge_file,
         sentencepiece_legacy=settings.sentencepiece_legacy,
+        date=template_date(settings, run_folder(cfg)),
+        trust_remote_code=settings.trust_remote_code,
     )
 
 

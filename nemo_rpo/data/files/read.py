@@ -130,7 +130,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
                 if len(values) == len(names):
                     yield reader.line_num, {name or INDEX: v for name, v in zip(names, values, strict=True) if v}
                 elif values:
-                    problem = f"{len(values)} values, and the header has {len(names)} columns"
+                    difference, which = len(values) - len(names), "more" if len(values) > len(names) else "fewer"
+                    problem = f"{abs(difference)} values {which} than the header has columns"
                     yield reader.line_num, RowError(str(path), reader.line_num, problem)
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 ({exc.reason}); save it as UTF-8") from exc
