@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.data.cache.store import PreferenceCache
-from nemo_rpo.errors import ReferencePolicyError, missing_extra
+from nemo_rpo.errors import ReferencePolicyError, first_line, missing_extra
 
 _PREFIX = b"nemo_rpo."
 
@@ -91,10 +91,14 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
     pa, pq = _pyarrow()
     try:
         table = pq.read_table(path, columns=["pair_id", "content_hash", "ref_chosen_logps", "ref_rejected_logps"])
-    except (OSError, pa.ArrowInvalid) as exc:
-        raise ReferencePolicyError(f"{path}: cannot be read ({exc}); delete it to compute the reference again") from exc
+    except (OSError, pa.ArrowException) as exc:
+        raise ReferencePolicyError(
+            f"{path}: cannot be read ({first_line(exc)}); delete it to compute the reference again"
+        ) from exc
+    _check_columns(path, table)
     saved = {
-        name.removeprefix(_PREFIX).decode(): value.decode() for name, value in (table.schema.metadata or {}).items()
+        name.removeprefix(_PREFIX).decode(errors="replace"): value.decode(errors="replace")
+        for name, value in (table.schema.metadata or {}).items()
     }
     if differing := _differences(saved, made_with.model):
         raise ReferencePolicyError(f"{path}: {differing}; delete it or set model.rpo.reference_cache")
@@ -110,6 +114,21 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
             f"pairs): {_why_missing(saved, made_with, cache.pair_id(first), table)}; delete it to compute them again"
         )
     return Logprobs(table["ref_chosen_logps"].to_numpy()[rows], table["ref_rejected_logps"].to_numpy()[rows])
+
+
+def _check_columns(path: Path, table: Any) -> None:
+    """Raises :class:`ReferencePolicyError` unless the columns are those that :func:`write` writes."""
+    pa, _ = _pyarrow()
+    wanted = {"pair_id": pa.string(), "content_hash": pa.binary(16)}
+    wanted |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), pa.float32())
+    for name, kind in wanted.items():
+        if table.schema.names.count(name) != 1 or table.schema.field(name).type != kind or table[name].null_count:
+            raise ReferencePolicyError(
+                f"{path}: column {name} is not the {kind} without nulls that a file of reference log-probs has; delete "
+                "it to compute the reference again"
+            )
+    if not table.num_rows:
+        raise ReferencePolicyError(f"{path}: has no rows; delete it to compute the reference again")
 
 
 def _differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
