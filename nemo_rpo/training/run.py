@@ -52,6 +52,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.megatron.parallel import world_size
     from nemo_rpo.training import resume, setup
     from nemo_rpo.training.checkpoints import CheckpointStore
+    from nemo_rpo.training.day_of_run import record_date
     from nemo_rpo.training.end_of_run import drop_results, finish
     from nemo_rpo.training.logs.run_log import RunLog, startup_log
     from nemo_rpo.training.origin import origin_of
@@ -59,7 +60,6 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule
-    from nemo_rpo.training.template_date import record_date
     from nemo_rpo.training.trainer import RPOTrainer
 
     store = CheckpointStore(folder / "checkpoints", cfg.exp_manager.checkpoint_callback_params)

@@ -35,8 +35,8 @@ from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, rea
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
+from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
-from nemo_rpo.training.template_date import template_date
 
 
 @dataclass(frozen=True)
