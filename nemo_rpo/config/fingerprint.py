@@ -48,6 +48,7 @@ _FREE = (
     "model.tokenizer.model",
     "model.tokenizer.vocab_file",
     "model.tokenizer.merge_file",
+    "model.tokenizer.trust_remote_code",
     "model.data.data_prefix",
     "model.data.num_workers",
     "model.data.cache_dir",

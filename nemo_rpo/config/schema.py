@@ -165,6 +165,9 @@ class TokenizerConfig:
     merge_file: str | None = None
     sentencepiece_legacy: bool = False
     use_chat_template: bool = False
+    # YYYY-MM-DD, for chat templates that print a date; null: the day the run was first started.
+    date: str | None = None
+    trust_remote_code: bool = False  # let a tokenizer that brings Python code run it
 
 
 @dataclass

@@ -38,6 +38,7 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
+from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.rank0 import once_a_node
 
@@ -83,6 +84,8 @@ def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
         vocab_file=settings.vocab_file,
         merge_file=settings.merge_file,
         sentencepiece_legacy=settings.sentencepiece_legacy,
+        date=template_date(settings, run_folder(cfg)),
+        trust_remote_code=settings.trust_remote_code,
     )
 
 

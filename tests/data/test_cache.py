@@ -428,6 +428,48 @@ def test_a_flipped_bit_in_any_file_is_named(spec):
     assert len(opened(wanted)) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("offsets", lambda a: a + 10**9),
+        ("offsets", lambda a: a - 10**6),
+        ("lengths", lambda a: -a),
+        ("lengths", lambda a: a[:0]),
+        ("lengths", lambda a: a[:, :2]),
+        ("vote_start", lambda a: a[::-1]),
+        ("vote_start", lambda a: a + 1),
+        ("annotator", lambda a: a + 100),
+        ("annotator", lambda a: a - 100),
+        ("sign", lambda a: a * 3),
+        ("source", lambda a: a + 7),
+        ("pair_id_start", lambda a: a * 2),
+        ("columns", lambda a: a[:, :3]),
+        ("gold", lambda a: a[:2]),
+    ],
+)
+def test_a_cache_whose_files_do_not_fit_together_is_named(spec, name, change):
+    cache = opened(spec(random_rows(10)))
+    path = cache.folder / f"{name}.npy"
+    np.save(path, np.ascontiguousarray(change(np.load(path))))
+    with pytest.raises(DataError, match=r"token cache .* is damaged .*; delete that folder"):
+        PreferenceCache(cache.folder)
+
+
+@pytest.mark.parametrize("meta", ["[]", "null", '{"tokens": "x"}', '{"tokens": -1}', "[" * 10**5, '{"tokens": 1e30}'])
+def test_a_cache_whose_description_is_of_another_type_is_named(spec, meta):
+    cache = opened(spec(random_rows(3)))
+    (cache.folder / "meta.json").write_text(meta)
+    with pytest.raises(DataError, match=r"token cache .* is damaged"):
+        PreferenceCache(cache.folder)
+    for name, value in (("report", []), ("files", 3), ("columns", None), ("max_votes", "x"), ("max_votes", 0)):
+        cache = opened(spec(random_rows(4 + len(name))))
+        good = json.loads((cache.folder / "meta.json").read_text())
+        (cache.folder / "meta.json").write_text(json.dumps(good | {name: value}))
+        with pytest.raises(DataError, match=r"token cache .* is damaged"):
+            PreferenceCache(cache.folder)
+        shutil.rmtree(cache.folder)
+
+
 def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
     """A worker's memory grows by the pages it looks at: far less than the 2 GB of tokens, or one object a pair."""
     folder = opened(spec(random_rows(50))).folder

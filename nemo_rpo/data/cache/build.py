@@ -66,7 +66,7 @@ def open_cache(
         cache.check()
     files = ", ".join(str(path) for path in spec.paths)
     log.info("%s: %s", files, cache.summary())
-    for note in cache.notes():
+    for note in cache.notes() if os.environ.get("RANK", "0") == "0" else ():  # every rank opens it, and one says so
         log.warning("%s: %s", files, note)
     return cache
 

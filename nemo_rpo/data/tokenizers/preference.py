@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import sys
 from typing import Any
@@ -17,7 +18,7 @@ from nemo_rpo.data.tokenizers.stops import read_stop_ids
 from nemo_rpo.errors import DataError, NoTemplateError, RPOError, first_line
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_NONE_CONTENT = re.compile(r"content['\"\]]*\s+is\s+(not\s+)?none", re.IGNORECASE)
+_ASKED_DATE = re.compile(DATE_FUNCTION + r"""\(\s*(["'])(.*?)\1\s*\)""")
 _PROBE = "Zq"  # stands for words in a rendered dialogue that is looked at for what stands around them
 
 
@@ -50,12 +51,13 @@ class PreferenceTokenizer:
         self.pad_id: int = next((i for i in (tokenizer.pad_token_id, self.eos_id) if i is not None), 0)
         self.notes: set[str] = set()
         self._date = date or datetime.date.today()
+        self._prints_date = DATE_FUNCTION in _template_text(tokenizer)
+        tokenizer.chat_template = _with_date(tokenizer.chat_template, self._date)
         self._stop_ids = stop_ids
         self._special = _special_ids(tokenizer)
         self._special_texts = tuple(tokenizer.convert_ids_to_tokens(i) for i in sorted(self._special))
         self._template = _template_text(tokenizer)
         self._template_words = frozenset(_WORD.findall(self._template))
-        self._no_content_is_none = bool(_NONE_CONTENT.search(self._template))
         self._turn_end = self._end_of_turn() if self._template else _NONE
         self._template_notes = {note for note in (self._end_of_turn_problem(), self._date_note()) if note}
 
@@ -241,23 +243,16 @@ class PreferenceTokenizer:
         )
 
     def _apply(self, messages: Messages, **options: Any) -> str:
-        if self._no_content_is_none:
-            messages = [
-                {**message, "content": None} if message["content"] == "" and _calls(message) else message
-                for message in messages
-            ]
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as exc:  # a template raises what it likes: jinja2's errors, its own raise_exception
             raise DataError(f"the chat template of {self.name} rejects the row: {first_line(exc)}") from exc
 
     def _options(self, given: Given) -> dict[str, Any]:
-        """What the template gets beside the messages. A date that it prints is the run's, today or not."""
+        """What the template gets beside the messages."""
         options = dict(given.get(TEMPLATE_KWARGS, {}))
         if TOOLS in given:
             options[TOOLS] = given[TOOLS]
-        if DATE_FUNCTION in self._template_words:
-            options[DATE_FUNCTION] = self._date.strftime
         return options
 
     def _end_of_turn(self) -> np.ndarray:
@@ -289,7 +284,7 @@ class PreferenceTokenizer:
 
     def _date_note(self) -> str | None:
         """That the template prints a date, and which."""
-        if DATE_FUNCTION not in self._template_words:
+        if not self._prints_date:
             return None
         return (
             f"the chat template of {self.name} prints a date, which is {self._date.isoformat()} for this run; "
@@ -349,3 +344,12 @@ def _template_text(tokenizer: Any) -> str:
     """The source of the chat template, of several the one that a dialogue without tools gets and then the others."""
     template = tokenizer.chat_template
     return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+
+def _with_date(template: Any, date: datetime.date) -> Any:
+    """The template, or each of several, with the day written where it asks for it."""
+    if isinstance(template, dict):
+        return {name: _with_date(text, date) for name, text in template.items()}
+    if not template:
+        return template
+    return _ASKED_DATE.sub(lambda asked: json.dumps(date.strftime(asked[2]), ensure_ascii=False), template)
