@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.cache.store import PreferenceCache
 
@@ -17,15 +15,9 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 def origin_of(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
     """What a run is made from, as fingerprints that a resumed run must share: its data, its starting weights, and the
     weights of the previous iterate.
-
-    ``data`` is equal for the same pairs in the same order with the same labels, whatever the files are called and
-    whichever release of the tokenizer library made the tokens.
     """
-    digest = hashlib.sha256()
-    for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values(), *cache.grouping()):
-        digest.update(np.ascontiguousarray(column).tobytes())
     return {
-        "data": digest.hexdigest(),
+        "data": cache.fingerprint(),
         "weights": weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
         "previous_iterate": weights_fingerprint(cfg.model.rpo.previous_iterate),
     }

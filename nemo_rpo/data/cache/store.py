@@ -20,6 +20,7 @@ Shapes: n pairs, r rankings, v votes, K annotators. A cache folder holds
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,6 +184,15 @@ class PreferenceCache:
         filled = np.arange(self.max_votes) < counts[:, None]
         annotator[filled], sign[filled] = self._position[self._annotator[votes]], self._sign[votes]
         return annotator, sign
+
+    def fingerprint(self) -> str:
+        """Equal for the same pairs in the same order with the same labels, whatever the files are called and whichever
+        release of the tokenizer library made the tokens: SHA-256, hexadecimal.
+        """
+        digest = hashlib.sha256()
+        for column in (self.content_hash, *self.all_votes(), *self.columns.values(), *self.grouping()):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     def pair_id(self, i: int) -> str:
         return self._pair_ids[self._pair_id_start[i] : self._pair_id_start[i + 1]].tobytes().decode("utf-8")

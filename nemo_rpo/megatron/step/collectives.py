@@ -39,9 +39,12 @@ def reduce_to_all_ranks(*tensors: Tensor) -> None:
     """Sums float64 ``tensors`` over all pairs of the global batch, in place, equal on every rank afterwards.
 
     The tensors travel as one buffer: one all-reduce over the data-parallel group (last pipeline stage only) and, with
-    several stages, one broadcast over the pipeline group; 8 bytes an element each. Not differentiable.
+    several stages, one broadcast over the pipeline group; 8 bytes an element each, none for no elements. Not
+    differentiable.
     """
     packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    if not len(packed):
+        return
     if is_last_stage():
         sum_over_data_parallel(packed)
     broadcast_from_last_stage(packed)

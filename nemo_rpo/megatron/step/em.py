@@ -28,14 +28,16 @@ def build_reliability(
     ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
     pair. No collective.
     """
-    em = _estimator(rpo, cache, device)
+    em = estimator_of(rpo, cache, device)
     if not (rpo.enabled and rpo.record):
         return em
     pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
     return RecordedReliability(em, pairs, COLLECTIVES)
 
 
-def _estimator(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
+def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
+    """``rpo.estimator`` over the annotators and pairs of ``cache``, at its start. No collective."""
+
     def votes_of(block: slice) -> Votes:
         share = cache.share_of_ranking(block)
         labels = map(torch.from_numpy, cache.vote_matrix(block))
