@@ -7,6 +7,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -35,25 +36,42 @@ def main() -> None:
     from nemo_rpo.megatron import cpu
 
     cpu.install()
-    from nemo_rpo.megatron.checkpoint import distributed as checkpoint
+    from nemo_rpo.megatron.checkpoint.distributed import load_state
+    from nemo_rpo.megatron.checkpoint.run_file import FORMAT
+    from nemo_rpo.megatron.checkpoint.writer import StateWriter
     from nemo_rpo.megatron.optim import optimizer
+
+    def save(run: Engine, saved: Path) -> dict[str, Any]:
+        if os.environ["RANK"] == "0":
+            saved.mkdir()
+        torch.distributed.barrier()
+        writer = StateWriter(digests=False)
+        said = writer.begin(saved, run.model)
+        assert writer.finish(wait=True) == {}
+        return {**said, "format": FORMAT}
 
     small = partial(optimizer.DistributedDataParallelConfig, bucket_size=BUCKET)
     with mock.patch.object(optimizer, "DistributedDataParallelConfig", small):
         with engine(overrides) as run:
+            at_start = save(run, folder / "start")
             steps(run, range(2))
-            padding = padded_buckets(run)
-            saved = folder / "checkpoint"
-            if os.environ["RANK"] == "0":
-                saved.mkdir()
-            torch.distributed.barrier()
-            checkpoint.save_state(saved, run.model, {"step": 2})
+            found: dict[str, Any] = {"padding": padded_buckets(run)}
+            at_two = save(run, folder / "two")
             unbroken = steps(run, range(2, 4))
         with engine(overrides) as run:
-            checkpoint.load_state(saved, run.model)
-            resumed = steps(run, range(2, 4))
-    equal = all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, unbroken, strict=True))
-    (folder / f"found.{os.environ['RANK']}.json").write_text(json.dumps({"padding": padding, "equal": equal}))
+            load_state(folder / "two", run.model, at_two)
+            found["resumed"] = distance(steps(run, range(2, 4)), unbroken)
+        with engine(overrides) as run:
+            load_state(folder / "start", run.model, at_start)
+            found["resumed before any step"] = distance(steps(run, range(4)), unbroken)
+    with engine([*overrides, "model.optim.name=adam"]) as run:
+        load_state(folder / "two", run.model, at_two)
+        found["resumed with the plain optimizer"] = distance(steps(run, range(2, 4)), unbroken)
+    (folder / f"found.{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+
+def distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    return max((x - y).abs().max().item() for x, y in zip(ours, theirs, strict=True))
 
 
 if __name__ == "__main__":
