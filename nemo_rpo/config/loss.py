@@ -1,13 +1,14 @@
 """Which loss a configuration asks for.
 
-The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``.
+The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``, and the weights of a step's terms.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
 
-from nemo_rpo.config.schema import ModelConfig
+from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
+from nemo_rpo.em import PairStep
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import PreferenceLoss, build_loss, loss_class
 
@@ -37,6 +38,18 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
     if model.rpo.enabled:
         _refuse_double_correction(loss, model)
     return loss
+
+
+def pair_step(loss: PreferenceLoss, dpo: DPOConfig, rpo: RPOConfig) -> PairStep:
+    """The step around the base ``loss``, with the weights of ``model.dpo`` and the objective of ``model.rpo``."""
+    average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
+    return PairStep(
+        loss=loss,
+        objective=rpo.objective,
+        preference_weight=dpo.preference_loss_weight,
+        sft_weight=dpo.sft_loss_weight,
+        average_sft=average,
+    )
 
 
 def _refuse_double_correction(loss: PreferenceLoss, model: ModelConfig) -> None:

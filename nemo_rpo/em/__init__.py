@@ -10,6 +10,7 @@ from nemo_rpo.em.fit.standard_error import standard_errors
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.guards import warn_all
 from nemo_rpo.em.objective import robust_loss
+from nemo_rpo.em.pair_step import PairLosses, PairStep, add_evidence
 from nemo_rpo.em.record import PairRecord, RecordedReliability
 from nemo_rpo.em.reliability import AnnotatorReliability
 from nemo_rpo.em.votes import Votes
@@ -23,10 +24,13 @@ __all__ = [
     "Estimate",
     "Evidence",
     "MarginBuffer",
+    "PairLosses",
     "PairRecord",
+    "PairStep",
     "RecordedReliability",
     "SweepResult",
     "Votes",
+    "add_evidence",
     "estimate",
     "evidence_of",
     "full_batch_em",

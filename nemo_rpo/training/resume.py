@@ -61,7 +61,7 @@ def take_annotators(cfg: RunConfig, checkpoint: Path, cache: PreferenceCache) ->
 
 
 def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> None:
-    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.setup.origin` of this start.
+    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.origin.origin_of` of this start.
 
     Raises:
         CheckpointError: other pairs, labels, starting weights or previous iterate.

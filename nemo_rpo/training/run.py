@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nemo_rpo.config.load import config_to_yaml
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import time_limit
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.training.accelerator import use_accelerator
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.end_of_run import drop_results, finish
     from nemo_rpo.training.logs.run_log import RunLog, startup_log
+    from nemo_rpo.training.origin import origin_of
     from nemo_rpo.training.outputs import exports
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
@@ -69,7 +70,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         resume.take_annotators(cfg, checkpoint, cache)
     if "validation" in splits:
         splits["validation"].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
-    origin = setup.origin(cfg, cache)
+    origin = origin_of(cfg, cache)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
@@ -108,21 +109,6 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         if ended:
             finish(cfg, trainer, log)
     return ended
-
-
-def use_accelerator(cfg: RunConfig) -> None:
-    """Prepares this process for ``trainer.accelerator``; before Megatron-Core is imported. Raises :class:`ConfigError`
-    without a usable GPU.
-    """
-    if cfg.trainer.accelerator == "cpu":
-        from nemo_rpo.megatron import cpu
-
-        cpu.install()
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator=gpu, but this machine has no usable GPU: set trainer.accelerator=cpu")
 
 
 def _write_config(cfg: RunConfig, folder: Path) -> None:

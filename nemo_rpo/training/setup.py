@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -40,7 +38,6 @@ from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
-from nemo_rpo.training.reference import precompute
 
 
 @dataclass(frozen=True)
@@ -279,23 +276,6 @@ def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
             f"model.encoder_seq_length={length} is longer than the {architecture.max_position_embeddings} positions "
             "the model was made for: lower it"
         )
-
-
-def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
-    """What a run is made from, as fingerprints that a resumed run must share: its data, its starting weights, and the
-    weights of the previous iterate.
-
-    ``data`` is equal for the same pairs in the same order with the same labels, whatever the files are called and
-    whichever release of the tokenizer library made the tokens.
-    """
-    digest = hashlib.sha256()
-    for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values(), *cache.grouping()):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return {
-        "data": digest.hexdigest(),
-        "weights": precompute.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
-        "previous_iterate": precompute.weights_fingerprint(cfg.model.rpo.previous_iterate),
-    }
 
 
 def _is_ours(path: Path) -> bool:

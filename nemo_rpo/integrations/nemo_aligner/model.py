@@ -16,8 +16,9 @@ from nemo_aligner.data.nlp.datasets import DPOPackedDataset
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from torch import Tensor
 
+from nemo_rpo.config.loss import pair_step
 from nemo_rpo.data.annotator_table import AnnotatorTable
-from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
+from nemo_rpo.em import AnnotatorReliability, Votes
 from nemo_rpo.errors import DataError
 from nemo_rpo.integrations.em_state import continued, packed, unpacked, with_newcomers
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, base_loss, dpo_settings, rpo_settings
@@ -119,16 +120,10 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         x = self._pair_logprobs(pi_logprobs, ref_logprobs, labels, gt_rewards, cu_seqlens)
         annotator, valid, is_evidence = self._labels
         annotator, valid = annotator[: len(x)], valid[: len(x)]
-        terms, votes = self.base_loss.terms(x), Votes.single(annotator)
-        w = self.em.posterior(terms.delta, votes) if self.rpo.enabled else votes.share()
-        preference = robust_loss(terms, w, self.rpo.objective if self.rpo.enabled else "weighted")
-        chosen, rejected = x.mean_policy() if self.sft_avg_log_probs else x.policy()
-        sft = -(w * chosen + (1 - w) * rejected)
-        loss = self.dpo.preference_loss_weight * preference + self.dpo.sft_loss_weight * sft
-        if is_evidence:
-            self.em.accumulate(w, votes, valid)
-        self.step_metrics.add(x, valid, loss, preference, sft, w, terms.delta)
-        share = torch.where(valid, self.base_loss.reduction.surrogate(loss), 0.0).sum() * self._scale
+        em, learn_from = self.em if self.rpo.enabled else None, torch.zeros_like(annotator) if is_evidence else None
+        losses = pair_step(self.base_loss, self.dpo, self.rpo)(x, Votes.single(annotator), valid, em, learn_from)
+        self.step_metrics.add(x, losses)
+        share = losses.objective.sum() * self._scale
         return share, torch.zeros_like(share)
 
     def _pair_logprobs(
