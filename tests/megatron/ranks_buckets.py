@@ -48,8 +48,8 @@ def save(run: Engine, folder: Path) -> dict[str, Any]:
 
 
 def experiment(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Saved before any step and after two; how far four steps in one run are from those of runs that went on from there,
-    with the same optimizer and with the other one, and that one from its own checkpoint.
+    """Saved before any step and after two; how far four steps in one run are from those of runs that went on from
+    there, with the same optimizer and with the other one, and that one from its own checkpoint.
     """
     from nemo_rpo.megatron.checkpoint.distributed import load_state
 
