@@ -8,7 +8,7 @@ log-probs each time, and before the first update every margin is exactly 0 but f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -68,7 +68,7 @@ class ReferencePolicy:
 
 
 @contextlib.contextmanager
-def evaluation_mode(chunks: list[torch.nn.Module]) -> Iterator[None]:
+def evaluation_mode(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
     """No dropout inside the block; each chunk's mode before comes back in any case."""
     modes = [chunk.training for chunk in chunks]
     for chunk in chunks:
