@@ -17,7 +17,6 @@ from types import FrameType
 from nemo_rpo.errors import RPOError, printable
 from nemo_rpo.process_tree import (
     adopt_orphans,
-    die_with_multiprocessing_parent,
     die_with_parent,
     end_descendants,
     let_children_die_with_us,
@@ -151,8 +150,3 @@ def _has_process_group() -> bool:
 def _close_process_group() -> None:
     if _has_process_group():
         sys.modules["torch.distributed"].destroy_process_group()
-
-
-# A process that multiprocessing spawns from a run imports the run's main module, and with it this one, before its work:
-# the only moment at which it can be told.
-die_with_multiprocessing_parent()

@@ -2,8 +2,8 @@
 anything).
 
 Megatron's checkpoint writers keep helper processes that ignore Ctrl-C, and outlive a killed rank for ever if nobody
-ends them. So: forked children ask the kernel for SIGKILL at their parent's death, spawned ones watch the pipe that
-multiprocessing gives them for it, and the launcher takes in whatever a dying rank leaves behind.
+ends them. So: forked children ask the kernel for SIGKILL at their parent's death, spawned ones look for it, and the
+launcher takes in whatever a dying rank leaves behind.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import time
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _forked_by_main_thread = True
@@ -42,15 +41,20 @@ def let_children_die_with_us() -> None:
     os.register_at_fork(before=_note_thread, after_in_child=_die_with_forking_parent)
 
 
-def die_with_multiprocessing_parent() -> None:
-    """In a child that multiprocessing has spawned: ends it, and what it forks, with its parent; elsewhere nothing."""
-    parent = multiprocessing.parent_process()
-    if parent is None or sys.platform != "linux":
+def watch_parent() -> None:
+    """In a process that multiprocessing has spawned: ends it, and what it forks, within a second of its parent.
+    Elsewhere nothing.
+
+    By a thread that looks, not by the kernel's signal: which thread of the parent has started it is not known here.
+    """
+    if sys.platform != "linux" or "--multiprocessing-fork" not in sys.orig_argv:
         return
     let_children_die_with_us()
+    parent = os.getppid()
 
     def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
+        while os.getppid() == parent:
+            time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
@@ -89,3 +93,8 @@ def _note_thread() -> None:
 def _die_with_forking_parent() -> None:
     if _forked_by_main_thread:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# A process that multiprocessing spawns from a run imports the run's main module, and with it this one: nothing else
+# reaches a process that a library has spawned.
+watch_parent()

@@ -8,7 +8,7 @@ from nemo_rpo.config.schema import DataConfig
 from nemo_rpo.errors import ConfigError
 
 VALIDATION = "validation"
-_NAME = re.compile(r"\w[\w.-]*")  # it becomes part of file names and of metrics
+_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names, of metrics and of dotted keys
 
 
 def split_files(data: DataConfig) -> dict[str, list[str]]:
@@ -53,7 +53,7 @@ def check_splits(data: DataConfig) -> None:
 def _check_named(key: str, sets: dict[str, object]) -> None:
     for name, files in sets.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(f"{key}: a set's name is made of letters, digits, '_', '-' and '.'; got {name!r}")
+            raise ConfigError(f"{key}: a set's name is made of letters, digits, '_' and '-'; got {name!r}")
         if not files or not _are_files(files):
             raise ConfigError(f"{key}.{name} must be a file or a list of files; got {files!r}")
 

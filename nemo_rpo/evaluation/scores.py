@@ -57,8 +57,8 @@ def scores_of(cache: PreferenceCache, delta: np.ndarray) -> Scores:
         first = int(broken[0])
         raise DataError(
             f"{len(broken):,} of {len(delta):,} pairs have a margin that is no finite number, the first '"
-            f"{cache.pair_id(first)}' ({cache.where(first)}): the policy or its reference overflows there, leave "
-            "them out"
+            f"{cache.pair_id(first)}' ({cache.where(first)}): the policy or its reference overflows there; leave them "
+            "out"
         )
     pair, annotator, sign = cache.all_votes()
     names = np.array(["" if name == VIRTUAL else name for name in cache.annotators.ids], dtype=object)

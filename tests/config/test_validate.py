@@ -162,7 +162,7 @@ def test_one_line_names_the_setting(settings: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
-        ({"a/b": "f"}, ": a set's name is made of letters, digits, '_', '-' and '.'; got 'a/b'"),
+        ({"a/b": "f"}, ": a set's name is made of letters, digits, '_' and '-'; got 'a/b'"),
         ({"a": []}, ".a must be a file or a list of files; got []"),
         ({"a": {"b": "f"}}, ".a must be a file or a list of files; got {'b': 'f'}"),
         (3, " must be a file or a list of files, or a mapping of names to them; got 3"),

@@ -142,25 +142,25 @@ def test_named_validation_sets(
 ) -> None:
     """Each set has the figures that it has alone, under its name; any of them may choose the best checkpoint."""
     out, files = tmp_path / "named", {name: world.folder / f"{name}.jsonl" for name in ("train", "validation")}
-    named = f"{{seen: {files['train']}, held.out: [{files['validation']}]}}"
+    named = f"{{seen: {files['train']}, held_out: [{files['validation']}]}}"
     monitor = "exp_manager.checkpoint_callback_params.monitor"
-    result = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/held.out_loss")
+    result = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/held_out_loss")
     rows, alone = read_metrics(out, timing=False), read_metrics(re_dpo[0], timing=False)
-    assert [row | {"split": "val"} for row in rows if row["split"] == "val/held.out"] == [
+    assert [row | {"split": "val"} for row in rows if row["split"] == "val/held_out"] == [
         row for row in alone if row["split"] == "val"
     ]
     seen = [row["loss"] for row in rows if row["split"] == "val/seen"]
-    assert len(seen) == 4 and seen != [row["loss"] for row in rows if row["split"] == "val/held.out"]
+    assert len(seen) == 4 and seen != [row["loss"] for row in rows if row["split"] == "val/held_out"]
     saved = json.loads((out / "checkpoints" / step(STEPS) / "run.json").read_text())["metrics"]
-    assert saved["val_loss"] == saved["val/seen_loss"] == seen[-1] != saved["val/held.out_loss"]
-    assert "validation held.out at step" in result.stderr and "validation seen, step" in result.stderr
+    assert saved["val_loss"] == saved["val/seen_loss"] == seen[-1] != saved["val/held_out_loss"]
+    assert "validation held_out at step" in result.stderr and "validation seen, step" in result.stderr
     table = parquet.read_table(out / "validation.parquet").to_pydict()
-    held = [name == "held.out" for name in table["set"]]
+    held = [name == "held_out" for name in table["set"]]
     whole = parquet.read_table(re_dpo[0] / "validation.parquet").to_pydict()
     for name in whole:
         assert [value for value, mine in zip(table[name], held, strict=True) if mine] == whole[name]
     refused = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/none_loss", check=False)
-    assert refused.returncode == 2 and "val/held.out_loss, " in refused.stderr.splitlines()[-1]
+    assert refused.returncode == 2 and "val/held_out_loss, " in refused.stderr.splitlines()[-1]
     assert main(["report", str(out), "--out", str(tmp_path), "--format", "markdown"]) == 0
     text = (tmp_path / "report.md").read_text()
-    assert "held out, set held.out" in text and "held out, set seen" in text
+    assert "held out, set held_out" in text and "held out, set seen" in text
