@@ -28,6 +28,7 @@ test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
+	.venv/bin/lint-imports --no-logo
 
 # The project, with the oldest Megatron-Core it supports.
 .venv/.ready: pyproject.toml Makefile

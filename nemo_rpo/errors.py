@@ -4,6 +4,10 @@ Entry points print the message of an :class:`RPOError` on one line and exit with
 exception is a bug and keeps its traceback.
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class RPOError(Exception):
     """A problem the user can mend; its message says what to change."""
@@ -15,6 +19,10 @@ class ConfigError(RPOError, ValueError):
 
 class DataError(RPOError, ValueError):
     """A row, file or data set that cannot be trained on; the message names the file and row."""
+
+
+class NoTemplateError(DataError):
+    """A row of messages, and a tokenizer that has no chat template: no row of messages can be rendered."""
 
 
 class RowError(DataError):
@@ -36,6 +44,10 @@ class ReferencePolicyError(RPOError, RuntimeError):
     """A reference policy that does not fit the policy (step-0 law broken, or cached log-probs of other weights)."""
 
 
+class TrainingError(RPOError, RuntimeError):
+    """A run that cannot go on: it has diverged, or its ranks no longer agree."""
+
+
 class ReleaseError(RPOError, RuntimeError):
     """An installed release of Megatron-Core that this package does not fit; the message names those it does."""
 
@@ -53,3 +65,13 @@ def first_line(exc: BaseException) -> str:
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """The error for an absent optional ``package``: ``raise missing_extra("pyarrow", "hf") from exc``."""
     return MissingExtraError(f"{package} is not installed; run: pip install 'nemo-rpo[{extra}]'")
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: control characters, but for tab and line feed, as their escapes, so that an id or a
+    path from a file cannot move the cursor or change the terminal.
+
+    >>> printable("w\\x1b[31m")
+    'w\\\\x1b[31m'
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

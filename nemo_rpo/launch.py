@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -15,7 +14,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from nemo_rpo.errors import RPOError
+from nemo_rpo.errors import RPOError, printable
+from nemo_rpo.process_tree import (
+    adopt_orphans,
+    die_with_multiprocessing_parent,
+    die_with_parent,
+    end_descendants,
+    let_children_die_with_us,
+)
 
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -27,7 +33,6 @@ _FIRST_RANK_SPEAKS_S = 3.0
 _BETWEEN_RANKS_S = 0.5
 # The error of a collective is usually the echo of a peer that is gone and has said why.
 _PEER_SPEAKS_S = 10.0
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LOST_PEER = re.compile(r"gloo/transport|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket Timeout")
 
 
@@ -41,13 +46,17 @@ def run_on_ranks(main: Callable[[], None]) -> int:
 
     SIGTERM keeps its default action, and with several ranks so does SIGINT: a Python handler would wait for the
     collective that a rank is in. Files are safe from that, as from a power cut: they appear under their name complete.
+    Helper processes end with their rank, and ranks with the torchrun that started them, whatever ends it.
     """
+    let_children_die_with_us()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
     if _world_size() > 1:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         main()
     except RPOError as exc:
-        return _leave("error{}: " + " ".join(str(exc).split()), USER_ERROR)
+        return _leave("error{}: " + printable(" ".join(str(exc).split())), USER_ERROR)
     except KeyboardInterrupt:
         return _leave("interrupted{}", INTERRUPTED)
     except Exception as exc:
@@ -78,7 +87,7 @@ def start_ranks(
 
     # torchrun's own choice, without its warning.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _adopt_orphans()
+    adopt_orphans()
     signal.signal(signal.SIGUSR1, _tell_ranks)
     logging.disable(logging.ERROR)  # a failed rank has said what is wrong; torchrun would add its table and traceback
     where = ["--standalone"]
@@ -102,7 +111,7 @@ def start_ranks(
         return 128 + exc.sigval
     finally:
         logging.disable(logging.NOTSET)
-        _end_orphans()
+        end_descendants()
     return 0
 
 
@@ -112,23 +121,6 @@ def _tell_ranks(number: int, frame: FrameType | None) -> None:
     for rank in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.send_signal(number)
-
-
-def _adopt_orphans() -> None:
-    """Makes this process the parent of whatever a dying rank leaves behind (Linux; elsewhere nothing).
-
-    Megatron's checkpoint writer keeps a helper process a rank that ignores Ctrl-C and outlives a killed rank for ever.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _end_orphans() -> None:
-    import psutil
-
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 def _leave(text: str, status: int) -> int:
@@ -159,3 +151,8 @@ def _has_process_group() -> bool:
 def _close_process_group() -> None:
     if _has_process_group():
         sys.modules["torch.distributed"].destroy_process_group()
+
+
+# A process that multiprocessing spawns from a run imports the run's main module, and with it this one, before its work:
+# the only moment at which it can be told.
+die_with_multiprocessing_parent()

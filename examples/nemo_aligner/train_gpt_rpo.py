@@ -29,12 +29,12 @@ from nemo_aligner.utils.utils import (
 )
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_rpo.integrations.em_state import save_state
+from nemo_rpo.integrations.em_state import packed, save_state
 from nemo_rpo.integrations.nemo_aligner import (
     MegatronGPTRPOModel,
     RPOTrainer,
     annotated_datasets,
-    annotator_table,
+    training_labels,
 )
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import base_loss
 from nemo_rpo.launch import run_on_ranks
@@ -46,7 +46,7 @@ OmegaConf.register_new_resolver("int_div", lambda x, y: x // y, replace=True)
 def train(cfg: DictConfig) -> None:
     # Before the weights are read: a mistake in the settings or in the data costs seconds.
     base_loss(cfg.model)
-    annotators = annotator_table(cfg.model)
+    labels = training_labels(cfg.model)
 
     path, rpo = cfg.pretrained_checkpoint.restore_from_path, cfg.model.get("rpo")
     cfg.model = load_and_override_model_config(path, cfg.model)
@@ -55,10 +55,12 @@ def train(cfg: DictConfig) -> None:
     trainer = script.resolve_and_create_trainer(cfg, "dpo")
     log_dir = exp_manager(trainer, cfg.exp_manager)
     model = load_from_nemo(MegatronGPTRPOModel, cfg.model, trainer, restore_path=path)
-    rpo_trainer = build_rpo_trainer(cfg, trainer, model, annotators=annotators)
+    rpo_trainer = build_rpo_trainer(cfg, trainer, model, labels=labels)
     rpo_trainer.fit()
-    if model.rpo.enabled and trainer.is_global_zero and log_dir is not None:
-        save_state(Path(log_dir), model.em, model.annotators)
+    if model.rpo.enabled and log_dir is not None:
+        saved = packed(model.em, model.labels.annotators, model.labels.fingerprint)  # on every rank
+        if trainer.is_global_zero:
+            save_state(Path(log_dir), saved)
 
 
 def build_rpo_trainer(cfg: DictConfig, trainer: Any, model: MegatronGPTRPOModel, **kwargs: Any) -> RPOTrainer:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.conversion import WRITERS, convert
+from nemo_rpo.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,4 +34,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {done.written:,} rows, from {done.pairs:,} pairs in {done.rows:,} rows")
     for what, count in done.lost.items():
         if count:
-            print(f"left out: {count:,} {what}")
+            print(printable(f"left out: {count:,} {what}"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def _write(document: Document, out: Path, formats: tuple[str, ...]) -> list[Path
         files[out / f"{_NAME}.md"] = as_markdown(document, figures)
         drawn = [block for section in document.sections for block in section.blocks if isinstance(block, Figure)]
         files |= {out / figures / f"{figure.name}.svg": figure.svg for figure in drawn}
-    try:
-        for path, text in files.items():
+    advice = "name another place with --out"
+    for path, text in files.items():
+        try:
             path.parent.mkdir(exist_ok=True)
-            writing = path.with_name(f".writing-{path.name}")
+        except OSError as exc:
+            raise ConfigError(f"{path.parent} cannot be made ({exc.strerror or exc}); {advice}") from exc
+        with whole_file(path, ConfigError, advice) as writing:
             writing.write_text(text, encoding="utf-8")
-            os.replace(writing, path)
-    except OSError as exc:
-        raise ConfigError(f"cannot write in {out} ({exc.strerror or exc}); name another place with --out") from exc
     return [path for path in files if path.parent == out]

@@ -5,9 +5,10 @@ checkpoint).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from nemo_rpo.config.schema import ModelConfig
 from nemo_rpo.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ class GPTArchitecture:
     """What has to be known to build the model; sizes are global, before any tensor or pipeline split.
 
     ``rope_scaling`` holds Llama-3.1's frequency scaling (``factor``, ``low_freq_factor``, ``high_freq_factor``,
-    ``original_max_position_embeddings``) or is empty.
+    ``original_max_position_embeddings``) or is empty. The other defaults are those of ``model.*``.
     """
 
     num_layers: int
@@ -27,18 +28,18 @@ class GPTArchitecture:
     kv_channels: int
     vocab_size: int
     max_position_embeddings: int
-    normalization: str = "rmsnorm"  # rmsnorm | layernorm
-    layernorm_epsilon: float = 1e-5
-    activation: str = "swiglu"  # swiglu | gelu
-    bias: bool = False
-    qkv_bias: bool = False
-    qk_layernorm: bool = False
-    position_embedding_type: str = "rope"  # rope | learned_absolute
-    rotary_base: float = 10000.0
-    rotary_percentage: float = 1.0
+    normalization: str = ModelConfig.normalization
+    layernorm_epsilon: float = ModelConfig.layernorm_epsilon
+    activation: str = ModelConfig.activation
+    bias: bool = ModelConfig.bias
+    qkv_bias: bool = ModelConfig.qkv_bias
+    qk_layernorm: bool = ModelConfig.qk_layernorm
+    position_embedding_type: str = ModelConfig.position_embedding_type
+    rotary_base: float = ModelConfig.rotary_base
+    rotary_percentage: float = ModelConfig.rotary_percentage
     rope_scaling: dict[str, float] = field(default_factory=dict)
-    share_embeddings_and_output_weights: bool = False
-    init_method_std: float = 0.02
+    share_embeddings_and_output_weights: bool = ModelConfig.share_embeddings_and_output_weights
+    init_method_std: float = ModelConfig.init_method_std
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json``."""
@@ -110,15 +111,5 @@ def architecture_from_yaml(model: Any, vocab_size: int) -> GPTArchitecture:
         kv_channels=model.kv_channels or model.hidden_size // heads,
         vocab_size=vocab_size,
         max_position_embeddings=model.max_position_embeddings or model.encoder_seq_length,
-        normalization=model.normalization,
-        layernorm_epsilon=model.layernorm_epsilon,
-        activation=model.activation,
-        bias=model.bias,
-        qkv_bias=model.qkv_bias,
-        qk_layernorm=model.qk_layernorm,
-        position_embedding_type=model.position_embedding_type,
-        rotary_base=model.rotary_base,
-        rotary_percentage=model.rotary_percentage,
-        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-        init_method_std=model.init_method_std,
+        **{spec.name: getattr(model, spec.name) for spec in fields(GPTArchitecture) if spec.default is not MISSING},
     )

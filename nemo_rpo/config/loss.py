@@ -1,15 +1,20 @@
 """Which loss a configuration asks for.
 
-The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``.
+The one place that reads ``model.rpo.base_loss`` and ``model.dpo.preference_loss``, and the weights of a step's terms.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from nemo_rpo.config.schema import ModelConfig
+from nemo_rpo import em, losses  # their names are looked up when a loss is built: settings are read without torch
+from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.losses import PreferenceLoss, build_loss, loss_class
+
+if TYPE_CHECKING:
+    from nemo_rpo.em import PairStep
+    from nemo_rpo.losses import PreferenceLoss
 
 
 def base_loss(model: ModelConfig) -> PreferenceLoss:
@@ -21,7 +26,7 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
             not be put on top of.
     """
     name = model.rpo.base_loss or model.dpo.preference_loss
-    known = {spec.name for spec in fields(loss_class(name))}
+    known = {spec.name for spec in fields(losses.loss_class(name))}
     shared = {
         "beta": model.dpo.ref_policy_kl_penalty,
         "average_log_probs": model.dpo.preference_average_log_probs,
@@ -29,7 +34,7 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
     }
     given = {option: value for option, value in shared.items() if option in known and value is not None}
     options = given | model.rpo.loss_options
-    loss = build_loss(name, **options)
+    loss = losses.build_loss(name, **options)
     if model.rpo.previous_iterate is not None and "base_logps" not in loss.needs:
         raise ConfigError(
             f"model.rpo.previous_iterate is set, but the loss '{name}' compares with no earlier policy: unset it"
@@ -37,6 +42,18 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
     if model.rpo.enabled:
         _refuse_double_correction(loss, model)
     return loss
+
+
+def pair_step(loss: PreferenceLoss, dpo: DPOConfig, rpo: RPOConfig) -> PairStep:
+    """The step around the base ``loss``, with the weights of ``model.dpo`` and the objective of ``model.rpo``."""
+    average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
+    return em.PairStep(
+        loss=loss,
+        objective=rpo.objective,
+        preference_weight=dpo.preference_loss_weight,
+        sft_weight=dpo.sft_loss_weight,
+        average_sft=average,
+    )
 
 
 def _refuse_double_correction(loss: PreferenceLoss, model: ModelConfig) -> None:

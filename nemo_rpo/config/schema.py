@@ -23,6 +23,9 @@ class DPOTrainerConfig:
     limit_train_batches: Batches = 1.0  # a float is a share of the epoch, a whole number counts global batches
     limit_val_batches: Batches = 1.0
     gradient_clip_val: NonNegative = 1.0  # 0: no clipping
+    # A step whose gradient is NaN or infinite moves nothing. After this many of them in a row the run has diverged: it
+    # saves and stops.
+    max_skipped_steps: Count = 20
 
 
 @dataclass
@@ -32,12 +35,13 @@ class TrainerConfig:
     accelerator: Literal["gpu", "cpu"] = "gpu"
     precision: Literal["bf16", "32"] = "bf16"
     log_every_n_steps: Count = 10  # where stderr is no terminal; metrics.jsonl has every step
+    distributed_timeout_minutes: Positive = 30.0  # after which a rank gives up on a collective that others do not join
     dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
 
 
 @dataclass
 class CheckpointCallbackConfig:
-    monitor: str = "val_loss"  # any metric of metrics.jsonl
+    monitor: str = "val_loss"  # any metric of a validation; of a named set val/NAME_loss
     mode: Literal["min", "max"] = "min"
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
@@ -119,7 +123,8 @@ class RPOConfig(EMSettings):
     logprob_precision: LogprobPrecision = "bf16"
     reference_logprob_precision: LogprobPrecision | None = None  # of the frozen policies; null: as the policy
     allow_asymmetric_precision: bool = False  # let policy and reference differ: margins are then not 0 at the start
-    # Largest |margin| per response token (nats) at step 0; null: 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
+    # Most that a response's log-prob may differ from its reference's at step 0, in nats for each of its tokens; null:
+    # 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
     step0_tolerance: Positive | None = None
     step0_link_tolerance: Positive = 1.0  # largest shift of a label's log-odds by rounding alone at step 0
 
@@ -164,7 +169,9 @@ class TokenizerConfig:
 
 @dataclass
 class DataConfig(RowFormat):
-    data_prefix: dict[str, Any] = field(default_factory=dict)  # train, validation: a file or a list of files
+    # train, validation: a file or a list of files. validation may be several sets, {NAME: files, …}, each with figures
+    # of its own: split val/NAME in metrics.jsonl. For monitor the first of them is `val` too.
+    data_prefix: dict[str, Any] = field(default_factory=dict)
     group_votes: bool = True  # all labels of one pair share one posterior and one forward
     invalid_pairs: Literal["error", "drop"] = "error"  # pairs that are empty, identical or too long
     allow_new_annotators: bool = False  # on resume

@@ -11,9 +11,10 @@ from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.losses import COLUMNS
+from nemo_rpo.losses.columns import COLUMNS
 
 
 def validate_config(cfg: RunConfig) -> None:
@@ -30,7 +31,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_length(cfg)
     _check_packing(cfg)
     _check_recompute(cfg)
-    _check_data(cfg)
+    check_splits(cfg.model.data)
     _check_steps(cfg)
 
 
@@ -194,18 +195,6 @@ def _check_recompute(cfg: RunConfig) -> None:
             raise ConfigError(f"model.activations_checkpoint_granularity=full needs model.{name}")
         if granularity != "full" and given is not None:
             raise ConfigError(f"model.{name}={given} needs model.activations_checkpoint_granularity=full")
-
-
-def _check_data(cfg: RunConfig) -> None:
-    prefix = cfg.model.data.data_prefix
-    for split, files in prefix.items():
-        name = f"model.data.data_prefix.{split}"
-        if split not in ("train", "validation"):
-            raise ConfigError(f"unknown key {name}: there are train and validation")
-        if not (isinstance(files, str) or (isinstance(files, list) and all(isinstance(file, str) for file in files))):
-            raise ConfigError(f"{name} must be a file or a list of files; got {files!r}")
-    if not prefix.get("train"):
-        raise ConfigError("model.data.data_prefix.train is not set: give the file of training pairs")
 
 
 def _check_steps(cfg: RunConfig) -> None:

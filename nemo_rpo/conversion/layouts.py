@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nemo_rpo.conversion.merged import MergedPair
-from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.data.rows import Messages, Text, Vote
 from nemo_rpo.errors import DataError
 
@@ -36,15 +35,14 @@ def votes(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
         "votes": cast,
         **gold,
         **_a_b(pair.columns),
+        **pair.given,
     }
 
 
 def multipref(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
-    """A row a pair, all labels among the normal workers'; a label without an annotator is by ``all``."""
+    """A row a pair, all labels among the normal workers'; the evaluator of a label without an annotator is null."""
     lost[GOLD] += pair.gold is not None
-    labels = [
-        {"evaluator": vote.annotator or VIRTUAL, "overall_pref": _MULTIPREF_WORDS[vote.sign]} for vote in pair.votes
-    ]
+    labels = [{"evaluator": vote.annotator, "overall_pref": _MULTIPREF_WORDS[vote.sign]} for vote in pair.votes]
     yield {
         **({} if pair.pair_id is None else {"comparison_id": pair.pair_id}),
         "text": pair.prompt,
@@ -53,6 +51,7 @@ def multipref(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
         "normal_worker_annotations": labels,
         "expert_worker_annotations": [],
         **_a_b(pair.columns),
+        **pair.given,
     }
 
 
@@ -67,6 +66,7 @@ def nemo_rl(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "completions": [{"rank": rank, "completion": _as_messages(text, "assistant")} for rank, text in ranked],
             **_named(vote),
             **pair.columns_for(vote.sign),
+            **pair.given,
         }
 
 
@@ -81,6 +81,7 @@ def nemo_aligner(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "rejected_response": rejected,
             **_named(vote),
             **pair.columns_for(vote.sign),
+            **pair.given,
         }
 
 
@@ -99,6 +100,7 @@ def hf(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "rejected": rejected,
             **_named(vote),
             **pair.columns_for(vote.sign),
+            **pair.given,
         }
 
 
@@ -111,6 +113,7 @@ def rankings(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "responses": list(_sides(pair, vote)),
             **_named(vote),
             **pair.columns_for(vote.sign),
+            **pair.given,
         }
 
 
@@ -160,6 +163,11 @@ def _as_string(pair: MergedPair, text: Text) -> str:
     if isinstance(text, str):
         return text
     if len(text) == 1 and text[0]["role"] == "assistant":
+        if more := sorted(text[0].keys() - {"role", "content"}):
+            raise DataError(
+                f"{pair.where}: layout nemo_aligner holds texts, and an answer has {', '.join(more)}; convert to hf or "
+                "nemo_rl instead"
+            )
         return text[0]["content"]
     raise DataError(
         f"{pair.where}: layout nemo_aligner holds one answer a side, and a side has {len(text)} messages; "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nemo_rpo.data import columns as side_columns
 from nemo_rpo.data.identity import PairIndex, Sighting
-from nemo_rpo.data.rows import PreferenceRow, Text, Vote
+from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
 from nemo_rpo.errors import DataError
 from nemo_rpo.validation.votes import UNNAMED, VoteLedger
 
@@ -25,6 +25,7 @@ class MergedPair:
         votes: in the order of the file, ties (sign 0) among them.
         gold: +1, -1 or ``None``.
         columns: numeric side information, the mean over the rows that have it.
+        given: what the chat template is given beside the messages, as in a row.
     """
 
     where: str
@@ -35,6 +36,7 @@ class MergedPair:
     votes: list[Vote]
     gold: int | None
     columns: dict[str, float]
+    given: Given = field(default_factory=dict)
 
     def columns_for(self, sign: int) -> dict[str, float]:
         """The columns relative to the completion that a vote of that sign prefers."""
@@ -79,7 +81,7 @@ class MergedPairs:
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
         columns = {name: total / number for name, (total, number) in known.items()}
         gold = self._gold.get(text)
-        return MergedPair(row.where, row.pair_id, row.prompt, row.chosen, row.rejected, votes, gold, columns)
+        return MergedPair(row.where, row.pair_id, row.prompt, row.chosen, row.rejected, votes, gold, columns, row.given)
 
     def _add_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
         if not row.gold:

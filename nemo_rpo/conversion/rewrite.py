@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from nemo_rpo.conversion.merged import MergedPairs
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.files.write import record_writer
-from nemo_rpo.data.formats import read_pairs
+from nemo_rpo.data.formats import Parsed, read_pairs, unread_fields
 from nemo_rpo.data.identity import PairIndex
+from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError
 
 
@@ -30,8 +32,8 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
     """Writes the preferences of ``paths`` to ``out`` in the layout ``to``; of a ranking, all its pairs.
 
     Rows that speak of one pair are brought together: layouts with votes get one row a pair, the others a row a label,
-    in the order of the pairs' first rows. Pair ids, annotator ids and side columns are kept; fields that no layout
-    knows are not. Memory grows by some hundred bytes a pair and a vote; texts are never held.
+    in the order of the pairs' first rows. Pair ids, annotator ids, side columns, system messages and tools are kept;
+    fields that no layout knows are not, and are counted. Memory grows by some hundred bytes a pair and a vote; texts are never held.
 
     Args:
         to: one of :data:`nemo_rpo.conversion.layouts.WRITERS`.
@@ -45,8 +47,9 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
         raise ConfigError(f"--to is '{to}'; it can be {', '.join(WRITERS)}")
     checked = as_paths(paths, setting="the path", folders=True)
     with record_writer(out, overwrite) as write:
-        merged = MergedPairs(parsed.row for parsed in read_pairs(checked, keys))
-        done = Converted(merged.rows, len(merged))
+        unread: Counter[str] = Counter()
+        merged = MergedPairs(_counting(read_pairs(checked, keys), keys or RowFormat(), unread))
+        done = Converted(merged.rows, len(merged), lost=unread)
         again = PairIndex()
         for parsed in read_pairs(checked, keys):
             sighting = again.find(parsed.row)
@@ -55,3 +58,13 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
                     write(fields)
                     done.written += 1
     return done
+
+
+def _counting(pairs: Iterable[Parsed], keys: RowFormat, unread: Counter[str]) -> Iterator[PreferenceRow]:
+    """The rows of the pairs; counts the rows with a value in a field that is not read."""
+    last = None
+    for parsed in pairs:
+        if parsed.record is not last:  # a ranking is several pairs
+            last = parsed.record
+            unread.update(f"values of field '{name}' (not read)" for name in unread_fields(last, keys, parsed.layout))
+        yield parsed.row

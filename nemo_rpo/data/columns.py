@@ -19,7 +19,7 @@ _UNCHANGED = ("strength",)  # how strong the preference is, whichever way it poi
 
 NAMES = (*_PARTNER, *_NEGATED, *_COMPLEMENTED, *_UNCHANGED)
 
-# Of caches that keep ties, and in no file: 1 where nobody prefers either response and somebody called a tie, else 0.
+# Of caches that keep ties: 1 where nobody prefers either response and somebody called a tie, else 0.
 TIE = "tie"
 
 # What files call them: NeMo-Aligner's names are the canonical ones; TRL-style and A/B layouts have their own.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nemo_rpo.data.columns import ALIASES
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
-from nemo_rpo.data.layouts import ranked, voted, winner
+from nemo_rpo.data.layouts import every, ranked, voted, winner
+from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
@@ -22,34 +24,73 @@ Parser = Callable[[Record, RowFormat], PreferenceRow]
 
 @dataclass(frozen=True)
 class Layout:
-    """A parser, the fields whose presence in a row tells its layout, and how to drop some of several votes of a row."""
+    """How rows of a layout are told from others, and read.
+
+    Attributes:
+        parse: the layout's parser.
+        marks: the fields whose presence in a row tells its layout.
+        fields: those that it reads, beside what every layout reads.
+        inner: of fields that are lists of objects, what is read of each object.
+        labelled: whether a row has one label, whose annotator is a field of the row and which ``tie`` makes a tie.
+        without_votes: how to drop some of several votes of a row.
+    """
 
     parse: Parser
     marks: tuple[frozenset[str], ...]
+    fields: frozenset[str]
+    inner: dict[str, frozenset[str]] = field(default_factory=dict)
+    labelled: bool = True
     without_votes: Callable[[dict[str, Any], frozenset[int]], dict[str, Any]] | None = None
 
     def recognises(self, fields: dict) -> bool:
         return any(mark <= fields.keys() for mark in self.marks)
+
+    def reads(self, keys: RowFormat) -> frozenset[str]:
+        """The fields of a row that mean something."""
+        own = {keys.annotator_key, every.TIE} if self.labelled else set()
+        return self.fields | every.READ | ALIASES.keys() | own | {keys.pair_id_key}
 
 
 def _marks(*alternatives: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(names.split()) for names in alternatives)
 
 
+_OF_VOTE = frozenset(("vote", "tie"))
+_OF_ANNOTATION = frozenset(("evaluator", "overall_pref"))
+
 # In the order of detection: the more particular marks first.
 LAYOUTS: dict[str, Layout] = {
-    "votes": Layout(voted.votes, _marks("response_a response_b votes"), voted.without_votes),
+    "votes": Layout(
+        voted.votes,
+        _marks("response_a response_b votes"),
+        frozenset(("prompt", "response_a", "response_b", "votes", "gold")),
+        {"votes": _OF_VOTE},
+        labelled=False,
+        without_votes=voted.without_votes,
+    ),
     "multipref": Layout(
         voted.multipref,
         _marks(
             "completion_a completion_b normal_worker_annotations", "completion_a completion_b expert_worker_annotations"
         ),
-        voted.without_votes,
+        frozenset(("text", "prompt", "completion_a", "completion_b", "comparison_id", *voted.ANNOTATIONS)),
+        dict.fromkeys(voted.ANNOTATIONS, _OF_ANNOTATION),
+        labelled=False,
+        without_votes=voted.without_votes,
     ),
-    "nemo_rl": Layout(ranked.nemo_rl, _marks("context completions")),
-    "rankings": Layout(ranked.rankings, _marks("prompt responses")),
-    "nemo_aligner": Layout(winner.nemo_aligner, _marks("chosen_response rejected_response")),
-    "hf": Layout(winner.hf, _marks("chosen rejected")),
+    "nemo_rl": Layout(
+        ranked.nemo_rl,
+        _marks("context completions"),
+        frozenset(("context", "completions")),
+        {"completions": frozenset(("rank", "completion", "reward"))},
+    ),
+    "rankings": Layout(ranked.rankings, _marks("prompt responses"), frozenset(("prompt", "responses", "rewards"))),
+    "nemo_aligner": Layout(
+        winner.nemo_aligner,
+        _marks("chosen_response rejected_response"),
+        frozenset(("prompt", "chosen_response", "rejected_response")),
+    ),
+    "hf": Layout(winner.hf, _marks("chosen rejected"), frozenset(("prompt", "chosen", "rejected"))),
 }
 
 
@@ -69,7 +110,31 @@ def detect_layout(record: Record) -> str:
 
 def parse(record: Record, keys: RowFormat, layout: str) -> PreferenceRow:
     """One record under a named layout; :class:`DataError` with file, row and field where it does not fit."""
-    return LAYOUTS[layout].parse(record, keys)
+    try:
+        row = LAYOUTS[layout].parse(record, keys)
+        return every.complete(row, Fields(record), says_tie=LAYOUTS[layout].labelled)
+    except RecursionError:
+        raise RowError(record.file, record.row, "objects nested too deep in a field", "bad_json") from None
+
+
+def unread_fields(record: Record, keys: RowFormat, layout: str) -> list[str]:
+    """Names of the fields of a record that have a value and mean nothing in its layout; ``votes[].seconds`` is one of
+    the objects in a list.
+    """
+    of, fields = LAYOUTS[layout], record.fields
+    reads = of.reads(keys)
+    unread = [name for name in fields if name not in reads and not _is_blank(fields[name])]
+    for name, inner in of.inner.items():
+        known = inner if of.labelled else inner | {keys.annotator_key}
+        found = {
+            key for item in fields.get(name) or () for key in item if key not in known and not _is_blank(item[key])
+        }
+        unread += [f"{name}[].{key}" for key in sorted(found)]
+    return unread
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == "" or value == []
 
 
 class Parsed(NamedTuple):

@@ -31,8 +31,8 @@ class Sighting(NamedTuple):
 class PairIndex:
     """Numbers pairs as they come by; holds some hundred bytes a pair, never its text.
 
-    Two rows speak of the same pair if they have the same pair id or, both without one, the same prompt and the same two
-    responses in either order.
+    Two rows speak of the same pair if they have the same pair id or, both without one, the same prompt (system message
+    and tools included) and the same two responses in either order.
 
     Attributes:
         ids: of each pair, the file's id or the hash of the content.
@@ -50,7 +50,7 @@ class PairIndex:
 
     def find(self, row: PreferenceRow) -> Sighting:
         """Raises :class:`RowError` if the row has the pair id of an earlier one and other texts."""
-        digests = (_digest(row.prompt), _digest(row.chosen), _digest(row.rejected))
+        digests = (_prompt_digest(row), _digest(row.chosen), _digest(row.rejected))
         content = _content_id(*digests)
         # An id of the data and a content hash never meet: the hash is not looked up where there is an id.
         key = content if row.pair_id is None else f"id:{row.pair_id}"
@@ -91,7 +91,7 @@ def comparisons(row: PreferenceRow) -> Iterator[PreferenceRow]:
     if not row.further:
         yield row
         return
-    digests, prompt = [_digest(text) for text in row.responses], _digest(row.prompt)
+    digests, prompt = [_digest(text) for text in row.responses], _prompt_digest(row)
     for better, worse in combinations(range(len(digests)), 2):
         content = _content_id(prompt, digests[better], digests[worse])
         rewards = {"chosen_reward": row.rewards[better], "rejected_reward": row.rewards[worse]} if row.rewards else {}
@@ -108,7 +108,13 @@ def comparisons(row: PreferenceRow) -> Iterator[PreferenceRow]:
 
 def content_id(row: PreferenceRow) -> str:
     """The id of a pair that has none of its own: a hash of its prompt and its responses in either order."""
-    return _content_id(_digest(row.prompt), _digest(row.chosen), _digest(row.rejected))
+    return _content_id(_prompt_digest(row), _digest(row.chosen), _digest(row.rejected))
+
+
+def _prompt_digest(row: PreferenceRow) -> bytes:
+    # The same words with other tools or another system message are another prompt.
+    prompt = _digest(row.prompt)
+    return hashlib.blake2b(prompt + _digest([row.given]), digest_size=16).digest() if row.given else prompt
 
 
 def _digest(text: Text) -> bytes:

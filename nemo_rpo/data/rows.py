@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 Messages = list[dict[str, Any]]  # [{"role": "user", "content": "…"}, …]
 Text = str | Messages
+Given = dict[str, Any]
 
 
 class Vote(NamedTuple):
@@ -33,6 +34,9 @@ class PreferenceRow:
         gold: +1 if the gold label is ``chosen``, −1 if ``rejected``, ``None`` without one.
         further: of a ranking, the responses after the first two, better ones first.
         rewards: of a ranking, one for each response; NaN for one without, empty where none has any.
+        given: what the row gives a chat template beside the messages: ``tools``, ``chat_template_kwargs``, and
+            ``system`` where the prompt is a text; each only where the row has it.
+        prompt_repeated: whether the responses began with the prompt; here they are without it.
     """
 
     file: str
@@ -46,6 +50,8 @@ class PreferenceRow:
     gold: int | None = None
     further: tuple[Text, ...] = ()
     rewards: tuple[float, ...] = ()
+    given: Given = field(default_factory=dict)
+    prompt_repeated: bool = False
 
     @property
     def where(self) -> str:

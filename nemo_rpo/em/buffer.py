@@ -12,7 +12,7 @@ from torch import Tensor
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
-from nemo_rpo.em.fit.full_fit import Estimate, estimate
+from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
 from nemo_rpo.em.fit.standard_error import standard_errors
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
@@ -163,8 +163,11 @@ class BufferedReliability(AnnotatorReliability):
             self.refit()
 
     def refit(self) -> Estimate:
-        """Fits all reliabilities to the margins so far, and takes them over if the margins carry information."""
+        """Fits all reliabilities to the margins so far, and takes them over if the margins carry information; the same
+        bits on every rank. The collectives of :func:`estimate` and :func:`of_first_rank`.
+        """
         found = estimate(*self._seen(), self.eta, self.settings, self.collectives)
+        found = of_first_rank(found, self.collectives.from_first)
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums

@@ -1,5 +1,4 @@
-"""How the EM talks to other ranks: two operations that the engine supplies, so that this room knows no process
-group."""
+"""How the EM talks to other ranks: operations that the engine supplies, so that this room knows no process group."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 
 def _alone(tensor: Tensor) -> None:
-    """The sum over one rank."""
+    """The sum over one rank, and what its first rank has."""
 
 
 def _own_rows(rows: Tensor) -> Tensor:
@@ -18,12 +17,15 @@ def _own_rows(rows: Tensor) -> Tensor:
 
 
 class Collectives(NamedTuple):
-    """Operations over the ranks that hold different pairs; the defaults are those of a single process.
+    """Operations over ranks; the defaults are those of a single process.
 
     Attributes:
-        all_reduce: sums a tensor over the ranks, in place.
-        gather_rows: concatenates [m, c] of every rank, in rank order, into [M, c]; m may differ from rank to rank.
+        all_reduce: sums a tensor over the ranks that hold different pairs, in place.
+        gather_rows: concatenates [m, c] of every rank that holds different pairs, in rank order, into [M, c]; m may
+            differ from rank to rank.
+        from_first: overwrites a tensor with that of the first of all ranks, those that hold the same pairs included.
     """
 
     all_reduce: Callable[[Tensor], None] = _alone
     gather_rows: Callable[[Tensor], Tensor] = _own_rows
+    from_first: Callable[[Tensor], None] = _alone

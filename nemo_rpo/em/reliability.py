@@ -85,9 +85,10 @@ class AnnotatorReliability:
         Args:
             w: posteriors [P] of the step's E-step.
             votes: labels [P, V]; ties and padding (sign 0) are left out, and each of the others counts for its weight.
-            valid: bool [P]; pairs that carry no evidence (truncated away, padding of the last batch) are left out.
+            valid: bool [P]; pairs that carry no evidence (truncated away, padding of the last batch) are left out, as
+                are those whose posterior is NaN.
         """
-        sign = torch.where(valid.unsqueeze(-1), votes.sign, 0)
+        sign = torch.where((valid & ~w.isnan()).unsqueeze(-1), votes.sign, 0)
         agreed = w.double().unsqueeze(-1)
         # where and not a product: an invalid row may hold any margin, NaN included.
         right = torch.where(sign > 0, agreed, torch.where(sign < 0, 1 - agreed, 0.0))

@@ -81,6 +81,21 @@ class Votes(NamedTuple):
         return (self.sign != 0).any(-1)
 
 
+def with_finite_margin(delta: Tensor, votes: Votes) -> tuple[Tensor, Votes]:
+    """The pairs whose margin is a finite number: NaN and infinities say that a forward pass failed, not who is right.
+
+    Waits for the device. Where all margins are finite nothing is copied.
+
+    >>> delta, votes = torch.tensor([0.5, -torch.inf, torch.nan]), Votes.single(torch.tensor([0, 1, 2]))
+    >>> with_finite_margin(delta, votes)[1].annotator
+    tensor([[0]])
+    """
+    finite = delta.isfinite()
+    if finite.all():
+        return delta, votes
+    return delta[finite], votes.of(finite, delta.device)
+
+
 def chunks(delta: Tensor, votes: Votes) -> Iterator[tuple[Tensor, Votes]]:
     """The pairs in bounded pieces: margins [p] widened to float64, votes [p, V] with ids widened to int64."""
     pairs = max(1, _CHUNK_VOTES // max(1, votes.sign.shape[-1]))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.files.read import read_records
+from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
 
@@ -87,12 +87,8 @@ def write_answers(
         text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
     else:
         text = "".join(json.dumps(_arena_hard(q, said, name), ensure_ascii=False) + "\n" for q, said in pairs)
-    writing = out.with_name(f".writing-{out.name}")
-    try:
+    with whole_file(out, ConfigError, "name another place") as writing:
         writing.write_text(text, encoding="utf-8")
-        os.replace(writing, out)
-    except OSError as exc:
-        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
 
 
 def _arena_hard(question: Question, said: Sequence[str], name: str) -> dict[str, Any]:

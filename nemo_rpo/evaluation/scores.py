@@ -6,16 +6,16 @@ Shapes: v labels.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.cache.arrow import pair_ids, pyarrow
 from nemo_rpo.data.cache.store import PreferenceCache
+from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError, DataError, first_line
-from nemo_rpo.training.outputs.record import pyarrow
 
 _COLUMNS = ("pair_id", "annotator", "prompt", "sign", "gold", "delta")
 
@@ -49,13 +49,31 @@ class Scores:
 
 
 def scores_of(cache: PreferenceCache, delta: np.ndarray) -> Scores:
-    """From the margins [n] of all pairs of ``cache``."""
+    """From the margins [n] of all pairs of ``cache``; raises :class:`DataError` for one that is no finite number, since
+    a policy cannot be judged by it.
+    """
+    broken = np.flatnonzero(~np.isfinite(delta))
+    if len(broken):
+        first = int(broken[0])
+        raise DataError(
+            f"{len(broken):,} of {len(delta):,} pairs have a margin that is no finite number, the first '"
+            f"{cache.pair_id(first)}' ({cache.where(first)}): the policy or its reference overflows there, leave them out"
+        )
     pair, annotator, sign = cache.all_votes()
     names = np.array(["" if name == VIRTUAL else name for name in cache.annotators.ids], dtype=object)
-    ids = np.array([cache.pair_id(i) for i in range(len(cache))], dtype=object)
-    prompts = np.array([hash_of(cache.pair(i).prompt_ids) for i in range(len(cache))], dtype=object)
+    ids = pair_ids(cache).to_numpy(zero_copy_only=False)
+    prompts = _prompt_names(cache)
     margins = delta[pair].astype(np.float64)
     return Scores(ids[pair], names[annotator], prompts[pair], sign, np.asarray(cache.gold)[pair], margins)
+
+
+def _prompt_names(cache: PreferenceCache) -> np.ndarray:
+    """A name for the tokens of each pair's prompt, [n]; a prompt that the cache holds once is hashed once."""
+    tokens, begins = cache.all_prompts()
+    places = np.stack((begins, cache.lengths[:, 0]), 1)
+    distinct, place = np.unique(places, axis=0, return_inverse=True)
+    names = [hash_of(tokens[start : start + length]) for start, length in distinct.tolist()]
+    return np.array(names, dtype=object)[place.reshape(-1)]
 
 
 def hash_of(ids: np.ndarray) -> str:
@@ -66,12 +84,9 @@ def hash_of(ids: np.ndarray) -> str:
 def write_scores(scores: Scores, out: Path) -> None:
     """A Parquet file; raises :class:`ConfigError` if it cannot be written."""
     pa, pq = pyarrow()
-    writing = out.with_name(f".writing-{out.name}")
-    try:
-        pq.write_table(pa.table({name: pa.array(getattr(scores, name)) for name in _COLUMNS}), writing)
-        os.replace(writing, out)
-    except OSError as exc:
-        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+    table = pa.table({name: pa.array(getattr(scores, name)) for name in _COLUMNS})
+    with whole_file(out, ConfigError, "name another place") as writing:
+        pq.write_table(table, writing)
 
 
 def read_scores(path: Path) -> Scores:

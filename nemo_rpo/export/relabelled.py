@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemo_rpo.data.files.read import Record, as_paths, read_records
+from nemo_rpo.data.files.write import without_quote
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import DataError, RowError
 from nemo_rpo.export.doubtful import BY, RELABEL
@@ -55,9 +56,13 @@ def _row(record: Record, run: Run) -> int:
         row = int(given)
     except (TypeError, ValueError):
         raise _problem(record, f"label_id is {given!r}; keep that column of the exported file") from None
-    if not 0 <= row < len(run.labels) or str(run.labels.pair_id[row]) != str(record.fields.get("pair_id")):
+    if not 0 <= row < len(run.labels) or str(run.labels.pair_id[row]) != _pair_id(record):
         raise _problem(record, f"label_id {row} of pair '{record.fields.get('pair_id')}' is no label of {run.folder}")
     return row
+
+
+def _pair_id(record: Record) -> str:
+    return str(without_quote(record.fields.get("pair_id")))
 
 
 def _problem(record: Record, text: str) -> RowError:

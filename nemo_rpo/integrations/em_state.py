@@ -1,56 +1,77 @@
-"""The EM's state in another trainer's checkpoint: one file beside its weights, for people too.
+"""The EM's state in another trainer's checkpoint: files beside its weights, the first of them for people too.
 
 Trainers keep what they know of and drop the rest (NeMo-RL loses unknown fields of its save state), while a file in the
-checkpoint's folder is renamed, copied and deleted with it.
+checkpoint's folder is renamed, copied and deleted with it. ``rpo_state.json`` has η, its evidence and the table of
+annotators; with ``estimator: buffer`` ``rpo_margins.npy`` has the margins, float32 [N], of the N pairs of the data.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
-from nemo_rpo.em import AnnotatorReliability
+from nemo_rpo.em import AnnotatorReliability, BufferedReliability
 from nemo_rpo.errors import CheckpointError, DataError
 
 STATE_FILE = "rpo_state.json"
+MARGINS_FILE = "rpo_margins.npy"
+_PER_ANNOTATOR = {"eta": "eta", "label_counts": "label_count", "right_sums": "right_sum"}  # name in the state, in a row
 
 
-def packed(em: AnnotatorReliability, table: AnnotatorTable) -> dict[str, Any]:
-    """η, its evidence and the table as plain values, a row an annotator; Python's floats hold every float64 exactly."""
+def packed(em: AnnotatorReliability, table: AnnotatorTable, data: str | None = None) -> dict[str, Any]:
+    """η, its evidence and the table as plain values, a row an annotator; Python's floats hold every float64 exactly.
+    Under ``buffer`` also ``data`` and ``margins``, float32 [N] on the CPU.
+
+    Collective under ``buffer``: a gather of 4 bytes a pair over the ranks that hold different pairs.
+
+    Args:
+        data: a fingerprint of the pairs in their order, by which the margins are known; ``buffer`` needs it.
+    """
     state = em.state_dict()
     annotators = [
-        {**asdict(annotator), "eta": eta, "label_count": count, "right_sum": right}
-        for annotator, eta, count, right in zip(
-            table.annotators, *(state[key].tolist() for key in ("eta", "label_counts", "right_sums")), strict=True
-        )
+        {**asdict(annotator), **dict(zip(_PER_ANNOTATOR.values(), values, strict=True))}
+        for annotator, *values in zip(table.annotators, *(state[key].tolist() for key in _PER_ANNOTATOR), strict=True)
     ]
-    return {"format": 1, "step": state["step"], "annotators": annotators}
+    saved = {"format": 1, "step": state["step"], "annotators": annotators}
+    if isinstance(em, BufferedReliability):
+        saved |= {"data": data, "margins": state["margins"].cpu()}
+    return saved
 
 
 def unpacked(saved: dict[str, Any]) -> tuple[AnnotatorTable, dict[str, Any]]:
-    """The table, and the state for :meth:`AnnotatorReliability.load_state_dict`, of what :func:`packed` returned."""
+    """The table, and the state for :func:`restore`, of what :func:`packed` returned."""
     rows = saved["annotators"]
     table = AnnotatorTable(Annotator(row["id"], row["labels"], row["first_seen"]) for row in rows)
-    columns = {"eta": "eta", "label_counts": "label_count", "right_sums": "right_sum"}
-    state = {name: torch.tensor([row[column] for row in rows], dtype=torch.float64) for name, column in columns.items()}
-    return table, {**state, "step": saved["step"]}
+    state = {
+        name: torch.tensor([row[column] for row in rows], dtype=torch.float64)
+        for name, column in _PER_ANNOTATOR.items()
+    }
+    of_pairs = {name: saved[name] for name in ("data", "margins") if name in saved}
+    return table, {**state, "step": saved["step"], **of_pairs}
 
 
-def save_state(folder: Path, em: AnnotatorReliability, table: AnnotatorTable) -> None:
-    """Writes :func:`packed` into the checkpoint's ``folder``; JSON holds every float64 exactly."""
+def save_state(folder: Path, saved: dict[str, Any]) -> None:
+    """Writes what :func:`packed` returned into the checkpoint's ``folder``; for one process alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(packed(em, table), indent=1, ensure_ascii=False)
+    saved = dict(saved)
+    margins = saved.pop("margins", None)
+    if margins is not None:
+        np.save(folder / MARGINS_FILE, margins.numpy())
+        saved["margins_digest"] = _digest(folder / MARGINS_FILE)
+    text = json.dumps(saved, indent=1, ensure_ascii=False)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def load_state(folder: Path) -> tuple[AnnotatorTable, dict[str, Any]]:
-    """The table of a checkpoint's folder, and the state for :meth:`AnnotatorReliability.load_state_dict`.
+    """The table of a checkpoint's folder, and the state for :func:`restore`.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -62,9 +83,19 @@ def load_state(folder: Path) -> tuple[AnnotatorTable, dict[str, Any]]:
             "start in a new folder"
         )
     try:
-        return unpacked(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as exc:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if "data" in saved:
+            path = folder / MARGINS_FILE
+            if _digest(path) != saved["margins_digest"]:
+                raise ValueError("its digest is not the one it was saved with")
+            saved["margins"] = torch.from_numpy(np.load(path, allow_pickle=False))
+        return unpacked(saved)
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CheckpointError(f"{path} is damaged ({exc!r}): resume from an earlier checkpoint") from exc
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def continued(saved: AnnotatorTable, data: AnnotatorTable, allow_new: bool, block: str) -> AnnotatorTable:
@@ -79,10 +110,30 @@ def continued(saved: AnnotatorTable, data: AnnotatorTable, allow_new: bool, bloc
         raise DataError(str(exc).replace("model.data.", f"{block}.")) from exc
 
 
-def with_newcomers(state: dict[str, Any], em: AnnotatorReliability) -> dict[str, Any]:
-    """A saved ``state`` of fewer annotators, the rest as they are in the fresh ``em``."""
-    fresh = em.state_dict()
-    return {
-        key: torch.cat((value, fresh[key][len(value) :].to(value))) if isinstance(value, Tensor) else value
-        for key, value in state.items()
-    }
+def restore(em: AnnotatorReliability, state: dict[str, Any], data: str | None, block: str) -> None:
+    """Puts a fresh ``em`` where a saved ``state`` stood; annotators beyond those of the state keep their start.
+
+    Args:
+        em: of the table that :func:`continued` returned.
+        data: as for :func:`packed`, of the present data.
+        block: the configuration's block, for messages.
+
+    Raises:
+        CheckpointError: ``buffer`` meets margins of other data, or none.
+    """
+    if isinstance(em, BufferedReliability):
+        if "margins" not in state:
+            raise CheckpointError(
+                f"the checkpoint has no margins of pairs, it was trained with estimator: ema: set {block}.estimator=ema"
+            )
+        if state["data"] != data:
+            raise CheckpointError(
+                "the checkpoint's margins are of other pairs or labels: resume with the training data it began with, "
+                f"in the same order, or go on without margins ({block}.estimator=ema)"
+            )
+    of_annotators = {name: _followed_by(state[name], getattr(em, name)) for name in _PER_ANNOTATOR}
+    em.load_state_dict({**state, **of_annotators})
+
+
+def _followed_by(saved: Tensor, fresh: Tensor) -> Tensor:
+    return torch.cat((saved, fresh[len(saved) :].to(saved)))

@@ -9,7 +9,7 @@ from typing import Any
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
 from nemo_rpo.config.types import Mismatch, convert, hints_of
-from nemo_rpo.em.em_settings import EMSettings, Estimator
+from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses import COLUMNS, PreferenceLoss
 from nemo_rpo.losses.options import nearest
@@ -19,7 +19,6 @@ from nemo_rpo.losses.options import nearest
 class HostedRPOConfig(RPOConfig):
     """The settings of ``model.rpo``, and where the host's data has the annotator."""
 
-    estimator: Estimator = "ema"  # the margin buffer is this package's own engine's
     annotator_key: str | None = "annotator"  # null: the data has no ids, all labels are one annotator's
     allow_new_annotators: bool = False  # on resume
 
@@ -86,7 +85,7 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
 
 
 def _given(values: RPOConfig) -> dict[str, Any]:
-    """What a dataclass holds beyond its defaults, which differ from the hosted ones."""
+    """What a dataclass holds beyond its defaults."""
     return {spec.name: value for spec in fields(values) if (value := getattr(values, spec.name)) != _default(spec)}
 
 
@@ -114,8 +113,6 @@ def _setting(hint: Any, value: Any, path: str) -> Any:
 
 
 def _refuse_ignored(cfg: RPOConfig, block: str, sweeps: bool, used: Collection[str]) -> None:
-    if cfg.estimator != "ema":
-        raise ConfigError(f"{block}.estimator={cfg.estimator} needs this package's own engine: set ema")
     if cfg.sweep != "none" and not sweeps:
         raise ConfigError(
             f"{block}.sweep={cfg.sweep} needs a pass over the data that this trainer has no place for: set none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ def register(name: str) -> Callable[[Loss], Loss]:
     """Class decorator that enters a :class:`PreferenceLoss` under ``name``; a taken name is a :class:`ConfigError`."""
 
     def enter(loss: Loss) -> Loss:
+        _add_own()
         if name in _LOSSES:
             raise ConfigError(f"the loss name '{name}' is taken by {_LOSSES[name].__qualname__}: register another name")
         loss.name = name
@@ -29,6 +31,7 @@ def register(name: str) -> Callable[[Loss], Loss]:
 
 def loss_class(name: str) -> type[PreferenceLoss]:
     """The class registered under ``name``; an unknown one is a :class:`ConfigError` with the nearest."""
+    _add_own()
     if name not in _LOSSES:
         raise ConfigError(f"unknown loss '{name}'{nearest(name, _LOSSES)}")
     return _LOSSES[name]
@@ -36,7 +39,13 @@ def loss_class(name: str) -> type[PreferenceLoss]:
 
 def loss_names() -> tuple[str, ...]:
     """Every registered name, sorted."""
+    _add_own()
     return tuple(sorted(_LOSSES))
+
+
+def _add_own() -> None:
+    """Enters this package's losses, which their modules do when they are imported."""
+    importlib.import_module("nemo_rpo.losses.families")
 
 
 def build_loss(name: str, **options: Any) -> PreferenceLoss:

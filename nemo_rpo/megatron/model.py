@@ -18,10 +18,10 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.loss import base_loss, pair_step
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.em import AnnotatorReliability, robust_loss
-from nemo_rpo.losses import PairLogprobs, RankingLogprobs
+from nemo_rpo.em import AnnotatorReliability
+from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
@@ -87,6 +87,7 @@ class MegatronGPTRPOModel:
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
+        self.pair_step = pair_step(self.loss, cfg.model.dpo, cfg.model.rpo)
         self.em = em
         self.needs = StepNeeds.of(self.loss, cfg.model)
         self.metrics = StepMetrics(self.loss.reduction, device, self.needs.logps)
@@ -172,40 +173,21 @@ class MegatronGPTRPOModel:
         return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
-        """What each pair adds to the step's objective ``[pairs]``, 0 where invalid: its loss, or the loss's surrogate
-        where the batch is reduced by more than a mean. Adds to the step's metrics and, in training, to the evidence.
-
-        Under the EM a ranking is its pairs, each with a posterior of its own. Without it a loss of rankings takes it as
-        a whole, and each of its pairs has its share of that.
+        """What each pair adds to the step's objective ``[pairs]``, see :class:`nemo_rpo.em.PairLosses`. Adds to the
+        step's metrics and, in training, to the evidence.
 
         No collective, no wait for the device.
         """
-        rpo, dpo, votes, valid = self.cfg.model.rpo, self.cfg.model.dpo, votes_of(batch), batch["valid"]
-        terms = self.loss.terms(x)
-        w = self.em.posterior(terms.delta.detach(), votes) if rpo.enabled else votes.share()
-        preference = robust_loss(terms, w, rpo.objective if rpo.enabled else "weighted")
-        if self.loss.listwise and not rpo.enabled and "ranking_size" in batch:
-            of_rankings = self.loss.ranking(RankingLogprobs.joined(x, batch["ranking_size"]))
-            preference = of_rankings.repeat_interleave(pairs_per_ranking(batch))
-        if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
-            preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
-        sft = self.sft_loss_func(x, w) if self.needs.logps else torch.zeros_like(preference)
-        loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
-        if collect_evidence and rpo.enabled:
-            self.em.accumulate(w, votes, valid)
-            self.em.observe(batch["pair_index"], terms.delta.detach(), valid)
-        counts_for = votes.counted(valid.to(loss.dtype))
-        self.metrics.add(x, counts_for, loss, preference, sft, w, terms.delta)
-        return torch.where(valid, counts_for * self.loss.reduction.surrogate(loss), 0.0)
-
-    def sft_loss_func(self, x: PairLogprobs, w: Tensor) -> Tensor:
-        """``w nll(chosen) + (1-w) nll(rejected)`` ``[pairs]``: the likelihood of the response believed to be better,
-        token-averaged under ``sft_average_log_probs``.
-        """
-        dpo = self.cfg.model.dpo
-        average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
-        chosen, rejected = x.mean_policy() if average else x.policy()
-        return -(w * chosen + (1 - w) * rejected)
+        losses = self.pair_step(
+            x,
+            votes_of(batch),
+            batch["valid"],
+            em=self.em if self.cfg.model.rpo.enabled else None,
+            learn_from=batch["pair_index"] if collect_evidence else None,
+            ranking_size=batch.get("ranking_size"),
+        )
+        self.metrics.add(x, losses)
+        return losses.objective
 
     # --- one global batch
 

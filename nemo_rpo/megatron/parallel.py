@@ -45,11 +45,10 @@ def _single_process_environment() -> None:
 _starts = itertools.count()
 
 
-def _start_process_group(backend: str) -> None:
+def _start_process_group(backend: str, timeout: datetime.timedelta) -> None:
     start = next(_starts)
     if start:
         gc.collect()  # the run before's groups: each is a thread of gloo's that wakes 100 times a second
-    timeout = datetime.timedelta(minutes=30)
     store, rank, ranks = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun's store outlives a process group: under the same keys, a second one would call on the addresses of the
     # first.
@@ -75,13 +74,15 @@ def initialize(cfg: RunConfig) -> torch.device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     if not dist.is_initialized():
-        _start_process_group("nccl" if on_gpu else "gloo")
+        minutes = datetime.timedelta(minutes=cfg.trainer.distributed_timeout_minutes)
+        _start_process_group("nccl" if on_gpu else "gloo", minutes)
     model = cfg.model
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=model.tensor_model_parallel_size,
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
         context_parallel_size=model.context_parallel_size,
+        distributed_timeout_minutes=cfg.trainer.distributed_timeout_minutes,
     )
     torch.manual_seed(model.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(model.seed)

@@ -12,7 +12,8 @@ from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
 
-_OUTCOMES = {"a": +1, "model_a": +1, "b": -1, "model_b": -1, "tie": 0, "draw": 0, "tie (bothbad)": 0}
+_OUTCOMES = {"a": +1, "model_a": +1, "b": -1, "model_b": -1}
+_OUTCOMES |= dict.fromkeys(("tie", "draw", "tie (bothbad)", "both_bad", "bothbad"), 0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _places(numbered: dict[str, int]) -> np.ndarray:
 def _name(record: Record, key: str) -> str:
     name = record.fields.get(key)
     # A million rows pass here: only what is no plain name goes through the careful reader.
-    return name if type(name) is str and name else str(Fields(record).identity(key, required=True))
+    plain = type(name) is str and name.strip() and not name[0].isdigit()
+    return name if plain else str(Fields(record).identity(key, required=True))
 
 
 def _annotator(record: Record, keys: ComparisonFormat) -> str:
@@ -116,9 +118,13 @@ def _annotator(record: Record, keys: ComparisonFormat) -> str:
 
 def _outcome(record: Record, key: str, a: str, b: str) -> int:
     winner = record.fields.get(key)
+    if type(winner) is not str:  # a player whose name is a number
+        winner = Fields(record).identity(key, required=True)
+    if winner not in (a, b) and winner.lower() not in _OUTCOMES:
+        winner = Fields(record).identity(key, required=True)  # "1.0" in a table that holds nulls
     if winner in (a, b):
         return 1 if winner == a else -1
-    if isinstance(winner, str) and winner.lower() in _OUTCOMES:
+    if winner.lower() in _OUTCOMES:
         return _OUTCOMES[winner.lower()]
     fields = Fields(record)
     raise fields.wrong_type(key, f"a, b or tie, or '{a}' or '{b}'", fields.require(key))

@@ -68,6 +68,15 @@ class Schedule:
             np.concatenate([tied, tied])[self._order],
         )
 
+    def parts(self) -> list[np.ndarray]:
+        """The players in parts of which no two ever met, indices each, the largest part first."""
+        part, before = np.arange(self.players), None  # the lowest player that each is known to be connected with
+        while before is None or (part != before).any():
+            before = part.copy()
+            np.minimum.at(part, self.here, before[self.there])
+            part = part[part]
+        return sorted((np.flatnonzero(part == first) for first in np.unique(part)), key=len, reverse=True)
+
     def check_connected(self, results: Results, names: list[str]) -> None:
         """Raises :class:`DataError` unless a chain of wins or ties leads from every player to every other."""
         won = results.credit > 0

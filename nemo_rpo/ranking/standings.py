@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from nemo_rpo.errors import printable
 from nemo_rpo.ranking import others
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.fitting import Fit, bootstrap, fit
 from nemo_rpo.ranking.ranking_settings import RankSettings
+from nemo_rpo.ranking.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 COMPARE = ("elo", "trueskill")
+_SHOWN = 5  # parts, and players of a part, that a warning names
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,21 @@ class AnnotatorStanding:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Attributes: comparisons; ν of the ties; whether the fit converged; players, best first; annotators, worst first
-    (with ``crowd_bt``)."""
+    """A ranking of all players.
+
+    Attributes:
+        comparisons: their number. tie_strength: ν of the ties. converged: whether the fit did.
+        players: best first.
+        annotators: worst first (with ``crowd_bt``).
+        parts: the players in parts of which no two ever met, the largest first; between parts the order is the prior's.
+    """
 
     comparisons: int
     tie_strength: float
     converged: bool
     players: list[Standing]
     annotators: list[AnnotatorStanding]
+    parts: list[list[str]]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +110,28 @@ def leaderboard(
         best.strengths.converged,
         _standings(comparisons, settings, best, draws, beside),
         _annotators(comparisons, best),
+        _parts(comparisons, settings),
     )
+
+
+def _parts(comparisons: Comparisons, settings: RankSettings) -> list[list[str]]:
+    """See :class:`Leaderboard`; warns where there are several."""
+    met = comparisons.take(comparisons.outcome != 0) if settings.ties == "drop" else comparisons
+    schedule = Schedule(met.first, met.second, len(met.players))
+    parts = [[comparisons.players[i] for i in members] for members in schedule.parts()]
+    if len(parts) > 1:
+        shown = "; ".join(_some(part) for part in parts[:_SHOWN]) + (" …" if len(parts) > _SHOWN else "")
+        logger.warning(
+            "the players are %d parts of which no two ever met, so that nothing but the prior orders one part against "
+            "another; rank each by itself, or compare players of different parts: %s",
+            len(parts),
+            printable(shown),
+        )
+    return parts
+
+
+def _some(part: list[str]) -> str:
+    return ", ".join(part[:_SHOWN]) + (f" and {len(part) - _SHOWN:,} more" if len(part) > _SHOWN else "")
 
 
 def _standings(

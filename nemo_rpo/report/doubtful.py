@@ -68,7 +68,7 @@ def _facts(run: Run, row: int) -> list[str]:
     labels = run.labels
     delta = labels.sign[row] * labels.delta_last[row]
     facts = [
-        f"the model gives the preferred response {_small(1 / (1 + np.exp(-delta)))} (Δ {delta:+.2f})",
+        f"the model gives the preferred response {_small(np.exp(-np.logaddexp(0, -delta)))} (Δ {delta:+.2f})",
         f"probability that the label is wrong: {_small(1 - labels.w_last[row])}",
     ]
     others = np.flatnonzero((labels.pair == labels.pair[row]) & (np.arange(len(labels)) != row))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from nemo_rpo.report.calibration_bins import calibration
@@ -14,7 +16,7 @@ from nemo_rpo.report.shares import Share, share
 
 def section(run: Run, groups: Groups | None) -> Section:
     """Course, accuracy, calibration."""
-    train, val = run.rows("train"), run.rows("val")
+    train, val = run.rows("train"), _validation_rows(run)
     blocks: list[Block] = []
     if len(train) > 1:
         alt = "Loss and accuracy of training and validation over the steps."
@@ -23,6 +25,12 @@ def section(run: Run, groups: Groups | None) -> Section:
     blocks.append(_accuracy_table(run, groups))
     blocks += _calibration(run)
     return Section("Policy", blocks)
+
+
+def _validation_rows(run: Run) -> list[dict[str, Any]]:
+    """Those of the one validation set, or of the first named one."""
+    splits = [row["split"] for row in run.metrics if row["split"].split("/")[0] == "val"]
+    return run.rows(splits[0]) if splits else []
 
 
 def in_short(run: Run) -> list[str]:
@@ -48,6 +56,9 @@ def _accuracy_table(run: Run, groups: Groups | None) -> Table:
         margin = held_out.truth * held_out.delta
         by = "gold or recorded labels" if (held_out.gold != 0).any() else "recorded labels"
         rows.append(_row(f"held out, {by}", margin))
+        names = np.unique(held_out.set)
+        if len(names) > 1:
+            rows += [_row(f"held out, set {name}", margin[held_out.set == name]) for name in names]
         if groups is not None:
             rows += _by_group("held out", margin, held_out.annotator, groups)
     if run.labels is not None and groups is not None:

@@ -16,9 +16,10 @@ import numpy as np
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.cache.arrow import pyarrow
 from nemo_rpo.errors import DataError, first_line
 from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
-from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION, pyarrow
+from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION
 from nemo_rpo.training.run_lock import holder_of
 
 
@@ -84,13 +85,16 @@ class Annotators:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Signed labels of held-out pairs: as in :class:`Labels`; ``gold`` int8 [v] is +1, -1, or 0 where unknown."""
+    """Signed labels of held-out pairs: as in :class:`Labels`; ``gold`` int8 [v] is +1, -1, or 0 where unknown, ``set``
+    [v] the name of the validation set, ``""`` where it has none.
+    """
 
     pair_id: np.ndarray
     annotator: np.ndarray
     sign: np.ndarray
     gold: np.ndarray
     delta: np.ndarray
+    set: np.ndarray
 
     @property
     def truth(self) -> np.ndarray:
@@ -224,4 +228,5 @@ def _held_out(path: Path, annotators: Annotators | None) -> HeldOut:
         sign=_column(table, path, "sign").to_numpy(),
         gold=_column(table, path, "gold").to_numpy(),
         delta=_floats(table, path, "delta"),
+        set=table["set"].to_numpy() if "set" in table.column_names else np.full(table.num_rows, ""),
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nemo_rpo.data.cache.store import PreferenceCache
@@ -18,6 +19,7 @@ from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, write_annotators
 from nemo_rpo.training.outputs.summary import AnnotatorRow
+from nemo_rpo.training.rank0 import on_first_rank
 from nemo_rpo.training.sweep import sweep_reliabilities
 
 
@@ -36,6 +38,7 @@ class AnnotatorBook:
         self.standard_error = torch.full_like(model.em.eta, math.nan)
         self._noted = model.em.estimate
         self._said: set[str] = set()
+        self._written: int | None = None
 
     def metrics(self) -> dict[str, float]:
         """Mean and least reliability now; without the EM there are none."""
@@ -113,23 +116,31 @@ class AnnotatorBook:
 
     def write(self, step: int) -> list[Path]:
         """Writes ``annotators.csv`` and, where a record is kept, ``annotators.parquet`` and ``posteriors.parquet``, on
-        global rank 0, as they stand after ``step``; returns their paths.
+        global rank 0, as they stand after ``step``; returns their paths. Once a step: the end of a run has them from
+        its last checkpoint.
 
-        Collectives: :meth:`RecordedReliability.seen`.
+        Collectives: :meth:`RecordedReliability.seen`, where they are written.
+
+        Raises:
+            CheckpointError: on every rank; they cannot be written.
         """
         em, paths = self.model.em, [self.folder / ANNOTATOR_CSV]
         recorded = isinstance(em, RecordedReliability)
         if recorded:
             paths += [self.folder / record.ANNOTATORS, self.folder / record.POSTERIORS]
-            seen = em.seen().cpu().numpy()
-        if dist.get_rank() == 0:
-            rows = self.rows()
-            write_annotators(self.folder, rows)
-            if recorded:
-                record.write_annotators(self.folder, step, rows, em.trajectory)
-                logit_eta = torch.logit(em.eta).cpu().numpy()
-                record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.settings.link_tau)
+        if step != self._written:
+            seen = em.seen().cpu().numpy() if recorded else None
+            on_first_rank(partial(self._write, step, seen))
+            self._written = step
         return paths
+
+    def _write(self, step: int, seen: np.ndarray | None) -> None:
+        em, rows = self.model.em, self.rows()
+        write_annotators(self.folder, rows)
+        if seen is not None:
+            record.write_annotators(self.folder, step, rows, em.trajectory)
+            logit_eta = torch.logit(em.eta).cpu().numpy()
+            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.settings.link_tau)
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""

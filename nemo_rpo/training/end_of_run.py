@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import VALIDATION
 from nemo_rpo.training.logs.metrics import read_metrics
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import exports, record
@@ -50,7 +51,7 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
         rows = trainer.annotators.rows()
         # A run that was killed after its last checkpoint has older ones.
         files += trainer.annotators.write(trainer.step)
-    if cfg.model.rpo.record and "validation" in trainer.splits:
+    if cfg.model.rpo.record and trainer.validation_splits:
         files.append(_held_out(trainer))
     checkpoint = trainer.store.latest()
     if checkpoint is not None:
@@ -62,9 +63,12 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
 
 
 def _held_out(trainer: RPOTrainer) -> Path:
-    path, cache = trainer.folder / record.VALIDATION, trainer.splits["validation"].cache
+    path, found = trainer.folder / record.VALIDATION, {}
     if not on_first_rank(path.exists):
-        with trainer.model.evaluating():
-            delta = margins(trainer.model, trainer.validation_batches()).everywhere(len(cache))
-        on_first_rank(partial(record.write_validation, trainer.folder, trainer.step, cache, delta.cpu().numpy()))
+        for split in trainer.validation_splits:
+            cache = trainer.splits[split].cache
+            with trainer.model.evaluating():
+                delta = margins(trainer.model, trainer.validation_batches(split)).everywhere(len(cache))
+            found[split.removeprefix(VALIDATION).removeprefix("/")] = cache, delta.cpu().numpy()
+        on_first_rank(partial(record.write_validation, trainer.folder, trainer.step, found))
     return path

@@ -1,7 +1,8 @@
-"""Work for one rank whose outcome concerns all: what global rank 0 finds or fails at, every rank returns or raises."""
+"""Work for one rank whose outcome concerns others: what it finds or fails at, they return or raise."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,3 +32,29 @@ def on_first_rank(step: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result
+
+
+def once_a_node(step: Callable[[], T]) -> T:
+    """Runs ``step`` on the first rank of every node; its small, picklable result is that of the node's other ranks.
+
+    Two object gathers over the world: of the host names, and of the outcomes. No rank goes on before every node is
+    done.
+
+    Raises:
+        RPOError: on every rank, the first one that ``step`` raised on any node.
+    """
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    outcome: tuple[T | None, RPOError | None] = None, None
+    first = hosts.index(hosts[dist.get_rank()])
+    if dist.get_rank() == first:
+        try:
+            outcome = step(), None
+        except RPOError as exc:
+            outcome = None, exc
+    outcomes = [outcome] * len(hosts)
+    dist.all_gather_object(outcomes, outcome)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return outcomes[first][0]

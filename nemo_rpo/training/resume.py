@@ -61,7 +61,7 @@ def take_annotators(cfg: RunConfig, checkpoint: Path, cache: PreferenceCache) ->
 
 
 def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> None:
-    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.setup.origin` of this start.
+    """Compares what the checkpoint was made from with :func:`nemo_rpo.training.origin.origin_of` of this start.
 
     Raises:
         CheckpointError: other pairs, labels, starting weights or previous iterate.
@@ -89,6 +89,7 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
 def take_up(trainer: RPOTrainer, run: dict[str, Any]) -> None:
     """Puts the trainer where the checkpoint that its model was restored from stood; ``run`` is its ``run.json``."""
     trainer.step, trainer.val_metrics = run["step"], run["metrics"]
+    trainer.skipped_in_a_row = run.get("skipped_in_a_row", 0)
     trainer.annotators.take_up(run)
     em = trainer.model.em
     if isinstance(em, RecordedReliability) and run["origin"]["data"] != trainer.origin["data"]:

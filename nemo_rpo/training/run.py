@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_rpo.config.load import config_to_yaml
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit
+from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.training.accelerator import use_accelerator
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +57,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.end_of_run import drop_results, finish
     from nemo_rpo.training.logs.run_log import RunLog, startup_log
+    from nemo_rpo.training.origin import origin_of
     from nemo_rpo.training.outputs import exports
+    from nemo_rpo.training.rank0 import on_first_rank
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule
@@ -67,17 +72,19 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     cache = splits["train"].cache
     if checkpoint is not None:
         resume.take_annotators(cfg, checkpoint, cache)
-    if "validation" in splits:
-        splits["validation"].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
-    origin = setup.origin(cfg, cache)
+    validated = list(filter(is_validation, splits))
+    for name in validated:
+        splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
+    origin = origin_of(cfg, cache)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
     architecture = setup.architecture_for(cfg, cache)
     exports.check(cfg, architecture)
     model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
-    if "validation" in splits:
-        store.check_monitor(f"val_{name}" for name in model.metrics.means())
+    if validated:
+        named = {"val", *map(metrics_split, validated)}
+        store.check_monitor(f"{split}_{name}" for split in named for name in model.metrics.means())
     references = find_references(cfg, model, splits)
 
     facts = {
@@ -99,7 +106,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     first_step = run["step"] if run else None
     if first_step is None or first_step < schedule.total_steps:
         drop_results(folder, fresh=run is None)
-    _write_config(cfg, folder)
+    on_first_rank(partial(_write_config, cfg, folder))
     with RunLog(cfg, folder, schedule.total_steps, first_step) as log:
         trainer = RPOTrainer(cfg, model, splits, references, schedule, store, log, folder, origin, stop)
         if run is not None:
@@ -110,21 +117,6 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     return ended
 
 
-def use_accelerator(cfg: RunConfig) -> None:
-    """Prepares this process for ``trainer.accelerator``; before Megatron-Core is imported. Raises :class:`ConfigError`
-    without a usable GPU.
-    """
-    if cfg.trainer.accelerator == "cpu":
-        from nemo_rpo.megatron import cpu
-
-        cpu.install()
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator=gpu, but this machine has no usable GPU: set trainer.accelerator=cpu")
-
-
 def _write_config(cfg: RunConfig, folder: Path) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        (folder / "config.yaml").write_text(config_to_yaml(cfg), encoding="utf-8")
+    with whole_file(folder / "config.yaml", ConfigError, "see that its disk has room and start again") as writing:
+        writing.write_text(config_to_yaml(cfg), encoding="utf-8")

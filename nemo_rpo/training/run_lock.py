@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TextIO
 
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.training.rank0 import on_first_rank
 
 # A job that is restarted may meet the last breaths of the one before it.
 _PATIENCE_S = 5.0
@@ -28,6 +27,8 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: on every rank; another job is at work there, or the folder cannot be written.
     """
+    from nemo_rpo.training.rank0 import on_first_rank  # torch, which a report that asks for the holder does without
+
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
@@ -73,9 +74,9 @@ def _locked(folder: Path) -> TextIO:
                 "exp_manager.explicit_log_dir another folder"
             )
         time.sleep(0.1)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name
+        file.truncate(0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 

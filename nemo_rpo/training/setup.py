@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
@@ -13,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 from nemo_rpo.data.cache.build import open_cache
-from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
@@ -39,7 +38,7 @@ from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.packing import packing_of
-from nemo_rpo.training.reference import precompute
+from nemo_rpo.training.rank0 import once_a_node
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,10 @@ def _named_in_nemo(path: str) -> dict[str, Any]:
 
 
 def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
-    """What decides the tokens of ``model.data.data_prefix.<split>``."""
+    """What decides the tokens of a split of :func:`nemo_rpo.config.splits.split_files`."""
     data = cfg.model.data
-    files = data.data_prefix[split]
     return CacheSpec(
-        paths=[files] if isinstance(files, str) else files,
+        paths=split_files(data)[split],
         keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key)
         if split == "train"
         else RowFormat(data.layout),
@@ -127,11 +125,16 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
 
 
 def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
-    """The token cache of ``model.data.data_prefix.<split>``, built if there is none yet."""
+    """The token cache of a split of :func:`nemo_rpo.config.splits.split_files`, built if there is none yet.
+
+    Collective over the world: one rank of every node reads the data files, since a terabyte read by eight ranks is
+    eight.
+    """
     data = cfg.model.data
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     spec = cache_spec(cfg, split)
-    cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split))
+    key = once_a_node(lambda: cache_key(spec.ingredients()))
+    cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
@@ -175,15 +178,17 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
 
 
 def open_splits(cfg: RunConfig) -> dict[str, Split]:
-    """``train`` (shuffled), ``sweep`` (the training pairs in order) and, where there is a file, ``validation``."""
+    """``train`` (shuffled), ``sweep`` (the training pairs in order) and, where there are files, ``validation``, or
+    ``validation/NAME`` of each named set.
+    """
     train = open_split(cfg, "train")
     splits = {
         "train": Split(train, dataset_of(cfg, train, shuffle=True)),
         "sweep": Split(train, dataset_of(cfg, train, shuffle=False)),
     }
-    if cfg.model.data.data_prefix.get("validation"):
-        validation = open_split(cfg, "validation")
-        splits["validation"] = Split(validation, dataset_of(cfg, validation, shuffle=False))
+    for name in filter(is_validation, split_files(cfg.model.data)):
+        validation = open_split(cfg, name)
+        splits[name] = Split(validation, dataset_of(cfg, validation, shuffle=False))
     return splits
 
 
@@ -260,23 +265,6 @@ def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
             f"model.encoder_seq_length={length} is longer than the {architecture.max_position_embeddings} positions "
             "the model was made for: lower it"
         )
-
-
-def origin(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
-    """What a run is made from, as fingerprints that a resumed run must share: its data, its starting weights, and the
-    weights of the previous iterate.
-
-    ``data`` is equal for the same pairs in the same order with the same labels, whatever the files are called and
-    whichever release of the tokenizer library made the tokens.
-    """
-    digest = hashlib.sha256()
-    for column in (cache.content_hash, *cache.all_votes(), *cache.columns.values(), *cache.grouping()):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return {
-        "data": digest.hexdigest(),
-        "weights": precompute.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
-        "previous_iterate": precompute.weights_fingerprint(cfg.model.rpo.previous_iterate),
-    }
 
 
 def _is_ours(path: Path) -> bool:

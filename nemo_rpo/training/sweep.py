@@ -80,7 +80,7 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     Where a record is kept, these margins are the last sight of each pair.
 
     Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
-    evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage; for the record
+    evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage and one from rank 0; for the record
     :meth:`Margins.everywhere`.
     """
     with model.evaluating():
@@ -97,6 +97,7 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
         scalars = packed.new_tensor([float(found.log_likelihood), found.iterations, found.converged, *evidence])
         packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, error, scalars)))
     broadcast_from_last_stage(packed)
+    COLLECTIVES.from_first(packed)  # tensor-parallel ranks have each run the EM for themselves
     (eta, counts, right_sums, standard_error), scalars = packed[: 4 * k].view(4, k), packed[4 * k :]
     _, iterations, converged, *evidence = scalars.tolist()
     model.em.replace(eta)

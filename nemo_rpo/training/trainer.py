@@ -8,7 +8,10 @@ from pathlib import Path
 
 from nemo_rpo.config.fingerprint import config_fingerprint
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, metrics_split
+from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.step.em import check_ranks_agree
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logs.run_log import RunLog
@@ -16,6 +19,8 @@ from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
 from nemo_rpo.training.stop import StopRequest
+
+_RANKS_COMPARED_EVERY = 32  # steps; and before every checkpoint
 
 
 class RPOTrainer:
@@ -40,20 +45,29 @@ class RPOTrainer:
         self.step = 0  # optimizer steps done
         self.annotators = AnnotatorBook(model, splits["train"].cache, folder, log)
         self.val_metrics: dict[str, float] = {}
-        self.skipped = 0
+        self.skipped_in_a_row = 0
 
     def fit(self) -> bool:
-        """Runs to the end; returns False if ``stop`` ended it before, after a checkpoint."""
+        """Runs to the end; returns False if ``stop`` ended it before, after a checkpoint.
+
+        Raises:
+            TrainingError: on every rank; the run has diverged, and what there is has been saved, or its ranks hold
+                different reliabilities.
+        """
         steps = range(self.step + 1, self.schedule.total_steps + 1)
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
         for step, batch in zip(steps, batches, strict=True):
             self.train_single_step(step, batch)
+            if self._has_diverged(step):
+                self._stop_diverged(step)
             if step == self.schedule.total_steps and self.cfg.model.rpo.enabled:
                 self.model.em.settle()
             self.annotators.note_refit(step)
+            if step % _RANKS_COMPARED_EVERY == 0 or self.schedule.saves(step):
+                check_ranks_agree(self.model.em)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
-            if "validation" in self.splits and self.schedule.validates(step):
+            if self.schedule.validates(step):
                 self.run_validation(step)
             reason = self.stop.reason(self.model.device)
             if self.schedule.saves(step) or reason:
@@ -74,8 +88,8 @@ class RPOTrainer:
         self.model.prepare_for_training_step()
         _, metrics = self.model.get_loss_and_metrics(batch, forward_only=False)
         outcome = self.model.finish_training_step()
+        self.skipped_in_a_row = 0 if outcome.updated else self.skipped_in_a_row + 1
         if not outcome.updated:
-            self.skipped += 1
             self.log.note(
                 f"step {step} skipped: the gradient norm is {outcome.grad_norm}; weights and reliabilities stay as "
                 "they were"
@@ -97,6 +111,20 @@ class RPOTrainer:
             tokens=self.splits["train"].tokens(self.schedule.data_step(step)),
         )
 
+    def _has_diverged(self, step: int) -> bool:
+        """Too many skipped steps in a row, or no others in the whole run."""
+        skipped, total = self.skipped_in_a_row, self.schedule.total_steps
+        return skipped >= self.cfg.trainer.dpo.max_skipped_steps or skipped == step == total
+
+    def _stop_diverged(self, step: int) -> None:
+        self.save(step)
+        self._say_saved(self.store.finish(wait=True))
+        raise TrainingError(
+            f"the run has diverged: the gradient was no finite number in the last {self.skipped_in_a_row} steps, up to "
+            f"step {step}, and the weights have not moved since. They are saved; start a new run with a lower "
+            "model.optim.lr or longer warm-up, or raise trainer.dpo.max_skipped_steps to go on from here"
+        )
+
     def sweeps(self, step: int) -> bool:
         """Whether the exact full-batch EM runs after ``step``."""
         when = self.cfg.model.rpo.sweep if self.cfg.model.rpo.enabled else "none"
@@ -105,18 +133,30 @@ class RPOTrainer:
         )
 
     def run_validation(self, step: int) -> None:
-        """Loss and metrics over the validation pairs; the EM learns nothing from them."""
-        self.model.prepare_for_validation_step()
-        for batch in self.validation_batches():
-            self.model.validation_forward(batch)
-        metrics = self.model.finish_validation_step()
-        self.val_metrics = {f"val_{name}": value for name, value in metrics.items()}
-        self.log.record("val", step, metrics)
+        """Loss and metrics over each set of validation pairs; the EM learns nothing from them. Under ``val_…`` without
+        a name stand those of the first set.
+        """
+        measured: dict[str, float] = {}
+        for split in self.validation_splits:
+            self.model.prepare_for_validation_step()
+            for batch in self.validation_batches(split):
+                self.model.validation_forward(batch)
+            metrics, called = self.model.finish_validation_step(), metrics_split(split)
+            names = {called} if measured else {"val", called}
+            measured |= {f"{name}_{metric}": value for name in names for metric, value in metrics.items()}
+            self.log.record(called, step, metrics)
+        if measured:
+            self.val_metrics = measured
 
-    def validation_batches(self) -> Iterator[Batch]:
+    @property
+    def validation_splits(self) -> list[str]:
+        """``validation``, or ``validation/NAME`` of each named set; none without validation data."""
+        return list(filter(is_validation, self.splits))
+
+    def validation_batches(self, split: str) -> Iterator[Batch]:
         """Those that a validation looks at, with their reference log-probs."""
-        available = len(self.splits["validation"].dataset)
-        return self._batches("validation", batches_of(self.cfg.trainer.dpo.limit_val_batches, available))
+        available = len(self.splits[split].dataset)
+        return self._batches(split, batches_of(self.cfg.trainer.dpo.limit_val_batches, available))
 
     def _batches(self, split: str, count: int) -> Iterator[Batch]:
         for batch in self.splits[split].dataset.batches(range(count)):
@@ -131,6 +171,7 @@ class RPOTrainer:
             "metrics": self.val_metrics,
             "config": config_fingerprint(self.cfg),
             "origin": self.origin,
+            "skipped_in_a_row": self.skipped_in_a_row,
             **self.annotators.state(),
         }
         whole = self.store.save(self.model, self.splits["train"].cache.annotators, run)

@@ -32,6 +32,12 @@ CHECKS: dict[str, Check] = {
     "empty_completion": Check("error", "empty completion", "leave the pair out (--fix)"),
     "identical_completions": Check("error", "identical completions", "leave the pair out (--fix)"),
     "not_renderable": Check("error", "cannot be rendered by the tokenizer", "mend the row, or the chat template"),
+    "no_chat_template": Check(
+        "error",
+        "messages, and a tokenizer without a chat template",
+        "add chat_template.jinja to the tokenizer's folder, or give a tokenizer that has one",
+    ),
+    "no_prompt_token": Check("error", "prompt without a token", "leave the pair out (--fix)"),
     "identical_tokens": Check("error", "completions with identical tokens", "leave the pair out (--fix)"),
     "over_long": Check(
         "error", "completion over the sequence length", "raise the sequence length, or leave the pair out (--fix)"
@@ -45,6 +51,11 @@ CHECKS: dict[str, Check] = {
         "warning", "prompt too long, its beginning will be cut", "raise the sequence length if the beginning matters"
     ),
     "empty_prompt": Check("warning", "empty prompt", "check that the prompt's field was read"),
+    "prompt_repeated": Check(
+        "warning",
+        "completions that begin with the prompt again",
+        "training takes it off them; check that it is no part of the answers",
+    ),
     "later_prompts_differ": Check(
         "warning",
         "the two sides go on with turns of their own",

@@ -35,6 +35,9 @@ class ValidationReport:
         gold: pairs with a gold label.
         longest: tokens, with a tokenizer. languages: pairs by the language of their prompt, if that was asked for.
         not_checked: what was not looked at, and why.
+        unread: rows that have a value in a field that means nothing in their layout, by field.
+        notes: pairs by what was done with their texts, or left undone: see
+            :class:`nemo_rpo.data.tokenizers.preference.PreferenceTokenizer`.
     """
 
     files: dict[str, str]
@@ -51,6 +54,8 @@ class ValidationReport:
     longest: dict[str, int]
     languages: dict[str, int]
     not_checked: dict[str, str]
+    unread: dict[str, int]
+    notes: dict[str, int]
     findings: Findings
 
     @property

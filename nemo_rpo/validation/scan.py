@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo_rpo.data.files.read import Paths, as_paths
-from nemo_rpo.data.formats import Parsed, read_parsed
+from nemo_rpo.data.formats import Parsed, read_parsed, unread_fields
 from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
@@ -86,9 +87,10 @@ class _Reading:
         self.votes = VoteLedger()
         self.files: dict[str, str] = {}
         self.gold: dict[int, int] = {}
-        self.texts = TextChecks()
         self.languages = LanguageChecks() if settings.languages else None
         self.tokens = _token_checks(settings)
+        self.texts = TextChecks(judge=self.tokens is None)
+        self.unread: Counter[str] = Counter()
 
     def unreadable(self, error: DataError) -> None:
         if not isinstance(error, RowError):
@@ -98,6 +100,7 @@ class _Reading:
 
     def enter(self, parsed: Parsed) -> None:
         self.files.setdefault(parsed.row.file, parsed.layout)
+        self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
         number = len(self.exclusions.pair_of_row)
         pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
         # A ranking is trained on whole: any pair of it that cannot be decides about the row.
@@ -124,9 +127,11 @@ class _Reading:
         for kind, problem in self.texts(row):
             usable &= CHECKS[kind].severity != "error"
             yield kind, problem
-        for checks in (self.languages, self.tokens):
+        for checks in (self.tokens, self.languages):
             if usable and checks:
-                yield from checks(row)
+                for kind, problem in checks(row):
+                    usable &= CHECKS[kind].severity != "error"
+                    yield kind, problem
 
     def _check_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
         if not row.gold:
@@ -155,9 +160,11 @@ class _Reading:
             signed_labels_per_annotator=spread(table.labels(signed=True)[1:]),
             agreement=agreement(table, repeated),
             gold=len(self.gold),
-            longest=self.tokens.longest if self.tokens else {},
+            longest=self.tokens.longest if self.tokens and self.tokens.longest["prompt"] else {},
             languages=dict(self.languages.prompts.most_common()) if self.languages else {},
             not_checked=self.texts.not_checked,
+            unread=dict(self.unread.most_common()),
+            notes=dict(self.tokens.notes.most_common()) if self.tokens else {},
             findings=self.findings,
         )
 

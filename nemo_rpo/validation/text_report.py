@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nemo_rpo.errors import printable
 from nemo_rpo.validation.findings import CHECKS, SEVERITIES
 from nemo_rpo.validation.report import ValidationReport
 
@@ -24,8 +25,11 @@ def as_text(report: ValidationReport) -> str:
     if report.not_checked:
         lines += ["", "not checked"]
         lines += [f"  {CHECKS[kind].title}: {reason}" for kind, reason in report.not_checked.items()]
+    if report.notes:
+        lines += ["", "training says"]
+        lines += [f"  {note} ({count:,} pairs)" for note, count in report.notes.items()]
     lines += ["", f"{_plural(report.errors, 'error')}, {_plural(report.warnings, 'warning')}"]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
@@ -50,6 +54,8 @@ def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
     if report.languages:
         detail = ", ".join(f"{language} {pairs:,}" for language, pairs in report.languages.items())
         yield "prompts' languages", "", detail
+    if report.unread:
+        yield "fields not read", f"{len(report.unread):,}", ", ".join(f"{n} ({c:,})" for n, c in report.unread.items())
 
 
 def _aligned(rows: list[tuple[str, str, str]]) -> list[str]:

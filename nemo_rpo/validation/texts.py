@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from nemo_rpo.data.layouts.fields import CALLS
 from nemo_rpo.data.layouts.winner import ASSISTANT_TURN
 from nemo_rpo.data.rows import PreferenceRow, Text
 
@@ -17,26 +18,31 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 class TextChecks:
     """The checks of texts.
 
+    Args:
+        judge: tell empty and identical completions; with a tokenizer that is for :class:`TokenChecks` to say, which
+            sees what is rendered.
+
     Attributes:
         not_checked: kinds that need a package that is not installed, and how to install it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, judge: bool = True) -> None:
+        self._judge = judge
         self.not_checked: dict[str, str] = {}
         self._is_mojibake = self._detector()
 
     def __call__(self, row: PreferenceRow) -> Iterator[Problem]:
         """The problems of the row's texts, each kind at most once a row."""
         prompt, first, second = flat(row.prompt), flat(row.chosen), flat(row.rejected)
-        empty = [name for name, text in (("first", first), ("second", second)) if not text.strip()]
-        if empty:
-            yield "empty_completion", f"the {' and the '.join(empty)} completion is empty"
-        elif first == second:
-            yield "identical_completions", ""
-        elif first.split() == second.split():
+        if self._judge:
+            yield from judgement(row)
+        said = [_said(text) for text in (row.chosen, row.rejected)]
+        if said[0] != said[1] and first.split() == second.split() and not has_calls(row):
             yield "identical_but_for_space", ""
         if not prompt.strip():
             yield "empty_prompt", ""
+        if row.prompt_repeated:
+            yield "prompt_repeated", ""
         yield from _turns(row)
         yield from self._damage((("prompt", prompt), ("first completion", first), ("second completion", second)))
 
@@ -60,6 +66,31 @@ class TextChecks:
             self.not_checked["mojibake"] = "needs ftfy; run: pip install 'nemo-rpo[data]'"
             return lambda text: False
         return is_bad
+
+
+def judgement(row: PreferenceRow) -> Iterator[Problem]:
+    """Whether a completion is empty, or both are the same, as far as that can be told without a tokenizer."""
+    sides = (("first", _said(row.chosen)), ("second", _said(row.rejected)))
+    empty = [name for name, said in sides if not any(content.strip() or calls for _, content, calls in said)]
+    if empty:
+        yield "empty_completion", f"the {' and the '.join(empty)} completion is empty"
+    elif sides[0][1] == sides[1][1]:
+        yield "identical_completions", ""
+
+
+def has_calls(row: PreferenceRow) -> bool:
+    """Whether a completion calls a tool."""
+    return any(calls for text in (row.chosen, row.rejected) for _, _, calls in _said(text))
+
+
+def _said(text: Text) -> list[tuple[str, str, list]]:
+    """Role, content and calls of every message that a tool or the assistant is heard in."""
+    if isinstance(text, str):
+        return [("assistant", text, [])]
+    return [
+        (message["role"], message["content"], [message[name] for name in CALLS if message.get(name)])
+        for message in text
+    ]
 
 
 def flat(text: Text) -> str:

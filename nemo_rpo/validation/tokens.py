@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
+from nemo_rpo.data import rendering
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
-from nemo_rpo.data.truncation import fits
-from nemo_rpo.errors import DataError
-from nemo_rpo.validation.texts import Problem
+from nemo_rpo.errors import NoTemplateError
+from nemo_rpo.validation.texts import Problem, judgement
 
 
 class TokenChecks:
-    """The checks of tokens, under training's own rendering and truncation.
+    """The checks of tokens, under training's own rendering, judgement and truncation.
 
     Training cuts the beginning of a prompt and never a completion, so it refuses one that does not fit; other trainers
     cut the end. ``identical_after_truncation`` is about those: prompt and completions agree in every token they keep.
 
     Attributes:
         longest: most tokens of a prompt, of a completion, and of a prompt with one completion, seen so far.
+        notes: pairs by what the tokenizer has to say of them.
     """
 
     def __init__(self, tokenizer: PreferenceTokenizer, seq_length: int) -> None:
         self.tokenizer = tokenizer
         self.seq_length = seq_length
         self.longest = {"prompt": 0, "completion": 0, "together": 0}
+        self.notes: Counter[str] = Counter()
+        self._no_template = False
 
     def __call__(self, row: PreferenceRow) -> Iterator[Problem]:
+        text = rendering.RawText(row.where, row.prompt, (row.chosen, row.rejected), row.given)
         try:
-            prompt, first = self.tokenizer.render(row.prompt, row.chosen)
-            _, second = self.tokenizer.render(row.prompt, row.rejected)
-        except DataError as exc:
-            yield "not_renderable", str(exc)
+            rendered = rendering.render(text, self.tokenizer, self.seq_length)
+        except NoTemplateError as exc:
+            if not self._no_template:  # all rows of messages say the same
+                self._no_template = True
+                yield "no_chat_template", str(exc)
             return
-        longer, together = max(len(first), len(second)), len(prompt) + max(len(first), len(second))
+        self.notes.update(rendered.notes)
+        if rendered.problem == rendering.NOT_RENDERED:
+            yield "not_renderable", rendered.reason
+            return
+        prompt, (first, second) = rendered.prompt, rendered.responses
+        longer = max(len(first), len(second))
+        together = len(prompt) + longer
         for name, length in (("prompt", len(prompt)), ("completion", longer), ("together", together)):
             self.longest[name] = max(self.longest[name], length)
-        if np.array_equal(first, second):
-            yield "identical_tokens", ""
-            return
-        if not fits(longer, self.seq_length):
-            yield "over_long", f"a completion has {longer:,} tokens, the sequence length is {self.seq_length:,}"
-        elif together > self.seq_length:
+        match rendered.problem:
+            case rendering.EMPTY:
+                yield next(judgement(row), ("empty_completion", "of a completion nothing is rendered"))
+                return
+            case rendering.IDENTICAL:
+                yield next(judgement(row), ("identical_tokens", ""))
+                return
+            case rendering.OVER_LONG:
+                yield "over_long", f"a completion has {longer:,} tokens, the sequence length is {self.seq_length:,}"
+            case rendering.NO_PROMPT:
+                yield "no_prompt_token", ""
+        if rendered.problem == rendering.OK and together > self.seq_length:
             cut = together - self.seq_length
             yield "truncated_prompt", f"{cut:,} of the prompt's {len(prompt):,} tokens will be cut"
         room = max(0, self.seq_length - len(prompt))

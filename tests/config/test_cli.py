@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torchrun import ROOT, run_ranks
 
-from nemo_rpo import __version__
+from nemo_rpo import __version__, em, losses
 from nemo_rpo.cli import COMMANDS
 
 
@@ -96,3 +100,45 @@ sys.exit(main(["train", "model.seed=1"]))
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert result.stderr == "error: omegaconf is not installed; run: pip install 'nemo-rpo[mcore]'\n"
     assert result.returncode == 2
+
+
+# What each help may load beside the standard library: numpy where a default or a choice comes from data modules.
+_HEAVY = ("torch", "omegaconf", "pyarrow", "transformers", "megatron", "psutil", "matplotlib", "tqdm")
+
+
+def test_settings_and_help_are_read_without_torch() -> None:
+    """Importing the settings and building every parser loads none of the heavy packages; losses and EM come on use."""
+    code = f"""
+import importlib, json, sys, time
+began = time.process_time()
+import nemo_rpo.config.load, nemo_rpo.config.validate, nemo_rpo.config.architecture, nemo_rpo.commands.on_ranks
+from nemo_rpo.cli import COMMANDS, _parser
+settings = time.process_time() - began
+loaded = {{"settings": [name for name in {_HEAVY} if name in sys.modules]}}
+for name, command in COMMANDS.items():
+    importlib.import_module(command.module).add_arguments(_parser(name))
+    loaded[name] = [package for package in {_HEAVY} if package in sys.modules]
+import nemo_rpo.em, nemo_rpo.losses
+lazily = "torch" not in sys.modules and "build_loss" in dir(nemo_rpo.losses)
+from nemo_rpo.em import Votes
+print(json.dumps([loaded, settings, lazily, "torch" in sys.modules]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    loaded, seconds, lazily, after = json.loads(result.stdout)
+    assert loaded == {name: [] for name in ("settings", *COMMANDS)}
+    assert lazily and after
+    assert seconds < 1  # of the CPU; torch alone takes longer
+
+
+@pytest.mark.parametrize("package", [em, losses], ids=lambda package: package.__name__)
+def test_a_type_checker_sees_what_is_exported(package: ModuleType) -> None:
+    """The names under ``TYPE_CHECKING`` are those that are imported on use, each from the module that defines it."""
+    tree = ast.parse(Path(package.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert sorted(seen) == package.__all__
+    for name, module in seen.items():
+        assert getattr(package, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        getattr(package, "nothing")  # noqa: B009

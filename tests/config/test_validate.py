@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import MISSING, fields
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
+from nemo_rpo.config import architecture
+from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.fingerprint import config_fingerprint, fingerprint_differences
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import is_validation, metrics_split, split_files
 from nemo_rpo.config.types import leaves
 from nemo_rpo.config.validate import time_limit, validate_config, validate_parallel
 from nemo_rpo.errors import ConfigError
@@ -151,6 +157,39 @@ def test_one_line_names_the_setting(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate_config(config(**settings))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        ({"a/b": "f"}, ": a set's name is made of letters, digits, '_', '-' and '.'; got 'a/b'"),
+        ({"a": []}, ".a must be a file or a list of files; got []"),
+        ({"a": {"b": "f"}}, ".a must be a file or a list of files; got {'b': 'f'}"),
+        (3, " must be a file or a list of files, or a mapping of names to them; got 3"),
+    ],
+)
+def test_named_validation_sets_that_cannot_be(validation: object, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        validate_config(config(model__data__data_prefix={"train": "t", "validation": validation}))
+    assert str(raised.value) == f"model.data.data_prefix.validation{message}"
+
+
+def test_named_validation_sets_keep_their_order_and_names() -> None:
+    cfg = config(model__data__data_prefix={"train": ["t"], "validation": {"chat": "a", "code": ["b", "c"]}})
+    validate_config(cfg)
+    files = split_files(cfg.model.data)
+    assert files == {"train": ["t"], "validation/chat": ["a"], "validation/code": ["b", "c"]}
+    assert [metrics_split(name) for name in files if is_validation(name)] == ["val/chat", "val/code"]
+    assert metrics_split("validation") == "val" and not is_validation("train")
+
+
+def test_the_architectures_defaults_are_those_of_the_settings() -> None:
+    """Twelve settings of the model that a checkpoint may leave out: one place for what they are then."""
+    shared = {spec.name: spec.default for spec in fields(GPTArchitecture) if spec.default is not MISSING}
+    assert len(shared) == 11 and shared == {name: getattr(RunConfig().model, name) for name in shared}
+    source = Path(architecture.__file__).read_text()
+    assert all(f"{name}=model.{name}" not in source for name in shared)
+    assert all(re.search(rf"^    {name}: \w+ = ModelConfig\.{name}$", source, re.MULTILINE) for name in shared)
 
 
 def test_noise_models_and_saturating_links_can_be_had_on_purpose() -> None:

@@ -184,16 +184,21 @@ def test_narrow_storage_is_widened_where_it_is_used(world):
     assert torch.equal(sweep(world._replace(delta=world.delta.float(), votes=narrow)).eta, wide.eta)
 
 
-def test_a_nan_margin_stops_every_rank():
+def test_margins_that_are_no_numbers_count_on_no_rank():
+    """What one rank has to leave out changes nothing for the others, and no rank waits for it."""
+    bad = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    votes = Votes.single(torch.zeros(3, dtype=torch.long))
+    margins = [torch.tensor([1.0, 0.2, -0.5]), bad]
+
+    def work(collectives, rank: int):
+        return full_batch_em(margins[rank], votes, torch.tensor([0.9]), NO_PRIOR, collectives.all_reduce)
+
     ranks = Ranks(2)
-    margins = [torch.tensor([1.0, float("nan")]), torch.tensor([0.5, 0.5])]
-    votes = Votes.single(torch.zeros(2, dtype=torch.long))
-
-    def work(rank: int):
-        return full_batch_em(margins[rank], votes, torch.tensor([0.9]), NO_PRIOR, ranks.collectives(rank).all_reduce)
-
-    errors = ranks.run(work)
-    assert all(isinstance(error, ValueError) and "NaN" in str(error) for error in errors)
+    found = ranks.run(lambda rank: work(ranks.collectives(rank), rank))
+    alone = full_batch_em(margins[0], votes, torch.tensor([0.9]), NO_PRIOR)
+    assert alone.counts.tolist() == [3.0]
+    for result in found:
+        assert torch.equal(result.eta, alone.eta) and torch.equal(result.counts, alone.counts)
 
 
 def test_says_so_when_it_has_not_converged(world, caplog):

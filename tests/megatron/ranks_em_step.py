@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from nemo_rpo.megatron import cpu
 
@@ -20,9 +21,13 @@ import torch.distributed as dist
 from engine import Engine, engine, places
 from megatron.core import parallel_state
 
+from nemo_rpo.em import BufferedReliability, EMSettings, Estimate, MarginBuffer, Votes, estimate
+from nemo_rpo.errors import DataError, TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.step.em import COLLECTIVES, check_ranks_agree
 from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
+from nemo_rpo.training.rank0 import once_a_node
 from nemo_rpo.training.sweep import margins, sweep_reliabilities
 
 STEPS = 3
@@ -142,12 +147,62 @@ def sweep(run: Engine) -> dict[str, Any]:
     }
 
 
+def shared_work() -> dict[str, Any]:
+    """What the first rank of a node finds out for the others, and how often it was found out."""
+    done: list[int] = []
+
+    def work() -> int:
+        done.append(dist.get_rank())
+        return 42 + dist.get_rank()
+
+    def fail() -> None:
+        raise DataError("not here")
+
+    found = once_a_node(work)
+    try:
+        once_a_node(fail)
+    except DataError as exc:
+        return {"done": done, "found": found, "said": str(exc)}
+    return {"done": done, "found": found, "said": ""}
+
+
+def agreement(run: Engine) -> dict[str, Any]:
+    """A refit in which the last rank alone rounds otherwise, and what is said of a rank whose η is its own."""
+    generator, annotators = torch.Generator().manual_seed(0), run.model.em.num_annotators
+    pairs, last = 400 * parallel.data_parallel_size(), dist.get_rank() == dist.get_world_size() - 1
+    margin = torch.randn(pairs, generator=generator) * 2
+    annotator = torch.randint(annotators, (pairs,), generator=generator)
+    buffer = MarginBuffer(pairs, parallel.data_parallel_rank(), parallel.data_parallel_size())
+    votes = Votes(annotator[buffer.block].unsqueeze(-1), torch.sign(margin)[buffer.block].unsqueeze(-1))
+    em = BufferedReliability(annotators, EMSettings(estimator="buffer"), buffer, votes, COLLECTIVES)
+    buffer.load(margin)
+
+    def off_by_a_little(*arguments: Any) -> Estimate:
+        found = estimate(*arguments)
+        return found._replace(eta=found.eta + 1e-9, prior=(found.prior[0] + 1e-9, found.prior[1])) if last else found
+
+    with mock.patch("nemo_rpo.em.buffer.estimate", off_by_a_little):
+        found = em.refit()
+    check_ranks_agree(em)
+    refitted = {"eta": em.eta.tolist(), "prior": found.prior, "moved": found.sweep is not None}
+    if last:
+        em.replace(em.eta + 1e-9)
+    try:
+        check_ranks_agree(em)
+    except TrainingError as exc:
+        return {**refitted, "said": str(exc)}
+    return {**refitted, "said": ""}
+
+
 def experiment(overrides: list[str]) -> dict[str, Any]:
     with engine(overrides) as run:
         found: dict[str, Any] = {
             "first replica of the last stage": parallel.is_last_stage()
             and parallel_state.get_tensor_model_parallel_rank() == 0
         }
+        groups = dist.group.WORLD, parallel_state.get_data_parallel_group()
+        cpu_backends = [group._get_backend(torch.device("cpu")) for group in groups]
+        found["time-outs"] = [backend.options._timeout.total_seconds() for backend in cpu_backends]
         found["steps"] = []
         for step in range(STEPS):
             metrics, outcome = run.train_step(run.batch(step))
@@ -160,6 +215,8 @@ def experiment(overrides: list[str]) -> dict[str, Any]:
         found["after them"] = broken_step(run, batch, contextlib.nullcontext)
         found["validation"] = validation(run)
         found["sweep"] = sweep(run)
+        found["agreement"] = agreement(run)
+        found["shared work"] = shared_work()
     return found
 
 

@@ -12,6 +12,7 @@ from nemo_rpo.megatron import cpu
 
 cpu.install()
 
+import numpy as np
 import torch
 from engine import Engine, engine, places
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -49,7 +50,9 @@ def experiment(overrides: list[str]) -> dict[str, object]:
             cached = precompute.CachedReference(logprobs)
             found[f"{split}: random state"] = all(map(torch.equal, before, random_state()))
             found[f"{split}: log-probs"] = [logprobs.chosen.tolist(), logprobs.rejected.tolist()]
-            found[f"{split}: per token"] = [[side.tolist() for side in pair] for pair in logprobs.tokens]
+            ends = data.cache.scored_lengths().reshape(-1).cumsum()
+            pieces = [piece.tolist() for piece in np.split(logprobs.tokens, ends[:-1])]
+            found[f"{split}: per token"] = [list(pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
             found[f"{split}: same batches"] = distance(run, split, cached)
             if split == "sweep":
                 found["other batches"] = distance(run, "train", cached)

@@ -1,4 +1,6 @@
-"""Each rank of ``test_skipped_step.py``: a whole run in which the second step has a NaN gradient on the last rank."""
+"""Each rank of ``test_skipped_step.py``: a whole run in which the second step has a NaN gradient on the last rank, and
+one in which every step has.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ from pathlib import Path
 from ranks_em_step import gradient_of
 from ranks_trajectory import run
 
+from nemo_rpo.errors import TrainingError
+from nemo_rpo.megatron import parallel
 from nemo_rpo.training.trainer import RPOTrainer
 
 
@@ -21,8 +25,17 @@ def main() -> None:
     def break_the_second(trainer: RPOTrainer, step: int) -> AbstractContextManager:
         return gradient_of(trainer.model, float("nan")) if step == 2 else nullcontext()
 
+    def break_all(trainer: RPOTrainer, step: int) -> AbstractContextManager:
+        return gradient_of(trainer.model, float("nan"))
+
     trajectory = run(world, folder, overrides, break_the_second)
     (folder / f"eta.{os.environ['RANK']}.json").write_text(json.dumps([step["eta"] for step in trajectory]))
+    for name, limit in (("diverged", 3), ("to the end", 20)):
+        try:
+            run(world, folder / name, [*overrides, f"trainer.dpo.max_skipped_steps={limit}"], break_all)
+        except TrainingError as exc:
+            (folder / f"{name}.{os.environ['RANK']}.txt").write_text(str(exc))
+        parallel.finalize()
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import ReferencePolicyError
+from nemo_rpo.training.origin import weights_fingerprint
 from nemo_rpo.training.reference import file as reference_file
-from nemo_rpo.training.reference import precompute
 from nemo_rpo.training.reference.file import Logprobs, MadeWith
 from nemo_rpo.training.reference.precompute import CachedReference
 
@@ -229,7 +229,7 @@ def test_writing_leaves_one_whole_file(kept: Path) -> None:
 def fingerprint(folder: Path, content: bytes, name: str = "model.safetensors") -> str:
     folder.mkdir()
     (folder / name).write_bytes(content)
-    return precompute.weights_fingerprint(str(folder))
+    return weights_fingerprint(str(folder))
 
 
 def test_weights_are_told_apart_wherever_they_differ(tmp_path: Path) -> None:

@@ -111,11 +111,11 @@ def reference(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return made_with
 
 
-def first_batch(world: Path) -> list[int]:
-    """Response tokens of the pairs of the first global batch."""
+def first_batch(world: Path, sides: list[str]) -> list[int]:
+    """Tokens of the responses of the pairs of the first global batch, of those ``sides``."""
     pairs = read_pairs(world)
     order = np.argsort(np.random.PCG64([SEED, 0]).random_raw(len(pairs)), kind="stable")
-    return [len(pairs[i][1]) + len(pairs[i][2]) for i in order[:BATCH]]
+    return [len(pairs[i][1 + ("chosen", "rejected").index(side)]) for i in order[:BATCH] for side in sides]
 
 
 def refused(outcomes: list[tuple[int, str]]) -> float:
@@ -147,7 +147,7 @@ def test_a_tampered_reference_stops_the_run(
     outcomes = start(
         world, tmp_path / "run", f"model.rpo.reference_cache={tmp_path / 'reference'}", f"{PP}{ranks}", ranks=ranks
     )
-    assert refused(outcomes) == pytest.approx(3 / min(first_batch(world)), rel=1e-2)
+    assert refused(outcomes) == pytest.approx(3 / min(first_batch(world, sides)), rel=1e-2)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

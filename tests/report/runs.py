@@ -45,11 +45,16 @@ class Crowd:
     def all_votes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.pair, self.annotator, self.sign
 
-    def pair_id(self, i: int) -> str:
-        return self.ids[i]
+    @property
+    def files(self) -> list[str]:
+        return [self.file]
 
-    def where(self, i: int) -> str:
-        return f"{self.file}:{i + 1}"
+    def all_pair_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        text = [name.encode() for name in self.ids]
+        return np.frombuffer(b"".join(text), np.uint8), np.cumsum([0, *map(len, text)])
+
+    def all_sources(self) -> np.ndarray:
+        return np.stack((np.zeros(len(self), np.int64), np.arange(1, len(self) + 1)), 1)
 
 
 def make_run(
@@ -140,7 +145,7 @@ def _write(folder: Path, crowd: Crowd, better: np.ndarray, rng: np.random.Genera
     record.write_annotators(folder, STEPS, rows, trajectory)
     seen = np.stack((first, np.full(pairs, 0.9, np.float32), delta), 1)
     record.write_posteriors(folder, STEPS, crowd, seen, torch.logit(eta).numpy(), 1.0)
-    record.write_validation(folder, STEPS, crowd, (0.6 * delta).astype(np.float32))
+    record.write_validation(folder, STEPS, {"": (crowd, (0.6 * delta).astype(np.float32))})
     cfg = RunConfig()
     cfg.exp_manager.name, cfg.model.data.data_prefix = "made_up", {"train": str(data)}
     (folder / "config.yaml").write_text(config_to_yaml(cfg))

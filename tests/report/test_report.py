@@ -23,7 +23,7 @@ from nemo_rpo.report.rendering.document import Document, Figure, Note, Quote, Se
 from nemo_rpo.report.run import Run, read_run
 from nemo_rpo.training.outputs import record
 
-from .runs import Crowd, make_run
+from .runs import STEPS, Crowd, make_run
 
 ETA = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.1]
 
@@ -284,6 +284,25 @@ def test_labels_that_were_never_seen_are_left_out(made: tuple[Path, Crowd], tmp_
     assert any("900 labels were never seen" in text.text for text in blocks(document, "Labels", Text))
     [groups] = blocks(document, "Labels", Table)
     assert groups.rows[-1][2] == "300"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e4, np.inf, np.nan])
+def test_margins_that_have_run_away(made: tuple[Path, Crowd], tmp_path: Path, size: float) -> None:
+    """±1e4 on every pair, and pairs whose margin is no number: the page is made, and says that they are too large."""
+    folder, crowd = tmp_path / "run", made[1]
+    shutil.copytree(made[0], folder)
+    delta = (1e4 * crowd.gold).astype(np.float32)
+    delta[::5] = size * crowd.gold[::5]
+    seen = np.stack((delta, np.full(len(crowd), 0.9, np.float32), delta), 1)
+    seen[~np.isfinite(delta)] = np.nan  # the first sight is of finite margins alone
+    seen[:, 2] = delta
+    record.write_posteriors(folder, STEPS, crowd, seen, np.full(len(ETA), 2.0), 1.0)
+    record.write_validation(folder, STEPS, {"": (crowd, delta)})
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "The posteriors decide, they no longer weigh" in text and "nan" not in text
+    assert ("were never seen" in text) == (not np.isfinite(size))
 
 
 def test_distrust_that_goes_with_length_is_a_warning(run: Run, document: Document) -> None:

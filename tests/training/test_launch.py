@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from torchrun import ROOT, run_ranks
 
@@ -148,3 +149,48 @@ def test_a_single_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     with pytest.raises(ZeroDivisionError):
         run_on_ranks(fail(ZeroDivisionError()))
     assert capsys.readouterr().err == "error: a b\ninterrupted\n"
+
+
+WITH_HELPERS = """
+import multiprocessing, os, subprocess, sys, time
+from pathlib import Path
+from nemo_rpo.launch import run_on_ranks
+
+def sleep():
+    time.sleep(100)
+
+def main():
+    manager = multiprocessing.get_context("spawn").Manager()  # as Megatron's writers have one, with its tracker
+    writer = multiprocessing.get_context("fork").Process(target=sleep)
+    writer.start()
+    Path(os.environ["READY"], os.environ.get("RANK", "0")).touch()
+    time.sleep(100)
+
+if __name__ == "__main__":
+    sys.exit(run_on_ranks(main))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's and /proc's part in it is Linux's")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("ranks", [1, 2], ids=["main process", "launcher"])
+def test_no_process_outlives_the_first(tmp_path: Path, launcher: list[str], ranks: int, how: signal.Signals) -> None:
+    """The launcher alone is killed, or the one process of a run: ranks, writers and trackers end with it."""
+    (tmp_path / "body.py").write_text(WITH_HELPERS)
+    command = launcher if ranks == 2 else [sys.executable, str(tmp_path / "body.py")]
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    process = subprocess.Popen(
+        command, env=environment(tmp_path) | {"READY": str(ready)}, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(ready.iterdir())) < ranks and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= ranks * 3 + (ranks if ranks > 1 else 0)  # manager, tracker, writer; and the rank itself
+    process.send_signal(how)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    for one in alive:
+        one.kill()
+    process.wait(timeout=60)
+    assert not alive

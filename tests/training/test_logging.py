@@ -167,6 +167,17 @@ def test_the_course_of_a_run() -> None:
     assert final_report([], [], []) == ""
 
 
+def test_the_course_of_named_validation_sets_and_of_skipped_steps() -> None:
+    rows = [{"step": s, "split": "train", "loss": 1.0, "skipped": float(s > 2)} for s in range(1, 5)]
+    rows += [{"step": 4, "split": f"val/{name}", "loss": loss} for name, loss in (("chat", 2.0), ("code", 3.0))]
+    table = [re.split(r"\s{2,}", line.strip()) for line in course_table(rows).splitlines()]
+    assert [row[:2] for row in table[3:5]] == [
+        ["validation chat, step 4", "2.0000"],
+        ["validation code, step 4", "3.0000"],
+    ]
+    assert table[5] == ["2 of 4 steps were skipped: their gradient was NaN or infinite"]
+
+
 def test_tensorboard_holds_the_curves_of_the_resumed_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="pip install 'nemo-rpo[logging]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

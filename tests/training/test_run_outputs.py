@@ -8,9 +8,11 @@ import math
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from nemo_rpo.cli import main
 from nemo_rpo.training.logs.metrics import read_metrics
 
 from .runs import STEPS, World, step
@@ -133,3 +135,32 @@ def test_plain_dpo_believes_every_label(world: World, tmp_path: Path) -> None:
     for row in rows:
         assert DPO_METRICS | STEP_METRICS <= row.keys()
         assert not {"em/eta_mean", "em/eta_min"} & row.keys()
+
+
+def test_named_validation_sets(
+    world: World, re_dpo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Each set has the figures that it has alone, under its name; any of them may choose the best checkpoint."""
+    out, files = tmp_path / "named", {name: world.folder / f"{name}.jsonl" for name in ("train", "validation")}
+    named = f"{{seen: {files['train']}, held.out: [{files['validation']}]}}"
+    monitor = "exp_manager.checkpoint_callback_params.monitor"
+    result = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/held.out_loss")
+    rows, alone = read_metrics(out, timing=False), read_metrics(re_dpo[0], timing=False)
+    assert [row | {"split": "val"} for row in rows if row["split"] == "val/held.out"] == [
+        row for row in alone if row["split"] == "val"
+    ]
+    seen = [row["loss"] for row in rows if row["split"] == "val/seen"]
+    assert len(seen) == 4 and seen != [row["loss"] for row in rows if row["split"] == "val/held.out"]
+    saved = json.loads((out / "checkpoints" / step(STEPS) / "run.json").read_text())["metrics"]
+    assert saved["val_loss"] == saved["val/seen_loss"] == seen[-1] != saved["val/held.out_loss"]
+    assert "validation held.out at step" in result.stderr and "validation seen, step" in result.stderr
+    table = parquet.read_table(out / "validation.parquet").to_pydict()
+    held = [name == "held.out" for name in table["set"]]
+    whole = parquet.read_table(re_dpo[0] / "validation.parquet").to_pydict()
+    for name in whole:
+        assert [value for value, mine in zip(table[name], held, strict=True) if mine] == whole[name]
+    refused = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/none_loss", check=False)
+    assert refused.returncode == 2 and "val/held.out_loss, " in refused.stderr.splitlines()[-1]
+    assert main(["report", str(out), "--out", str(tmp_path), "--format", "markdown"]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "held out, set held.out" in text and "held out, set seen" in text

@@ -29,6 +29,7 @@ def open_cache(
     num_workers: int,
     wait_timeout: float = 6 * 3600,
     progress: Progress | None = None,
+    key: str | None = None,
 ) -> PreferenceCache:
     """The cache of ``spec``, built first if there is none.
 
@@ -43,11 +44,12 @@ def open_cache(
         num_workers: processes to tokenise in.
         wait_timeout: seconds to wait for another process's build.
         progress: called with rows done and rows in all.
+        key: that of ``spec``, where another rank has read the data files for it; ``None`` reads them here.
 
     Raises:
         DataError: bad data or tokenizer, a cache folder that cannot be written, or the time-out.
     """
-    folder = cache_folder(spec, cache_dir)
+    folder = cache_folder(spec, cache_dir, key)
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +59,17 @@ def open_cache(
                 f"cannot write the token cache in {folder.parent} ({exc.strerror or exc}); set model.data.cache_dir"
             ) from exc
     cache = PreferenceCache(folder)
-    log.info("%s: %s", ", ".join(str(path) for path in spec.paths), cache.summary())
+    files = ", ".join(str(path) for path in spec.paths)
+    log.info("%s: %s", files, cache.summary())
+    for note in cache.notes():
+        log.warning("%s: %s", files, note)
     return cache
 
 
-def cache_folder(spec: CacheSpec, cache_dir: Path | None) -> Path:
+def cache_folder(spec: CacheSpec, cache_dir: Path | None, key: str | None = None) -> Path:
     """Where the cache of ``spec`` lies or will lie."""
     parent = spec.paths[0].parent / CACHE_FOLDER if cache_dir is None else Path(cache_dir)
-    return parent / f"{spec.paths[0].name.split('.')[0]}-{cache_key(spec.ingredients())[:20]}"
+    return parent / f"{spec.paths[0].name.split('.')[0]}-{(key or cache_key(spec.ingredients()))[:20]}"
 
 
 def _build_once(

@@ -7,37 +7,24 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, combinations, islice
-from typing import NamedTuple
 
 import numpy as np
 
-from nemo_rpo.data.rows import Text
+from nemo_rpo.data.rendering import OK, RawText, Rendered, render
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
-from nemo_rpo.data.truncation import fits, truncate_prompt
-from nemo_rpo.errors import DataError
+from nemo_rpo.data.truncation import truncate_prompt
+from nemo_rpo.errors import DataError, NoTemplateError
 
 CHUNK = 256  # texts a task: milliseconds of work against microseconds of hand-over
 # Below this many texts a pool costs more than it saves: every worker imports the tokenizer library for seconds.
 SPAWN_FROM = 4096
-
-OK = 0
-PROBLEMS = ("", "empty completion", "identical completions", "over-long completion", "empty prompt")
-_EMPTY, _IDENTICAL, _OVER_LONG, _NO_PROMPT = range(1, len(PROBLEMS))
-
-
-class RawText(NamedTuple):
-    """A prompt and its responses, two or more, as read at ``where`` (``file:row``)."""
-
-    where: str
-    prompt: Text
-    responses: tuple[Text, ...]
 
 
 @dataclass(frozen=True)
@@ -48,13 +35,15 @@ class EncodedChunk:
         tokens: int32, the prompt and the responses of every text, end to end.
         lengths: int32 [m, 1+k] of these, 0 where a text has fewer; of a text with a problem the lengths it would have
             had.
-        problem: int8 [m], index into :data:`PROBLEMS`.
+        problem: int8 [m], index into :data:`nemo_rpo.data.rendering.PROBLEMS`.
         runs: int32, those of every response (:mod:`nemo_rpo.data.turns`), end to end.
         run_counts: int64 [m, k], runs of the responses; of a text with a problem 0.
         content_hash: uint8 [h, 16], BLAKE2b of the ids of prompt, chosen and rejected response, of every text one for
             each of :func:`orientations`; of a text with a problem 0.
         hash_counts: int64 [m], of each text.
         truncated: prompts that were cut.
+        reasons: why a text cannot be rendered, by its place in the chunk.
+        notes: how many texts each note of the tokenizer is about.
     """
 
     tokens: np.ndarray
@@ -65,6 +54,8 @@ class EncodedChunk:
     content_hash: np.ndarray
     hash_counts: np.ndarray
     truncated: int
+    reasons: dict[int, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def orientations(responses: int) -> list[tuple[int, int]]:
@@ -111,7 +102,11 @@ def encode(
 
 
 def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_length: int) -> EncodedChunk:
-    """Tokenise, truncate and judge each text. Raises :class:`DataError` naming the row that cannot be rendered."""
+    """Tokenise, truncate and judge each text.
+
+    Raises:
+        NoTemplateError: a row of messages, named, where the tokenizer has no chat template.
+    """
     parts: list[np.ndarray] = []
     runs: list[np.ndarray] = []
     most = max(len(text.responses) for text in texts)
@@ -120,11 +115,13 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
     problem = np.zeros(len(texts), dtype=np.int8)
     hashes: list[np.ndarray] = []
     hash_counts = np.array([len(orientations(len(text.responses))) for text in texts], dtype=np.int64)
-    truncated = 0
+    truncated, reasons, notes = 0, {}, Counter()
     for i, text in enumerate(texts):
-        prompt, responses, runs_of = _render(text, tokenizer)
+        prompt, responses, runs_of, problem[i], reason, said = _render(text, tokenizer, seq_length)
         lengths[i, : 1 + len(responses)] = [len(ids) for ids in (prompt, *responses)]
-        problem[i] = _problem(text, prompt, responses, seq_length)
+        notes.update(said)
+        if reason:
+            reasons[i] = reason
         if problem[i] != OK:
             hashes += [np.zeros(16, dtype=np.uint8)] * int(hash_counts[i])
             continue
@@ -138,39 +135,16 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
             hashes.append(_hash(kept, responses[chosen], responses[rejected], runs_of[chosen], runs_of[rejected]))
     tokens = np.concatenate(parts).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
     flat_runs = np.concatenate(runs) if runs else np.empty(0, dtype=np.int32)
-    return EncodedChunk(tokens, lengths, problem, flat_runs, run_counts, np.stack(hashes), hash_counts, truncated)
+    return EncodedChunk(
+        tokens, lengths, problem, flat_runs, run_counts, np.stack(hashes), hash_counts, truncated, reasons, notes
+    )
 
 
-def _render(
-    text: RawText, tokenizer: PreferenceTokenizer
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Ids of the prompt and of each response, and the runs of each."""
+def _render(text: RawText, tokenizer: PreferenceTokenizer, seq_length: int) -> Rendered:
     try:
-        rendered = [tokenizer.render_turns(text.prompt, response) for response in text.responses]
-    except DataError as exc:
-        raise DataError(f"{text.where}: {exc}") from exc
-    (prompt, *others), responses, runs = zip(*rendered, strict=True)
-    if not all(np.array_equal(prompt, other) for other in others):
-        raise DataError(f"{text.where}: the chat template of {tokenizer.name} gives the responses different prompts")
-    return prompt, responses, runs
-
-
-def _problem(text: RawText, prompt: np.ndarray, responses: tuple[np.ndarray, ...], seq_length: int) -> int:
-    # Emptiness is a matter of the text: a template gives an empty answer its end-of-turn token all the same.
-    if any(map(_is_blank, text.responses)):
-        return _EMPTY
-    if len({ids.tobytes() for ids in responses}) < len(responses):
-        return _IDENTICAL
-    if not fits(max(map(len, responses)), seq_length):
-        return _OVER_LONG
-    return _NO_PROMPT if len(prompt) == 0 else OK
-
-
-def _is_blank(text: Text) -> bool:
-    if not isinstance(text, str):
-        said = [message for message in text if message["role"] == "assistant" or len(text) == 1]
-        text = "".join(message["content"] for message in said)
-    return not text.strip()
+        return render(text, tokenizer, seq_length)
+    except NoTemplateError as exc:
+        raise NoTemplateError(f"{text.where}: {exc}") from exc
 
 
 def _hash(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, *runs: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.errors import ConfigError
 
 INVALID_PAIRS = ("error", "drop")
-CACHE_VERSION = 3  # raised whenever the same input would give other files
+CACHE_VERSION = 4  # raised whenever the same input would give other files
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class CacheSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(as_paths(self.paths)))
+        object.__setattr__(self, "tokenizer", self.tokenizer.dated())
         if self.invalid_pairs not in INVALID_PAIRS:
             choices = " or ".join(INVALID_PAIRS)
             raise ConfigError(f"model.data.invalid_pairs is '{self.invalid_pairs}'; it can be {choices}")

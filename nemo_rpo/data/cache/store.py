@@ -20,6 +20,7 @@ Shapes: n pairs, r rankings, v votes, K annotators. A cache folder holds
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ import numpy as np
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.rankings import pairs_of, responses_of
 from nemo_rpo.data.turns import assistant_tokens
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, printable
 
 
 class TokenizedPair(NamedTuple):
@@ -184,8 +185,29 @@ class PreferenceCache:
         annotator[filled], sign[filled] = self._position[self._annotator[votes]], self._sign[votes]
         return annotator, sign
 
+    def fingerprint(self) -> str:
+        """Equal for the same pairs in the same order with the same labels, whatever the files are called and whichever
+        release of the tokenizer library made the tokens: SHA-256, hexadecimal.
+        """
+        digest = hashlib.sha256()
+        for column in (self.content_hash, *self.all_votes(), *self.columns.values(), *self.grouping()):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
     def pair_id(self, i: int) -> str:
         return self._pair_ids[self._pair_id_start[i] : self._pair_id_start[i + 1]].tobytes().decode("utf-8")
+
+    def all_pair_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all pairs in UTF-8, end to end, uint8 [bytes], and where each begins in it, int64 [n+1]."""
+        return self._pair_ids, self._pair_id_start
+
+    def all_sources(self) -> np.ndarray:
+        """int64 [n, 2]: of each pair the place in ``files`` and the row that speaks of it first."""
+        return self._source
+
+    def all_prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of all distinct texts, int32 [t], and where the prompt of each pair begins in them, int64 [n]."""
+        return self._tokens, self._offsets[:, 0]
 
     def where(self, i: int) -> str:
         """``file:row`` of the first row that speaks of pair ``i``."""
@@ -223,6 +245,10 @@ class PreferenceCache:
         if self._runs is None:
             return self.lengths[:, 1:].astype(np.int64)
         return assistant_tokens(self._runs, self._run_bounds)
+
+    def notes(self) -> list[str]:
+        """What is to be said of the rows at every start: fields that are not read, what was taken off or not added."""
+        return [printable(f"{note} ({count:,})") for note, count in self.report["notes"].items()]
 
     def summary(self) -> str:
         """The build's counts in one sentence for the log."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from nemo_rpo.data.annotator_table import AnnotatorTable
-from nemo_rpo.data.cache.encoder import OK, PROBLEMS, RawText, encode
+from nemo_rpo.data.cache.encoder import encode
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.columns import TIE
 from nemo_rpo.data.files.read import count_rows
-from nemo_rpo.data.formats import read_rows
+from nemo_rpo.data.formats import read_parsed, unread_fields
 from nemo_rpo.data.pairs import PairLedger, PairTable
+from nemo_rpo.data.rendering import NOT_RENDERED, OK, OVER_LONG, PROBLEMS, RawText
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.errors import DataError
 
@@ -40,6 +42,8 @@ class _Texts(NamedTuple):
     truncated: int
     tokens: int
     max_token_id: int
+    reasons: dict[int, str]  # why a text cannot be rendered
+    notes: Counter[str]
 
 
 def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progress | None) -> None:
@@ -51,7 +55,8 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
     tokenizer = PreferenceTokenizer.load(spec.tokenizer)
     ledger = PairLedger(spec.group_votes, spec.keep_ties)
     total = sum(count_rows(path) for path in spec.paths)
-    texts = _new_texts(spec, ledger)
+    notes: Counter[str] = Counter()
+    texts = _new_texts(spec, ledger, notes)
     with (folder / "tokens.bin").open("wb") as file:
         encoded = _collect(
             encode(texts, tokenizer, spec.tokenizer, spec.seq_length, num_workers),
@@ -74,6 +79,7 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         "votes_without_annotator": table.without_annotator,
         "truncated_prompts": encoded.truncated,
         "dropped": dropped,
+        "notes": {note: count for of in (notes, encoded.notes) for note, count in sorted(of.items())},
     }
     meta = {
         "report": report,
@@ -82,7 +88,8 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         "tokens": encoded.tokens,
         "max_token_id": encoded.max_token_id,
         "max_votes": max(int(np.diff(table.vote_start)[keep].max()), 1),
-        "pad_id": tokenizer.pad_id,
+        # Some tokenizers pad with an id that the model has no embedding for; padding may be any id that it has.
+        "pad_id": min(tokenizer.pad_id, encoded.max_token_id),
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "vocab_size": tokenizer.vocab_size,
@@ -90,16 +97,24 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _new_texts(spec: CacheSpec, ledger: PairLedger) -> Iterator[RawText]:
-    for row in read_rows(spec.paths, spec.keys):
+def _new_texts(spec: CacheSpec, ledger: PairLedger, notes: Counter[str]) -> Iterator[RawText]:
+    """The texts that no earlier row showed; ``notes`` count what is said of the rows."""
+    for parsed in read_parsed(list(spec.paths), spec.keys):
+        row = parsed.row
+        notes.update(f"field '{name}' is not read" for name in unread_fields(parsed.record, spec.keys, parsed.layout))
+        if row.prompt_repeated:
+            notes["responses begin with the prompt: it was taken off them"] += 1
         if ledger.add(row) is not None:
-            yield RawText(row.where, row.prompt, row.responses)
+            yield RawText(row.where, row.prompt, row.responses, row.given)
 
 
 def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Callable[[], None]) -> _Texts:
     lengths, problem, runs, run_counts, content_hash, hash_counts = [], [], [], [], [], []
-    truncated, max_token_id = 0, -1
+    truncated, max_token_id, texts, reasons, notes = 0, -1, 0, {}, Counter()
     for chunk in chunks:
+        reasons |= {texts + i: reason for i, reason in chunk.reasons.items()}
+        notes.update(chunk.notes)
+        texts += len(chunk.problem)
         write(chunk.tokens.tobytes())
         lengths.append(chunk.lengths)
         problem.append(chunk.problem)
@@ -126,6 +141,8 @@ def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Ca
         truncated=truncated,
         tokens=int(end[-1]),
         max_token_id=max_token_id,
+        reasons=reasons,
+        notes=notes,
     )
 
 
@@ -162,18 +179,21 @@ def _judge(spec: CacheSpec, table: PairTable, texts: _Texts) -> tuple[np.ndarray
     keep = voted & ~invalid
     if not keep.any():
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise DataError(f"{spec.paths[0]}: no pair of {counted(...)} can be trained on ({reasons})")
+        first = f"; the first: {next(iter(texts.reasons.values()))}" if texts.reasons else ""
+        raise DataError(f"{spec.paths[0]}: no pair of {counted(...)} can be trained on ({reasons}{first})")
     return keep, dropped
 
 
 def _explain(spec: CacheSpec, texts: _Texts, text: int) -> str:
-    name = PROBLEMS[texts.problem[text]]
-    if name != "over-long completion":
-        return name
+    problem = int(texts.problem[text])
+    if problem == NOT_RENDERED:
+        return texts.reasons[text]
+    if problem != OVER_LONG:
+        return PROBLEMS[problem]
     longest = int(texts.lengths[text, 1:].max())
     return (
-        f"{name} ({longest} tokens; seq_length {spec.seq_length} leaves {spec.seq_length - 1} beside one token of "
-        "prompt, and completions are never cut)"
+        f"{PROBLEMS[problem]} ({longest} tokens; seq_length {spec.seq_length} leaves {spec.seq_length - 1} beside one "
+        "token of prompt, and completions are never cut)"
     )
 
 

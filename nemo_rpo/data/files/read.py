@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.files import saved_dataset
+from nemo_rpo.data.files.arrow import plain_rows
 from nemo_rpo.errors import DataError, RowError, first_line, missing_extra
 
 Paths = str | Path | Sequence[str | Path]
+INDEX = "(unnamed)"  # the column that pandas writes first unless told not to
+_CSV_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
             yield row, RowError(str(path), row, f"not UTF-8 ({exc.reason} at byte {exc.start})", "bad_encoding")
         except json.JSONDecodeError as exc:
             yield row, RowError(str(path), row, f"bad JSON ({exc.msg} at column {exc.colno})", "bad_json")
+        except RecursionError:
+            yield row, RowError(str(path), row, "bad JSON (nested too deep)", "bad_json")
+        except ValueError as exc:  # an integer of more digits than Python reads
+            yield row, RowError(str(path), row, f"bad JSON ({first_line(exc).split(';')[0]})", "bad_json")
         else:
             if not isinstance(fields, dict):
                 found = type(fields).__name__
@@ -111,16 +118,20 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """Rows are numbered as their last line is, the header being line 1."""
+    """Rows are numbered as their last line is, the header being line 1. A column without a name is a table's index."""
+    csv.field_size_limit(_CSV_FIELD)  # the module's own is 131,072 characters, which a dialogue may have
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            for fields in reader:
-                if "" in fields:
-                    problem = f"{len(fields[''])} values more than the header has columns"
+            reader = csv.reader(file, strict=True)
+            names = next(reader, [])
+            for name in (name for i, name in enumerate(names) if name and name in names[:i]):
+                raise DataError(f"{path}:1: two columns are called '{name}'; rename one")
+            for values in reader:
+                if len(values) == len(names):
+                    yield reader.line_num, {name or INDEX: v for name, v in zip(names, values, strict=True) if v}
+                elif values:
+                    problem = f"{len(values)} values, and the header has {len(names)} columns"
                     yield reader.line_num, RowError(str(path), reader.line_num, problem)
-                else:
-                    yield reader.line_num, {name: value for name, value in fields.items() if value}
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 ({exc.reason}); save it as UTF-8") from exc
     except csv.Error as exc:
@@ -137,7 +148,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             # Small batches: to_pylist() is what costs memory, and long chats are a megabyte per hundred rows.
             for batch in file.iter_batches(batch_size=256):
-                for row, fields in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
+                for row, fields in enumerate(plain_rows(batch), start=row + 1):  # noqa: B020
                     yield row, fields
         except (pyarrow.ArrowException, OSError) as exc:
             reason = first_line(exc).rstrip(".")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.data.files.arrow import plain_rows
 from nemo_rpo.errors import DataError, first_line, missing_extra
 
 
@@ -25,7 +26,7 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     datasets = _datasets()
     try:
         for batch in datasets.load_from_disk(str(folder)).with_format("arrow").iter(256):
-            yield from batch.to_pylist()
+            yield from plain_rows(batch)
     except DataError:
         raise
     except Exception as exc:  # datasets lets through whatever the damaged file led it to

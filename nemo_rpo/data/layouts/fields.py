@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import math
+import re
 from typing import Any
 
 from nemo_rpo.data.columns import ALIASES
@@ -10,6 +13,14 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.rows import Messages, Text
 from nemo_rpo.errors import DataError, RowError
+
+# An assistant's message that has one of these may have no content: the call is what it says.
+CALLS = ("tool_calls", "function_call")
+_EXACT = 2**53  # above it a float stands for several integers
+_LARGEST = 3.4028234663852886e38  # float32, which side columns are kept in
+_WHOLE_FLOAT = re.compile(r"(-?\d+)\.0")  # how a table that holds nulls writes an integer
+_SCIENTIFIC = re.compile(r"-?\d(\.\d+)?[eE]\+\d+")
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False, "": False}
 
 
 class Fields:
@@ -36,6 +47,8 @@ class Fields:
         value = self.require(name)
         if not isinstance(value, str):
             raise self.wrong_type(name, "a string", value)
+        if value.isascii():
+            return value
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as exc:  # half an emoji, cut by a program that counts UTF-16 units: JSON lets it pass
@@ -57,7 +70,10 @@ class Fields:
         return [inner.conversation(item) for item in named]
 
     def messages(self, name: str) -> Messages:
-        """A non-empty list of ``{"role": str, "content": str, …}``; keys without a value are left out."""
+        """A non-empty list of ``{"role": str, "content": str, …}``; keys without a value are left out.
+
+        Content that is null or absent beside a call of a tool is the empty string.
+        """
         value = self.require(name)
         if not isinstance(value, list) or not value:
             raise self.wrong_type(name, "a string or a non-empty list of messages", value)
@@ -67,9 +83,35 @@ class Fields:
         if not isinstance(message, dict):
             raise self.wrong_type(name, "a message", message)
         inner = Fields(self.record, message, f"{self.path}{name}.")
-        inner.text("role"), inner.text("content")
+        inner.text("role")
+        if message.get("content") is None and any(message.get(call) for call in CALLS):
+            message = {**message, "content": ""}
+        inner.values = message
+        inner.text("content")
         # Parquet gives every message the keys of all of them; an absent tool call is a null there.
-        return {key: value for key, value in message.items() if value is not None}
+        return without_nulls(message)
+
+    def json(self, name: str, kind: type, expected: str) -> Any:
+        """A value of that kind, or the string that spells it: columns of a table cannot hold objects of two shapes."""
+        value = self.require(name)
+        if isinstance(value, str):
+            try:
+                value = json.loads(self.text(name))
+            except (ValueError, RecursionError):
+                raise self.wrong_type(name, expected, value) from None
+        if not isinstance(value, kind):
+            raise self.wrong_type(name, expected, value)
+        return without_nulls(value)
+
+    def flag(self, name: str) -> bool:
+        """True or false, as JSON or a table spells it; false if absent or null."""
+        value = self.values.get(name)
+        if value is None or value != value:
+            return False
+        said = _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+        if said is None:
+            raise self.wrong_type(name, "true or false", value)
+        return said
 
     def objects(self, name: str) -> list[Fields]:
         """A list of objects, each as fields of its own."""
@@ -88,18 +130,42 @@ class Fields:
         return value
 
     def identity(self, name: str, *, required: bool) -> str | None:
-        """An id, a string or an integer; ``None`` if absent, null or blank and not required."""
+        """An id, a string or an integer; ``None`` if absent, null or blank and not required.
+
+        The same in every format: an integer that a table has written as a float is that integer, unless it is so large
+        that other integers have the same float.
+        """
         value = self.values.get(name)
-        if value is None or value == "" or value != value:  # NaN is how tables write a missing number
+        blank = value is None or value != value  # NaN is how tables write a missing number
+        if blank or (isinstance(value, str) and not value.strip()):
             if required:
                 self.require(name)
                 raise self.error(f"field '{self.path}{name}' is blank")
             return None
-        if isinstance(value, float) and value.is_integer():  # tables that hold nulls turn integer ids into floats
+        if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+            raise self.error(
+                f"field '{self.path}{name}' is a {type(value).__name__} ({value}) in the file and must be an id: a "
+                "reader took it for a date; store the column as strings"
+            )
+        if isinstance(value, str):
+            text = self.text(name)
+            whole = _WHOLE_FLOAT.fullmatch(text)
+            if _SCIENTIFIC.fullmatch(text) or (whole and _beyond_exact(whole[1])):
+                raise self._inexact(name, value)
+            return whole[1] if whole else text
+        if isinstance(value, float) and value.is_integer():
+            if abs(value) >= _EXACT:
+                raise self._inexact(name, value)
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong_type(name, "an id (a string or an integer)", value)
-        return self.text(name) if isinstance(value, str) else str(value)
+        return str(value)
+
+    def _inexact(self, name: str, value: Any) -> DataError:
+        return self.error(
+            f"field '{self.path}{name}' is the floating-point number {value}, which stands for several integers: ids "
+            "that differ have become one; write the column again as integers or strings"
+        )
 
     def pair_id(self, keys: RowFormat, fallback: str | None = None) -> str | None:
         found = self.identity(keys.pair_id_key, required=keys.pair_id_required and fallback not in self.values)
@@ -117,13 +183,25 @@ class Fields:
         return found
 
     def number(self, name: str) -> float:
-        """A number; NaN if absent or null."""
+        """A finite number that float32 can hold, also one that a table spells as a string; NaN if absent or null."""
         value = self.values.get(name)
-        if value is None:
+        if value is None or value != value:
             return math.nan
+        if isinstance(value, str):
+            value = self._spelt(name, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong_type(name, "a number", value)
+        if not -_LARGEST <= value <= _LARGEST:
+            raise self.wrong_type(name, "a finite number that float32 can hold", value)
         return float(value)
+
+    def _spelt(self, name: str, value: str) -> float:
+        if not value.strip():
+            return math.nan
+        try:
+            return float(value)
+        except ValueError:
+            raise self.wrong_type(name, "a number", value) from None
 
     def numbers(self, name: str) -> list[float]:
         """A list of numbers; NaN for a null."""
@@ -135,6 +213,24 @@ class Fields:
         return [inner.number(item) for item in named]
 
     def wrong_type(self, name: str, expected: str, value: Any) -> DataError:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        shown = _shown(value)
         return self.error(f"field '{self.path}{name}' must be {expected}, found {type(value).__name__} {shown}")
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy of nested objects and lists without the keys that have no value."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _beyond_exact(digits: str) -> bool:
+    return len(digits.lstrip("-")) > 16 or abs(int(digits)) >= _EXACT
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "of thousands of digits"
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -10,7 +10,7 @@ from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import PreferenceRow, Vote
 
 _SIGNS = {"a": +1, "b": -1, "tie": 0}
-_MULTIPREF_FIELDS = ("normal_worker_annotations", "expert_worker_annotations")
+ANNOTATIONS = ("normal_worker_annotations", "expert_worker_annotations")
 
 
 def votes(record: Record, keys: RowFormat) -> PreferenceRow:
@@ -19,7 +19,7 @@ def votes(record: Record, keys: RowFormat) -> PreferenceRow:
     ``gold``, ``a`` or ``b``, may stand beside them; a gold ``tie`` says as little about either response as none.
     """
     fields = Fields(record)
-    cast = tuple(Vote(vote.annotator(keys), _sign(vote, "vote")) for vote in fields.objects("votes"))
+    cast = tuple(Vote(vote.annotator(keys), _vote(vote)) for vote in fields.objects("votes"))
     gold = _sign(fields, "gold") if fields.values.get("gold") not in (None, "") else 0
     return PreferenceRow(
         record.file,
@@ -37,12 +37,12 @@ def votes(record: Record, keys: RowFormat) -> PreferenceRow:
 def multipref(record: Record, keys: RowFormat) -> PreferenceRow:
     """MultiPref (Miranda et al. 2024): ``text``, ``completion_a``, ``completion_b`` and two lists of annotations.
 
-    Each annotation has an ``evaluator`` and an ``overall_pref``: ``A-is-clearly-better``, ``A-is-slightly-better``,
+    Each annotation has an ``evaluator`` (null where unknown) and an ``overall_pref``: ``A-is-clearly-better``, ``A-is-slightly-better``,
     ``Tie``, …. The strength and ``overall_confidence`` of a label are not used: one annotator is one reliability.
     """
     fields = Fields(record)
     cast = []
-    for name in _MULTIPREF_FIELDS:
+    for name in ANNOTATIONS:
         if fields.values.get(name) is not None:
             cast += [Vote(_evaluator(label, keys), _overall(label)) for label in fields.objects(name)]
     return PreferenceRow(
@@ -60,7 +60,7 @@ def multipref(record: Record, keys: RowFormat) -> PreferenceRow:
 def without_votes(fields: dict[str, Any], dropped: frozenset[int]) -> dict[str, Any]:
     """The fields of a record of either layout without some of its votes, counted from 0 in the order they are read."""
     kept, start = dict(fields), 0
-    for name in ("votes", *_MULTIPREF_FIELDS):
+    for name in ("votes", *ANNOTATIONS):
         if kept.get(name) is not None:
             numbered = enumerate(kept[name], start)
             start += len(kept[name])
@@ -75,6 +75,16 @@ def _sign(fields: Fields, name: str) -> int:
     return _SIGNS[value]
 
 
+def _vote(vote: Fields) -> int:
+    tie = vote.flag("tie")
+    if not tie or vote.values.get("vote") is not None:
+        sign = _sign(vote, "vote")
+        if tie and sign:
+            raise vote.error(f"field '{vote.path}tie' says a tie, and 'vote' says {vote.values['vote']}")
+        return sign
+    return 0
+
+
 def _overall(label: Fields) -> int:
     value = label.text("overall_pref")
     side = value.split("-", 1)[0].lower()
@@ -84,4 +94,8 @@ def _overall(label: Fields) -> int:
 
 
 def _evaluator(label: Fields, keys: RowFormat) -> str | None:
-    return label.annotator(keys) if keys.annotator_required else label.identity("evaluator", required=True)
+    if keys.annotator_required:
+        return label.annotator(keys)
+    if "evaluator" not in label.values:  # a null is somebody unnamed; a field that is not there, another layout
+        label.require("evaluator")
+    return label.identity("evaluator", required=False)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_rpo import nemo_toolkit
 from nemo_rpo.data.tokenizers import files as megatron_tokenizers
-from nemo_rpo.errors import DataError, missing_extra
+from nemo_rpo.errors import DataError, first_line, missing_extra
+
+DATE_FUNCTION = "strftime_now"  # how chat templates ask for the date
 
 # What AutoTokenizer reads, weights and training leftovers beside it excluded.
-
 _FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -35,6 +37,8 @@ class TokenizerSpec:
     Attributes:
         folder: a Hugging Face model or tokenizer folder on this machine; None for the other libraries.
         use_chat_template: render plain-text rows with the chat template too; rows of messages always are.
+        date: the day that a chat template which prints one is given; None for today.
+        trust_remote_code: let a tokenizer that brings Python code run it.
         library, type, model, vocab_file, merge_file, sentencepiece_legacy: ``model.tokenizer`` in the settings.
     """
 
@@ -46,6 +50,16 @@ class TokenizerSpec:
     vocab_file: str | None = None
     merge_file: str | None = None
     sentencepiece_legacy: bool = False
+    date: datetime.date | None = None
+    trust_remote_code: bool = False
+
+    def dated(self) -> TokenizerSpec:
+        """With today's date where the chat template prints one and none is set: all processes of a run share it."""
+        return replace(self, date=datetime.date.today()) if self.date is None and self.prints_date() else self
+
+    def prints_date(self) -> bool:
+        """Whether the chat template in the folder asks for the date."""
+        return any(DATE_FUNCTION.encode() in part for part in self._template_parts())
 
     @property
     def name(self) -> str:
@@ -67,6 +81,8 @@ class TokenizerSpec:
         digest = hashlib.sha256()
         if (toolkit := nemo_toolkit.version()) is not None:
             digest.update(f"nemo_toolkit {toolkit}".encode())
+        if self.date is not None and self.prints_date():
+            digest.update(f"date {self.date}".encode())
         if self.folder is None:
             digest.update(f"{self.library} {self.type} {self.sentencepiece_legacy}".encode())
             for file in self._files():
@@ -87,17 +103,30 @@ class TokenizerSpec:
 
     def template_fingerprint(self) -> str:
         """SHA-256 over the chat template, "none" without one: which part of :meth:`fingerprint` it is."""
-        if self.folder is None:
-            return "none"
-        folder, digest = Path(self.folder), hashlib.sha256()
-        config = folder / "tokenizer_config.json"
-        inside = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-        files = sorted({*folder.glob("chat_template*"), *folder.glob("additional_chat_templates/*")})
-        if inside is None and not files:
-            return "none"
-        for part in (json.dumps(inside).encode(), *(file.read_bytes() for file in files)):
+        parts = self._template_parts()
+        digest = hashlib.sha256()
+        for part in parts:
             digest.update(hashlib.sha256(part).digest())
-        return digest.hexdigest()
+        return digest.hexdigest() if parts else "none"
+
+    def _template_parts(self) -> list[bytes]:
+        """The chat template: what ``tokenizer_config.json`` says, and the files beside it; nothing without one."""
+        if self.folder is None:
+            return []
+        folder = Path(self.folder)
+        files = sorted({*folder.glob("chat_template*"), *folder.glob("additional_chat_templates/*")})
+        try:
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            config = {}
+        except (ValueError, RecursionError) as exc:
+            raise DataError(f"{folder / 'tokenizer_config.json'} is no JSON ({first_line(exc)})") from exc
+        if not isinstance(config, dict):
+            raise DataError(f"{folder / 'tokenizer_config.json'} is no JSON object; restore the tokenizer's files")
+        inside = config.get("chat_template")
+        if inside is None and not files:
+            return []
+        return [json.dumps(inside).encode(), *(file.read_bytes() for file in files if file.is_file())]
 
     def build(self) -> Any:
         """The tokenizer itself: NeMo's where nemo-toolkit is in use.
@@ -117,7 +146,8 @@ class TokenizerSpec:
             from transformers import AutoTokenizer
         except ImportError as exc:
             raise missing_extra("transformers", "hf") from exc
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Said either way: where nothing is said, transformers asks the terminal whether to run the code.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=self.trust_remote_code)
 
     def _existing_folder(self) -> Path:
         folder = Path(self.folder)

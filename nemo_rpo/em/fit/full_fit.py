@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
 from nemo_rpo.em.fit.marginal import vote_columns
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.fit.temperature import Temperature, judge_temperature
-from nemo_rpo.em.votes import Votes, chunks
+from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 
 # Alternations of EM and population fit. Two do where every pair has one label; the rest is for plugged-in
 # co-annotators.
@@ -50,12 +51,13 @@ def estimate(
     """Alternates a full EM with a fit of the population, until both stand still.
 
     Args:
-        delta, votes: margins [P] and labels [P, V] of this rank's pairs.
+        delta, votes: margins [P] and labels [P, V] of this rank's pairs; those whose margin is not finite are left out.
         eta: start [K], the same on every rank.
         settings: ``prior`` is what is expected of annotators before any is seen, ``link_tau`` the temperature where
             none is identified; see also :class:`nemo_rpo.em.em_settings.BufferSettings`.
         collectives: per round those of :func:`full_batch_em` and one gather of at most 1.6 MB. None is differentiable.
     """
+    delta, votes = with_finite_margin(delta, votes)
     collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)
@@ -71,6 +73,30 @@ def estimate(
     if buffer.fit_temperature and not temperature.identified:
         sweep, population = _alternate(delta, votes, eta, settings, start, False, collectives)
     return Estimate(sweep.eta, population.prior, temperature, information, sweep)
+
+
+@torch.no_grad()
+def of_first_rank(found: Estimate, from_first: Callable[[Tensor], None]) -> Estimate:
+    """The first rank's ``found``, to the bit. Ranks that hold copies of the same pairs fit each for itself, and one
+    whose processor rounds otherwise would keep another η for the rest of the run.
+
+    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 10) bytes, whatever each
+    rank has found. The temperature's ``reason``, a sentence for the log, stays each rank's own.
+    """
+    eta, sweep, nothing = found.eta, found.sweep, torch.zeros_like(found.eta)
+    fitted = (nothing, nothing) if sweep is None else (sweep.counts, sweep.right_sums)
+    figures = (*found.prior, *found.temperature[:3], found.information, sweep is not None)
+    closing = (0.0, 0, False) if sweep is None else (float(sweep.log_likelihood), sweep.iterations, sweep.converged)
+    packed = torch.cat((eta, *fitted, eta.new_tensor([*map(float, figures), *map(float, closing)])))
+    from_first(packed)
+    eta, counts, right_sums = packed[: 3 * len(eta)].view(3, -1)
+    figures = packed[3 * len(eta) :].tolist()
+    a, b, tau, identified, error, information, swept, likelihood, iterations, converged = figures
+    temperature = Temperature(tau, bool(identified), error, found.temperature.reason)
+    if swept:
+        at = packed.new_tensor(likelihood)
+        sweep = SweepResult(eta, at, int(iterations), bool(converged), counts, right_sums)
+    return Estimate(eta, (a, b), temperature, information, sweep if swept else None)
 
 
 def _alternate(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import EMSettings
-from nemo_rpo.em.votes import Votes, chunks
+from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 
 # Above this many annotators the K × K matrix is not formed (32 MB, and an inversion of seconds, at the limit).
 _DENSE_LIMIT = 2048
@@ -37,11 +37,13 @@ def standard_errors(
     What the policy's margins are off by is not in them.
 
     Args:
-        delta, votes: margins [P] and labels [P, V] of this rank. eta: fixed point of the EM [K].
+        delta, votes: margins [P] and labels [P, V] of this rank; pairs whose margin is not finite are left out.
+        eta: fixed point of the EM [K].
         settings: ``prior`` and ``link_tau`` that the EM ran with.
         all_reduce: sums in place over the ranks that hold different pairs. One collective of 8 K bytes, or of 8 K²
             where pairs have several labels and the matrix is formed.
     """
+    delta, votes = with_finite_margin(delta, votes)
     reduce = all_reduce or (lambda _: None)
     a, b = settings.prior
     eta = eta.double()

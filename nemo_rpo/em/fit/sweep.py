@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import EMSettings
-from nemo_rpo.em.votes import Votes, chunks, exactly_summable
+from nemo_rpo.em.votes import Votes, chunks, exactly_summable, with_finite_margin
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +60,16 @@ def full_batch_em(
     sums and in the likelihood, which is then a composite one.
 
     Args:
-        delta: margins Δ [P] of this rank's pairs, any float dtype (computed in float64).
+        delta: margins Δ [P] of this rank's pairs, any float dtype (computed in float64); a pair whose margin is NaN or
+            infinite counts neither for nor against its annotators.
         votes: their labels [P, V]; pairs to be left out have sign 0 throughout.
         eta: start [K], the same on every rank.
         settings: prior, τ, clamp, tolerance, bound on the iterations.
         all_reduce: sums a tensor in place over the ranks that hold different pairs. One collective of 8 K bytes for the
             counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same
             iteration with the same bits in η, however the pairs are spread over them.
-
-    Raises:
-        ValueError: a margin is NaN (on every rank, whichever rank holds it).
     """
+    delta, votes = with_finite_margin(delta, votes)
     reduce = all_reduce or (lambda _: None)
     a, b = settings.prior
     eta = eta.double().clamp(*settings.eta_bounds)
@@ -127,8 +125,6 @@ def _e_step_of_chunk(margin: Tensor, votes: Votes, log_eta: Tensor, log_err: Ten
 
 
 def _check_rise(before: float, after: float, iteration: int) -> None:
-    if math.isnan(after):
-        raise ValueError("the margins given to the EM sweep hold a NaN")
     # Sums of a million float64 terms agree to about twelve digits; a true fall means that E- and M-step disagree.
     if after < before - 1e-9 * (1 + abs(before)):
         logger.warning(

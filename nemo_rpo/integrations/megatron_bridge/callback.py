@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 
-from nemo_rpo.em import AnnotatorReliability
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.integrations.em_state import continued, load_state, with_newcomers
+from nemo_rpo.integrations.em_state import continued, load_state, restore
 from nemo_rpo.integrations.megatron_bridge.checkpoint import RPOCheckpointManager, manager_of
 from nemo_rpo.integrations.megatron_bridge.data import PreferencePairs
 from nemo_rpo.integrations.megatron_bridge.host import check_config
 from nemo_rpo.integrations.megatron_bridge.model import take_over_head
 from nemo_rpo.integrations.megatron_bridge.reference import ReferenceLogprobs
 from nemo_rpo.integrations.megatron_bridge.step import RPOForwardStep
-from nemo_rpo.megatron.step.collectives import reduce_to_all_ranks
+from nemo_rpo.megatron.step.collectives import gather_step_rows, reduce_to_all_ranks
+from nemo_rpo.megatron.step.em import estimator_of
 
 
 class RPOCallback(Callback):
@@ -54,9 +55,10 @@ class RPOCallback(Callback):
         if "validation" in caches:
             caches["validation"].use_annotators(table, unknown=0 if key is None else len(table))
         step.annotators = table
-        step.em = AnnotatorReliability(len(table), step.rpo, next(context.model[0].parameters()).device)
+        device = next(context.model[0].parameters()).device
+        step.em, step.data = estimator_of(step.rpo, train, device), train.fingerprint()
         if state is not None:
-            step.em.load_state_dict(with_newcomers(state, step.em))
+            restore(step.em, state, step.data, "rpo")
         self._pairs = cfg.dataset.use(cfg, caches)
         manager.step = step
 
@@ -84,17 +86,34 @@ class RPOCallback(Callback):
         )
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """The M-step. One all-reduce of 16 K bytes over the data-parallel group and, with several pipeline stages, one
-        broadcast."""
-        step = self.step
+        """The M-step, unless the weights have stayed as they were.
+
+        Collectives, each over the data-parallel group, and with several pipeline stages followed by one broadcast: with
+        ``ema`` one all-reduce of 16 K bytes, with ``buffer`` one all-gather of 12 bytes a pair of the global batch, and
+        those of a refit where one is due.
+        """
+        step, norm = self.step, context.grad_norm
         if not step.rpo.enabled:
             return
-        reduce_to_all_ranks(step.em.pending)
-        norm = context.grad_norm
         if context.skipped_iter or (norm is not None and not math.isfinite(norm)):
             step.forget_step()
-        else:
-            step.em.commit()
+            return
+        share = get_num_microbatches() * context.state.cfg.train.micro_batch_size
+        step.em.reduce(reduce_to_all_ranks)
+        step.em.exchange(partial(gather_step_rows, pairs=share * parallel_state.get_data_parallel_world_size()))
+        step.em.commit()
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        """η takes in what the steps since its last refit have brought, and is left beside the checkpoints, which are as
+        they were: a run that trains on goes on from the last of them as if it had not ended.
+
+        Not called where a run is stopped before its end. The collectives of
+        :meth:`nemo_rpo.em.BufferedReliability.settle` and :func:`nemo_rpo.integrations.em_state.packed`.
+        """
+        manager = manager_of(context.state)
+        if self.step.rpo.enabled:
+            self.step.em.settle()
+            manager.save_result()
 
     def on_eval_step_start(self, context: CallbackContext) -> None:
         cfg = context.state.cfg.validation

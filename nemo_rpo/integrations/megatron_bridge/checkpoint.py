@@ -23,7 +23,7 @@ from megatron.bridge.training.utils.checkpoint_utils import (
     is_checkpoint_iteration_directory,
 )
 
-from nemo_rpo.integrations.em_state import save_state
+from nemo_rpo.integrations.em_state import packed, save_state
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def manager_of(state: GlobalState) -> RPOCheckpointManager | None:
 
 
 class RPOCheckpointManager(DefaultCheckpointManager):
-    """Bridge's own manager, with ``iter_…/rpo_state.json`` (η, its evidence, the table of annotators) in its folders.
+    """Bridge's own manager, with the EM's state in its folders: ``iter_…/rpo_state.json`` has η, its evidence and the
+    table of annotators, ``rpo_margins.npy`` beside it the margins of all pairs under ``estimator: buffer``.
 
     Attributes:
         step: whose η is saved; the callback sets it.
@@ -88,8 +89,23 @@ class RPOCheckpointManager(DefaultCheckpointManager):
             return ReferencePolicy(model, build_resident)
 
     def save(self, ctx: CheckpointSaveContext, callback_manager: Any = None) -> None:
-        """Bridge's, then η by the first rank."""
+        """Bridge's, then the EM's state by the first rank. Collective, see
+        :func:`nemo_rpo.integrations.em_state.packed`.
+        """
         super().save(ctx, callback_manager)
-        if dist.get_rank() == 0 and self.step is not None and self.step.rpo.enabled:
-            folder = get_checkpoint_name(self.checkpoint_config.save, ctx.state.train_state.step)
-            save_state(Path(folder), self.step.em, self.step.annotators)
+        self._save_em(Path(get_checkpoint_name(self.checkpoint_config.save, ctx.state.train_state.step)))
+
+    def save_result(self) -> None:
+        """The EM's state after the run's end, in the folder of the checkpoints; where the run saves none, nothing.
+
+        Collective, as :meth:`save`.
+        """
+        if self.checkpoint_config.save is not None:
+            self._save_em(Path(self.checkpoint_config.save))
+
+    def _save_em(self, folder: Path) -> None:
+        step = self.step
+        if step is not None and step.rpo.enabled:
+            saved = packed(step.em, step.annotators, step.data)
+            if dist.get_rank() == 0:
+                save_state(folder, saved)

@@ -14,9 +14,10 @@ from megatron.bridge.training.utils.flop_utils import accumulate_flops_metadata
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from torch import Tensor
 
+from nemo_rpo.config.loss import pair_step
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
 from nemo_rpo.data.annotator_table import AnnotatorTable
-from nemo_rpo.em import AnnotatorReliability, robust_loss
+from nemo_rpo.em import AnnotatorReliability, PairLosses
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.megatron_bridge.model import score
 from nemo_rpo.integrations.megatron_bridge.reference import ReferenceLogprobs
@@ -44,7 +45,8 @@ class RPOForwardStep:
 
     Attributes:
         loss: the base loss.
-        em: the reliabilities; annotators: who stands behind each. None until ``finetune`` has opened the data.
+        em: the reliabilities; annotators: who stands behind each; data: fingerprint of the training pairs. None until
+            ``finetune`` has opened the data.
         reference: None for losses without one.
 
     Raises:
@@ -63,9 +65,11 @@ class RPOForwardStep:
             )
         if self.rpo.reference == "cached":
             raise ConfigError("rpo.reference=cached needs this package's own engine: set swapped or resident")
+        self.pair_step = pair_step(self.loss, self.dpo, self.rpo)
         self.needs_reference = StepNeeds.of(self.loss, ModelConfig(rpo=self.rpo, dpo=self.dpo)).reference
         self.em: AnnotatorReliability | None = None
         self.annotators: AnnotatorTable | None = None
+        self.data: str | None = None
         self.reference: ReferenceLogprobs | None = None
         self._seen = 0  # micro-batches of the pass under way
 
@@ -104,44 +108,38 @@ class RPOForwardStep:
             batch = self.reference.add_to(batch)
         pairs = pair_logprobs(batch, response_figures({"logps": logps}, x), default_margin=None)
         valid = batch["valid"]
-        each, metrics = self._pair_losses(pairs, batch, training)
+        if training:
+            self._begin_pass()
+        losses = self.pair_step(
+            pairs,
+            votes_of(batch),
+            valid,
+            em=self.em if self.rpo.enabled else None,
+            learn_from=batch["pair_index"].to(valid.device, non_blocking=True) if training else None,
+        )
         count = valid.sum()
         sums = {
             name: torch.stack((torch.where(valid, value.detach().float(), 0.0).sum(), count.float()))
-            for name, value in metrics.items()
+            for name, value in self._metrics(pairs, losses).items()
         }
         if self.rpo.enabled:  # one element: the same on all ranks, and not summed over them
             sums |= {"em/eta_mean": self.em.eta.mean().float(), "em/eta_min": self.em.eta.min().float()}
-        return torch.where(valid, each, 0.0).sum(), count.int(), sums
+        return losses.objective.sum(), count.int(), sums
 
-    def _pair_losses(self, x: PairLogprobs, batch: MicroBatch, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [n], and what is logged of it; in training the evidence is added to the step's."""
-        votes, enabled, dpo = votes_of(batch), self.rpo.enabled, self.dpo
-        terms = self.loss.terms(x)
-        delta = terms.delta.detach()
-        w = self.em.posterior(delta, votes) if enabled else votes.share()
-        preference = robust_loss(terms, w, self.rpo.objective if enabled else "weighted")
-        if self.loss.takes_ties:  # a tie has no label to doubt: the induced objective would learn nothing from it
-            preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
-        average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
-        chosen, rejected = x.mean_policy() if average else x.policy()
-        sft = -(w * chosen + (1 - w) * rejected)
-        loss = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
-        if training and enabled:
-            self._begin_pass()
-            self.em.accumulate(w, votes, batch["valid"])
+    def _metrics(self, x: PairLogprobs, losses: PairLosses) -> dict[str, Tensor]:
+        """What is logged of each pair, [n]."""
         rewards = x.log_ratios() if self.reference is not None else x.policy()
-        return loss, {
-            "loss": loss,
-            "preference_loss": preference,
-            **({"sft_loss": sft} if dpo.sft_loss_weight else {}),
+        return {
+            "loss": losses.loss,
+            "preference_loss": losses.preference,
+            **({"sft_loss": losses.sft} if self.dpo.sft_loss_weight else {}),
             "acc": rewards[0] > rewards[1],
             "margin": rewards[0] - rewards[1],
             "rewards_chosen_mean": rewards[0],
             "rewards_rejected_mean": rewards[1],
-            "em/posterior_mean": w,
-            "em/frac_flipped": w < 0.5,
-            "em/abs_delta_mean": delta.abs(),
+            "em/posterior_mean": losses.w,
+            "em/frac_flipped": losses.w < 0.5,
+            "em/abs_delta_mean": losses.delta.abs(),
         }
 
     def _begin_pass(self) -> None:

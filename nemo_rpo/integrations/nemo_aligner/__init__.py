@@ -15,7 +15,12 @@ except ImportError as exc:
     ) from exc
 
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import rpo_settings
-from nemo_rpo.integrations.nemo_aligner.data import AnnotatorCollate, annotated_datasets, annotator_table
+from nemo_rpo.integrations.nemo_aligner.data import (
+    AnnotatorCollate,
+    TrainingLabels,
+    annotated_datasets,
+    training_labels,
+)
 from nemo_rpo.integrations.nemo_aligner.model import MegatronGPTRPOModel
 from nemo_rpo.integrations.nemo_aligner.trainer import RPOTrainer
 
@@ -23,7 +28,8 @@ __all__ = [
     "AnnotatorCollate",
     "MegatronGPTRPOModel",
     "RPOTrainer",
+    "TrainingLabels",
     "annotated_datasets",
-    "annotator_table",
     "rpo_settings",
+    "training_labels",
 ]

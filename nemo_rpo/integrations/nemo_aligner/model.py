@@ -7,6 +7,8 @@ micro-batch is replaced. Shapes: n pairs of a micro-batch, chosen first; K annot
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,25 +18,36 @@ from nemo_aligner.data.nlp.datasets import DPOPackedDataset
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from torch import Tensor
 
-from nemo_rpo.data.annotator_table import AnnotatorTable
-from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
+from nemo_rpo.config.loss import pair_step
+from nemo_rpo.em import AnnotatorReliability, Votes, build_estimator
 from nemo_rpo.errors import DataError
-from nemo_rpo.integrations.em_state import continued, packed, unpacked, with_newcomers
+from nemo_rpo.integrations.em_state import continued, packed, restore, unpacked
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, base_loss, dpo_settings, rpo_settings
+from nemo_rpo.integrations.nemo_aligner.data import NO_PAIR, TrainingLabels
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.reduction import Mean
-from nemo_rpo.megatron.step.collectives import reduce_to_all_ranks, sum_over_data_parallel
+from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.step.collectives import (
+    gather_step_rows,
+    largest_on_all_ranks,
+    reduce_to_all_ranks,
+    sum_over_data_parallel,
+)
+from nemo_rpo.megatron.step.em import COLLECTIVES
 from nemo_rpo.megatron.step.metrics import StepMetrics
 
 _STATE = "nemo_rpo"  # key of the EM's state in a checkpoint
 
 
 class _Labels(NamedTuple):
-    """Who labelled the pairs of the micro-batch whose loss is being computed, [n] each."""
+    """Who labelled the pairs of the micro-batch whose loss is being computed, [n] each.
+
+    ``pair_index`` is None where nothing is to be learnt from them.
+    """
 
     annotator: Tensor
     valid: Tensor
-    is_evidence: bool
+    pair_index: Tensor | None
 
 
 class MegatronGPTRPOModel(MegatronGPTDPOModel):
@@ -46,53 +59,66 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
 
     Attributes:
         rpo: the block ``model.rpo``. base_loss: the preference loss.
-        em, annotators: reliabilities and who stands behind each, from :meth:`connect_annotators` on.
+        em, labels: reliabilities, and who labelled which pair, from :meth:`connect_labels` on.
 
     Raises:
         ConfigError: an unknown setting of the block, or a loss that needs more than log-probs and rewards.
     """
 
     em: AnnotatorReliability
-    annotators: AnnotatorTable
+    labels: TrainingLabels
 
     def __init__(self, cfg: Any, trainer: Any) -> None:
         loss = base_loss(cfg)  # before minutes are spent on the weights
         super().__init__(cfg, trainer)
-        self.base_loss, self.rpo, self.dpo = loss, rpo_settings(cfg), dpo_settings(cfg)
+        self.base_loss, self.rpo = loss, rpo_settings(cfg)
+        self.pair_step = pair_step(loss, dpo_settings(cfg), self.rpo)
         # The superclass weighs its two terms and adds them up; here loss_func returns the sum.
         self.preference_loss_weight, self.sft_loss_weight = 1.0, 0.0
         self.step_metrics = StepMetrics(self.base_loss.reduction, torch.cuda.current_device())
         self.restored: dict[str, Any] | None = None
         self._labels: _Labels | None = None
 
-    def connect_annotators(self, table: AnnotatorTable) -> None:
-        """Starts the EM over the annotators of the training data, or continues it where a checkpoint was restored.
+    def connect_labels(self, labels: TrainingLabels) -> None:
+        """Starts the EM over the labels of the training data, or continues it where a checkpoint was restored.
 
         Raises:
             DataError: the data has annotators that the checkpoint lacks (``model.rpo.allow_new_annotators``).
+            CheckpointError: the checkpoint holds margins of other pairs.
         """
-        state = None
         if self.restored is not None:
             saved, state = unpacked(self.restored)
-            table = continued(saved, table, self.rpo.allow_new_annotators, BLOCK)
-        self.annotators = table
-        self.em = AnnotatorReliability(len(table), self.rpo, torch.cuda.current_device())
-        if state is not None:
-            self.em.load_state_dict(with_newcomers(state, self.em))
+            annotators = continued(saved, labels.annotators, self.rpo.allow_new_annotators, BLOCK)
+            labels = replace(labels, annotators=annotators)
+        self.labels = labels
+        self.em = build_estimator(
+            self.rpo,
+            len(labels.annotators),
+            len(labels.pairs),
+            labels.votes,
+            parallel.data_parallel_rank(),
+            parallel.data_parallel_size(),
+            COLLECTIVES,
+            torch.cuda.current_device(),
+        )
+        if self.restored is not None:
+            restore(self.em, state, labels.fingerprint, BLOCK)
 
     # --- one micro-batch
 
     def get_forward_output_and_loss_func(self, validation_step: bool = False, logprobs_only: bool = False) -> Callable:
         """Upstream's, which on later pipeline stages drops what it does not know: the labels go round it."""
         forward = super().get_forward_output_and_loss_func(validation_step, logprobs_only)
+        learns = self.rpo.enabled and not validation_step
 
         def fwd_output_and_loss_func(dataloader_iter: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Callable]:
             batch = next(dataloader_iter)
-            annotator, valid = (batch.pop(key).flatten().cuda(non_blocking=True) for key in ("annotator", "valid"))
+            keys = ("annotator", "valid", "pair_index")
+            annotator, valid, pair_index = (batch.pop(key).flatten().cuda(non_blocking=True) for key in keys)
             output, upstream_func = forward(iter([batch]), *args, **kwargs)
 
             def output_func(*args: Any, **kwargs: Any) -> Any:
-                self._labels = _Labels(annotator, valid, is_evidence=self.rpo.enabled and not validation_step)
+                self._labels = _Labels(annotator, valid, pair_index if learns else None)
                 return upstream_func(*args, **kwargs)
 
             return output, output_func
@@ -108,8 +134,7 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         cu_seqlens: Tensor | None = None,
         average_log_probs: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """This micro-batch's share of the step's loss [], and 0 in the place of the accuracy, which is among the
-        metrics.
+        """This micro-batch's share of the step's loss [], and 0 instead of the accuracy, which is among the metrics.
 
         Args:
             pi_logprobs, ref_logprobs, labels: [2n, S] or, of a pack, [1, S]. gt_rewards: [2n] or [1, 2P], padded.
@@ -117,18 +142,12 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
             average_log_probs: the base loss knows it by its own option.
         """
         x = self._pair_logprobs(pi_logprobs, ref_logprobs, labels, gt_rewards, cu_seqlens)
-        annotator, valid, is_evidence = self._labels
-        annotator, valid = annotator[: len(x)], valid[: len(x)]
-        terms, votes = self.base_loss.terms(x), Votes.single(annotator)
-        w = self.em.posterior(terms.delta, votes) if self.rpo.enabled else votes.share()
-        preference = robust_loss(terms, w, self.rpo.objective if self.rpo.enabled else "weighted")
-        chosen, rejected = x.mean_policy() if self.sft_avg_log_probs else x.policy()
-        sft = -(w * chosen + (1 - w) * rejected)
-        loss = self.dpo.preference_loss_weight * preference + self.dpo.sft_loss_weight * sft
-        if is_evidence:
-            self.em.accumulate(w, votes, valid)
-        self.step_metrics.add(x, valid, loss, preference, sft, w, terms.delta)
-        share = torch.where(valid, self.base_loss.reduction.surrogate(loss), 0.0).sum() * self._scale
+        annotator, valid, pair_index = (None if of is None else of[: len(x)] for of in self._labels)
+        losses = self.pair_step(
+            x, Votes.single(annotator), valid, em=self.em if self.rpo.enabled else None, learn_from=pair_index
+        )
+        self.step_metrics.add(x, losses)
+        share = losses.objective.sum() * self._scale
         return share, torch.zeros_like(share)
 
     def _pair_logprobs(
@@ -154,9 +173,10 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
     def get_loss_and_metrics(self, batch: dict[str, Tensor], forward_only: bool) -> tuple[float, dict[str, float]]:
         """Upstream's passes over the batch; loss and metrics of the *global* batch, the same on every rank.
 
-        Collectives beside upstream's: one all-reduce of 8 bytes over the data-parallel group, and
-        :func:`reduce_to_all_ranks` over metrics and evidence. A loss that is no mean of pairs (Dr. DPO) costs a forward
-        pass more, for the statistic that its gradient is divided by.
+        Collectives beside upstream's: one all-reduce of 8 bytes over the data-parallel group,
+        :func:`reduce_to_all_ranks` over metrics and evidence, and in training with the margin buffer
+        :func:`_gather_rows`, 12 bytes a pair. A loss that is no mean of pairs (Dr. DPO) costs a forward pass more, for
+        the statistic that its gradient is divided by.
 
         Raises:
             DataError: a pair to be trained on names no annotator of the training data.
@@ -179,14 +199,16 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         self._scale = scale
         super().get_loss_and_metrics(batch, forward_only)
         reduce_to_all_ranks(self.step_metrics.sums, self.em.pending)
+        if self.rpo.enabled and not forward_only:
+            self.em.exchange(partial(_gather_rows, places=batch["pair_index"].numel()))
 
     def _check_annotators(self, batch: dict[str, Tensor]) -> None:
-        known = len(self.annotators)
+        known = len(self.labels.annotators)
         strangers = ((batch["annotator"] >= known) & batch["valid"]).sum().item()
         if strangers:
             raise DataError(
                 f"{strangers} pairs to be trained on have no annotator among the {known} that the trainer was given: "
-                f"pass annotator_table of the same files and {BLOCK}.annotator_key"
+                f"pass training_labels of the same files and {BLOCK}.annotator_key"
             )
 
     def get_ref_policy_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
@@ -218,12 +240,28 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
     # --- the checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Upstream's, with the EM's state among what all ranks share."""
+        """Upstream's, with the EM's state among what all ranks share. Collective, see
+        :func:`nemo_rpo.integrations.em_state.packed`.
+        """
         super().on_save_checkpoint(checkpoint)
         if self.rpo.enabled:
-            checkpoint[_STATE] = packed(self.em, self.annotators)
+            saved = packed(self.em, self.labels.annotators, self.labels.fingerprint)
+            if "margins" in saved:  # as bits: Megatron compares what ranks share, and NaN is not NaN
+                saved["margins"] = saved["margins"].view(torch.int32)
+            checkpoint[_STATE] = saved
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Upstream's; the EM's state waits in ``restored`` for :meth:`connect_annotators`."""
+        """Upstream's; the EM's state waits in ``restored`` for :meth:`connect_labels`."""
         self.restored = checkpoint.get(_STATE)
+        if self.restored is not None and "margins" in self.restored:
+            self.restored = self.restored | {"margins": self.restored["margins"].cpu().view(torch.float32)}
         super().on_load_checkpoint(checkpoint)
+
+
+def _gather_rows(rows: Tensor, places: int) -> Tensor:
+    """:func:`gather_step_rows` where packs hold more or fewer pairs: rows of no pair fill those of every rank up to the
+    most ``places`` that one has for its share of the batch. One all-reduce of 8 bytes more; waits for the device.
+    """
+    most = int(largest_on_all_ranks(torch.tensor(places, dtype=torch.float64, device=rows.device)))
+    filled = torch.nn.functional.pad(rows, (0, 0, 0, most - len(rows)), value=NO_PAIR)
+    return gather_step_rows(filled, most * parallel_state.get_data_parallel_world_size())

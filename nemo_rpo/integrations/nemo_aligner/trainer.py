@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from nemo_aligner.algorithms.dpo import DPOTrainer
 
-from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.integrations.nemo_aligner.data import AnnotatorCollate
+from nemo_rpo.integrations.nemo_aligner.data import AnnotatorCollate, TrainingLabels
 from nemo_rpo.integrations.nemo_aligner.model import MegatronGPTRPOModel
 
 
@@ -20,7 +19,7 @@ class RPOTrainer(DPOTrainer):
 
     Args:
         model, optimizer, collate_fn: as ``DPOTrainer``'s; the collate function is upstream's own.
-        annotators: everybody who labels the training data (:func:`annotator_table`).
+        labels: who labelled which pair of the training data (:func:`training_labels`).
         kwargs: ``DPOTrainer``'s further arguments.
 
     Raises:
@@ -33,12 +32,20 @@ class RPOTrainer(DPOTrainer):
         model: MegatronGPTRPOModel,
         optimizer: Any,
         collate_fn: Callable,
-        annotators: AnnotatorTable,
+        labels: TrainingLabels,
         **kwargs: Any,
     ) -> None:
-        model.connect_annotators(annotators)
-        collate = AnnotatorCollate(collate_fn, lambda: model.annotators)
+        model.connect_labels(labels)
+        collate = AnnotatorCollate(collate_fn, model.labels)
         super().__init__(model=model, optimizer=_Watched(optimizer), collate_fn=collate, **kwargs)
+
+    def fit(self) -> None:
+        """Upstream's; at the end of training η takes in what the steps since its last refit have brought, unless the
+        run was stopped before. The collectives of :meth:`nemo_rpo.em.BufferedReliability.settle`.
+        """
+        super().fit()
+        if self.model.rpo.enabled and self.step >= self.max_steps:
+            self.model.em.settle()
 
     def train_single_step(self, global_batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, float]]:
         """Upstream's step, then the M-step; η stays where loss or gradient was not finite, or the step was skipped."""

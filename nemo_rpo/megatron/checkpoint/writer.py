@@ -23,12 +23,12 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.megatron.checkpoint.background import die_with_parent
 from nemo_rpo.megatron.checkpoint.optimizer_state import optimizer_state, steps_taken
 from nemo_rpo.megatron.checkpoint.run_file import digests_of, sync
 from nemo_rpo.megatron.checkpoint.sharded import em_state, layout, random_state
 from nemo_rpo.megatron.checkpoint.weights import model_state
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
+from nemo_rpo.process_tree import die_with_parent
 
 # Since Megatron-Core 0.19, whose default needs a package of its own. It recommends that one in a warning.
 _OWN_WRITER = {"async_strategy": "mcore"}

@@ -33,6 +33,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.utils._device
 
 from nemo_rpo.megatron.cpu.matmul import through_onednn
 
@@ -115,6 +116,10 @@ def _patch_cuda_module() -> None:
 
 
 def _patch_tensors() -> None:
+    # torch keeps the factories that `with torch.device(...)` serves from the first such block on. It has to have seen
+    # the real ones: else transformers, which builds models on "meta" that way, fills in nothing and leaves buffers such
+    # as the rotary frequencies uninitialised.
+    torch.utils._device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _wrap_factory(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *args, **kwargs: self

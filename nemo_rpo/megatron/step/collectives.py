@@ -35,13 +35,33 @@ def broadcast_from_last_stage(tensor: Tensor) -> None:
         )
 
 
+def broadcast_from_first_rank(tensor: Tensor) -> None:
+    """Gives ``tensor`` of global rank 0 to every other rank, in place. One broadcast over the world; none with a single
+    rank; not differentiable.
+    """
+    if dist.get_world_size() > 1:
+        dist.broadcast(tensor, 0)
+
+
+def gather_over_world(value: Tensor) -> list[int]:
+    """``value``, one int64, of every rank in their order. One all-gather of 8 bytes a rank over the world; waits for
+    the device.
+    """
+    values = value.new_empty(dist.get_world_size())
+    dist.all_gather_into_tensor(values, value.view(1))
+    return values.tolist()
+
+
 def reduce_to_all_ranks(*tensors: Tensor) -> None:
     """Sums float64 ``tensors`` over all pairs of the global batch, in place, equal on every rank afterwards.
 
     The tensors travel as one buffer: one all-reduce over the data-parallel group (last pipeline stage only) and, with
-    several stages, one broadcast over the pipeline group; 8 bytes an element each. Not differentiable.
+    several stages, one broadcast over the pipeline group; 8 bytes an element each, none for no elements. Not
+    differentiable.
     """
     packed = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    if not len(packed):
+        return
     if is_last_stage():
         sum_over_data_parallel(packed)
     broadcast_from_last_stage(packed)

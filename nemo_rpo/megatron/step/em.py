@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
+from torch import Tensor
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import (
     AnnotatorReliability,
-    BufferedReliability,
     Collectives,
-    MarginBuffer,
     PairRecord,
     RecordedReliability,
     Votes,
+    build_estimator,
 )
+from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
-from nemo_rpo.megatron.step.collectives import gather_over_data_parallel, sum_over_data_parallel
+from nemo_rpo.megatron.step.collectives import (
+    broadcast_from_first_rank,
+    gather_over_data_parallel,
+    gather_over_world,
+    sum_over_data_parallel,
+)
 
-COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel)
+COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel, broadcast_from_first_rank)
 
 
 def build_reliability(
@@ -29,20 +37,53 @@ def build_reliability(
     ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
     pair. No collective.
     """
-    em = _estimator(rpo, cache, device)
+    em = estimator_of(rpo, cache, device)
     if not (rpo.enabled and rpo.record):
         return em
     pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
     return RecordedReliability(em, pairs, COLLECTIVES)
 
 
-def _estimator(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
-    annotators = len(cache.annotators)
-    if rpo.estimator == AnnotatorReliability.estimator:
-        return AnnotatorReliability(annotators, rpo, device)
-    buffer = MarginBuffer(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
-    share = cache.share_of_ranking(buffer.block)
-    votes = Votes(
-        *map(torch.from_numpy, cache.vote_matrix(buffer.block)), None if share is None else torch.from_numpy(share)
+def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
+    """``rpo.estimator`` over the annotators and pairs of ``cache``, at its start. No collective."""
+
+    def votes_of(block: slice) -> Votes:
+        share = cache.share_of_ranking(block)
+        labels = map(torch.from_numpy, cache.vote_matrix(block))
+        return Votes(*labels, None if share is None else torch.from_numpy(share))
+
+    return build_estimator(
+        rpo,
+        len(cache.annotators),
+        len(cache),
+        votes_of,
+        parallel.data_parallel_rank(),
+        parallel.data_parallel_size(),
+        COLLECTIVES,
+        device,
     )
-    return BufferedReliability(annotators, rpo, buffer, votes, COLLECTIVES, device)
+
+
+def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:
+    """Every rank has to hold the same reliabilities and counts, to the bit: else each trains on posteriors of its own.
+
+    One all-gather of 8 bytes a rank over the world; waits for the device.
+
+    Raises:
+        TrainingError: on every rank; names those whose reliabilities are not those of most.
+    """
+    hashes = gather_over_world(_hash(torch.cat((em.eta, em.label_counts, em.right_sums))))
+    counted = Counter(hashes)
+    most, _ = max(counted.items(), key=lambda found: (found[1], found[0] == hashes[0]))
+    if differing := [rank for rank, found in enumerate(hashes) if found != most]:
+        ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
+        raise TrainingError(
+            f"the annotators' reliabilities on {ranks} differ from those of the other ranks after step {em.step}: "
+            "start again to go on from the last checkpoint, on other devices if this comes back"
+        )
+
+
+def _hash(values: Tensor) -> Tensor:
+    """int64 [] of float64 ``values``: a change of any one value, in whichever bit, gives another number."""
+    bits = values.view(torch.int64)
+    return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()  # odd factors lose nothing modulo 2^64

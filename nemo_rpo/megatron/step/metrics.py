@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nemo_rpo.em import PairLosses
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.losses.reduction import Reduction
@@ -39,28 +40,19 @@ class StepMetrics:
         self.sums.zero_()
 
     @torch.no_grad()
-    def add(
-        self,
-        x: PairLogprobs,
-        counts_for: Tensor,
-        loss: Tensor,
-        preference: Tensor,
-        sft: Tensor,
-        w: Tensor,
-        delta: Tensor,
-    ) -> None:
-        """Adds one micro-batch; every argument is per pair ``[pairs]``, and ``counts_for`` is 0 of invalid ones."""
-        chosen, rejected = _rewards(x, delta)
-        policy = x.policy() if self.logps else (torch.zeros_like(loss),) * 2
+    def add(self, x: PairLogprobs, losses: PairLosses) -> None:
+        """Adds one micro-batch: its pairs ``x``, and what the step made of them."""
+        chosen, rejected = _rewards(x, losses.delta)
+        policy = x.policy() if self.logps else (torch.zeros_like(losses.loss),) * 2
         rows = torch.stack(
             [
-                torch.ones_like(loss), self.reduction.surrogate(loss), self.reduction.statistic(loss),
-                preference, sft, (chosen > rejected).float(),
+                torch.ones_like(losses.loss), losses.surrogate, losses.statistic,
+                losses.preference, losses.sft, (chosen > rejected).float(),
                 chosen, rejected, chosen.square() + rejected.square(), *policy,
-                w, (w < 0.5).float(), delta.abs(),
+                losses.w, (losses.w < 0.5).float(), losses.delta.abs(),
             ]
         ).double()  # fmt: skip
-        self.sums += torch.where(counts_for > 0, rows * counts_for, 0.0).sum(-1)
+        self.sums += torch.where(losses.counts_for > 0, rows * losses.counts_for, 0.0).sum(-1)
 
     def gradient_scale(self) -> float:
         """What the gradient of the *mean* surrogate has to be multiplied by: pairs / Σ statistic; exactly 1 for a mean.

@@ -26,6 +26,7 @@ _ENDS = 15  # of more, those at each end
 _LINES = 12  # annotators up to which each has a line of its own
 _MARKED = 5  # of more, the least reliable ones
 _ENOUGH = 10  # labels, below which an annotator's way is that of the prior
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 _STYLE = {
     "svg.fonttype": "none",  # letters as text: smaller, and found by a search
@@ -42,6 +43,7 @@ _STYLE = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # an id may hold dollar signs
 }
 
 
@@ -60,7 +62,8 @@ def _drawing(width: float, height: float, rows: int = 1, columns: int = 1, **opt
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     # The declaration and document type of a file of its own have no place inside a page, nor has the link they hold.
-    svg = out.getvalue()
+    # XML has no place for control characters, not even escaped; ids may have them.
+    svg = _NOT_XML.sub("\ufffd", out.getvalue())
     drawn.append(re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).strip())
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemo_rpo import nemo_toolkit
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.errors import ConfigError, missing_extra
+from nemo_rpo.data.files.whole import whole_file
+from nemo_rpo.errors import CheckpointError, ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -50,16 +53,31 @@ class MetricsWriter:
                 os.replace(self.path, self.path.with_name("metrics.previous.jsonl"))
             else:
                 _cut_after(self.path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
+        self._waiting: deque[bytes] = deque()  # lines that the disk has had no room for so far
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """Raises :class:`OSError` where the disk has no room: the line then waits for the next write, or for the end,
+        and the file has no half of it.
+        """
         row = {"step": step, "split": split, **{name: _plain(value) for name, value in metrics.items()}}
-        # One write of a whole line that leaves the process at once: a killed run loses no finished step.
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting.append((json.dumps(row, allow_nan=False) + "\n").encode())
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            line, whole = self._waiting[0], os.fstat(self._file.fileno()).st_size
+            # One write of a whole line that leaves the process at once: a killed run loses no finished step.
+            if self._file.write(line) != len(line):
+                self._file.truncate(whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._waiting.popleft()
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._flush()
+        finally:
+            self._file.close()
 
 
 def read_metrics(run_dir: str | Path, timing: bool = True) -> list[dict[str, Any]]:
@@ -111,7 +129,8 @@ class WandbWriter:
             raise missing_extra("wandb", "logging") from exc
         run_id = Path(run_dir) / "wandb_id"
         if not run_id.exists():
-            run_id.write_text(secrets.token_hex(8), encoding="utf-8")
+            with whole_file(run_id, ConfigError, "see that its disk has room") as writing:
+                writing.write_text(secrets.token_hex(8), encoding="utf-8")
         arguments = {
             "id": run_id.read_text(encoding="utf-8").strip(),
             "resume": "allow",
@@ -182,9 +201,8 @@ def _cut_after(path: Path, step: int) -> None:
         row = _parse(line)
         if row is not None and row["step"] <= step:
             kept.append(line)
-    whole = path.with_name(path.name + ".tmp")
-    whole.write_text("".join(kept), encoding="utf-8")
-    os.replace(whole, path)
+    with whole_file(path, CheckpointError, "see that its disk has room and start again") as writing:
+        writing.write_text("".join(kept), encoding="utf-8")
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -71,11 +72,12 @@ class Progress:
             self.line(f"step {step}/{self._total}  {figures(metrics)}  {speed}  ETA {left}")
 
     def line(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        """A line of its own, above the bar where there is one. A log on a full disk is no reason to end a run."""
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=self._stream)
+            else:
+                print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

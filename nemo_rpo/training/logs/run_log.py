@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ class RunLog:
     def __init__(self, cfg: RunConfig, run_dir: str | Path, total_steps: int, resume_step: int | None = None) -> None:
         self._writers: list[Writer] = []
         self._progress: Progress | None = None
+        self._said_full: set[int] = set()
         if os.environ.get("RANK", "0") == "0":
             self._writers = metric_writers(cfg, run_dir, resume_step)
             self._progress = Progress(total_steps, resume_step or 0, cfg.trainer.log_every_n_steps)
@@ -49,8 +51,9 @@ class RunLog:
         self._write(step, "train", {**metrics, **timing})
 
     def record(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Figures of a ``val``, ``sweep`` or ``refit`` pass after optimizer step ``step``."""
-        self.note(f"{_SPLITS[split]} at step {step}  {figures(metrics)}")
+        """Figures of a ``val`` (of a named set ``val/NAME``), ``sweep`` or ``refit`` pass after step ``step``."""
+        kind, _, name = split.partition("/")
+        self.note(f"{_SPLITS[kind]}{' ' * bool(name)}{name} at step {step}  {figures(metrics)}")
         self._write(step, split, metrics)
 
     def note(self, text: str) -> None:
@@ -64,9 +67,11 @@ class RunLog:
         return [writer.path for writer in self._writers if hasattr(writer, "path")]
 
     def close(self) -> None:
-        for part in (self._progress, *self._writers):
-            if part is not None:
-                part.close()
+        for writer in self._writers:
+            self._try(writer, writer.close)
+        self._writers = []
+        if self._progress is not None:
+            self._progress.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -76,7 +81,17 @@ class RunLog:
 
     def _write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         for writer in self._writers:
-            writer.write(step, split, metrics)
+            self._try(writer, partial(writer.write, step, split, metrics))
+
+    def _try(self, writer: Writer, action: Callable[[], None]) -> None:
+        """A disk without room for figures is no reason to lose the steps that they are of: said once a writer."""
+        try:
+            action()
+        except OSError as exc:
+            if id(writer) not in self._said_full:
+                self._said_full.add(id(writer))
+                where = getattr(writer, "path", type(writer).__name__)
+                self.note(f"warning: {where} cannot be written ({exc.strerror or exc}): the run goes on without it")
 
 
 def startup_log(cfg: RunConfig, facts: Mapping[str, Any], world_size: int) -> None:

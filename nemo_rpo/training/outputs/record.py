@@ -5,18 +5,22 @@ Shapes: n pairs, v votes (signed labels) in the order of the data, K annotators.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nemo_rpo.data.annotator_table import VIRTUAL
+from nemo_rpo.data.cache.arrow import pair_ids, pyarrow, sources
 from nemo_rpo.data.cache.store import PreferenceCache
-from nemo_rpo.em.record import Trajectory
-from nemo_rpo.errors import CheckpointError, missing_extra
+from nemo_rpo.data.files.whole import whole_file
+from nemo_rpo.errors import CheckpointError
+from nemo_rpo.training.outputs.results import NO_ROOM
 from nemo_rpo.training.outputs.summary import AnnotatorRow
+
+if TYPE_CHECKING:
+    from nemo_rpo.em.record import Trajectory
 
 POSTERIORS, ANNOTATORS, VALIDATION = "posteriors.parquet", "annotators.parquet", "validation.parquet"
 STEP = "nemo_rpo.step"
@@ -30,7 +34,8 @@ def write_posteriors(
     Besides what the label is (:func:`_label_columns`): ``delta_first``, ``delta_last`` (Δ of the pair, chosen over
     rejected, when it was seen first and last, the last time by a sweep where there was one), ``w_first``, ``w_last``
     (probability that this label is right: as the E-step had it at first sight, and of the last Δ under the
-    reliabilities of now), ``flipped`` (w_last < ½: the EM believes the opposite). Null where a pair was not seen.
+    reliabilities of now), ``flipped`` (w_last < ½: the EM believes the opposite). Null where a pair was not seen, or
+    its margin was no finite number.
 
     Args:
         step: optimizer steps done; every file has it in its metadata.
@@ -41,6 +46,7 @@ def write_posteriors(
     pa, _ = pyarrow()
     pair, annotator, sign = cache.all_votes()
     first_delta, first_w, last_delta = seen.T
+    last_delta = np.where(np.isfinite(last_delta), last_delta, np.nan)
     evidence = np.bincount(pair, weights=sign * logit_eta[annotator], minlength=len(cache))
     right = _sigmoid(sign * (last_delta.astype(np.float64) / tau + evidence)[pair])
     columns = {
@@ -51,7 +57,7 @@ def write_posteriors(
         "w_last": right.astype(np.float32),
         "flipped": pa.array(right < 0.5, mask=np.isnan(right)),
     }
-    _write(folder / POSTERIORS, step, columns)
+    _write(folder / POSTERIORS, step, _table(columns))
 
 
 def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], trajectory: Trajectory) -> None:
@@ -71,19 +77,32 @@ def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], traj
         "trajectory_steps": pa.array([trajectory.steps] * len(rows), pa.list_(pa.int32())),
         "trajectory_eta": pa.array(list(ways.astype(np.float32)), pa.list_(pa.float32())),
     }
-    _write(folder / ANNOTATORS, step, columns)
+    _write(folder / ANNOTATORS, step, _table(columns))
 
 
-def write_validation(folder: Path, step: int, cache: PreferenceCache, delta: np.ndarray) -> None:
+def write_validation(folder: Path, step: int, sets: Mapping[str, tuple[PreferenceCache, np.ndarray]]) -> None:
     """``validation.parquet``, a row a signed label of the held-out pairs that were looked at: what it is
     (:func:`_label_columns`), ``gold`` (+1 chosen, -1 rejected, 0 unknown) and ``delta`` of the pair at the weights the
-    run ended with, float32 [n] (NaN: not looked at).
+    run ended with. Labels of a pair whose margin is no finite number are left out.
+
+    ``sets`` has pairs and their margins, float32 [n] (NaN: not looked at), by the name of the validation set, which is
+    in column ``set``; a single set without a name ("") has no such column.
     """
+    pa, _ = pyarrow()
+    tables = []
+    for name, (cache, delta) in sets.items():
+        columns = _held_out_columns(cache, delta)
+        if name:
+            columns["set"] = pa.array([name], pa.string()).take(pa.array(np.zeros(len(columns["pair"]), np.int64)))
+        tables.append(_table(columns))
+    _write(folder / VALIDATION, step, pa.concat_tables(tables))
+
+
+def _held_out_columns(cache: PreferenceCache, delta: np.ndarray) -> dict[str, Any]:
     pair, annotator, sign = cache.all_votes()
-    looked_at = ~np.isnan(delta[pair])
+    looked_at = np.isfinite(delta[pair])
     pair, annotator, sign = pair[looked_at], annotator[looked_at], sign[looked_at]
-    columns = _label_columns(cache, pair, annotator, sign)
-    _write(folder / VALIDATION, step, {**columns, "gold": cache.gold[pair], "delta": delta[pair]})
+    return {**_label_columns(cache, pair, annotator, sign), "gold": cache.gold[pair], "delta": delta[pair]}
 
 
 def _label_columns(cache: PreferenceCache, pair: np.ndarray, annotator: np.ndarray, sign: np.ndarray) -> dict[str, Any]:
@@ -94,51 +113,38 @@ def _label_columns(cache: PreferenceCache, pair: np.ndarray, annotator: np.ndarr
     Of a pair whose labels were grouped, ``chosen`` is the response that most of them prefer.
     """
     pa, _ = pyarrow()
-    shown, of_shown = np.unique(pair, return_inverse=True)
-    ids = pa.array([cache.pair_id(i) for i in shown.tolist()], pa.string())
-    sources = pa.array([cache.where(i) for i in shown.tolist()], pa.string())
     # One place more than annotators: where a held-out label's annotator has no index, it is K.
     names = pa.array([*(None if name == VIRTUAL else name for name in cache.annotators.ids), None], pa.string())
     lengths = cache.lengths[pair]
     return {
         "pair": pair,
-        "pair_id": ids.take(pa.array(of_shown)),
+        "pair_id": pair_ids(cache, pair),
         "annotator": names.take(pa.array(annotator)),
         "sign": sign,
-        "source": sources.take(pa.array(of_shown)),
+        "source": sources(cache, pair),
         "chosen_tokens": lengths[:, 1],
         "rejected_tokens": lengths[:, 2],
     }
 
 
-def _write(path: Path, step: int, columns: dict[str, Any]) -> None:
-    """Writes under a temporary name and renames; NaN becomes null."""
-    pa, pq = pyarrow()
-    arrays = {
-        name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) else values
-        for name, values in columns.items()
-    }
-    writing = path.with_name(f".writing-{path.name}")
-    try:
-        table = pa.table(arrays).replace_schema_metadata({STEP: str(step)})
-        pq.write_table(table, writing, compression="zstd")
-        os.replace(writing, path)
-    except OSError as exc:
-        raise CheckpointError(
-            f"{path} cannot be written ({exc.strerror or exc}): see that its disk has room and start again"
-        ) from exc
+def _table(columns: dict[str, Any]) -> Any:
+    """NaN becomes null."""
+    pa, _ = pyarrow()
+    return pa.table(
+        {
+            name: pa.array(values, from_pandas=True) if isinstance(values, np.ndarray) else values
+            for name, values in columns.items()
+        }
+    )
+
+
+def _write(path: Path, step: int, table: Any) -> None:
+    """Writes the file whole."""
+    _, pq = pyarrow()
+    with whole_file(path, CheckpointError, NO_ROOM) as writing:
+        pq.write_table(table.replace_schema_metadata({STEP: str(step)}), writing, compression="zstd")
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # NaN stays NaN, where a pair was not seen
         return np.exp(-np.logaddexp(0, -x))
-
-
-def pyarrow() -> tuple[Any, Any]:
-    """pyarrow and its Parquet module; :class:`MissingExtraError` without them."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as exc:
-        raise missing_extra("pyarrow", "mcore") from exc
-    return pyarrow, pyarrow.parquet

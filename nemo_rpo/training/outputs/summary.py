@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.errors import printable
+
 _LAST = 10  # a single batch says little about where a run ended
 _ENDS = 10  # annotators shown at each end of a long table
 _WIDTH = 32  # of an annotator's id
@@ -36,6 +38,7 @@ class AnnotatorRow:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns two spaces apart; the first is flush left, the others flush right."""
+    rows = [[printable(cell) for cell in row] for row in rows]  # ids are what a file says they are
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, *rows):
@@ -59,17 +62,24 @@ def _cells(row: AnnotatorRow) -> list[str]:
 
 
 def course_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``."""
+    """Loss, accuracy and margin at both ends of the run, from the rows of ``metrics.jsonl``, and how many of its steps
+    were skipped, if any.
+    """
     train = [row for row in rows if row["split"] == "train"]
-    val = [row for row in rows if row["split"] == "val"]
     lines = []
     if train:
         last = train[-_LAST:]
         lines.append(_course(f"train, step {train[0]['step']}", train[:1]))
         lines.append(_course(f"train, mean of steps {last[0]['step']} to {last[-1]['step']}", last))
-    if val:
-        lines += [_course(f"validation, step {row['step']}", [row]) for row in (val[0], val[-1])[: len(val)]]
-    return format_table(["", "loss", "accuracy", "margin"], lines)
+    for split in dict.fromkeys(row["split"] for row in rows if row["split"].split("/")[0] == "val"):
+        val = [row for row in rows if row["split"] == split]
+        what = f"validation{split.removeprefix('val').replace('/', ' ')}"
+        lines += [_course(f"{what}, step {row['step']}", [row]) for row in (val[0], val[-1])[: len(val)]]
+    table = format_table(["", "loss", "accuracy", "margin"], lines)
+    skipped = sum(bool(row.get("skipped")) for row in train)
+    if not skipped:
+        return table
+    return f"{table}\n{skipped:,} of {len(train):,} steps were skipped: their gradient was NaN or infinite"
 
 
 def final_report(

@@ -15,7 +15,6 @@ it was made with. The content hash stands for all of the last three; they are th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_rpo.data.cache.arrow import content_hashes, lists, pair_ids, pyarrow
 from nemo_rpo.data.cache.store import PreferenceCache
-from nemo_rpo.errors import ReferencePolicyError, missing_extra
+from nemo_rpo.data.files.whole import whole_file
+from nemo_rpo.errors import ReferencePolicyError
 
 _PREFIX = b"nemo_rpo."
 
@@ -32,12 +33,12 @@ _PREFIX = b"nemo_rpo."
 @dataclass(frozen=True)
 class Logprobs:
     """Of every pair of one data set, in its order: ``chosen`` and ``rejected``, float32 [n], summed; ``tokens``, where
-    they were asked for, those of each response as float32 arrays, (chosen, rejected) a pair.
+    they were asked for, float32 [t], end to end those of each pair's scored tokens, chosen before rejected.
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
-    tokens: list[tuple[np.ndarray, np.ndarray]] | None = None
+    tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -55,30 +56,31 @@ class MadeWith:
 
 
 def write(path: Path, logprobs: Logprobs, cache: PreferenceCache, made_with: MadeWith) -> None:
-    """Writes the file under a temporary name and renames it. Local; call it on one rank.
+    """Writes the file, whole or not at all. Local; call it on one rank.
 
     Raises:
         ReferencePolicyError: it cannot be written.
     """
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow()
     columns = {
-        "pair_id": [cache.pair_id(i) for i in range(len(cache))],
-        "content_hash": pa.array([row.tobytes() for row in cache.content_hash], pa.binary(16)),
+        "pair_id": pair_ids(cache),
+        "content_hash": content_hashes(cache),
         "ref_chosen_logps": logprobs.chosen,
         "ref_rejected_logps": logprobs.rejected,
     }
     if logprobs.tokens is not None:
+        ends = cache.scored_lengths().reshape(-1).cumsum()
         for side, name in enumerate(("ref_chosen_token_logps", "ref_rejected_token_logps")):
-            columns[name] = pa.array([pair[side] for pair in logprobs.tokens], pa.list_(pa.float32()))
+            columns[name] = lists(logprobs.tokens, ends, slice(side, None, 2))
     entries = {**made_with.model, **made_with.text}
     metadata = {_PREFIX + name.encode(): value.encode() for name, value in entries.items()}
-    writing = path.with_name(f".writing-{path.name}")
+    table, advice = pa.table(columns).replace_schema_metadata(metadata), "set model.rpo.reference_cache"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), writing)
-        os.replace(writing, path)
     except OSError as exc:
-        raise ReferencePolicyError(f"{path}: cannot be written ({exc}); set model.rpo.reference_cache") from exc
+        raise ReferencePolicyError(f"{path.parent} cannot be made ({exc.strerror or exc}); {advice}") from exc
+    with whole_file(path, ReferencePolicyError, advice) as writing:
+        pq.write_table(table, writing)
 
 
 def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
@@ -88,7 +90,7 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
         ReferencePolicyError: a damaged file; other weights or another precision; a pair of the data that is not in it.
             The message names what differs.
     """
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow()
     try:
         table = pq.read_table(path, columns=["pair_id", "content_hash", "ref_chosen_logps", "ref_rejected_logps"])
     except (OSError, pa.ArrowInvalid) as exc:
@@ -98,7 +100,7 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
     }
     if differing := _differences(saved, made_with.model):
         raise ReferencePolicyError(f"{path}: {differing}; delete it or set model.rpo.reference_cache")
-    known = np.frombuffer(b"".join(table["content_hash"].to_pylist()), dtype="V16")
+    known = _hashes(path, table)
     wanted = np.ascontiguousarray(cache.content_hash).view("V16").reshape(-1)
     order = np.argsort(known, kind="stable")
     rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
@@ -110,6 +112,16 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
             f"pairs): {_why_missing(saved, made_with, cache.pair_id(first), table)}; delete it to compute them again"
         )
     return Logprobs(table["ref_chosen_logps"].to_numpy()[rows], table["ref_rejected_logps"].to_numpy()[rows])
+
+
+def _hashes(path: Path, table: Any) -> np.ndarray:
+    """The content hashes, V16 [n], where the file holds them."""
+    pa, _ = pyarrow()
+    column = table["content_hash"]
+    if column.type != pa.binary(16) or column.null_count or not len(column):
+        raise ReferencePolicyError(f"{path}: holds no content hashes; delete it to compute the reference again")
+    parts = (np.frombuffer(chunk.buffers()[1], "V16")[chunk.offset :][: len(chunk)] for chunk in column.chunks)
+    return np.concatenate(list(parts))
 
 
 def _differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:
@@ -128,12 +140,3 @@ def _why_missing(saved: Mapping[str, str], made_with: MadeWith, pair_id: str, ta
     if pair_id in table["pair_id"].to_pylist():
         return "its text has changed, or which response is chosen"
     return "it was not among the pairs then"
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as exc:
-        raise missing_extra("pyarrow", "mcore") from exc
-    return pyarrow, pyarrow.parquet

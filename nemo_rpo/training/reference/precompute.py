@@ -4,9 +4,7 @@ never by where it stands: reordered, filtered or differently batched data finds 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,33 +28,6 @@ class CachedReference:
         for micro_batch in batch:
             rows = micro_batch["pair_index"].clamp(min=0)  # rows that only fill up a batch have index -1
             micro_batch.update(zip(REFERENCE_KEYS, (self.chosen[rows], self.rejected[rows]), strict=True))
-
-
-# Spread over each file: fine-tuned copies of a model often share its beginning, the header and frozen embeddings.
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
-
-
-def weights_fingerprint(path: str | None) -> str:
-    """Tells weights apart without reading them whole: names and sizes of the files under ``path`` (or of that file, a
-    ``.nemo``), and of each 64 samples of 64 KiB at equal distances (files up to 4 MiB whole).
-    """
-    digest = hashlib.sha256()
-    for file in _weight_files(Path(path)) if path else []:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}".encode())
-        with file.open("rb") as opened:
-            for start in range(0, size, max(_SAMPLE_BYTES, -(-size // _SAMPLES))):
-                opened.seek(start)
-                digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    # The blocks of zarr, in folders of an unpacked .nemo, have numbers for names.
-    suffixes = (".safetensors", ".bin", ".distcp", ".ckpt", ".json", ".yaml")
-    return [f for f in sorted(path.rglob("*")) if f.suffix in suffixes or f.name.replace(".", "").isdecimal()]
 
 
 @torch.no_grad()
@@ -86,8 +57,7 @@ def compute(
     dist.all_reduce(found)
     dist.all_reduce(tokens)
     chosen, rejected = found.cpu().numpy()
-    pieces = np.split(tokens.cpu().numpy(), ends[:-1]) if per_token else []
-    return Logprobs(chosen, rejected, list(zip(pieces[::2], pieces[1::2], strict=True)) if per_token else None)
+    return Logprobs(chosen, rejected, tokens.cpu().numpy() if per_token else None)
 
 
 def _places_of_tokens(micro_batch: MicroBatch, ends: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training.origin import weights_fingerprint
 from nemo_rpo.training.rank0 import on_first_rank
 from nemo_rpo.training.reference import file as reference_file
 from nemo_rpo.training.reference import precompute
@@ -60,7 +61,7 @@ def reference_files(cfg: RunConfig, splits: Mapping[str, Split]) -> Iterator[tup
     folder = Path(cfg.model.rpo.reference_cache or run_folder(cfg) / "reference")
     for name, split in splits.items():
         if name != "train":
-            yield name, split, folder / f"{_data_name(name)}.parquet"
+            yield name, split, folder / f"{_data_name(name).replace('/', '-')}.parquet"
 
 
 def compute_and_write(
@@ -89,7 +90,7 @@ def made_with(cfg: RunConfig, name: str) -> MadeWith:
     _, frozen = cfg.model.rpo.precisions()
     return MadeWith(
         model={
-            "weights": precompute.weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
+            "weights": weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
             "precision": cfg.trainer.precision if frozen == "bf16" else frozen,
         },
         text={

@@ -70,12 +70,15 @@ def _largest(so_far: Tensor, values: Tensor, valid: Tensor) -> Tensor:
 
 
 def _per_token(pairs: PairLogprobs) -> Tensor:
-    """float64 ``[pairs]``. Both responses, not their difference alone: a wrong reference may be off by the same amount
-    on either side.
+    """float64 ``[pairs]``: what the response that is off by more is off by, over its own tokens. Both responses, not
+    their difference alone: a wrong reference may be off by the same amount on either side.
     """
-    chosen, rejected = (a - b for a, b in zip(pairs.policy(), _reference(pairs), strict=True))
-    tokens = (pairs.chosen_length + pairs.rejected_length).double()
-    return torch.maximum(chosen.abs(), rejected.abs()).double() / tokens
+    lengths = pairs.chosen_length, pairs.rejected_length
+    chosen, rejected = (
+        (ours - theirs).abs().double() / tokens
+        for ours, theirs, tokens in zip(pairs.policy(), _reference(pairs), lengths, strict=True)
+    )
+    return torch.maximum(chosen, rejected)
 
 
 def _shift(model: MegatronGPTRPOModel, pairs: PairLogprobs) -> Tensor:

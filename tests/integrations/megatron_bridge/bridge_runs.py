@@ -50,7 +50,7 @@ class Run:
         steps: to train, counted from the start of the run that a ``folder`` holds already.
         folder: of checkpoints; two runs that share one are a run and its continuation.
         config: settings of Bridge by their path (``model.pipeline_model_parallel_size``).
-        data: fields of the data provider. rpo: the block's.
+        data: fields of the data provider. rpo: the block's; the margin buffer, the default, has runs of its own.
         skipped: a step, from 0, that the optimizer skips.
     """
 
@@ -58,7 +58,7 @@ class Run:
     folder: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    rpo: dict[str, Any] = field(default_factory=dict)
+    rpo: dict[str, Any] = field(default_factory=lambda: {"estimator": "ema"})
     skipped: int | None = None
 
 
@@ -142,6 +142,7 @@ class Recorder(Callback):
         self.step, self.skipped = step, skipped
         self.steps: list[dict[str, Any]] = []
         self.validation: list[dict[str, Any]] = []
+        self.margins: list[float] = []  # of all ranks' pairs, at the end
 
     def on_train_start(self, context: CallbackContext) -> None:
         take_step = context.optimizer.step
@@ -159,6 +160,10 @@ class Recorder(Callback):
         state = {"eta": em.eta.tolist(), "label_counts": em.label_counts.tolist(), "em_step": em.step}
         self.steps.append({**losses, **state, "grad_norm": context.grad_norm, "skipped": context.skipped_iter})
 
+    def on_train_end(self, context: CallbackContext) -> None:
+        if "margins" in (state := self.step.em.state_dict()):
+            self.margins = state["margins"].tolist()
+
     def on_eval_end(self, context: CallbackContext) -> None:
         losses = {name: value.item() for name, value in context.total_loss_dict.items()}
         self.validation.append({**losses, "eta": self.step.em.eta.tolist()})
@@ -173,7 +178,13 @@ def finetuned(world: Path, out: Path, run: Run) -> dict[str, Any]:
         return {"error": f"{type(exc).__name__}: {exc}"}
     finally:
         initialize.destroy_global_state()
-    return {"steps": seen.steps, "validation": seen.validation, "annotators": step.annotators.ids}
+    return {
+        "steps": seen.steps,
+        "validation": seen.validation,
+        "annotators": step.annotators.ids,
+        "settled": step.em.eta.tolist(),
+        "margins": seen.margins,
+    }
 
 
 def main() -> None:

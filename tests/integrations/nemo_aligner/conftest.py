@@ -44,16 +44,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def train(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """``train(ranks, overrides, stock=False, run=None)``: what :mod:`ranks_train` leaves; ``run`` is the log folder."""
+def train(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """``train(ranks, *runs, stock=False)``: what :mod:`ranks_train` leaves of each run, one after the other on the same
+    ranks; a run is overrides of the recipe.
+    """
     from torchrun import run_ranks
 
-    def run_recipe(
-        ranks: int = 1, overrides: dict[str, Any] | None = None, stock: bool = False, run: Path | None = None
-    ) -> dict[str, Any]:
-        out = (run or tmp_path_factory.mktemp("run") / "log").with_suffix(".json")
-        spec = json.dumps({"overrides": overrides or {}, "stock": stock})
-        run_ranks(HERE / "ranks_train.py", ranks, folder, out, spec, timeout=600)
+    def run_recipes(ranks: int, *runs: dict[str, Any], stock: bool = False) -> list[dict[str, Any]]:
+        out = tmp_path_factory.mktemp("run") / "log.json"
+        run_ranks(HERE / "ranks_train.py", ranks, folder, out, json.dumps({"runs": runs, "stock": stock}), timeout=600)
         return json.loads(out.read_text(encoding="utf-8"))
 
-    return run_recipe
+    return run_recipes

@@ -1,11 +1,13 @@
 """Trains on the ranks it is started on; the first writes what each step has left to the file it is given.
 
-``argv``: the world's folder, the file, and a JSON object: ``overrides`` of the recipe (dotted keys), and ``stock`` for
-NeMo-Aligner's own class and trainer in the place of the package's.
+``argv``: the world's folder, the file, and a JSON object: ``runs``, overrides of the recipe (dotted keys) for each of
+the runs that follow one another, and ``stock`` for NeMo-Aligner's own class and trainer instead of the package's. Runs
+that share a log folder (``exp_manager.explicit_log_dir``, relative to the file's) are a run and its continuation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -30,16 +32,20 @@ import train_gpt_rpo  # noqa: E402
 def main() -> None:
     folder, out, spec = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     shim.complete_nemo()
-    ranks = int(os.environ["WORLD_SIZE"])
-    cfg = OmegaConf.create(world.recipe(folder, out.parent / out.stem, spec.get("overrides", {}), ranks))
-    found = run(cfg, stock=spec.get("stock", False))
+    ranks, found = int(os.environ["WORLD_SIZE"]), []
+    for number, overrides in enumerate(spec["runs"]):
+        log = out.parent / out.stem / overrides.pop("exp_manager.explicit_log_dir", str(number))
+        cfg = OmegaConf.create(world.recipe(folder, log, overrides, ranks))
+        found.append(run(cfg, stock=spec["stock"]))
     if os.environ["RANK"] == "0":
         out.write_text(json.dumps(found), encoding="utf-8")
 
 
 def run(cfg: Any, stock: bool) -> dict[str, list]:
-    """The metrics of every training and validation step, and η; in file order, as nothing shuffles the rows."""
-    found: dict[str, list] = {"train": [], "val": [], "eta": []}
+    """The metrics of every training and validation step, η after each, and at the end ``settled``; in file order, as
+    nothing shuffles the rows.
+    """
+    found: dict[str, list] = {"train": [], "val": [], "eta": [], "settled": []}
     patches = [mock.patch.object(train_gpt_rpo, "build_dataloader", _in_file_order)]
     patches += [mock.patch.object(train_gpt_rpo.script, "CustomLoggerWrapper", partial(_Recorder, found))]
     if stock:
@@ -51,10 +57,19 @@ def run(cfg: Any, stock: bool) -> dict[str, list]:
         found["eta"].append(model.em.eta.tolist())
         return metrics
 
+    fit = train_gpt_rpo.RPOTrainer.fit
+
+    def fitted(trainer: Any) -> None:
+        fit(trainer)
+        found["settled"] = trainer.model.em.eta.tolist()
+
     patches += [mock.patch.object(train_gpt_rpo.MegatronGPTRPOModel, "finish_em_step", recorded)]
-    for patch in patches:
-        patch.start()
-    train_gpt_rpo.train(cfg)
+    if not stock:
+        patches += [mock.patch.object(train_gpt_rpo.RPOTrainer, "fit", fitted)]
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        train_gpt_rpo.train(cfg)
     return found
 
 
@@ -65,7 +80,7 @@ def _in_file_order(**kwargs: Any) -> Any:
 
 
 class _Recorder:
-    """Takes metrics in the place of NeMo's loggers."""
+    """Takes metrics instead of NeMo's loggers."""
 
     def __init__(self, found: dict[str, list], loggers: Any) -> None:
         self.found = found
@@ -89,7 +104,7 @@ def _stock_classes() -> list[Any]:
     class Model(MegatronGPTDPOModel):
         rpo = mock.Mock(enabled=False)
 
-    def trainer(annotators: Any, **kwargs: Any) -> DPOTrainer:
+    def trainer(labels: Any, **kwargs: Any) -> DPOTrainer:
         return DPOTrainer(**kwargs)
 
     return [

@@ -28,5 +28,6 @@ def test_the_engine_still_runs_this_trajectory(tmp_path):
     run_ranks(SCRIPT, 1, tmp_path)
     found, committed = json.loads((tmp_path / "found.json").read_text()), world.trajectory()
     assert found["annotators"] == committed["annotators"]
-    for name in ("loss", "eta"):
-        np.testing.assert_allclose(found[name], committed[name], rtol=0, atol=1e-6)
+    for estimator in ("ema", "buffer"):
+        for name, values in committed[estimator].items():
+            np.testing.assert_allclose(found[estimator][name], values, rtol=0, atol=1e-6)

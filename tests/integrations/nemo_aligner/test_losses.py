@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from paths import ROOT
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from nemo_rpo.config.loss import pair_step
 from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
-from nemo_rpo.integrations.nemo_aligner import annotator_table, rpo_settings
+from nemo_rpo.integrations.nemo_aligner import rpo_settings, training_labels
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import base_loss, dpo_settings
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.reduction import Mean
@@ -62,7 +63,7 @@ def stage(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
     trainer = example.script.resolve_and_create_trainer(cfg, "dpo")
     path = cfg.pretrained_checkpoint.restore_from_path
     model = example.load_from_nemo(example.MegatronGPTRPOModel, cfg.model, trainer, restore_path=path)
-    rpo_trainer = example.build_rpo_trainer(cfg, trainer, model, annotators=annotator_table(cfg.model))
+    rpo_trainer = example.build_rpo_trainer(cfg, trainer, model, labels=training_labels(cfg.model))
     load_hf_weights(model.get_model_module_list(), made / "policy", architecture_from_hf(made / "policy"))
     (batch,) = rpo_trainer.augment_dataloader(rpo_trainer.val_dataloader)
     policies = (made / "policy", folder / "model")
@@ -78,14 +79,14 @@ def stage(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
 
 
 def settings(stage: SimpleNamespace, rpo: dict[str, Any], dpo: dict[str, Any]) -> Any:
-    return OmegaConf.merge(stage.cfg.model, {"rpo": {"base_loss": "dpo", **rpo}, "dpo": dpo})
+    return OmegaConf.merge(stage.cfg.model, {"rpo": {"base_loss": "dpo", "estimator": "ema", **rpo}, "dpo": dpo})
 
 
 def through_the_class(stage: SimpleNamespace, rpo: dict[str, Any], dpo: dict[str, Any]) -> SimpleNamespace:
     """One training pass under other settings of the loss; the EM starts at :data:`ETA`."""
     model, cfg = stage.model, settings(stage, rpo, dpo)
-    model.base_loss, model.rpo, model.dpo = base_loss(cfg), rpo_settings(cfg), dpo_settings(cfg)
-    model.sft_avg_log_probs = cfg.dpo.sft_average_log_probs
+    model.base_loss, model.rpo = base_loss(cfg), rpo_settings(cfg)
+    model.pair_step = pair_step(model.base_loss, dpo_settings(cfg), model.rpo)
     model.step_metrics = StepMetrics(model.base_loss.reduction, torch.device("cpu"))
     model.em = AnnotatorReliability(len(ETA), model.rpo)
     model.em.replace(ETA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,21 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core import parallel_state
 from nemo_aligner.data.nlp.datasets import DPOPackedDataset
 from nemo_aligner.models.nlp.gpt.megatron_gpt_dpo_model import MegatronGPTDPOModel
 from omegaconf import OmegaConf
 
+from nemo_rpo.config.loss import pair_step
 from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
-from nemo_rpo.em import Votes
+from nemo_rpo.em import Collectives, Votes
 from nemo_rpo.errors import CheckpointError, ConfigError, DataError
+from nemo_rpo.integrations.labelled_pairs import LabelledPairs
 from nemo_rpo.integrations.nemo_aligner import (
     AnnotatorCollate,
     MegatronGPTRPOModel,
     RPOTrainer,
+    TrainingLabels,
     annotated_datasets,
-    annotator_table,
     rpo_settings,
+    training_labels,
 )
+from nemo_rpo.integrations.nemo_aligner import model as aligner_model
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import base_loss, dpo_settings
 from nemo_rpo.integrations.nemo_aligner.trainer import _Watched
 from nemo_rpo.megatron.step.metrics import StepMetrics
@@ -40,6 +46,14 @@ def section(files: list[Any], rpo: dict[str, Any] | None = None, **data: Any) ->
     splits = {"train": files, "validation": files[:1], "test": files[:1]}
     data = {"data_prefix": splits, "data_impl": "jsonl", "splits_string": None, "append_eod": True} | data
     return OmegaConf.create({"data": data, "rpo": rpo, "dpo": {"ref_policy_kl_penalty": 0.5}})
+
+
+def labels_of(*names: str, mark: str = "data") -> TrainingLabels:
+    """Of ``train.jsonl``, which has a pair of each annotator."""
+    pairs = LabelledPairs()
+    for row, name in enumerate(names, start=1):
+        pairs.add(f"train.jsonl:{row}", [(name, 1)])
+    return TrainingLabels(pairs, pairs.table(), {"train.jsonl": 0}, mark)
 
 
 class Letters:
@@ -82,14 +96,29 @@ def test_every_row_brings_its_annotator(tmp_path):
     path = write(tmp_path / "train.jsonl", {"annotator": "w1"}, {"annotator": 7}, {"annotator": "w1"})
     train, _, _ = datasets(section([str(path)]))
     assert [row["annotator"] for row in (train[i] for i in range(3))] == ["w1", "7", "w1"]
-    found = annotator_table(section([str(path)]))
-    assert found.ids == ["7", "w1"]
-    assert found.labels.tolist() == [1, 2]
+    found = training_labels(section([str(path)]))
+    assert found.annotators.ids == ["7", "w1"]
+    assert found.annotators.labels.tolist() == [1, 2]
+    assert found.votes(slice(0, 3)).annotator.tolist() == [[1], [0], [1]]
 
 
-def test_weighted_files_make_one_table(tmp_path):
-    one, two = write(tmp_path / "one.jsonl", {"annotator": "b"}), write(tmp_path / "two.jsonl", {"annotator": "a"})
-    assert annotator_table(section([0.3, str(one), 0.7, str(two)])).ids == ["a", "b"]
+def test_weighted_files_are_one_set_of_pairs(tmp_path):
+    one = write(tmp_path / "one.jsonl", {"annotator": "b"}, {"annotator": "c"})
+    two = write(tmp_path / "two.jsonl", {"annotator": "a"})
+    cfg = section([0.3, str(one), 0.7, str(two)])
+    found = training_labels(cfg)
+    assert found.annotators.ids == ["a", "b", "c"]
+    assert found.votes(slice(0, 3)).annotator.tolist() == [[1], [2], [0]]
+    assert found.first == {str(one): 0, str(two): 2}
+    twice = training_labels(section([0.3, str(one), 0.3, str(two), 0.4, str(one)]))
+    assert (twice.first, len(twice.pairs), twice.annotators) == (found.first, 3, found.annotators)
+
+
+def test_labels_know_their_pairs_by_content(tmp_path):
+    one, again = (write(tmp_path / name, {}, {}) for name in ("one.jsonl", "again.jsonl"))
+    other = write(tmp_path / "other.jsonl", {}, {"chosen_response": "changed"})
+    marks = [training_labels(section([str(path)])).fingerprint for path in (one, again, other)]
+    assert marks[0] == marks[1] != marks[2]
 
 
 @pytest.mark.parametrize(
@@ -105,14 +134,14 @@ def test_weighted_files_make_one_table(tmp_path):
 def test_a_row_that_names_nobody_is_named(change, rpo, message, tmp_path):
     path = write(tmp_path / "train.jsonl", {"annotator": "w1"}, {"annotator": "w2"} | change)
     with pytest.raises(DataError, match=message) as caught:
-        annotator_table(section([str(path)], rpo))
+        training_labels(section([str(path)], rpo))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rpo", [{"annotator_key": None}, {"enabled": False}])
 def test_data_without_annotators_has_one(rpo, tmp_path):
     cfg = section([str(write(tmp_path / "train.jsonl", {"annotator": ...}, {"annotator": ...}))], rpo)
-    found = annotator_table(cfg)
+    found = training_labels(cfg).annotators
     assert (found.ids, found.labels.tolist()) == (["all"], [2])
     assert datasets(cfg)[0][0]["annotator"] == "all"
 
@@ -133,11 +162,15 @@ def test_the_collator_knows_pairs_without_evidence():
         "chosen_labels": labels([-100, 5, 6], blank, [-100, 5, 6], [-100, 5, 6]),
         "rejected_labels": labels([-100, 5, 7], blank, [-100, 5, 6], [-100, 7, -100]),
     }
-    collate = AnnotatorCollate(lambda batch, **kwargs: collated, lambda: table("a", "b"))
-    batch = collate([{"annotator": name} for name in ("b", "a", "a", "stranger")], pad_length_to_multiple_of=8)
+    collate = AnnotatorCollate(lambda batch, **kwargs: collated, labels_of("a", "b"))
+    rows = [{"annotator": name, "place": ("train.jsonl", i)} for i, name in enumerate(("b", "a", "a", "stranger"))]
+    batch = collate(rows, pad_length_to_multiple_of=8)
     assert batch["valid"].tolist() == [True, False, False, True]
     assert batch["annotator"].tolist() == [1, 0, 0, 2]
-    assert collate([{"annotator": None}] * 4)["annotator"].tolist() == [2, 2, 2, 2]
+    assert batch["pair_index"].tolist() == [0, 1, 2, 3]
+    elsewhere = collate([{"annotator": None, "place": ("validation.jsonl", 1)}] * 4)
+    assert elsewhere["annotator"].tolist() == [2, 2, 2, 2]
+    assert elsewhere["pair_index"].tolist() == [-1, -1, -1, -1]
     with pytest.raises(DataError, match="build the data sets with annotated_datasets"):
         collate([{}])
 
@@ -163,37 +196,50 @@ def test_packs_list_an_annotator_a_pair(tmp_path):
     path = tmp_path / "packed.npy"
     np.save(path, np.array(packs(), dtype=object))
     cfg = section([str(path)], data_impl="packed_jsonl")
-    found = annotator_table(cfg)
-    assert (found.ids, found.labels.tolist()) == (["w1", "w2"], [2, 1])
+    found = training_labels(cfg)
+    assert (found.annotators.ids, found.annotators.labels.tolist()) == (["w1", "w2"], [2, 1])
+    assert found.votes(slice(0, 3)).annotator.tolist() == [[1], [0], [0]]
     train, _, _ = datasets(cfg)
     assert isinstance(train, DPOPackedDataset)
-    batch = AnnotatorCollate(train.global_collate_fn, lambda: found)([train[0], train[1]], eos_id=0)
+    collate = AnnotatorCollate(train.global_collate_fn, found)
+    batch = collate([train[0], train[1]], eos_id=0)
     assert batch["annotator"].tolist() == [[1, 0], [0, 0]]
     assert batch["valid"].tolist() == [[True, True], [True, False]]
+    assert batch["pair_index"].tolist() == [[0, 1], [2, -1]]
+    assert collate([train[1]], eos_id=0)["pair_index"].tolist() == [[2]]
     broken = packs()
     broken[1]["annotator"] = []
     np.save(path, np.array(broken, dtype=object))
     with pytest.raises(DataError, match=r"packed\.npy:2: the pack of 1 pairs names 0 annotators in its field"):
-        annotator_table(cfg)
+        training_labels(cfg)
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    """No process group, and one rank that holds all pairs."""
+    monkeypatch.setattr("nemo_rpo.megatron.parallel.data_parallel_rank", lambda: 0)
+    monkeypatch.setattr("nemo_rpo.megatron.parallel.data_parallel_size", lambda: 1)
+    monkeypatch.setattr(aligner_model, "COLLECTIVES", Collectives())
 
 
 def bare(rpo: dict[str, Any] | None = None) -> MegatronGPTRPOModel:
     """The model as far as a loss needs it: no weights, no process group."""
-    cfg = section(["none"], rpo)
+    cfg = section(["none"], {"estimator": "ema"} | (rpo or {}))
     model = object.__new__(MegatronGPTRPOModel)
     torch.nn.Module.__init__(model)
-    model.base_loss, model.rpo, model.dpo = base_loss(cfg), rpo_settings(cfg), dpo_settings(cfg)
-    model.sft_avg_log_probs, model._scale, model.restored = False, torch.tensor(0.5), None
+    model.base_loss, model.rpo = base_loss(cfg), rpo_settings(cfg)
+    model.pair_step = pair_step(model.base_loss, dpo_settings(cfg), model.rpo)
+    model._scale, model.restored = torch.tensor(0.5), None
     model.step_metrics = StepMetrics(model.base_loss.reduction, torch.device("cpu"))
-    model.connect_annotators(table("w1", "w2"))
+    model.connect_labels(labels_of("w1", "w2"))
     return model
 
 
 @pytest.fixture
 def one_context_rank(monkeypatch):
-    from nemo_aligner.utils import parallel_state
+    from nemo_aligner.utils import parallel_state as upstreams
 
-    monkeypatch.setattr(parallel_state, "get_context_parallel_world_size", lambda: 1)
+    monkeypatch.setattr(upstreams, "get_context_parallel_world_size", lambda: 1)
 
 
 def test_a_packed_micro_batch_has_the_loss_of_its_pairs(one_context_rank):
@@ -205,21 +251,39 @@ def test_a_packed_micro_batch_has_the_loss_of_its_pairs(one_context_rank):
     logps, reference = ([torch.randn(len(sequence)) for sequence in tokens] for _ in range(2))
     ends = torch.tensor([0, *np.cumsum([len(sequence) for sequence in tokens])], dtype=torch.int32)
     rewards = torch.tensor([[3.0, 1.0, 2.0, 0.5, DPOPackedDataset.REWARDS_PAD_ID, DPOPackedDataset.REWARDS_PAD_ID]])
-    annotator, valid = torch.tensor([1, 0, 0]), torch.tensor([True, True, False])
+    annotator, valid, pairs = torch.tensor([1, 0, 0]), torch.tensor([True, True, False]), torch.tensor([0, 1, -1])
     for name in ("dpo", "rpo_sq"):
         packed, padded = bare({"base_loss": name}), bare({"base_loss": name})
-        packed._labels = padded._labels = _Labels(annotator, valid, is_evidence=True)
+        packed._labels = padded._labels = _Labels(annotator, valid, pairs)
         row = [torch.cat(columns)[None] for columns in (logps, reference)]
         loss, _ = packed.loss_func(*row, torch.tensor([[label for of in tokens for label in of]]), rewards, ends)
         order = [0, 2, 1, 3]
         fill = torch.nn.utils.rnn.pad_sequence
         rows = [fill([of[i] for i in order], batch_first=True) for of in (logps, reference)]
         targets = fill([torch.tensor(tokens[i]) for i in order], batch_first=True, padding_value=-100)
-        padded._labels = _Labels(annotator[:2], valid[:2], is_evidence=True)
+        padded._labels = _Labels(annotator[:2], valid[:2], pairs[:2])
         expected, _ = padded.loss_func(*rows, targets, rewards[0, order])
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(packed.em.pending, padded.em.pending)
         assert packed.em.pending[1].tolist() == [1, 1]
+
+
+def test_margins_of_packs_reach_the_buffer(one_context_rank, monkeypatch):
+    """A rank whose packs hold fewer pairs than another's fills its rows up; what is no pair leaves no margin."""
+    from nemo_rpo.integrations.nemo_aligner.model import _gather_rows, _Labels
+
+    monkeypatch.setattr(parallel_state, "get_data_parallel_world_size", lambda: 2)
+    other = torch.tensor([[1, 0, 0]] + [[-1, -1, -1]] * 3, dtype=torch.int32)  # Δ = 0 of pair 1, and nothing
+    monkeypatch.setattr(aligner_model, "gather_step_rows", lambda rows, pairs: torch.cat((rows, other))[:pairs])
+    model = bare({"estimator": "buffer"})
+    model._labels = _Labels(torch.tensor([0, 0]), torch.tensor([True, False]), torch.tensor([0, -1]))
+    policy, targets = torch.tensor([[1.0, 0.5, 0.25, 9.0]]), torch.tensor([[7, 8, 7, -100]])  # two, one, and padding
+    ends, rewards = torch.tensor([0, 2, 3, 4], dtype=torch.int32), torch.tensor([[1.0, 0.0]])
+    model.loss_func(policy, torch.zeros_like(policy), targets, rewards, ends)
+    monkeypatch.setattr(aligner_model, "largest_on_all_ranks", lambda places: 4.0)
+    model.em.exchange(partial(_gather_rows, places=2))
+    model.em.commit()
+    assert model.em.buffer.margins.tolist() == [0.5 * (1.5 - 0.25), 0.0]
 
 
 def test_dpo_on_tensors_is_nemo_aligners(one_context_rank):
@@ -234,7 +298,7 @@ def test_dpo_on_tensors_is_nemo_aligners(one_context_rank):
     for name in ("dpo", "ipo", "rpo_sq", "rpo_bwd_kl", "rpo_fwd_kl"):
         ours = bare({"base_loss": name, "enabled": False})
         ours._scale = torch.tensor(1 / 3)
-        ours._labels = _Labels(torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool), is_evidence=False)
+        ours._labels = _Labels(torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool), None)
         upstream = object.__new__(MegatronGPTDPOModel)
         torch.nn.Module.__init__(upstream)
         upstream.preference_loss, upstream.ref_policy_kl_penalty, upstream.gt_reward_scale = name, 0.5, 1.0
@@ -252,7 +316,7 @@ def test_dpo_on_tensors_is_nemo_aligners(one_context_rank):
         ({"alpha": 3}, {}, r"model\.rpo\.alpha must be above 0 and at most 1"),
         ({"base_loss": "tdpo1"}, {}, r"model\.rpo\.base_loss=tdpo1 needs more than the log-probs"),
         ({"base_loss": "cdpo"}, {}, r"already models label noise.*model\.rpo\.enabled=false"),
-        ({"estimator": "buffer"}, {}, r"model\.rpo\.estimator=buffer needs this package's own engine"),
+        ({"prior": [3, 0]}, {}, r"model\.rpo\.prior must be above 0 twice under estimator: buffer"),
         ({"reference": "resident"}, {}, r"model\.rpo\.reference is a setting of this package's own engine"),
         ({}, {"preference_loss": "dppo"}, r"unknown loss 'dppo'"),
     ],
@@ -327,14 +391,32 @@ def test_a_checkpoint_brings_eta_back_and_takes_newcomers_if_allowed(monkeypatch
     strict, open_to_new = bare(), bare({"allow_new_annotators": True})
     for model in (strict, open_to_new):
         model.on_load_checkpoint(checkpoint)
-    strict.connect_annotators(table("w1", "w2"))
+    strict.connect_labels(labels_of("w1", "w2"))
     assert torch.equal(strict.em.eta, saved.em.eta)
     assert strict.em.step == 1
     with pytest.raises(DataError, match=r"annotator 'w0'.*model\.rpo\.allow_new_annotators=true"):
-        strict.connect_annotators(table("w0", "w1", "w2"))
-    open_to_new.connect_annotators(table("w0", "w1", "w2"))
-    assert open_to_new.annotators.ids == ["w1", "w2", "w0"]
+        strict.connect_labels(labels_of("w0", "w1", "w2"))
+    open_to_new.connect_labels(labels_of("w0", "w1", "w2"))
+    assert open_to_new.labels.annotators.ids == ["w1", "w2", "w0"]
     assert open_to_new.em.eta.tolist() == [*saved.em.eta.tolist(), pytest.approx(0.9)]
+
+
+def test_a_checkpoint_brings_the_margins_back(monkeypatch):
+    monkeypatch.setattr(MegatronGPTDPOModel, "on_save_checkpoint", lambda self, checkpoint: None)
+    monkeypatch.setattr(MegatronGPTDPOModel, "on_load_checkpoint", lambda self, checkpoint: None)
+    saved, checkpoint = bare({"estimator": "buffer"}), {}
+    saved.em.observe(torch.tensor([1]), torch.tensor([0.3]), torch.tensor([True]))
+    saved.em.commit()
+    saved.on_save_checkpoint(checkpoint)
+    shared = checkpoint["nemo_rpo"]["margins"]
+    assert shared.equal(shared.clone())  # Megatron compares so what the ranks share; NaN would differ from itself
+    found = bare({"estimator": "buffer"})
+    found.on_load_checkpoint(checkpoint)
+    found.connect_labels(labels_of("w1", "w2"))
+    assert found.em.step == 1
+    assert found.em.buffer.margins[1] == 0.3 and found.em.buffer.margins[0].isnan()
+    with pytest.raises(CheckpointError, match=r"margins are of other pairs.*model\.rpo\.estimator=ema"):
+        found.connect_labels(labels_of("w1", "w2", mark="other data"))
 
 
 def test_a_run_without_reliabilities_is_not_resumed_with_them(monkeypatch):

@@ -24,6 +24,8 @@ GLOBAL_BATCH, STEPS, SEED, LENGTH = 8, 4, 5, 24
 WORDS = (*tiny_world.WORDS, *(f"more{i}" for i in range(5)))
 VOCABULARY = len(WORDS)
 BETA, LR = 0.5, 2e-3
+# One refit in the course of a run, and one at its end.
+BUFFER = {"refit_every": 3, "min_information": 0.0}
 TRAJECTORY = Path(__file__).with_name("engine_trajectory.json")
 
 
@@ -198,5 +200,7 @@ def engine_rows() -> list[dict[str, Any]]:
 
 
 def trajectory() -> dict[str, Any]:
-    """What the package's own engine leaves: ``loss`` and ``eta`` of every step, and the ``annotators``' ids."""
+    """What the package's own engine leaves: the ``annotators``' ids, and under ``ema`` and ``buffer`` each the ``loss``
+    and ``eta`` of every step, and ``settled``, η at the end.
+    """
     return json.loads(TRAJECTORY.read_text(encoding="utf-8"))

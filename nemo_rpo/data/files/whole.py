@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all: written under another name, and renamed when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_rpo.errors import RPOError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, error: type[RPOError], advice: str) -> Iterator[Path]:
+    """The place to write to, beside ``path``, which it becomes when the block ends well.
+
+    A block that fails leaves what was at ``path``, and nothing else. An :class:`OSError` of the block, a full disk say,
+    is raised as ``error`` with ``advice`` on what to do.
+    """
+    writing = path.with_name(f".writing-{path.name}")
+    try:
+        yield writing
+        os.replace(writing, path)
+    except BaseException as exc:
+        with contextlib.suppress(OSError):
+            writing.unlink()
+        if isinstance(exc, OSError):
+            raise error(f"{path} cannot be written ({exc.strerror or exc}); {advice}") from exc
+        raise

@@ -1,0 +1,89 @@
+"""What a row of any layout may hold beside the layout's own fields, and what is asked of any row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.data.rows import Given, Messages, PreferenceRow, Text
+
+SYSTEM, TOOLS, TEMPLATE_KWARGS, TIE = "system", "tools", "chat_template_kwargs", "tie"
+READ = frozenset((SYSTEM, TOOLS, TEMPLATE_KWARGS))  # in every layout
+
+# Of apply_chat_template, and decided here: no row may set them.
+_RESERVED = frozenset(
+    "conversation messages chat_template add_generation_prompt continue_final_message tokenize padding truncation "
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs strftime_now".split()
+)
+# A response begins with the prompt by chance where that is a greeting; no prompt as long as this is answered with itself.
+_WORDS, _CHARACTERS = 3, 12
+
+
+def complete(row: PreferenceRow, fields: Fields, says_tie: bool) -> PreferenceRow:
+    """The row with what any layout may say: ``system``, ``tools``, ``chat_template_kwargs``, and ``tie`` where
+    ``says_tie`` (layouts with a single label a row); and without a prompt that the responses repeat at their head.
+
+    Raises:
+        RowError: one of them is of another type, or a response has no message of the assistant.
+    """
+    for name, text in zip(("chosen", "rejected", *("further",) * len(row.further)), row.responses, strict=True):
+        _check_response(fields, name, text)
+    values, changes = fields.values, {}
+    if values.get(SYSTEM) is not None or values.get(TOOLS) is not None or values.get(TEMPLATE_KWARGS) is not None:
+        changes = _given(row, fields)
+    if says_tie and TIE in values and fields.flag(TIE):
+        changes["votes"] = tuple(vote._replace(sign=0) for vote in row.votes)
+    if isinstance(row.prompt, str) and _is_repeated(row.prompt, row.responses):
+        chosen, rejected, *further = (text[len(row.prompt) :] for text in row.responses)
+        changes |= {"chosen": chosen, "rejected": rejected, "further": tuple(further), "prompt_repeated": True}
+    return replace(row, **changes) if changes else row
+
+
+def _check_response(fields: Fields, name: str, text: Text) -> None:
+    if not isinstance(text, str) and not any(message["role"] == "assistant" for message in text):
+        roles = ", ".join(sorted({message["role"] for message in text}))
+        raise fields.error(
+            f"the {name} response has no message of the assistant (role: {roles}); the messages that are to be learnt "
+            "need the role 'assistant'"
+        )
+
+
+def _given(row: PreferenceRow, fields: Fields) -> dict[str, Given | Text]:
+    given, changes = {}, {}
+    if fields.values.get(TOOLS) is not None:
+        given[TOOLS] = fields.json(TOOLS, list, "a list of tools, or the JSON of one")
+    if fields.values.get(TEMPLATE_KWARGS) is not None:
+        given[TEMPLATE_KWARGS] = fields.json(TEMPLATE_KWARGS, dict, "an object, or the JSON of one")
+        if reserved := sorted(given[TEMPLATE_KWARGS].keys() & _RESERVED):
+            raise fields.error(f"field '{TEMPLATE_KWARGS}' must not set {', '.join(reserved)}")
+    system = _system(fields)
+    if system and isinstance(row.prompt, str):
+        given[SYSTEM] = system[0]["content"]
+    elif system:
+        changes["prompt"] = _behind(system, row.prompt, fields)
+    return changes | {"given": {name: value for name, value in given.items() if value}}
+
+
+def _system(fields: Fields) -> Messages:
+    """One message, or none where the field is blank."""
+    value = fields.values.get(SYSTEM)
+    if value is None or (isinstance(value, str) and not fields.text(SYSTEM).strip()):
+        return []
+    messages = [{"role": SYSTEM, "content": value}] if isinstance(value, str) else fields.messages(SYSTEM)
+    if len(messages) != 1 or messages[0]["role"] not in (SYSTEM, "developer"):
+        raise fields.wrong_type(SYSTEM, "a string, or a list of one message of the system", value)
+    return messages
+
+
+def _behind(system: Messages, prompt: Messages, fields: Fields) -> Messages:
+    if prompt[0]["role"] not in (SYSTEM, "developer"):
+        return [*system, *prompt]
+    if prompt[0]["content"].strip() != system[0]["content"].strip():
+        raise fields.error(f"field '{SYSTEM}' and the first message of the prompt are different system messages")
+    return prompt
+
+
+def _is_repeated(prompt: str, responses: tuple[Text, ...]) -> bool:
+    if len(prompt) < _CHARACTERS or not all(isinstance(text, str) and text.startswith(prompt) for text in responses):
+        return False
+    return len(prompt.split()) >= _WORDS

@@ -1,0 +1,41 @@
+"""The estimator that the settings ask for, for the engine and for every host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from nemo_rpo.em.buffer import BufferedReliability, MarginBuffer
+from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.reliability import AnnotatorReliability
+from nemo_rpo.em.votes import Votes
+
+
+def build_estimator(
+    settings: EMSettings,
+    num_annotators: int,
+    num_pairs: int,
+    votes_of: Callable[[slice], Votes],
+    rank: int = 0,
+    world_size: int = 1,
+    collectives: Collectives | None = None,
+    device: torch.device | str = "cpu",
+) -> AnnotatorReliability:
+    """Reliabilities of K annotators, all at their start. No collective.
+
+    ``ema`` takes 44 bytes an annotator. ``buffer`` takes beside that 4 bytes a pair and what its votes take, of this
+    rank's block of the pairs.
+
+    Args:
+        settings: ``estimator`` names the kind.
+        num_annotators: K. num_pairs: pairs of the training data.
+        votes_of: the labels of a run of pairs [b, V]; asked once, for this rank's block, by ``buffer`` alone.
+        rank, world_size: of the ranks that hold different pairs. collectives: over them.
+        device: where η, sums and margins live.
+    """
+    if settings.estimator == AnnotatorReliability.estimator:
+        return AnnotatorReliability(num_annotators, settings, device)
+    buffer = MarginBuffer(num_pairs, rank, world_size, device)
+    return BufferedReliability(num_annotators, settings, buffer, votes_of(buffer.block), collectives, device)
