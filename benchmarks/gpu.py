@@ -37,10 +37,9 @@ import torch
 from benchmarks.markdown_table import replace_block, table
 from benchmarks.process_tree import run
 from benchmarks.speed_world import word_tokenizer
+from nemo_rpo.config.flops import peak_flops
 from nemo_rpo.errors import ConfigError
 
-# Dense bf16 operations a second, from NVIDIA's data sheets.
-PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 VOCAB, SEQ_LENGTH, BATCH, STEPS = 128256, 2048, 16, 6
 SHAPES = {
     "1B": {"num_layers": 16, "hidden_size": 2048, "ffn_hidden_size": 8192, "num_attention_heads": 32},
@@ -158,8 +157,8 @@ def _worker(script: str, folder: Path, arguments: Sequence[str]) -> Any:
 
 
 def mfu(tokens_per_second: float, parameters: int, device: str, operations: int) -> float | None:
-    """Share of the card's dense bf16 rate; None for a card that :data:`PEAK` does not know."""
-    peak = next((rate for name, rate in PEAK.items() if name in device), None)
+    """Share of the card's dense bf16 rate; None for a card whose rate is not known."""
+    peak = peak_flops(device)
     return None if peak is None else tokens_per_second * operations * parameters / peak
 
 
