@@ -5,19 +5,20 @@ settings can be run on any machine, and what would hold up or break a GPU is fou
 two devices, values that the host waits for, shapes that depend on values, copies that wait.
 """
 
-# ruff: noqa: E402 (Megatron-Core reads the variable when it is imported)
 from __future__ import annotations
 
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
+import planted_faults
 import torch
+from paths import ROOT
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -146,7 +147,7 @@ class Watch(TorchDispatchMode):
         for what in self._objections(name, tensors, there, target, args, kwargs):
             self._find(what)
         if name == "_local_scalar_dense":
-            return args[0].dtype.is_floating_point and 1.0 or 1
+            return 1.0 if args[0].dtype.is_floating_point else 1
         args, kwargs = torch.utils._pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -192,16 +193,17 @@ class Watch(TorchDispatchMode):
         except Exception as exc:
             sentence = " ".join(str(exc).split())[:200]
             frames = traceback.extract_tb(exc.__traceback__)
-            if os.environ.get("REHEARSAL_DEBUG"): print("".join(traceback.format_exception(exc)[-14:]))
             self.findings.append(Finding(f"{type(exc).__name__}: {sentence}", *_line(frames)))
 
 
-def _line(frames: list[traceback.FrameSummary]) -> tuple[str, str]:
-    """The innermost line of the package, else the innermost of all."""
-    own = [frame for frame in frames if f"{os.sep}nemo_rpo{os.sep}" in frame.filename]
-    frame = own[-1] if own else frames[-1]
-    parts = Path(frame.filename).parts
-    name = "/".join(parts[parts.index("nemo_rpo") :]) if own else Path(frame.filename).name
+_OURS = (f"{ROOT / 'nemo_rpo'}{os.sep}", str(Path(planted_faults.__file__)))
+
+
+def _line(frames: Sequence[traceback.FrameSummary]) -> tuple[str, str]:
+    """The innermost line of the package (or of a planted fault), else the innermost of all."""
+    frame = next((frame for frame in reversed(frames) if frame.filename.startswith(_OURS)), frames[-1])
+    path = Path(frame.filename)
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     return f"{name}:{frame.lineno}", frame.line or ""
 
 
