@@ -6,8 +6,8 @@ resident), forward, backward, loss, posterior, evidence, its exchange, metrics, 
 step, the commit of η, validation.
 
 Not covered: values; Transformer Engine's layers, FP8 and its fused Adam (the local spec and torch's kernel run here);
-collectives, which are of one rank; streams, whose order nobody keeps here; refits and sweeps, which wait by nature; what a
-kernel does with its inputs.
+collectives, which are of one rank; the order of streams; refits and sweeps, which wait by nature; what a kernel does
+with its inputs.
 """
 
 from __future__ import annotations
