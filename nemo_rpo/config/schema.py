@@ -34,6 +34,8 @@ class TrainerConfig:
     devices: Count | None = None  # ranks a node; null: what torchrun started
     accelerator: Literal["gpu", "cpu"] = "gpu"
     precision: Literal["bf16", "32"] = "bf16"
+    # Kernels whose results do not depend on timing: two equal runs on the same GPUs are equal to the bit, and slower.
+    deterministic: bool = False
     log_every_n_steps: Count = 10  # where stderr is no terminal; metrics.jsonl has every step
     distributed_timeout_minutes: Positive = 30.0  # after which a rank gives up on a collective that others do not join
     dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
@@ -192,6 +194,17 @@ class DataConfig(RowFormat):
 
 
 @dataclass
+class ProfileConfig:
+    """NeMo's keys. Steps are those of the log, from 1."""
+
+    enabled: bool = False
+    start_step: WholeNumber = 10
+    end_step: WholeNumber = 10  # the last one
+    ranks: list[int] = field(default_factory=lambda: [0])
+    gen_shape: bool = False  # the shapes of the operands beside each operation
+
+
+@dataclass
 class ModelConfig:
     micro_batch_size: Count = 1  # pairs
     global_batch_size: Count = 64  # pairs
@@ -232,6 +245,9 @@ class ModelConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    # Of a process that is started under `nsys profile --capture-range cudaProfilerApi`; on GPUs.
+    nsys_profile: ProfileConfig = field(default_factory=ProfileConfig)
+    torch_profile: ProfileConfig = field(default_factory=ProfileConfig)  # profile/rank<R>.json in the run's folder
 
 
 @dataclass

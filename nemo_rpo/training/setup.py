@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -50,10 +51,19 @@ class Split:
     cache: PreferenceCache
     dataset: PreferenceDataset
 
+    def lengths(self, data_step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each text (a response with its prompt) of one global batch, and those of its response, int64
+        ``[texts]``.
+        """
+        lengths = self.cache.ranking_lengths[self.dataset.sampler.batch(data_step)]
+        prompts, responses = lengths[:, :1], lengths[:, 1:]
+        there = responses > 0
+        return (prompts + responses)[there], responses[there]
+
     def tokens(self, data_step: int) -> int:
         """Tokens of one global batch, all responses with their prompts."""
-        lengths = self.cache.ranking_lengths[self.dataset.sampler.batch(data_step)]
-        return int((lengths[:, 1:] > 0).sum(1) @ lengths[:, 0] + lengths[:, 1:].sum())
+        texts, _ = self.lengths(data_step)
+        return int(texts.sum())
 
 
 def run_folder(cfg: RunConfig) -> Path:

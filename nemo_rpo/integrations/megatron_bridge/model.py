@@ -19,7 +19,7 @@ from torch import Tensor
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.logprobs.liger import check_liger
 from nemo_rpo.megatron.network.gpt import ScoringHead
-from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, model_input, to_device
+from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, on_device
 
 PAIR_INDEX_ON_CPU = "pair_index_on_cpu"
 Receive = Callable[[Tensor, ModelInput, MicroBatch], Any]
@@ -59,8 +59,8 @@ def score(iterator: Iterator[MicroBatch], model: torch.nn.Module, receive: Recei
     """
     on_cpu = next(iterator)
     device = next(model.parameters()).device
-    x = model_input(on_cpu, device)
-    batch = to_device(on_cpu, device) | {PAIR_INDEX_ON_CPU: on_cpu["pair_index"]}  # looked up there, without a wait
+    x, batch = on_device(on_cpu, device)
+    batch[PAIR_INDEX_ON_CPU] = on_cpu["pair_index"]  # looked up there, without a wait
     output = model(
         input_ids=x.tokens,
         position_ids=x.position_ids,
