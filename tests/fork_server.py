@@ -13,6 +13,7 @@ of the rank that failed first, and the CPU seconds of the ranks and of this proc
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import gc
 import importlib.util
@@ -166,23 +167,23 @@ class Server:
         for job in self.jobs:
             if job.kill_at and time.monotonic() > job.kill_at:
                 for pid in job.running():
-                    _signal_group(pid, signal.SIGKILL)
+                    _signal(pid, signal.SIGKILL)
         for job in [job for job in self.jobs if not job.running()]:
             self._finish(job)
 
     def _ended(self, job: Job, pid: int, status: int, cpu: float) -> None:
         job.statuses[job.ranks[pid]] = status
         job.cpu += cpu
-        _signal_group(pid, signal.SIGKILL)  # what a rank leaves behind
+        _signal(-pid, signal.SIGKILL)  # what a rank leaves behind
         if status and job.first is None:
             job.first, job.kill_at = job.ranks[pid], time.monotonic() + GRACE_S
             for other in job.running():
-                os.kill(other, signal.SIGTERM)
+                _signal(other, signal.SIGTERM)
 
     def _finish(self, job: Job) -> None:
         self.jobs.remove(job)
         if job.store is not None:
-            os.kill(job.store, signal.SIGKILL)
+            _signal(job.store, signal.SIGKILL)
         used, self.told = time.process_time() - self.told, time.process_time()
         statuses = [job.statuses[rank] for rank in range(len(job.ranks))]
         _tell(job.report, {"statuses": statuses, "first": job.first, "cpu": job.cpu + used})
@@ -191,22 +192,19 @@ class Server:
     def _end_all(self) -> None:
         for job in self.jobs:
             for pid in (*job.running(), *([job.store] if job.store else [])):
-                _signal_group(pid, signal.SIGKILL)
-                os.kill(pid, signal.SIGKILL)
+                _signal(pid, signal.SIGKILL)
+                _signal(-pid, signal.SIGKILL)
 
 
 def _tell(report: int, what: dict[str, Any]) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # who asked may be gone
         os.write(report, json.dumps(what).encode() + b"\n")
-    except BrokenPipeError:  # who asked is gone, or does not care any more
-        pass
 
 
-def _signal_group(leader: int, number: int) -> None:
-    try:
-        os.killpg(leader, number)
-    except ProcessLookupError:
-        pass
+def _signal(process: int, number: int) -> None:
+    """To a process, or to the group ``-process``; no error where it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def _die_with_parent() -> None:
