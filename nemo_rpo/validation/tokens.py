@@ -34,9 +34,9 @@ class TokenChecks:
     def __call__(self, row: PreferenceRow) -> Iterator[Problem]:
         text = rendering.RawText(row.where, row.prompt, (row.chosen, row.rejected), row.given)
         try:
-            rendered = rendering.render(text, self.tokenizer, self.seq_length)
+            [rendered] = rendering.render([text], self.tokenizer, self.seq_length)
         except NoTemplateError as exc:
-            yield "no_chat_template", str(exc)
+            yield "no_chat_template", str(exc).removeprefix(f"{row.where}: ")
             return
         self.notes.update(rendered.notes)
         if rendered.problem == rendering.NOT_RENDERED:
