@@ -1,30 +1,32 @@
-# make demo: set up and run the embedded example.   make test: set up and run every test.
+# make demo: set up and run the embedded example.   make test: set up the package's own environment and test in it.
+# make test-stacks: the same for the environments of the stacks around it. See docs/testing.md.
 # PYTHON: an interpreter of Python 3.11. TORCH: what pip installs as torch (a CPU build is enough for both).
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 JOBS ?= 2
-# Long, and about losses, which know nothing of Megatron-Core: one of its releases will do. Others hold the layouts.
-ONE_RELEASE = --ignore tests/megatron/test_every_loss.py --ignore tests/megatron/test_rankings.py
+# A worker has whole files, whose tests share launches; tests/conftest.py puts the long ones first.
+XDIST = --dist loadfile --no-loadscope-reorder
 PIP = bin/pip install --quiet --disable-pip-version-check
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-stacks lint clean
 
 demo: .venv/.ready
 	.venv/bin/python examples/demo.py
 
-test: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready .venv-nemo/.ready
-	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -n $(JOBS) --dist loadfile
-	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) --dist loadfile $(ONE_RELEASE) \
-	  tests/megatron tests/integrations/megatron_bridge
+test: .venv/.ready
+	.venv/bin/python -m pytest -n $(JOBS) $(XDIST)
+
+test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready .venv-nemo/.ready
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) -m every_release tests/megatron
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
 	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest tests/integrations/trl
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
-	  -n $(JOBS) --dist loadfile tests/integrations/nemo_aligner
-	.venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/nemo_toolkit
-	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) --dist loadfile tests/nemo_toolkit
+	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner
+	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
+	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 
 lint: .venv/.ready
 	.venv/bin/ruff check .

@@ -13,9 +13,8 @@ cached one), and once with a live one. The lengths of prompts and responses are 
 Of the 8B shape, whose optimizer state does not fit on one card, steps end before the optimizer's; its weights, fp32
 copies and gradients take 75 GiB.
 
-MFU = tokens/s · 6N / peak: N parameters without the input embedding, 2N operations a token forward and 4N backward (8N
-in all where a live reference runs forward too), and attention's own not counted; tokens are those of the sequences, not
-their padding; the peak is the card's dense bf16 rate, under FP8 too, so that ratios of MFU are ratios of time.
+MFU is that of a run's log: model FLOPs by :mod:`nemo_rpo.config.flops` over the card's dense bf16 rate, under FP8 too,
+so that ratios of MFU are ratios of time. Tokens are those of the sequences, not their padding.
 """
 
 from __future__ import annotations
@@ -30,17 +29,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from benchmarks.markdown_table import replace_block, table
 from benchmarks.process_tree import run
 from benchmarks.speed_world import word_tokenizer
+from nemo_rpo.config.flops import peak_flops
 from nemo_rpo.errors import ConfigError
 
-# Dense bf16 operations a second, from NVIDIA's data sheets.
-PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 VOCAB, SEQ_LENGTH, BATCH, STEPS = 128256, 2048, 16, 6
 SHAPES = {
     "1B": {"num_layers": 16, "hidden_size": 2048, "ffn_hidden_size": 8192, "num_attention_heads": 32},
@@ -50,28 +48,19 @@ FP8 = ("fp8_tensorwise", "fp8_blockwise")
 HEADS = {"all logits": "logits", "blocks": "chunked", "Liger": "liger"}
 
 
-class Way(NamedTuple):
-    """How steps are made: settings, and operations a token and parameter."""
-
-    overrides: tuple[str, ...]
-    operations: int = 6
-
-
-def ways(precisions: Sequence[str], liger: bool) -> dict[str, Way]:
-    """By name, in the order in which they run."""
+def ways(precisions: Sequence[str], liger: bool) -> dict[str, tuple[str, ...]]:
+    """The settings of each way to make steps, by name, in the order in which they run."""
     found = {}
     heads = [name for name in HEADS if liger or name != "Liger"]
     for precision, head, packed in itertools.product(("bf16", *precisions), heads, (False, True)):
-        settings = (
+        found[f"{precision}, {head}, {'packed' if packed else 'padded'}"] = (
             f"model.rpo.logprob_precision={precision}",
             f"model.rpo.logprob_head={HEADS[head]}",
             f"model.data.packed_sequence={str(packed).lower()}",
         )
-        found[f"{precision}, {head}, {'packed' if packed else 'padded'}"] = Way(settings)
     for precision in ("bf16", *precisions):
-        settings, _ = found[f"{precision}, blocks, packed"]
         live = ("model.rpo.base_loss=dpo", "model.rpo.reference=resident")
-        found[f"{precision}, blocks, packed, live reference"] = Way((*settings, *live), operations=8)
+        found[f"{precision}, blocks, packed, live reference"] = (*found[f"{precision}, blocks, packed"], *live)
     return found
 
 
@@ -120,15 +109,16 @@ def places_in(folder: Path) -> list[str]:
 def measure(folder: Path, shape: str, precisions: Sequence[str]) -> str:
     """The table of one shape, a process for each way."""
     rows = {}
-    for name, way in ways(precisions, liger=importlib.util.find_spec("liger_kernel") is not None).items():
+    for name, settings in ways(precisions, liger=importlib.util.find_spec("liger_kernel") is not None).items():
         arguments = ["--steps", str(STEPS), "--threads", "4", *(["--no-update"] if shape == "8B" else [])]
-        found = _worker("speed_nemo.py", folder, [*arguments, *places_in(folder), *sizes_of(shape), *way.overrides])
+        found = _worker("speed_nemo.py", folder, [*arguments, *places_in(folder), *sizes_of(shape), *settings])
         if isinstance(found, str):
             rows[name] = [found, "", ""]
             continue
         rate = statistics.median(n / s for n, s in zip(found["tokens"], found["wall"], strict=True))
-        used = mfu(rate, found["parameters"], found["device"], way.operations)
-        share, memory = "unknown" if used is None else f"{used:.1%} ({way.operations}N)", found["device_bytes"] / 2**30
+        made = statistics.median(flops / s for flops, s in zip(found["flops"], found["wall"], strict=True))
+        peak, memory = peak_flops(found["device"]), found["device_bytes"] / 2**30
+        share = "unknown" if peak is None else f"{made / peak:.1%}"
         rows[name] = [f"{rate:,.0f}", share, f"{memory:.1f} GiB"]
     return table(shape, ["tokens a second", "MFU", "peak allocated"], rows)
 
@@ -157,12 +147,6 @@ def _worker(script: str, folder: Path, arguments: Sequence[str]) -> Any:
         raise
 
 
-def mfu(tokens_per_second: float, parameters: int, device: str, operations: int) -> float | None:
-    """Share of the card's dense bf16 rate; None for a card that :data:`PEAK` does not know."""
-    peak = next((rate for name, rate in PEAK.items() if name in device), None)
-    return None if peak is None else tokens_per_second * operations * parameters / peak
-
-
 def precisions_here() -> tuple[list[str], list[str]]:
     """The FP8 precisions that this machine has, and why it has not the others."""
     from nemo_rpo.megatron.network.precision import check_machine, this_machine
@@ -180,7 +164,7 @@ def precisions_here() -> tuple[list[str], list[str]]:
 def plan(shapes: Sequence[str]) -> str:
     """What would run on a card that has all of it, a line a process."""
     lines = [f"log-probs against bf16: {precision}" for precision in FP8]
-    lines += [f"{shape}: {name} ({way.operations}N)" for shape in shapes for name, way in ways(FP8, liger=True).items()]
+    lines += [f"{shape}: {name}" for shape in shapes for name in ways(FP8, liger=True)]
     return "\n".join(lines)
 
 

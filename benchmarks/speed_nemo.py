@@ -41,13 +41,14 @@ def main() -> None:
 
 def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     """``wall`` and ``cpu`` seconds, ``em`` (processor seconds in the EM's calls) and ``tokens`` of each step but the
-    first; ``parameters`` of this rank without the input embedding; ``device`` and ``device_bytes`` on a GPU.
+    first, and their model FLOPs; ``device`` and ``device_bytes`` on a GPU.
     """
     from nemo_rpo.training.accelerator import use_accelerator
 
     use_accelerator(cfg)
     import torch
 
+    from nemo_rpo.config.flops import step_flops
     from nemo_rpo.em import AnnotatorReliability
     from nemo_rpo.megatron import model as engine
     from nemo_rpo.megatron import parallel
@@ -82,8 +83,9 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
         em_clock.end_of_step()
     figures: dict[str, Any] = clock.figures() | {"em": em_clock.seconds()}
     figures["tokens"] = [splits["sweep"].tokens(step) for step in range(1, steps)]
-    named = [item for chunk in model.model for item in chunk.named_parameters()]
-    figures["parameters"] = sum(weight.numel() for name, weight in named if "word_embeddings" not in name)
+    frozen = model.needs.live_reference + model.needs.previous_iterate
+    of_steps = (splits["sweep"].lengths(step) for step in range(1, steps))
+    figures["flops"] = [step_flops(architecture, *lengths, frozen, head=model.needs.logps) for lengths in of_steps]
     if cfg.trainer.accelerator == "gpu":
         figures |= {"device": torch.cuda.get_device_name(), "device_bytes": torch.cuda.max_memory_allocated()}
     parallel.finalize()

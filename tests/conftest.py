@@ -8,6 +8,12 @@ import pytest
 from paths import SHARED_DATA
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run ranks, which are the long ones, come first: the last worker then has little left to do alone."""
+    ranks = {item.path for item in items if item.get_closest_marker("distributed")}
+    items.sort(key=lambda item: item.path not in ranks)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public data sets: ``$NEMO_RPO_DATA``, or ``../shared/data`` where it is not set."""

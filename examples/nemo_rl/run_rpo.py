@@ -60,6 +60,10 @@ def main() -> None:
         dpo_train(
             robust, train_loader, validation_loaders, tokenizer, loss_fn, config, logger, checkpointer, state
         )  # fmt: skip
+    robust.settle()
+    if loss_fn.robust.enabled:
+        for annotator, eta in sorted(robust.reliabilities.items(), key=lambda item: item[1]):
+            print(f"{eta:.3f}  {annotator}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ IGNORED = frozenset(
     model.apply_query_key_layer_scaling model.attention_softmax_in_fp32 model.sync_batch_comm
     model.batch_p2p_comm model.overlap_p2p_comm model.ub_tp_comm_overlap model.ub_tp_comm_overlap_cfg.*
     model.tp_comm_atomic_ag model.tp_comm_atomic_rs model.nccl_communicator_config_path model.gc_interval
-    model.nsys_profile.* model.memory_profile.* model.activations_checkpoint_layers_per_pipeline
+    model.memory_profile.* model.activations_checkpoint_layers_per_pipeline
     model.num_micro_batches_with_partial_activation_checkpoints model.cpu_offloading model.defer_embedding_wgrad_compute
     model.dist_ckpt_format model.dist_ckpt_load_strictness model.dist_ckpt_load_on_device
     model.dist_ckpt_parallel_save model.dist_ckpt_parallel_load model.dist_ckpt_torch_dist_multiproc

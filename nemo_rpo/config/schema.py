@@ -34,6 +34,8 @@ class TrainerConfig:
     devices: Count | None = None  # ranks a node; null: what torchrun started
     accelerator: Literal["gpu", "cpu"] = "gpu"
     precision: Literal["bf16", "32"] = "bf16"
+    # Kernels whose results do not depend on timing: two equal runs on the same GPUs are equal to the bit, and slower.
+    deterministic: bool = False
     log_every_n_steps: Count = 10  # where stderr is no terminal; metrics.jsonl has every step
     distributed_timeout_minutes: Positive = 30.0  # after which a rank gives up on a collective that others do not join
     dpo: DPOTrainerConfig = field(default_factory=DPOTrainerConfig)
@@ -165,6 +167,9 @@ class TokenizerConfig:
     merge_file: str | None = None
     sentencepiece_legacy: bool = False
     use_chat_template: bool = False
+    # YYYY-MM-DD, for chat templates that print a date; null: the day the run was first started.
+    date: str | None = None
+    trust_remote_code: bool = False  # let a tokenizer that brings Python code run it
 
 
 @dataclass
@@ -186,6 +191,17 @@ class DataConfig(RowFormat):
     # Of responses without one, for losses that need rewards; null: such a loss refuses the data.
     default_chosen_reward: float | None = None
     default_rejected_reward: float | None = None
+
+
+@dataclass
+class ProfileConfig:
+    """NeMo's keys. Steps are those of the log, from 1."""
+
+    enabled: bool = False
+    start_step: WholeNumber = 10
+    end_step: WholeNumber = 10  # the last one
+    ranks: list[int] = field(default_factory=lambda: [0])
+    gen_shape: bool = False  # the shapes of the operands beside each operation
 
 
 @dataclass
@@ -229,6 +245,9 @@ class ModelConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    # Of a process that is started under `nsys profile --capture-range cudaProfilerApi`; on GPUs.
+    nsys_profile: ProfileConfig = field(default_factory=ProfileConfig)
+    torch_profile: ProfileConfig = field(default_factory=ProfileConfig)  # profile/rank<R>.json in the run's folder
 
 
 @dataclass

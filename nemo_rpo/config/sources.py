@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.errors import ConfigError, missing_extra
+from nemo_rpo.data.files.read import is_file
+from nemo_rpo.errors import ConfigError, first_line, missing_extra
 
 try:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 except ImportError as exc:
     raise missing_extra("omegaconf", "mcore") from exc
 
@@ -50,7 +52,7 @@ def find_config(name: str, config_path: str | Path | None) -> Path:
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     folders = [Path(config_path)] if config_path else [Path("conf"), Path(), *filter(Path.is_dir, _RECIPES)]
     for folder in folders:
-        if (folder / file).is_file():
+        if is_file(folder / file):
             return folder / file
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     raise ConfigError(
@@ -99,6 +101,8 @@ def parse_override(text: str) -> Override:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={written}"]))["v"] if written else ""
     except YAMLError as exc:
         raise ConfigError(f"override {text!r}: {_problem(exc)}; {advice}") from exc
+    except (OmegaConfBaseException, ValueError, RecursionError) as exc:
+        raise ConfigError(f"override {text[:200]!r}: {first_line(exc)}; {advice}") from exc
     if isinstance(value, dict) and any(":" in str(key) and below is None for key, below in value.items()):
         raise ConfigError(f"override {text!r}: a ':' without a space; {advice}")
     return Override(f"override {text}", match["key"], value)
@@ -111,9 +115,20 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {_problem(exc)}") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
+    except (OmegaConfBaseException, ValueError, RecursionError) as exc:  # "${", a key that is null, ever deeper lists
+        raise ConfigError(f"{path}: {first_line(exc)}") from exc
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold sections such as model: and trainer:; got {tree!r}")
+    _check_keys(path, tree)
     return tree
+
+
+def _check_keys(path: Path, tree: Any, parent: str = "") -> None:
+    if isinstance(tree, dict):
+        for key, below in tree.items():
+            if key is None or isinstance(key, bool | float | bytes):
+                raise ConfigError(f"{path}: {parent or 'the file'} has the key {key!r}; a setting is called by a word")
+            _check_keys(path, below, f"{parent}.{key}".lstrip("."))
 
 
 def _problem(exc: YAMLError) -> str:

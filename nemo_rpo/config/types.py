@@ -42,7 +42,6 @@ Fraction = Annotated[float, Range(0, 1, open_high=True)]  # dropout, Adam's beta
 Batches = Annotated[int | float, Range(0)]  # an int counts batches, a float is a share of them (Lightning's rule)
 
 
-
 class Mismatch(ValueError):
     """A value that its hint does not accept; the message is what is accepted."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
-from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
@@ -32,6 +32,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_packing(cfg)
     _check_recompute(cfg)
     check_splits(cfg.model.data)
+    _check_profiles(cfg.model, cfg.trainer.accelerator)
     _check_steps(cfg)
 
 
@@ -195,6 +196,19 @@ def _check_recompute(cfg: RunConfig) -> None:
             raise ConfigError(f"model.activations_checkpoint_granularity=full needs model.{name}")
         if granularity != "full" and given is not None:
             raise ConfigError(f"model.{name}={given} needs model.activations_checkpoint_granularity=full")
+
+
+def _check_profiles(model: ModelConfig, accelerator: str) -> None:
+    for name in ("nsys_profile", "torch_profile"):
+        profile = getattr(model, name)
+        if profile.enabled and profile.end_step < profile.start_step:
+            raise ConfigError(
+                f"model.{name}.end_step={profile.end_step} is before model.{name}.start_step={profile.start_step}"
+            )
+    if model.nsys_profile.enabled and accelerator == "cpu":
+        raise ConfigError("model.nsys_profile.enabled needs trainer.accelerator=gpu: set model.torch_profile.enabled")
+    if model.nsys_profile.enabled and model.torch_profile.enabled:
+        raise ConfigError("model.nsys_profile.enabled and model.torch_profile.enabled use one interface: set one alone")
 
 
 def _check_steps(cfg: RunConfig) -> None:

@@ -33,7 +33,8 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
 
     Rows that speak of one pair are brought together: layouts with votes get one row a pair, the others a row a label,
     in the order of the pairs' first rows. Pair ids, annotator ids, side columns, system messages and tools are kept;
-    fields that no layout knows are not, and are counted. Memory grows by some hundred bytes a pair and a vote; texts are never held.
+    fields that no layout knows are not, and are counted. Memory grows by some hundred bytes a pair and a vote; texts
+    are never held.
 
     Args:
         to: one of :data:`nemo_rpo.conversion.layouts.WRITERS`.

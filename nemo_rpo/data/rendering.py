@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from nemo_rpo.data.rows import Given, Text
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.tokenizers.preference import Laid, PreferenceTokenizer
 from nemo_rpo.data.truncation import fits
 from nemo_rpo.errors import DataError, NoTemplateError
 
@@ -53,20 +54,45 @@ class Rendered(NamedTuple):
     notes: frozenset[str]
 
 
-def render(text: RawText, tokenizer: PreferenceTokenizer, seq_length: int) -> Rendered:
-    """Raises :class:`NoTemplateError` for messages where the tokenizer has no chat template."""
+def render(texts: Sequence[RawText], tokenizer: PreferenceTokenizer, seq_length: int) -> list[Rendered]:
+    """Each text in tokens; all of them are tokenised in one call.
+
+    Raises:
+        NoTemplateError: naming the row, for messages where the tokenizer has no chat template.
+    """
+    laid = [_lay_out(text, tokenizer) for text in texts]
+    tokenizer.know(one for responses, _, _ in laid for one in responses)
+    return [_in_tokens(text, *of, tokenizer, seq_length) for text, of in zip(texts, laid, strict=True)]
+
+
+def _lay_out(text: RawText, tokenizer: PreferenceTokenizer) -> tuple[list[Laid], str, frozenset[str]]:
+    """The responses behind the prompt, or why there are none, and the notes."""
     try:
-        rendered = [tokenizer.render_turns(text.prompt, response, text.given) for response in text.responses]
-        (prompt, *others), responses, runs = zip(*rendered, strict=True)
-        if not all(np.array_equal(prompt, other) for other in others):
-            raise DataError(f"the chat template of {tokenizer.name} gives the responses different prompts")
-        problem = _problem(text, tokenizer, prompt, responses, seq_length)
-    except NoTemplateError:
-        raise
+        laid, reason = [tokenizer.lay_out(text.prompt, response, text.given) for response in text.responses], ""
+    except NoTemplateError as exc:
+        raise NoTemplateError(f"{text.where}: {exc}") from exc
     except DataError as exc:
-        nothing = (np.empty(0, dtype=np.int32),) * len(text.responses)
-        return Rendered(nothing[0], nothing, nothing, NOT_RENDERED, str(exc), tokenizer.take_notes())
-    return Rendered(prompt, responses, runs, problem, "", tokenizer.take_notes())
+        laid, reason = [], str(exc)
+    return laid, reason, tokenizer.take_notes()
+
+
+def _in_tokens(
+    text: RawText,
+    laid: list[Laid],
+    reason: str,
+    notes: frozenset[str],
+    tokenizer: PreferenceTokenizer,
+    seq_length: int,
+) -> Rendered:
+    nothing = (np.empty(0, dtype=np.int32),) * len(text.responses)
+    if not reason:
+        (prompt, *others), responses, runs = zip(*map(tokenizer.tokens_of, laid), strict=True)
+        if not all(np.array_equal(prompt, other) for other in others):
+            reason = f"the chat template of {tokenizer.name} gives the responses different prompts"
+    if reason:
+        return Rendered(nothing[0], nothing, nothing, NOT_RENDERED, reason, notes | tokenizer.take_notes())
+    problem = _problem(text, tokenizer, prompt, responses, seq_length)
+    return Rendered(prompt, responses, runs, problem, "", notes | tokenizer.take_notes())
 
 
 def _problem(

@@ -8,11 +8,13 @@ log-probs each time, and before the first update every margin is exactly 0 but f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+
+from nemo_rpo.megatron.weight_swap import WeightSwap
 
 
 class ReferencePolicy:
@@ -22,7 +24,7 @@ class ReferencePolicy:
         chunks: this rank's model chunks before they are wrapped for data parallelism.
         build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
             weights wait in host memory and are swapped in for each reference forward (three copies of the weights
-            between host and device a step).
+            between host and device a step, two of them at the same time; :mod:`nemo_rpo.megatron.weight_swap`).
         keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
         around: entered for a forward with swapped weights: what the policy's layers then run in.
 
@@ -37,12 +39,11 @@ class ReferencePolicy:
         keep_head: bool = False,
         around: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
-        self._policy = chunks
         self._around = around
         self._resident = None
-        self._weights: list[Tensor] = []
+        self._swap: WeightSwap | None = None
         if build_resident is None:
-            self._weights = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(chunks)]
+            self._swap = WeightSwap(list(_parameters(chunks)))
         else:
             self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
             _write(self._resident, list(_parameters(chunks)))
@@ -55,20 +56,15 @@ class ReferencePolicy:
 
         No collective.
         """
-        if self._resident is not None:
+        if self._swap is None:
             yield self._resident
             return
-        trained = [parameter.detach().to("cpu", copy=True) for parameter in _parameters(self._policy)]
-        _write(self._policy, self._weights)
-        try:
-            with self._around(), evaluation_mode(policy):
-                yield policy
-        finally:
-            _write(self._policy, trained)
+        with self._swap.kept_values(), self._around(), evaluation_mode(policy):
+            yield policy
 
 
 @contextlib.contextmanager
-def evaluation_mode(chunks: list[torch.nn.Module]) -> Iterator[None]:
+def evaluation_mode(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
     """No dropout inside the block; each chunk's mode before comes back in any case."""
     modes = [chunk.training for chunk in chunks]
     for chunk in chunks:

@@ -17,6 +17,8 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from nemo_rpo.megatron.frozen_policy import evaluation_mode
+
 T = TypeVar("T")
 
 
@@ -37,24 +39,17 @@ def pipeline_forward(
         logits = chunk(tokens, positions, None)
         return logits, lambda output, non_loss_data: read(output, index)
 
-    training = [chunk.training for chunk in chunks]
-    for chunk in chunks:
-        chunk.eval()
-    try:
-        with torch.no_grad():
-            return get_forward_backward_func()(
-                forward_step_func=forward_step,
-                data_iterator=[enumerate(micro_batches) for _ in chunks],
-                model=list(chunks),
-                num_microbatches=len(micro_batches),
-                seq_length=s,
-                micro_batch_size=b,
-                forward_only=True,
-                collect_non_loss_data=True,
-            )
-    finally:
-        for chunk, mode in zip(chunks, training, strict=True):
-            chunk.train(mode)
+    with evaluation_mode(chunks), torch.no_grad():
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[enumerate(micro_batches) for _ in chunks],
+            model=list(chunks),
+            num_microbatches=len(micro_batches),
+            seq_length=s,
+            micro_batch_size=b,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
 
 
 def greedy(

@@ -28,10 +28,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.flops import layer_matrix_weights
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.logprobs.vocab_chunks import BLOCK_ELEMENTS
-from nemo_rpo.planning.models import layer_matrix_weights, layer_norm_weights
+from nemo_rpo.planning.models import layer_norm_weights
 
 
 @dataclass(frozen=True)

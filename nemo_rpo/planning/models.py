@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.flops import layer_matrix_weights
 
 MODELS = {
     "llama3-8b": GPTArchitecture(32, 4096, 14336, 32, 8, 128, 128256, 8192, rotary_base=5e5),
@@ -11,14 +12,6 @@ MODELS = {
     "qwen3-8b": GPTArchitecture(36, 4096, 12288, 32, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
     "qwen3-32b": GPTArchitecture(64, 5120, 25600, 64, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
 }
-
-
-def layer_matrix_weights(model: GPTArchitecture) -> int:
-    """Weights of one layer's matrices, which tensor parallelism splits: QKV, projection, MLP."""
-    heads, groups = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    attention = model.hidden_size * (heads + 2 * groups) + heads * model.hidden_size
-    matrices = 3 if model.activation == "swiglu" else 2
-    return attention + matrices * model.hidden_size * model.ffn_hidden_size
 
 
 def layer_norm_weights(model: GPTArchitecture) -> int:

@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.flops import PEAK, forward_flops, layer_matrix_weights
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
-from nemo_rpo.planning.models import layer_matrix_weights
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,9 @@ class Hardware:
 
     name: str = "H100 80 GB"
     memory: float = 80e9  # bytes
-    peak: float = 989e12  # dense bf16 FLOP/s
+    peak: float = PEAK["H100"]  # FLOP/s
     utilisation: float = 0.40  # model FLOPs over peak: an assumption, not a measurement
     host_bandwidth: float = 50e9  # bytes/s, PCIe 5 × 16
-
-
-def forward_flops(architecture: GPTArchitecture, length: int) -> tuple[float, float]:
-    """FLOPs of a token in the layers and in the head, for texts of ``length`` tokens."""
-    queries = architecture.num_attention_heads * architecture.kv_channels
-    layer = 2 * layer_matrix_weights(architecture) + 2 * queries * length
-    return architecture.num_layers * layer, 2 * architecture.vocab_size * architecture.hidden_size
 
 
 def step_seconds(

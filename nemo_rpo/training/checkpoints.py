@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from nemo_rpo.config.schema import ExpManagerConfig
 from nemo_rpo.data.annotator_table import AnnotatorTable
+from nemo_rpo.digests import digests_of, sync
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.distributed import check_files, load_state
-from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, digests_of, read_run, sync, write_run
+from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, read_run, write_run
 from nemo_rpo.megatron.checkpoint.writer import StateWriter
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 from nemo_rpo.training.rank0 import on_first_rank

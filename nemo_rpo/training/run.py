@@ -55,6 +55,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.megatron.parallel import world_size
     from nemo_rpo.training import resume, setup
     from nemo_rpo.training.checkpoints import CheckpointStore
+    from nemo_rpo.training.day_of_run import record_date
     from nemo_rpo.training.end_of_run import drop_results, finish
     from nemo_rpo.training.logs.run_log import RunLog, startup_log
     from nemo_rpo.training.origin import origin_of
@@ -67,6 +68,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
 
     store = CheckpointStore(folder / "checkpoints", cfg.exp_manager)
     checkpoint = resume.checkpoint_to_resume(cfg, store)
+    record_date(folder, fresh=checkpoint is None)
     setup.check_start(cfg)
     splits = setup.open_splits(cfg)
     cache = splits["train"].cache

@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.lengths import length_multiple
@@ -26,7 +28,7 @@ from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
-from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.errors import CheckpointError, ConfigError, DataError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
@@ -37,6 +39,7 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
+from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.rank0 import once_a_node
 
@@ -48,10 +51,19 @@ class Split:
     cache: PreferenceCache
     dataset: PreferenceDataset
 
+    def lengths(self, data_step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each text (a response with its prompt) of one global batch, and those of its response, int64
+        ``[texts]``.
+        """
+        lengths = self.cache.ranking_lengths[self.dataset.sampler.batch(data_step)]
+        prompts, responses = lengths[:, :1], lengths[:, 1:]
+        there = responses > 0
+        return (prompts + responses)[there], responses[there]
+
     def tokens(self, data_step: int) -> int:
         """Tokens of one global batch, all responses with their prompts."""
-        lengths = self.cache.ranking_lengths[self.dataset.sampler.batch(data_step)]
-        return int((lengths[:, 1:] > 0).sum(1) @ lengths[:, 0] + lengths[:, 1:].sum())
+        texts, _ = self.lengths(data_step)
+        return int(texts.sum())
 
 
 def run_folder(cfg: RunConfig) -> Path:
@@ -82,6 +94,8 @@ def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
         vocab_file=settings.vocab_file,
         merge_file=settings.merge_file,
         sentencepiece_legacy=settings.sentencepiece_legacy,
+        date=template_date(settings, run_folder(cfg)),
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
@@ -134,13 +148,33 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     spec = cache_spec(cfg, split)
     key = once_a_node(lambda: cache_key(spec.ingredients()))
-    cache = open_cache(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
+    cache = open_cache(
+        spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key, check=False
+    )
+    _check_together(cache)
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
             "unset model.data.default_chosen_reward and default_rejected_reward, and give the rankings rewards"
         )
     return cache
+
+
+def _check_together(cache: PreferenceCache) -> None:
+    """Compares the files with their digests: the ranks of a node share them out, for a node may have a disk of its own.
+
+    One short object a rank is gathered over the world. Raises :class:`DataError` on every rank.
+    """
+    failure: DataError | None = None
+    try:
+        cache.check(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    except DataError as exc:
+        failure = exc
+    found: list[DataError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, failure)
+    first = next((exc for exc in found if exc is not None), None)
+    if first is not None:
+        raise first
 
 
 def _say_progress(split: str, every: float = 10.0) -> Callable[[int, int], None]:

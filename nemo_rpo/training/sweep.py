@@ -20,7 +20,7 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
 from nemo_rpo.megatron.step.collectives import broadcast_from_last_stage, sum_over_data_parallel
 from nemo_rpo.megatron.step.em import COLLECTIVES
-from nemo_rpo.megatron.step.forward import to_device, votes_of
+from nemo_rpo.megatron.step.forward import columns_on_device, votes_of
 
 
 class Margins(NamedTuple):
@@ -55,7 +55,7 @@ def margins(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Margins:
     deltas, votes_there, pairs = [], [], []
     for batch in batches:
         for micro_batch, x in zip(batch, model.get_pair_batch(batch), strict=False):
-            on_device = to_device(micro_batch, model.device)
+            on_device = columns_on_device(micro_batch, model.device)
             valid, votes = on_device["valid"], votes_of(on_device)
             deltas.append(model.loss.terms(x).delta[valid])
             votes_there.append(votes.of(valid, model.device))

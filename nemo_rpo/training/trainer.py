@@ -6,15 +6,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from nemo_rpo.config.fingerprint import config_fingerprint
+from nemo_rpo.config.flops import step_flops
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.megatron.parallel import world_size
+from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
 from nemo_rpo.megatron.step.em import check_ranks_agree
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
+from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
+from nemo_rpo.training.profiling import StepProfiler
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
@@ -46,6 +53,7 @@ class RPOTrainer:
         self.annotators = AnnotatorBook(model, splits["train"].cache, folder, log)
         self.val_metrics: dict[str, float] = {}
         self.skipped_in_a_row = 0
+        self.profiler = StepProfiler(cfg.model, folder)
 
     def fit(self) -> bool:
         """Runs to the end; returns False if ``stop`` ended it before, after a checkpoint.
@@ -57,7 +65,8 @@ class RPOTrainer:
         steps = range(self.step + 1, self.schedule.total_steps + 1)
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
         for step, batch in zip(steps, batches, strict=True):
-            self.train_single_step(step, batch)
+            with self.profiler.step(step):
+                self.train_single_step(step, batch)
             if self._has_diverged(step):
                 self._stop_diverged(step)
             if step == self.schedule.total_steps and self.cfg.model.rpo.enabled:
@@ -108,8 +117,25 @@ class RPOTrainer:
             metrics,
             seconds=seconds,
             pairs=pairs,
-            tokens=self.splits["train"].tokens(self.schedule.data_step(step)),
+            **self._work(step),
         )
+
+    def _work(self, step: int) -> dict[str, float]:
+        """What the step was, beside its pairs: tokens, model FLOPs of a device, and the most memory that any device has
+        held so far.
+
+        Collectives: an all-reduce of 8 bytes over the world.
+        """
+        needs = self.model.needs
+        lengths, scored = self.splits["train"].lengths(self.schedule.data_step(step))
+        frozen = needs.live_reference + needs.previous_iterate
+        flops = step_flops(self.model.architecture, lengths, scored, frozen, head=needs.logps)
+        memory = torch.tensor(peak_bytes(self.model.device), dtype=torch.float64, device=self.model.device)
+        return {
+            "tokens": int(lengths.sum()),
+            "flops": flops / world_size(),
+            "memory": largest_on_all_ranks(memory),
+        }
 
     def _has_diverged(self, step: int) -> bool:
         """Too many skipped steps in a row, or no others in the whole run."""

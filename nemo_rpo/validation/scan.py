@@ -27,6 +27,7 @@ from nemo_rpo.validation.validation_settings import ValidationSettings
 from nemo_rpo.validation.votes import VoteLedger, VoteTable
 
 NO_PAIR = -1
+_ONCE = ("no_chat_template",)  # what is the tokenizer's fault and the same in every row
 
 
 @dataclass
@@ -117,7 +118,8 @@ class _Reading:
         self.votes.add(row, sighting)
         if sighting.new:
             for kind, problem in self._problems(row):
-                self.findings.add(kind, row.file, row.row, problem)
+                if kind not in _ONCE or not self.findings.counts[kind]:
+                    self.findings.add(kind, row.file, row.row, problem)
                 if CHECKS[kind].severity == "error":
                     self.exclusions.pairs.setdefault(sighting.text, kind)
         return sighting.text

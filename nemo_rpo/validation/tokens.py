@@ -30,16 +30,13 @@ class TokenChecks:
         self.seq_length = seq_length
         self.longest = {"prompt": 0, "completion": 0, "together": 0}
         self.notes: Counter[str] = Counter()
-        self._no_template = False
 
     def __call__(self, row: PreferenceRow) -> Iterator[Problem]:
         text = rendering.RawText(row.where, row.prompt, (row.chosen, row.rejected), row.given)
         try:
-            rendered = rendering.render(text, self.tokenizer, self.seq_length)
+            [rendered] = rendering.render([text], self.tokenizer, self.seq_length)
         except NoTemplateError as exc:
-            if not self._no_template:  # all rows of messages say the same
-                self._no_template = True
-                yield "no_chat_template", str(exc)
+            yield "no_chat_template", str(exc).removeprefix(f"{row.where}: ")
             return
         self.notes.update(rendered.notes)
         if rendered.problem == rendering.NOT_RENDERED:

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from torchrun import ROOT, run_ranks
+from paths import ROOT
+from torchrun import run_ranks
 
 from nemo_rpo import __version__, em, losses
 from nemo_rpo.cli import COMMANDS
@@ -82,7 +83,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) 
 @pytest.mark.distributed
 def test_a_mistake_under_torchrun_is_said_once() -> None:
     example = ROOT / "examples" / "train_gpt_rpo.py"
-    result = run_ranks(example, 2, "--config-name", "demo", "model.rpo.alpa=3", check=False, timeout=60)
+    result = run_ranks(example, 2, "--config-name", "demo", "model.rpo.alpa=3", check=False, timeout=60, forked=False)
     assert result.returncode != 0 and "exitcode  : 2 " in result.stderr
     message = "error: unknown key model.rpo.alpa, did you mean model.rpo.alpha? (override model.rpo.alpa=3)"
     assert result.stderr.count("unknown key") == result.stderr.count(message) == 1

@@ -12,6 +12,7 @@ import yaml
 
 from nemo_rpo.config.load import config_to_yaml, load_config
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.sources import parse_override
 from nemo_rpo.config.suggest import nearest_key
 from nemo_rpo.errors import ConfigError, MissingExtraError
 
@@ -223,3 +224,34 @@ def test_a_default_is_not_shared_between_loads(empty: str) -> None:
     load_config(empty).model.data.data_prefix["train"] = "x"
     assert load_config(empty).model.data.data_prefix == {}
     assert replace(RunConfig()).model.data.data_prefix == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model:\n  ~: 3\n",
+        "model:\n  null: 3\n",
+        "model:\n  encoder_seq_length: ${\n",
+        "model:\n  name: ${nothing\n",
+        "true: 3\n",
+        "model: " + "[" * 3000 + "]" * 3000,
+        "? [a, b]\n: 3\n",
+        "model:\n  1.5: 3\n",
+    ],
+)
+def test_yaml_that_is_no_settings_is_one_line(text, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config("bad", config_path=tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("override", ["model.encoder_seq_length=${", "model.name=" + "[" * 3000, "model.name=${oc.x"])
+def test_an_override_that_cannot_be_read_is_one_line(override):
+    with pytest.raises(ConfigError, match="override"):
+        parse_override(override)
+
+
+def test_a_name_that_no_file_can_have_is_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"no x+"):
+        load_config("x" * 5000, config_path=tmp_path)

@@ -40,6 +40,18 @@ def test_the_defaults_with_data_are_valid() -> None:
         ({"model__micro_batch_size": 0}, "model.micro_batch_size must be a whole number, at least 1; got 0"),
         ({"trainer__precision": "fp8"}, "trainer.precision must be one of bf16, 32; got 'fp8'"),
         (
+            {"model__torch_profile__enabled": True, "model__torch_profile__end_step": 9},
+            "model.torch_profile.end_step=9 is before model.torch_profile.start_step=10",
+        ),
+        (
+            {"model__nsys_profile__enabled": True, "trainer__accelerator": "cpu"},
+            "model.nsys_profile.enabled needs trainer.accelerator=gpu: set model.torch_profile.enabled",
+        ),
+        (
+            {"model__nsys_profile__enabled": True, "model__torch_profile__enabled": True},
+            "model.nsys_profile.enabled and model.torch_profile.enabled use one interface: set one alone",
+        ),
+        (
             {"model__rpo__eta_init": 1.5},
             "model.rpo.eta_init must be between 0.0001 and 0.9999 (eta_clamp, eta_floor); got 1.5",
         ),

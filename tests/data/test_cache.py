@@ -21,6 +21,7 @@ from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.digests import sealed
 from nemo_rpo.errors import ConfigError, DataError
 
 from .conftest import TEXT, write_jsonl
@@ -410,6 +411,65 @@ def test_a_damaged_cache_is_named(spec, damage):
         PreferenceCache(cache.folder)
 
 
+def test_a_flipped_bit_in_any_file_is_named(spec):
+    wanted = spec(random_rows(10))
+    folder = opened(wanted).folder
+    files = sorted(folder.iterdir())
+    assert len(files) > 10
+    for path in files:
+        whole = path.read_bytes()
+        for place in {0, len(whole) // 3, len(whole) - 1} if whole else ():
+            for bit in (0, 3, 6):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+                with pytest.raises(DataError, match=r"token cache .* is damaged .*; delete that") as caught:
+                    opened(wanted)
+                assert path.name in str(caught.value) or path.name == "meta.json"
+        path.write_bytes(whole)
+    assert len(opened(wanted)) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("offsets", lambda a: a + 10**9),
+        ("offsets", lambda a: a - 10**6),
+        ("lengths", lambda a: -a),
+        ("lengths", lambda a: a[:0]),
+        ("lengths", lambda a: a[:, :2]),
+        ("vote_start", lambda a: a[::-1]),
+        ("vote_start", lambda a: a + 1),
+        ("annotator", lambda a: a + 100),
+        ("annotator", lambda a: a - 100),
+        ("sign", lambda a: a * 3),
+        ("source", lambda a: a + 7),
+        ("pair_id_start", lambda a: a * 2),
+        ("columns", lambda a: a[:, :3]),
+        ("gold", lambda a: a[:2]),
+    ],
+)
+def test_a_cache_whose_files_do_not_fit_together_is_named(spec, name, change):
+    cache = opened(spec(random_rows(10)))
+    path = cache.folder / f"{name}.npy"
+    np.save(path, np.ascontiguousarray(change(np.load(path))))
+    with pytest.raises(DataError, match=r"token cache .* is damaged .*; delete that folder"):
+        PreferenceCache(cache.folder)
+
+
+@pytest.mark.parametrize("meta", ["[]", "null", '{"tokens": "x"}', '{"tokens": -1}', "[" * 10**5, '{"tokens": 1e30}'])
+def test_a_cache_whose_description_is_of_another_type_is_named(spec, meta):
+    cache = opened(spec(random_rows(3)))
+    (cache.folder / "meta.json").write_text(meta)
+    with pytest.raises(DataError, match=r"token cache .* is damaged"):
+        PreferenceCache(cache.folder)
+    for name, value in (("report", []), ("files", 3), ("columns", None), ("max_votes", "x"), ("max_votes", 0)):
+        cache = opened(spec(random_rows(4 + len(name))))
+        good = json.loads((cache.folder / "meta.json").read_text())
+        (cache.folder / "meta.json").write_text(json.dumps(good | {name: value}))
+        with pytest.raises(DataError, match=r"token cache .* is damaged"):
+            PreferenceCache(cache.folder)
+        shutil.rmtree(cache.folder)
+
+
 def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
     """A worker's memory grows by the pages it looks at: far less than the 2 GB of tokens, or one object a pair."""
     folder = opened(spec(random_rows(50))).folder
@@ -426,7 +486,7 @@ def test_opening_two_hundred_thousand_pairs_reads_no_tokens(spec):
     np.save(folder / "pair_id_start.npy", np.minimum(np.arange(n + 1), 100))
     os.truncate(folder / "tokens.bin", 4 * tokens)  # sparse: it takes no disk either
     meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps(meta | {"tokens": tokens}))
+    (folder / "meta.json").write_text(sealed(meta | {"tokens": tokens}))
     script = """
 import resource, sys
 import numpy as np

@@ -64,43 +64,48 @@ def test_the_estimator_does_not_notice():
         step(plain, [0, 1, 2, 3], delta)
         step(em, [0, 1, 2, 3], delta)
     assert torch.equal(plain.eta, em.eta) and plain.step == em.step == 3
-    state = em.state_dict()
-    assert all(
-        torch.equal(torch.as_tensor(state[name]), torch.as_tensor(value)) for name, value in plain.state_dict().items()
-    )
+    state = em.shared_state()
+    assert all(torch.equal(state[name], value) for name, value in plain.shared_state().items())
+
+
+def copied(em: RecordedReliability) -> tuple[dict, dict]:
+    """What a checkpoint keeps: what every rank has, and what one rank has of all pairs."""
+    return em.shared_state(), {name: buffer.margins.clone() for name, buffer in em.blocks().items()}
+
+
+def restore(em: RecordedReliability, state: tuple[dict, dict]) -> None:
+    shared, pairs = state
+    em.load_shared_state(shared)
+    for name, buffer in em.blocks().items():
+        buffer.load(pairs[name])
 
 
 def test_state_goes_on_where_it_stopped_on_any_number_of_ranks():
     alone = recorded()
     step(alone, [3, 0, 5, 1], [0.5, -1.0, 2.0, 0.0])
-    state = alone.state_dict()
+    state = copied(alone)
     step(alone, [2, 4, 0, 3], [1.0, 2.0, 3.0, 4.0])
 
     ranks = Ranks(3)
 
-    def run(rank: int) -> dict:
+    def run(rank: int) -> tuple[torch.Tensor, list[int]]:
         em = recorded(rank=rank, world_size=3, collectives=ranks.collectives(rank))
-        em.load_state_dict(state)
+        restore(em, state)
+        assert all(len(buffer.margins) == 2 for buffer in em.blocks().values())  # of 6: bytes over the ranks
         step(em, [2, 4, 0, 3], [1.0, 2.0, 3.0, 4.0])  # every rank is given the whole batch's rows
-        return em.state_dict()
+        return em.seen(), em.trajectory.steps
 
-    for theirs in ranks.run(run):
-        torch.testing.assert_close(
-            theirs["record"]["pairs"], alone.state_dict()["record"]["pairs"], equal_nan=True, rtol=0, atol=0
-        )
-        assert theirs["record"]["trajectory"]["steps"] == alone.trajectory.steps == [1, 2]
+    for seen, steps in ranks.run(run):
+        torch.testing.assert_close(seen, alone.seen(), equal_nan=True, rtol=0, atol=0)
+        assert steps == alone.trajectory.steps == [1, 2]
 
 
-def test_a_state_of_other_data_is_no_record():
-    em, longer = recorded(), recorded(pairs=7)
+def test_a_state_without_a_record_is_none():
+    em, fresh = recorded(), recorded()
     step(em, [0, 1, 2, 3], [1.0, 1.0, 1.0, 1.0])
-    longer.load_state_dict(em.state_dict())
-    assert longer.seen().isnan().all() and torch.equal(longer.eta, em.eta) and longer.trajectory.steps == [1]
-    old = em.state_dict()
-    del old["record"]
-    fresh = recorded()
-    fresh.load_state_dict(old)
-    assert fresh.seen().isnan().all() and fresh.step == 1
+    fresh.load_shared_state(em.em.shared_state())
+    assert fresh.seen().isnan().all() and fresh.step == 1 and fresh.trajectory.steps == []
+    assert torch.equal(fresh.eta, em.eta)
 
 
 @pytest.mark.parametrize("total", [5, 128, 129, 1000, 100_000])
@@ -125,7 +130,7 @@ def test_a_sweep_takes_the_place_of_its_step():
 def test_who_joins_has_a_way_from_then_on():
     trajectory, longer = Trajectory(2), Trajectory(3)
     trajectory.pass_by(1, torch.tensor([0.3, 0.4]))
-    longer.load_state_dict(trajectory.state_dict(), torch.zeros(3))
+    longer.load(trajectory.state(), torch.zeros(3))
     torch.testing.assert_close(longer.eta[0], torch.tensor([0.3, 0.4, NAN]), equal_nan=True)
 
 

@@ -52,6 +52,59 @@ def step(run: Engine, finish: Callable[[Engine], None]) -> tuple[list[torch.Tens
     return [parameter.detach().clone() for parameter in bare(run).parameters()], gradient
 
 
+def tensors_of(x: Any) -> list[torch.Tensor]:
+    """Those of a ModelInput, in order."""
+    found: list[torch.Tensor] = []
+    x.map(lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def transfer(run: Engine) -> bool:
+    """Whether a micro-batch that travels in one piece arrives as it was, and tensors of every kind with it."""
+    from nemo_rpo.megatron.batch.transfer import Parcel
+    from nemo_rpo.megatron.step.forward import loss_columns, model_input, on_device
+
+    elsewhere = torch.device("cuda", 0)  # a name for the CPU in this process, which the tensors' own is not
+    kinds = [torch.tensor(7), torch.zeros(0, 3), torch.arange(6).view(2, 3).t(), torch.tensor([True, False, True])]
+    kinds += [torch.randn(5, dtype=torch.float64), torch.randn(3).bfloat16(), torch.arange(8)[2:5]]
+    parcel = Parcel(elsewhere)
+    for tensor in kinds:
+        parcel.add(tensor)
+    sent = parcel.send()
+    pairs = [(tensor, sent(tensor)) for tensor in kinds]
+    for micro_batch in run.splits["train"].dataset.global_batch(0):
+        x, columns = on_device(micro_batch, elsewhere)
+        pairs += zip(tensors_of(model_input(micro_batch)), tensors_of(x), strict=True)
+        pairs += [(column, columns.pop(key)) for key, column in loss_columns(micro_batch).items()]
+        assert not columns and len(tensors_of(x)) >= 8
+    return all(
+        (a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) and a.data_ptr() != b.data_ptr())
+        or not a.numel()
+        for a, b in pairs
+    )
+
+
+def swap(run: Engine) -> bool:
+    """Whether a swap puts the kept values in and the others back, as often as it is asked, also past an error."""
+    from nemo_rpo.megatron.weight_swap import WeightSwap
+
+    parameters = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(4))]
+    first = [parameter.detach().clone() for parameter in parameters]
+    kept = WeightSwap(parameters)
+    well = True
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.data.add_(1)
+        trained = [parameter.detach().clone() for parameter in parameters]
+        try:
+            with kept.kept_values():
+                well &= all(map(torch.equal, parameters, first))
+                raise KeyError
+        except KeyError:
+            well &= all(map(torch.equal, parameters, trained))
+    return well
+
+
 def main() -> None:
     """``argv``: the world's folder, an empty folder."""
     from nemo_rpo.megatron.compat.megatron_optimizer import step_if
@@ -59,7 +112,7 @@ def main() -> None:
     world, out = map(Path, sys.argv[1:])
     tight = "trainer.dpo.gradient_clip_val=0.01"  # clipped, so that clipping is compared too
     with engine([*places(world, out / "run"), tight]) as run:
-        found = forward(run)
+        found = forward(run) | {"transfer": transfer(run), "swap": swap(run)}
         before = [parameter.detach().clone() for parameter in bare(run).parameters()]
         refused, _ = step_if(run.model.optimizer, 0.01, lambda norm: False)
         found["refused moves nothing"] = not refused and all(map(torch.equal, bare(run).parameters(), before))

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from torchrun import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 CASES = ("multi-head", "grouped", "multi-query", "scaled", "one position", "wide heads")
 PACKS = ("sequences", "pairs with one prompt", "three responses", "sequences and pairs")

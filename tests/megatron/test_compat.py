@@ -129,6 +129,12 @@ def test_main_grad_holds_the_gradient_that_autograd_would_give(found: dict[str, 
     assert 0 < largest and difference < 1e-5 * largest
 
 
+@pytest.mark.distributed
+def test_what_goes_to_a_device_arrives(found: dict[str, Any]) -> None:
+    """Of micro-batches and of the reference's weights, on a CPU under another name."""
+    assert found["transfer"] and found["swap"]
+
+
 def test_fused_adamw_is_the_step_of_torchs_class() -> None:
     options = {"lr": 0.1, "weight_decay": 0.2, "eps": 1e-8, "amsgrad": False, "maximize": False}
     parameter = torch.nn.Parameter(torch.arange(1.0, 6.0))

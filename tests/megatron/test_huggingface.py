@@ -18,7 +18,7 @@ from torchrun import run_ranks
 
 from nemo_rpo.megatron.checkpoint.huggingface.config import read_hf_config
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 RANKS = Path(__file__).with_name("ranks_huggingface.py")
 TP, PP, VP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"

@@ -154,3 +154,38 @@ def test_the_source_config_is_kept_whole_but_for_the_dtype() -> None:
     assert exported_config(SMALL, source, torch.bfloat16) == source | {"dtype": "bfloat16"}
     with pytest.raises(ConfigError, match=r"num_layers=3, the model num_layers=2"):
         exported_config(SMALL, source | {"num_hidden_layers": 3}, torch.float32)
+
+
+WRONG = ("x", [], {}, -1, 0, 1e300, True, 10**400, [[]])
+
+
+@pytest.mark.parametrize("name", [*config(), "sliding_window", "initializer_range", "rope_theta"])
+@pytest.mark.parametrize("value", WRONG, ids=[f"{type(value).__name__}-{i}" for i, value in enumerate(WRONG)])
+def test_values_of_another_type_or_sign_are_named(name: str, value: Any) -> None:
+    with pytest.raises((CheckpointError, ConfigError), match=rf"^config\.json: {name} "):
+        architecture_from_config(config(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": []}, "rope_scaling must be an object"),
+        ({"rope_scaling": "llama3"}, "rope_scaling must be an object"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters: rope_theta must be a positive number"),
+        ({"rope_scaling": {"rope_type": "llama3"} | LLAMA3 | {"factor": -1}}, "factor must be a positive number"),
+        ({"rope_scaling": {"rope_type": ["llama3"]}}, "rotary scaling"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
+        ({"attention_bias": 3}, "attention_bias must be true or false"),
+        ({"num_key_value_heads": 4}, "4 query groups do not divide 6 attention heads"),
+    ],
+)
+def test_settings_that_no_release_writes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        architecture_from_config(config(**changes))
+
+
+@pytest.mark.parametrize("names", [(), ("dtype",), ("torch_dtype",), ("dtype", "torch_dtype")])
+def test_an_exported_config_says_one_dtype(names: tuple[str, ...]) -> None:
+    exported = exported_config(SMALL, config(**dict.fromkeys(names, "float16")), torch.bfloat16)
+    found = {name: exported[name] for name in ("dtype", "torch_dtype") if name in exported}
+    assert found == dict.fromkeys(names or ("torch_dtype",), "bfloat16")

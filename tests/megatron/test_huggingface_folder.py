@@ -206,3 +206,30 @@ def test_the_writer_refuses_before_it_writes(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             HuggingFaceFolderWriter(folder, {"a": (1,)}, torch.float32, "5GB", tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+@pytest.mark.parametrize("weight_map", [3, [], "x", {"a": 1}, {"a": None}, {"a": "../other/x.safetensors"}, {"a": ""}])
+def test_an_index_of_another_type_is_named(weight_map: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"index\.json is not an index of safetensors files"):
+        SafetensorsFolder(tmp_path)
+
+
+def test_the_models_generation_config_is_kept_wherever_the_tokenizer_is(tmp_path: Path) -> None:
+    for folder, said in (("model", "1"), ("tokenizer", "2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "generation_config.json").write_text(said)
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    for own, expected in (("model", "1"), ("absent", "2")):
+        writer = HuggingFaceFolderWriter(
+            tmp_path / f"out-{own}",
+            {"a": (2,)},
+            torch.float32,
+            "1GB",
+            tmp_path / "tokenizer",
+            tmp_path / own / "generation_config.json",
+        )
+        writer.add("a", torch.zeros(2))
+        writer.finish({})
+        assert (tmp_path / f"out-{own}" / "generation_config.json").read_text() == expected
+        assert (tmp_path / f"out-{own}" / "tokenizer.json").exists()

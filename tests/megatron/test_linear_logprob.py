@@ -17,6 +17,8 @@ from torchrun import run_ranks
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.logprobs.chunked import linear_logprobs
 
+pytestmark = pytest.mark.every_release
+
 CASES = (
     "padded vocabulary",
     "no padding",

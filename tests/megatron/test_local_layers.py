@@ -18,6 +18,8 @@ from nemo_rpo.megatron.cpu.norm import RMSNorm
 from nemo_rpo.megatron.cpu.rotary import Turn, rotate
 from nemo_rpo.megatron.cpu.swiglu import _ROWS, _SwiGLU
 
+pytestmark = pytest.mark.every_release
+
 S, B, HEADS, HEAD, EPS = 7, 2, 3, 8, 1e-5
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip
 import tiny_world
 from torchrun import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 
 def test_models_and_their_groups_go(tmp_path: Path) -> None:

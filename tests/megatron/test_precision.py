@@ -21,6 +21,8 @@ from nemo_rpo.config.schema import ModelConfig, RPOConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.network.precision import Machine, check_machine, check_sizes
 
+pytestmark = pytest.mark.every_release
+
 RECIPES = frozenset({"Float8CurrentScaling", "Float8BlockScaling"})
 HOPPER = Machine((9, 0), "2.11.0", RECIPES)
 

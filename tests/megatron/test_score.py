@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,8 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 import pyarrow.parquet
 from engine import CONFIG, places
-from paths import ROOT
 from test_trajectory import TOLERANCE, largest_differences
-from torchrun import run_ranks
+from torchrun import run_process, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -23,9 +20,7 @@ HERE = Path(__file__).parent
 
 
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "nemo_rpo.cli", name, "--config-name", str(CONFIG), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+    return run_process(["-m", "nemo_rpo.cli", name, "--config-name", str(CONFIG), *arguments], timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torchrun import run_ranks
 
 from nemo_rpo.training.logs.metrics import read_metrics
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 
 @pytest.fixture(scope="module")

@@ -34,10 +34,8 @@ def unbroken(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def train(world: World, out: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        world.command(out, *overrides), env=environment() | variables, capture_output=True, text=True, timeout=240
-    )
+def train(world: World, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return world.train(out, *overrides, check=False)
 
 
 def scalars(run: Path, tag: str) -> dict[int, float]:
@@ -48,7 +46,7 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
 
 
 def test_the_trajectory_is_that_of_a_run_without_it(world: World, unbroken: Path, tmp_path: Path) -> None:
-    own = train(world, tmp_path / "own", **{SWITCH: "own"})
+    own = world.train(tmp_path / "own", check=False, env={SWITCH: "own"}, forked=False)
     assert own.returncode == 0, own.stderr[-4000:]
     found, expected = (
         [row for row in read_metrics(run, timing=False) if row["split"] == "train"]

@@ -20,9 +20,9 @@ def game(a, b, winner, **more):
 
 
 def test_every_way_of_naming_a_winner(tmp_path):
-    winners = ["a", "model_a", "x", "b", "model_b", "y", "tie", "draw", "Tie (bothbad)"]
+    winners = ["a", "model_a", "x", "b", "model_b", "y", "tie", "draw", "Tie (bothbad)", "both_bad"]
     found = read_comparisons(write(tmp_path / "games.jsonl", [game("x", "y", winner) for winner in winners]))
-    assert found.outcome.tolist() == [1, 1, 1, -1, -1, -1, 0, 0, 0]
+    assert found.outcome.tolist() == [1, 1, 1, -1, -1, -1, 0, 0, 0, 0]
     assert found.players == ["x", "y"] and found.annotators == ["all"]
 
 
@@ -44,6 +44,16 @@ def test_csv_with_its_own_names(tmp_path):
     assert found.outcome.tolist() == [1, 0] and found.annotators == ["all"]
     with pytest.raises(DataError, match=r"games\.csv:3: field 'judge' is missing"):
         read_comparisons(path, ComparisonFormat("left", "right", "won", "judge"))
+
+
+def test_players_whose_names_are_numbers(tmp_path):
+    path = write(tmp_path / "games.jsonl", [game(1, 2, 1), game(2, 1, 1), game(1.0, 2, "2.0"), game(1, 2, "tie")])
+    found = read_comparisons(path)
+    assert found.players == ["1", "2"] and found.outcome.tolist() == [1, -1, -1, 0]
+    table = tmp_path / "games.csv"
+    table.write_text("model_a,model_b,winner\n1,2,1.0\n1.0,2,2\n")
+    found = read_comparisons(table)
+    assert found.players == ["1", "2"] and found.outcome.tolist() == [1, -1]
 
 
 @pytest.mark.parametrize(

@@ -94,3 +94,22 @@ def test_elo_by_its_formula():
     assert found[:3] == pytest.approx(rating[:3]) and np.isnan(found[3])
     beside = leaderboard(games.of_wins(games.WINS), RankSettings(bootstrap=0), ["elo"]).players
     assert beside[0].elo > 1000 and beside[0].trueskill is None
+
+
+def test_players_that_never_met_are_named_part_by_part(caplog):
+    apart = games.games_of([0, 0, 2, 4], [1, 1, 3, 1], [1, -1, 1, 1], players=5)
+    board = leaderboard(apart, RankSettings(bootstrap=0))
+    names = apart.players
+    assert board.parts == [[names[0], names[1], names[4]], [names[2], names[3]]]
+    assert "the players are 2 parts of which no two ever met" in caplog.text
+    caplog.clear()
+    together = games.games_of([0, 2, 4, 1], [1, 3, 1, 2], [1, 1, 1, 0], players=5)
+    assert len(leaderboard(together, RankSettings(bootstrap=0)).parts) == 1 and not caplog.text
+    dropped = leaderboard(together, RankSettings(bootstrap=0, ties="drop"))
+    assert [len(part) for part in dropped.parts] == [3, 2], "a tie that is dropped brings nobody together"
+
+
+def test_parts_of_a_long_chain():
+    chain = np.random.default_rng(0).permutation(500)
+    comparisons = games.games_of(chain[:-1], chain[1:], np.ones(499), players=500)
+    assert len(leaderboard(comparisons, RankSettings(bootstrap=0)).parts) == 1

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ pytest.importorskip("pyarrow", reason="the report needs pyarrow: pip install 'ne
 
 from nemo_rpo.cli import main
 from nemo_rpo.report.build import ReportSettings, build_report
+from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Document, Figure, Note, Quote, Section, Table, Text
-from nemo_rpo.report.run import Run, read_run
+from nemo_rpo.report.rendering.html import as_html
+from nemo_rpo.report.rendering.markdown import as_markdown
+from nemo_rpo.report.run import Annotators, Run, read_run
 from nemo_rpo.training.outputs import record
 
 from .runs import STEPS, Crowd, make_run
@@ -315,3 +319,18 @@ def test_distrust_that_goes_with_length_is_a_warning(run: Run, document: Documen
     [note] = blocks(found, "Warnings", Note)
     assert note.title == "Distrust goes with length" and "0% of the time, believed ones 100%" in note.text
     assert "1 warning below" in section(found, "In short").blocks[0].text
+
+
+def test_ids_of_any_characters_make_valid_figures_and_pages() -> None:
+    ids = ["a\x1b[31m", "\x00", "$x_1$ and $", "<b>&", "w\x0b\ufffe", "\u0085"]
+    flat = np.full(len(ids), 0.7)
+    annotators = Annotators(
+        ids, np.full(len(ids), 20), flat, flat / 10, 0.9, np.arange(3), np.tile(flat[:, None], 3).astype(np.float32)
+    )
+    for svg in (plots.annotator_intervals(annotators), plots.trajectories(annotators)):
+        drawn = ElementTree.fromstring(svg)
+        assert "$x_1$ and $" in "".join(drawn.itertext())
+    table = Table(["annotator"], [[name] for name in ids])
+    page = Document("t", [], [Section("s", [table])])
+    for text in (as_html(page), as_markdown(page, "figures")):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text) and "x1b" in text

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
-from paths import ROOT
+from paths import environment as own_environment
+from rank_pool import ForkedRanks, descendants
+from torchrun import run_process, start_process
 
 from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
 
@@ -68,26 +71,29 @@ class World:
         check: bool = True,
         stop_at: str = "",
         before: Callable[[], None] | None = None,
+        env: Mapping[str, str] | None = None,
+        forked: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs to the end, or to ``stop_at`` (see ``saboteur/``); ``before`` is called in the new process."""
-        result = subprocess.run(
-            self.command(out, *overrides, ranks=ranks),
-            env=environment(stop_at),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            preexec_fn=before,
-            start_new_session=True,
-        )
+        """Runs to the end, or to ``stop_at`` (see ``saboteur/``); ``before`` is called in the new process.
+
+        ``forked``: the run is a fork of the pool's (:mod:`rank_pool`), as are several ranks that are to reach the end;
+        those that may fail are real, and started by a fork. Real from the launcher on are ranks that are stopped, and
+        a run with a ``before``.
+        """
+        variables = environment(stop_at) | dict(env or {})
+        command = self.command(out, *overrides, ranks=ranks)[1:]
+        real = not forked or before is not None or (ranks > 1 and bool(stop_at))
+        if ranks > 1 and check and not real:
+            result = run_process(command, variables, ranks=ranks)
+        else:
+            result = run_process(command, variables, forked=not real, before=before)
         assert result.returncode == 0 or not check, result.stderr[-4000:]
         return result
 
-    def start(self, out: Path, *overrides: str, ranks: int = 1) -> Run:
+    def start(self, out: Path, *overrides: str, ranks: int = 1, stop_at: str = "") -> Run:
         log = out.with_name(f"{out.name}.log").open("a+")
-        command = self.command(out, *overrides, ranks=ranks)
-        process = subprocess.Popen(
-            command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        command = self.command(out, *overrides, ranks=ranks)[1:]
+        process = start_process(command, environment(stop_at), ranks=ranks if ranks > 1 else None, output=log)
         return Run(process, out, Path(log.name))
 
 
@@ -95,7 +101,7 @@ class World:
 class Run:
     """A run under way."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | ForkedRanks
     out: Path
     log: Path
 
@@ -111,24 +117,19 @@ class Run:
 
     def kill(self) -> None:
         """SIGKILL to the launcher and to every rank, as a power cut is."""
-        try:
-            tree = [*psutil.Process(self.process.pid).children(recursive=True)]
-        except psutil.NoSuchProcess:
-            tree = []
+        tree = descendants(self.process)
         self.process.kill()
-        for child in tree:
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                pass
+        for one in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         self.process.wait()
         psutil.wait_procs(tree, timeout=30)
 
 
 def environment(stop_at: str = "") -> dict[str, str]:
-    paths = [str(Path(__file__).parent / "saboteur"), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    path = os.pathsep.join(filter(None, paths))
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "STOP_AT": stop_at}
+    """Of a run's process: with the saboteur, who does nothing unless told when to."""
+    paths = os.pathsep.join([str(Path(__file__).parent / "saboteur"), own_environment()["PYTHONPATH"]])
+    return own_environment({"PYTHONPATH": paths, "STOP_AT": stop_at})
 
 
 def steps_done(out: Path) -> int:

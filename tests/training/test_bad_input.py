@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import shutil
-import socket
-import subprocess
-import sys
+import unittest.mock
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+from torchrun import run_apart
 
-from .runs import STEPS, World, environment, step
+from nemo_rpo.digests import damage, digests_of
+from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.checkpoint.run_file import read_run, write_run
+
+from .runs import STEPS, World, step
 
 pytestmark = pytest.mark.distributed
 
 HEADS, GROUPS, LAYERS = 4, 2, 2  # of the world's model
 
 
-def refused(world: World, out: Path, *overrides: str, ranks: int = 1) -> str:
-    """The one line that a run says and nothing else, before it has anything to show."""
-    result = world.train(out, *overrides, ranks=ranks, check=False)
+def refused(world: World, out: Path, *overrides: str, ranks: int = 1, forked: bool = True) -> str:
+    """The one line that a run says and nothing else, before it has anything to show.
+
+    ``forked``: without the imports, which might say something; one run of each kind is whole.
+    """
+    result = world.train(out, *overrides, ranks=ranks, check=False, forked=forked)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
@@ -32,32 +42,10 @@ def refused(world: World, out: Path, *overrides: str, ranks: int = 1) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def each_rank(
-    world: World, out: Path, *overrides: str, ranks: int = 2, before: Callable[[], None] | None = None
-) -> list[tuple[int, str]]:
+def each_rank(world: World, out: Path, *overrides: str, ranks: int = 2) -> list[tuple[int, str]]:
     """Status and words of every rank, each started by itself: no torchrun is there to end the others."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "nemo_rpo.cli", "train", "--config-name", f"{world.folder}/run.yaml", "--"]
-    command += [f"exp_manager.explicit_log_dir={out}", *overrides]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment() | {name: str(value) for name, value in (place | {"RANK": r, "LOCAL_RANK": r}).items()},
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=before,
-        )
-        for r in range(ranks)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, stderr) for process, stderr in zip(processes, said, strict=True)]
+    command = ["-m", "nemo_rpo.cli", "train", "--config-name", f"{world.folder}/run.yaml", "--"]
+    return run_apart([*command, f"exp_manager.explicit_log_dir={out}", *overrides], ranks)
 
 
 def assert_all_refuse(outcomes: list[tuple[int, str]], message: str) -> None:
@@ -114,7 +102,7 @@ def test_settings(world: World, tmp_path: Path, overrides: list[str], ranks: int
 
 
 def test_missing_file(world: World, tmp_path: Path) -> None:
-    said = refused(world, tmp_path / "run", f"model.data.data_prefix.train={tmp_path}/none.jsonl")
+    said = refused(world, tmp_path / "run", f"model.data.data_prefix.train={tmp_path}/none.jsonl", forked=False)
     assert said == f"data file {tmp_path}/none.jsonl does not exist; check model.data.data_prefix"
 
 
@@ -210,7 +198,8 @@ def test_weights_that_are_not_there(world: World, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model" / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    said = refused(world, tmp_path / "run", f"pretrained_checkpoint.restore_from_path={tmp_path}/model")
+    start = f"pretrained_checkpoint.restore_from_path={tmp_path}/model"
+    said = refused(world, tmp_path / "run", start, forked=False)
     assert said == (
         f"{tmp_path}/model has no tensor model.layers.1.mlp.up_proj.weight, which its config.json calls for"
     )
@@ -269,6 +258,7 @@ def not_resumed(world: World, out: Path, *overrides: str) -> str:
     return result.stderr.splitlines()[-1].removeprefix("error: ")
 
 
+NO_DIGESTS = "exp_manager.checkpoint_digests=false"
 ANOTHER = "or give exp_manager.explicit_log_dir another folder for a new run"
 
 
@@ -314,7 +304,7 @@ def test_nothing_to_resume(world: World, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("file", ["run.json", "annotators.jsonl", ".metadata", "common.pt"])
+@pytest.mark.parametrize("file", ["run.json", "annotators.jsonl", ".metadata", "__0_0.distcp"])
 def test_checkpoint_with_a_file_gone(world: World, stopped: Path, file: str) -> None:
     """An error, not a silent start from an older checkpoint or from nothing."""
     checkpoint = latest(stopped)
@@ -324,24 +314,115 @@ def test_checkpoint_with_a_file_gone(world: World, stopped: Path, file: str) -> 
 
 
 def test_checkpoint_of_another_megatron_core(world: World, stopped: Path) -> None:
-    """0.19 keeps in another file what 0.16 looks for in common.pt."""
+    """Another release may keep in other files what this one looks for."""
     installed = version("megatron-core")
 
     checkpoint = latest(stopped)
-    (checkpoint / "common.pt").unlink()
-    run = json.loads((checkpoint / "run.json").read_text())
+    os.truncate(checkpoint / "__0_0.distcp", 100)
+    run = read_run(checkpoint)
     assert run["megatron_core"] == installed
-    (checkpoint / "run.json").write_text(json.dumps(run | {"megatron_core": "0.99.0"}))
-    said = not_resumed(world, stopped)
+    write_run(checkpoint, run | {"megatron_core": "0.99.0"}, run["files"])
+    said = not_resumed(world, stopped, NO_DIGESTS)
     assert said.startswith(f"the checkpoint {checkpoint} cannot be read (")
     assert said.endswith(f"It was written with Megatron-Core 0.99.0, this is {installed}.")
 
 
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_named(stopped: Path) -> None:
+    checkpoint = latest(stopped)
+    run = read_run(checkpoint)
+    files = sorted(path.name for path in checkpoint.iterdir())
+    assert sorted([*run["files"], "run.json"]) == files and len(files) >= 6
+    for name in files:
+        path, size = checkpoint / name, (checkpoint / name).stat().st_size
+        for place in {0, size // 7, size // 2, size - 1}:
+            for bit in (0, 5):
+                flip(path, place, bit)
+                if name == "run.json":
+                    with pytest.raises(CheckpointError, match=r"run\.json is damaged \("):
+                        read_run(checkpoint)
+                else:
+                    assert f"{path} is not as it was written" in damage(checkpoint, run["files"])
+                flip(path, place, bit)
+    assert read_run(checkpoint) == run and damage(checkpoint, run["files"]) is None
+    text = (checkpoint / "run.json").read_text().replace('"consumed_samples"', '"consumed"')
+    (checkpoint / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match="as it was written"):
+        read_run(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_a_flipped_bit_is_refused_on_every_rank(world: World, stopped: Path, name: str) -> None:
+    file = latest(stopped) / name
+    flip(file, file.stat().st_size // 2)
+    before = content(stopped)
+    said = (
+        f"{file} is not as it was written (its SHA-256 is another): restore it, or move {latest(stopped)} away to go "
+        "on from the checkpoint before it"
+    )
+    assert_all_refuse(each_rank(world, stopped), said)
+    assert content(stopped) == before
+
+
+def test_a_checkpoint_of_an_older_version(world: World, stopped: Path) -> None:
+    """A line that says what to do; without format and digest it is one."""
+    checkpoint = latest(stopped)
+    run = read_run(checkpoint)
+    for key in ("format", "files", "digest"):
+        del run[key]
+    (checkpoint / "run.json").write_text(json.dumps(run))
+    said = not_resumed(world, stopped)
+    assert said.startswith(f"{checkpoint} is a checkpoint of format 1, from an older version of this package")
+
+
+class Attack:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.proof,)
+
+
+def test_no_checkpoint_runs_code(world: World, stopped: Path, tmp_path: Path) -> None:
+    """Neither its index, nor, in the tensors, what the index might call an object, with digests to match."""
+    checkpoint, proof = latest(stopped), tmp_path / "proof"
+    index = pickle.loads((checkpoint / ".metadata").read_bytes())
+
+    def seal(files: dict[str, bytes]) -> None:
+        for name, data in files.items():
+            (checkpoint / name).write_bytes(data)
+        run = read_run(checkpoint)
+        write_run(checkpoint, run, run["files"] | digests_of(checkpoint, files))
+
+    seal({".metadata": pickle.dumps([index, Attack(proof)])})
+    assert f"{checkpoint}/.metadata cannot be read (it names " in not_resumed(world, stopped)
+    key = next(key for key in index.state_dict_metadata if key.startswith("em."))
+    index.state_dict_metadata[key] = BytesStorageMetadata()
+    place = index.storage_data.pop(next(at for at in index.storage_data if at.fqn == key))
+    data = io.BytesIO()
+    torch.save(Attack(proof), data)
+    place.relative_path, place.offset, place.length = "attack.distcp", 0, len(data.getvalue())
+    index.storage_data[MetadataIndex(key)] = place
+    seal({".metadata": pickle.dumps(index), "attack.distcp": data.getvalue()})
+    said = not_resumed(world, stopped)
+    assert "Traceback" not in said and not proof.exists()
+    pickle.loads(pickle.dumps(Attack(proof)))
+    assert proof.exists()  # else it would show nothing
+
+
 def test_checkpoint_cut_short_on_every_rank(world: World, stopped: Path) -> None:
+    """Also where nobody digests it."""
     file = latest(stopped) / "__0_0.distcp"
     os.truncate(file, file.stat().st_size // 2)
     before = content(stopped)
-    outcomes = each_rank(world, stopped)
+    outcomes = each_rank(world, stopped, NO_DIGESTS)
     said = outcomes[0][1].splitlines()[-1].removeprefix("error: ")
     assert said.startswith(f"the checkpoint {latest(stopped)} cannot be read (")
     assert_all_refuse(outcomes, said)
@@ -353,4 +434,21 @@ def test_damaged_checkpoint_to_start_from(world: World, stopped: Path, tmp_path:
     os.truncate(file, file.stat().st_size // 2)
     overrides = [f"pretrained_checkpoint.restore_from_path={start}", f"model.tokenizer.type={world.folder}/model"]
     said = refused(world, tmp_path / "new", *overrides)
-    assert said.startswith(f"the checkpoint {start} cannot be read (")
+    assert said.startswith(f"{file} is not as it was written (its SHA-256 is another)")
+
+
+def test_an_export_that_cannot_be_removed_is_not_reported(world: World, unbroken: Path, tmp_path: Path) -> None:
+    """Of a link to another disk the link goes; what stays is an error."""
+    from nemo_rpo.training.outputs import exports
+
+    out, disk = tmp_path / "run", tmp_path / "disk"
+    shutil.copytree(unbroken, out)
+    (out / "hf").rename(disk)
+    (out / "hf").symlink_to(disk)
+    before = content(disk)
+    exports.drop(out)
+    assert not (out / "hf").is_symlink() and content(disk) == before
+    (out / "hf").mkdir()
+    with unittest.mock.patch.object(shutil, "rmtree", side_effect=PermissionError(13, "Permission denied")):
+        with pytest.raises(CheckpointError, match="cannot be removed"):
+            exports.drop(out)

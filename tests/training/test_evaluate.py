@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from torchrun import run_process
 
-from .runs import STEPS, World, environment, step
+from .runs import STEPS, World, step
 
 pytestmark = pytest.mark.distributed
 
 CPU = ("trainer.accelerator=cpu", "trainer.precision=32", "model.encoder_seq_length=16")
 
 
-def evaluate(*arguments: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nemo_rpo.cli", "evaluate", *map(str, arguments)]
-    command += ["--nproc-per-node", str(ranks)] if ranks > 1 else []
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+def evaluate(
+    *arguments: object, ranks: int = 1, check: bool = True, launched: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """``launched``: the ranks are started by the command's own launcher."""
+    command = ["-m", "nemo_rpo.cli", "evaluate", *map(str, arguments)]
+    if ranks > 1 and launched:
+        result = run_process([*command, "--nproc-per-node", str(ranks)], forked=False)
+    else:
+        result = run_process(command, ranks=ranks if ranks > 1 else None)
     assert result.returncode == 0 or not check, result.stderr[-4000:]
     return result
 
 
 def judged(*arguments: object, ranks: int = 1) -> dict:
-    return json.loads(evaluate(*arguments, "--json", "--bootstrap", 200, ranks=ranks).stdout)
+    return json.loads(evaluate(*arguments, "--json", "--bootstrap", 200, ranks=ranks, launched=True).stdout)
 
 
 def test_margins_are_those_of_training(world: World, unbroken: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from torchrun import ROOT, run_ranks
+from paths import ROOT
+from torchrun import run_ranks
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.launch import run_on_ranks
@@ -57,7 +58,7 @@ def test_all_ranks_fail_alike_and_one_speaks(tmp_path: Path) -> None:
     meet()
     raise ConfigError("model.x is wrong:\\n  change it")
     """
-    result = run_ranks(script(tmp_path, body), 3, check=False, timeout=60)
+    result = run_ranks(script(tmp_path, body), 3, check=False, timeout=60, forked=False)
     assert result.returncode != 0
     assert spoken(result.stderr)[0] == "error: model.x is wrong: change it"
     assert result.stderr.count("model.x is wrong") == 1
@@ -71,7 +72,7 @@ def test_one_rank_fails_and_all_end(tmp_path: Path) -> None:
     dist.all_reduce(torch.ones(1))
     """
     started = time.monotonic()
-    result = run_ranks(script(tmp_path, body), 3, check=False, timeout=60)
+    result = run_ranks(script(tmp_path, body), 3, check=False, timeout=60, forked=False)
     assert result.returncode != 0 and time.monotonic() - started < 30
     assert spoken(result.stderr)[0] == "error on rank 2: row 7 is empty"
     assert "gloo" not in "\n".join(spoken(result.stderr))  # the echo on the other ranks stays unsaid
@@ -85,14 +86,14 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
         raise KeyError("surprise")
     dist.all_reduce(torch.ones(1))
     """
-    result = run_ranks(script(tmp_path, body), 2, check=False, timeout=60)
+    result = run_ranks(script(tmp_path, body), 2, check=False, timeout=60, forked=False)
     assert result.returncode != 0
     assert "unexpected error on rank 1: Traceback (most recent call last):" in result.stderr
     assert result.stderr.count("KeyError: 'surprise'") == 1 and "exitcode  : 1 " in result.stderr
 
 
 def test_success_closes_the_process_group(tmp_path: Path) -> None:
-    result = run_ranks(script(tmp_path, "meet()\nprint('done')"), 2, timeout=60)
+    result = run_ranks(script(tmp_path, "meet()\nprint('done')"), 2, timeout=60, forked=False)
     assert result.stdout.count("done") == 2
     assert "destroy_process_group" not in result.stderr
 

@@ -95,7 +95,8 @@ def test_plain_lines_at_their_interval_and_at_the_end(tmp_path: Path, capsys) ->
 def test_a_terminal_gets_a_bar_that_starts_where_the_run_resumes() -> None:
     stream = Terminal()
     progress = Progress(total=10, start=4, stream=stream)
-    progress.step(5, {"loss": 0.25}, seconds=0.5, pairs=4, tokens=100)
+    progress.rates.add(seconds=0.5, pairs=4, tokens=100)
+    progress.step(5, {"loss": 0.25})
     progress.line("a note")
     progress.close()
     shown = stream.getvalue()
@@ -106,8 +107,25 @@ def test_a_terminal_gets_a_bar_that_starts_where_the_run_resumes() -> None:
 def test_rates_forget_the_slow_first_step() -> None:
     progress = Progress(total=100, stream=io.StringIO())
     for step, seconds in enumerate([30.0] + [0.1] * 60):
-        progress.step(step, {}, seconds=seconds, pairs=1, tokens=1)
+        progress.rates.add(seconds=seconds, pairs=1, tokens=1)
+        progress.step(step, {})
     assert progress.rates.pairs_per_s == pytest.approx(10.0)
+
+
+def test_what_the_machine_does_is_said_and_written(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A GPU that makes half of its peak; and what two equal runs have in common knows nothing of the machine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    cfg = RunConfig()
+    cfg.trainer.log_every_n_steps = 1
+    with RunLog(cfg, tmp_path, 2) as log:
+        for step in (1, 2):
+            work = {"flops": 989e12 / 4, "memory": 61.25 * 2**30}
+            log.train(step, figures(step), seconds=0.5, pairs=8, tokens=1000, **work)
+    row = read_metrics(tmp_path)[-1]
+    assert (row["time/tflops_per_device"], row["time/mfu"], row["memory/peak_gib"]) == (494.5, 0.5, 61.25)
+    assert "2.0k tokens/s  MFU 50.0%  61.2 GiB  ETA" in capsys.readouterr().err.splitlines()[0]
+    assert set(read_metrics(tmp_path, timing=False)[-1]) == {"step", "split", *figures(2)}
 
 
 def test_start_up_names_the_layout_and_the_batch(capsys) -> None:

@@ -24,13 +24,16 @@ DPO_METRICS = {
     "rewards_chosen_mean", "rewards_rejected_mean", "rewards_all_mean", "rewards_all_std",
 }  # fmt: skip
 STEP_METRICS = {"grad_norm", "lr", "epoch", "consumed_samples", "time/step_s", "time/pairs_per_s", "time/tokens_per_s"}
+STEP_METRICS |= {"time/tflops_per_device", "memory/peak_gib"}
 EM_METRICS = {"em/eta_mean", "em/eta_min", "em/posterior_mean", "em/frac_flipped", "em/abs_delta_mean"}
 
 
 @pytest.fixture(scope="module")
 def re_dpo(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tmp_path_factory.mktemp("outputs") / "re_dpo"
-    return out, world.train(out, "exp_manager.create_tensorboard_logger=true")
+    profile = ["enabled=true", "start_step=3", "end_step=4", "gen_shape=true"]
+    settings = ["trainer.deterministic=true", *(f"model.torch_profile.{setting}" for setting in profile)]
+    return out, world.train(out, "exp_manager.create_tensorboard_logger=true", *settings, forked=False)
 
 
 def files_named(stderr: str) -> list[Path]:
@@ -46,8 +49,17 @@ def test_every_file_of_the_report_is_there(re_dpo: tuple[Path, subprocess.Comple
     written |= {"annotators.parquet", "posteriors.parquet", "validation.parquet"}
     assert relative == written
     assert all(path.exists() for path in named)
-    assert {path.name for path in out.iterdir()} == {name.split("/")[0] for name in written} | {".lock"}
+    assert {path.name for path in out.iterdir()} == {name.split("/")[0] for name in written} | {".lock", "profile"}
     assert result.stdout == ""  # all of it is for a person; a pipe stays clean
+
+
+def test_the_trace_holds_the_profiled_steps(re_dpo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Two optimizer steps of six, with the shapes of their operands."""
+    (file,) = (re_dpo[0] / "profile").iterdir()
+    events = json.loads(file.read_text())["traceEvents"]
+    steps = [event for event in events if event.get("name") == "aten::_fused_adamw_"]
+    assert file.name == "rank0.json" and len(steps) == 2
+    assert any("Input Dims" in event.get("args", {}) for event in events)
 
 
 def test_metric_names(re_dpo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -49,6 +49,11 @@ VOTES: list[tuple[Line, set[str]]] = [
     (pair("lost", a="caf\ufffd"), {"replacement_character"}),
     (pair("bell", b="no\x07"), {"control_character"}),
     (pair("moji", a="It\u00e2\u20ac\u2122s the caf\u00c3\u00a9"), {"mojibake"}),
+    (
+        pair("again", prompt="Yes or no, what do you say: ", a="Yes or no, what do you say: yes")
+        | {"response_b": "Yes or no, what do you say: no"},
+        {"prompt_repeated"},
+    ),
     (pair("dialogue", a=f" Yes.{A_TURN} Sure."), {"later_prompts_differ"}),
     (pair("twice", votes="w1:a w2:b w1:a"), {"duplicate_vote"}),
     (pair("torn", votes="w1:a w2:b w2:a"), {"contradiction"}),
@@ -79,7 +84,14 @@ TOKENS: list[tuple[Line, set[str]]] = [
         pair("same", prompt="a b c d e\n", a="a b c d e", b="a b c e f"),
         {"truncated_prompt", "identical_after_truncation"},
     ),
-    (pair("chat", prompt="a\n") | {"response_a": [{"role": "assistant", "content": "a"}]}, {"not_renderable"}),
+    (pair("chat", prompt="a\n") | {"response_a": [{"role": "assistant", "content": "a"}]}, {"no_chat_template"}),
+    (pair("more", prompt="a\n") | {"response_a": [{"role": "assistant", "content": "b"}]}, set()),
+    (pair("void", prompt="", a="a b", b="b a"), {"empty_prompt", "no_prompt_token"}),
+]
+# With a chat template that takes no tools.
+CHAT: list[tuple[Line, set[str]]] = [
+    (pair("tool", prompt="a\n") | {"prompt": [{"role": "tool", "content": "a"}]}, {"not_renderable"}),
+    (pair("good", prompt="a\n", a="a", b="b") | {"prompt": [{"role": "user", "content": "a"}]}, set()),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 import sys
 
 import pytest
@@ -35,8 +36,18 @@ def words(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["VOTES", "LABELS", "TOKENS", "LANGUAGES"])
-def test_each_defect_is_found_in_its_row(name, words, tmp_path):
+@pytest.fixture(scope="module")
+def chat(words, tmp_path_factory) -> str:
+    """The same with a chat template that takes no tools."""
+    folder = tmp_path_factory.mktemp("chat")
+    shutil.copytree(words, folder, dirs_exist_ok=True)
+    each = "{{ raise_exception('no tools') if m.role == 'tool' }}{{ m.content }} "
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}" + each + "{% endfor %}")
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["VOTES", "LABELS", "TOKENS", "CHAT", "LANGUAGES"])
+def test_each_defect_is_found_in_its_row(name, words, chat, tmp_path):
     if name == "VOTES":
         pytest.importorskip("ftfy", reason="mojibake is looked for with ftfy: pip install 'nemo-rpo[data]'")
     lines = getattr(planted, name)
@@ -45,8 +56,8 @@ def test_each_defect_is_found_in_its_row(name, words, tmp_path):
     if name == "LANGUAGES":
         pytest.importorskip("py3langid", reason="languages are told by py3langid: pip install 'nemo-rpo[data]'")
         settings.languages = True
-    if name == "TOKENS":
-        settings.tokenizer, settings.seq_length = words, 8
+    if name in ("TOKENS", "CHAT"):
+        settings.tokenizer, settings.seq_length = chat if name == "CHAT" else words, 8
     report = validate(path, settings).report
     assert rows_by_kind(report.findings) == planted.expected(lines)
     text = as_text(report)
@@ -55,7 +66,7 @@ def test_each_defect_is_found_in_its_row(name, words, tmp_path):
 
 
 def test_every_check_is_planted():
-    planted_in = (planted.VOTES, planted.LABELS, planted.TOKENS, planted.LANGUAGES)
+    planted_in = (planted.VOTES, planted.LABELS, planted.TOKENS, planted.CHAT, planted.LANGUAGES)
     assert {kind for lines in planted_in for _, found in lines for kind in found} == set(CHECKS)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.cache.writer import Progress, write_cache
+from nemo_rpo.digests import sync
 from nemo_rpo.errors import DataError, RPOError
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def open_cache(
     wait_timeout: float = 6 * 3600,
     progress: Progress | None = None,
     key: str | None = None,
+    check: bool = True,
 ) -> PreferenceCache:
     """The cache of ``spec``, built first if there is none.
 
@@ -45,9 +47,10 @@ def open_cache(
         wait_timeout: seconds to wait for another process's build.
         progress: called with rows done and rows in all.
         key: that of ``spec``, where another rank has read the data files for it; ``None`` reads them here.
+        check: compare every file with its digest (ranks that open it together share that out among them).
 
     Raises:
-        DataError: bad data or tokenizer, a cache folder that cannot be written, or the time-out.
+        DataError: bad data or tokenizer, a cache that is damaged or cannot be written, or the time-out.
     """
     folder = cache_folder(spec, cache_dir, key)
     if not folder.is_dir():
@@ -59,9 +62,11 @@ def open_cache(
                 f"cannot write the token cache in {folder.parent} ({exc.strerror or exc}); set model.data.cache_dir"
             ) from exc
     cache = PreferenceCache(folder)
+    if check:
+        cache.check()
     files = ", ".join(str(path) for path in spec.paths)
     log.info("%s: %s", files, cache.summary())
-    for note in cache.notes():
+    for note in cache.notes() if os.environ.get("RANK", "0") == "0" else ():  # every rank opens it, and one says so
         log.warning("%s: %s", files, note)
     return cache
 
@@ -102,6 +107,7 @@ def _build_once(
 def _publish(workplace: Path, folder: Path) -> None:
     try:
         os.rename(workplace, folder)
+        sync(folder.parent)
     except OSError:
         if not folder.is_dir():  # else another build of the same key was first, and it is as good
             raise

@@ -16,11 +16,11 @@ from itertools import chain, combinations, islice
 
 import numpy as np
 
-from nemo_rpo.data.rendering import OK, RawText, Rendered, render
+from nemo_rpo.data.rendering import OK, RawText, render
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.truncation import truncate_prompt
-from nemo_rpo.errors import DataError, NoTemplateError
+from nemo_rpo.errors import DataError
 
 CHUNK = 256  # texts a task: milliseconds of work against microseconds of hand-over
 # Below this many texts a pool costs more than it saves: every worker imports the tokenizer library for seconds.
@@ -116,8 +116,8 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
     hashes: list[np.ndarray] = []
     hash_counts = np.array([len(orientations(len(text.responses))) for text in texts], dtype=np.int64)
     truncated, reasons, notes = 0, {}, Counter()
-    for i, text in enumerate(texts):
-        prompt, responses, runs_of, problem[i], reason, said = _render(text, tokenizer, seq_length)
+    for i, rendered in enumerate(render(texts, tokenizer, seq_length)):
+        prompt, responses, runs_of, problem[i], reason, said = rendered
         lengths[i, : 1 + len(responses)] = [len(ids) for ids in (prompt, *responses)]
         notes.update(said)
         if reason:
@@ -138,13 +138,6 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
     return EncodedChunk(
         tokens, lengths, problem, flat_runs, run_counts, np.stack(hashes), hash_counts, truncated, reasons, notes
     )
-
-
-def _render(text: RawText, tokenizer: PreferenceTokenizer, seq_length: int) -> Rendered:
-    try:
-        return render(text, tokenizer, seq_length)
-    except NoTemplateError as exc:
-        raise NoTemplateError(f"{text.where}: {exc}") from exc
 
 
 def _hash(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, *runs: np.ndarray) -> np.ndarray:
@@ -168,6 +161,7 @@ _worker: tuple[PreferenceTokenizer, int]
 def _start(spec: TokenizerSpec, seq_length: int) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker = PreferenceTokenizer.load(spec), seq_length
 
 

@@ -21,7 +21,6 @@ Shapes: n pairs, r rankings, v votes, K annotators. A cache folder holds
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,11 @@ import numpy as np
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.rankings import pairs_of, responses_of
 from nemo_rpo.data.turns import assistant_tokens
-from nemo_rpo.errors import DataError, printable
+from nemo_rpo.digests import damage, unsealed
+from nemo_rpo.errors import DataError, first_line, printable
+
+# What files raise that are readable and do not fit together.
+_MISFITS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class TokenizedPair(NamedTuple):
@@ -81,14 +84,19 @@ class PreferenceCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._digests: dict[str, str] = {}
         try:
             self._open()
-        except (OSError, ValueError, KeyError) as exc:
-            raise DataError(f"the token cache {folder} is damaged ({exc}); delete that folder and start again") from exc
+        except Exception as exc:  # a flipped bit in the header of an array fails in any way
+            found = damage(self.folder, self._digests)
+            if found is None and not isinstance(exc, _MISFITS):
+                raise
+            raise DataError(_damaged(self.folder, found or first_line(exc))) from exc
         self.use_annotators(self._own_annotators)
 
     def _open(self) -> None:
-        meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        meta = unsealed((self.folder / "meta.json").read_bytes())
+        self._digests = meta["digests"]
         self._tokens = np.memmap(self.folder / "tokens.bin", dtype=np.int32, mode="r", shape=(meta["tokens"],))
         self.report: dict[str, Any] = meta["report"]
         self.files: list[str] = meta["files"]
@@ -118,9 +126,50 @@ class PreferenceCache:
         self._own_annotators = AnnotatorTable.load(self.folder / "annotators.jsonl")
         if len(self._own_annotators) != self.report["annotators"]:
             raise ValueError(f"annotators.jsonl has {len(self._own_annotators)} of {self.report['annotators']} lines")
+        self._check(meta["tokens"])
+
+    def _check(self, tokens: int) -> None:
+        """Raises :class:`ValueError` where an array points outside of another; reads no tokens."""
+        n, votes = len(self), len(self._annotator)
+        shapes = {
+            "offsets": (self._offsets, (n, 3)),
+            "lengths": (self.lengths, (n, 3)),
+            "gold": (self.gold, (n,)),
+            "content_hash": (self.content_hash, (n, 16)),
+            "source": (self._source, (n, 2)),
+            "sign": (self._sign, (votes,)),
+            **{name: (values, (n,)) for name, values in self.columns.items()},
+        }
+        for name, (values, shape) in shapes.items():
+            if values.shape != shape:
+                raise ValueError(f"{name} has shape {values.shape}, not {shape}")
+        within = {
+            "offsets": n == 0 or (self._offsets.min() >= 0 and (self._offsets + self.lengths).max() <= tokens),
+            "lengths": n > 0 and self.lengths.min() >= 0,
+            "vote_start": _is_partition(self._vote_start, n, votes),
+            "annotator": votes == 0
+            or (self._annotator.min() >= 0 and self._annotator.max() < len(self._own_annotators)),
+            "sign": bool(np.isin(self._sign, (-1, 1)).all()),
+            "pair_id_start": _within(self._pair_id_start, (n + 1,), len(self._pair_ids)),
+            "source": n == 0 or 0 <= self._source[:, 0].min() <= self._source[:, 0].max() < len(self.files),
+            "ranking_start": self._ranking_start is None or _is_partition(self._ranking_start, self.rankings, n),
+            "run_bounds": self._runs is None or _within(self._run_bounds, (n, 2, 2), len(self._runs)),
+            "max_votes": self.max_votes >= max(np.diff(self._vote_start).max(initial=0), 1),
+        }
+        if outside := [name for name, fits in within.items() if not fits]:
+            raise ValueError(f"{outside[0]} does not fit the other files")
 
     def _array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def check(self, share: int = 0, shares: int = 1) -> None:
+        """Reads one of ``shares`` shares of the files, each whole. Raises :class:`DataError` if one is not as it was
+        written.
+        """
+        names = sorted(self._digests)[share::shares]
+        found = damage(self.folder, {name: self._digests[name] for name in names})
+        if found is not None:
+            raise DataError(_damaged(self.folder, found))
 
     def __len__(self) -> int:
         """Pairs."""
@@ -264,3 +313,21 @@ class PreferenceCache:
             text += f"; {report['truncated_prompts']:,} prompts cut from the left"
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
         return f"{text}; left out: {dropped or 'none'}"
+
+
+def _damaged(folder: Path, how: str | Exception) -> str:
+    return f"the token cache {folder} is damaged ({how}); delete that folder and start again"
+
+
+def _is_partition(starts: np.ndarray, parts: int, length: int) -> bool:
+    """Whether ``starts`` [parts + 1] cut a range of that length into parts, one after the other."""
+    if starts.shape != (parts + 1,) or starts[0] != 0 or starts[-1] != length:
+        return False
+    return bool((np.diff(starts) >= 0).all())
+
+
+def _within(places: np.ndarray, shape: tuple[int, ...], length: int) -> bool:
+    """Whether ``places`` in an array of that length have that shape, and each row of them is in order."""
+    if places.shape != shape or places.size == 0:
+        return False
+    return bool(places.min() >= 0 and places.max() <= length and (np.diff(places) >= 0).all())

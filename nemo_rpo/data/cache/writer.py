@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +20,7 @@ from nemo_rpo.data.formats import read_parsed, unread_fields
 from nemo_rpo.data.pairs import PairLedger, PairTable
 from nemo_rpo.data.rendering import NOT_RENDERED, OK, OVER_LONG, PROBLEMS, RawText
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.digests import digests_of, sealed, sync
 from nemo_rpo.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -63,7 +62,6 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
             file.write,
             lambda: progress(ledger.rows, total) if progress else None,
         )
-        _sync(file)
     table = ledger.close()
     if spec.keep_ties:
         table.columns[TIE] = table.tie.astype(np.float32)
@@ -94,7 +92,13 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         "eos_id": tokenizer.eos_id,
         "vocab_size": tokenizer.vocab_size,
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+    # The folder is renamed into place: its contents must not arrive on the disk after its name.
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names:
+        sync(folder / name)
+    (folder / "meta.json").write_text(sealed({**meta, "digests": digests_of(folder, names)}), encoding="utf-8")
+    sync(folder / "meta.json")
+    sync(folder)
 
 
 def _new_texts(spec: CacheSpec, ledger: PairLedger, notes: Counter[str]) -> Iterator[RawText]:
@@ -224,7 +228,6 @@ def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray
     for name, values in arrays.items():
         with (folder / f"{name}.npy").open("wb") as file:
             np.save(file, values)
-            _sync(file)
     (folder / "pair_id.bin").write_bytes(b"".join(names))
     counts_for = np.repeat(table.share, votes)[kept_votes]
     labels = np.bincount(annotator, weights=counts_for, minlength=len(table.annotators)).round()
@@ -254,9 +257,3 @@ def _runs(texts: _Texts, text: np.ndarray, sides: np.ndarray) -> dict[str, np.nd
         return {}
     start, count = (np.take_along_axis(values[text], sides, axis=1) for values in (texts.run_start, texts.run_counts))
     return {"runs": texts.runs, "run_bounds": np.stack([start, start + count], axis=2)}
-
-
-def _sync(file) -> None:
-    # The folder is renamed into place: its contents must not arrive on the disk after its name.
-    file.flush()
-    os.fsync(file.fileno())

@@ -30,8 +30,14 @@ def _values(column: Any) -> list[Any]:
 
 
 def _value(cell: Any) -> Any:
-    """Of a nested column, the values that can be had."""
+    """Of a nested column, the values that can be had, and of others the integers that stand for them."""
+    import pyarrow
+
     try:
         return cell.as_py()
     except (ValueError, OverflowError):
-        return str(cell)
+        if isinstance(cell, pyarrow.StructScalar):
+            return {name: _value(cell[name]) for name in cell}
+        if isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar):
+            return [_value(item) for item in cell.values]
+        return str(getattr(cell, "value", ""))

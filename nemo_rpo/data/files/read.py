@@ -42,13 +42,29 @@ def as_paths(paths: Paths, *, setting: str = "model.data.data_prefix", folders: 
     if not listed:
         raise DataError(f"no data file given; set {setting}")
     for path in listed:
-        if path.is_dir():
+        if is_folder(path):
             if not folders:
                 raise DataError(f"{path} is a folder; name the JSONL, JSONL.gz or Parquet files in it")
             saved_dataset.check(path)
-        elif not path.is_file():
+        elif not is_file(path):
             raise DataError(f"data file {path} does not exist; check {setting}")
     return listed
+
+
+def is_file(path: Path) -> bool:
+    """``path.is_file()``, also of names that no file system takes (too long, say): there is none of that name."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """``path.is_dir()`` in the same way."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def read_records(path: Path) -> Iterator[Record | DataError]:
@@ -130,7 +146,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
                 if len(values) == len(names):
                     yield reader.line_num, {name or INDEX: v for name, v in zip(names, values, strict=True) if v}
                 elif values:
-                    problem = f"{len(values)} values, and the header has {len(names)} columns"
+                    difference, which = len(values) - len(names), "more" if len(values) > len(names) else "fewer"
+                    problem = f"{abs(difference)} values {which} than the header has columns"
                     yield reader.line_num, RowError(str(path), reader.line_num, problem)
     except UnicodeDecodeError as exc:
         raise DataError(f"{path} is not UTF-8 ({exc.reason}); save it as UTF-8") from exc

@@ -13,9 +13,10 @@ READ = frozenset((SYSTEM, TOOLS, TEMPLATE_KWARGS))  # in every layout
 # Of apply_chat_template, and decided here: no row may set them.
 _RESERVED = frozenset(
     "conversation messages chat_template add_generation_prompt continue_final_message tokenize padding truncation "
-    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs strftime_now".split()
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs "
+    "sanitize_control_tokens strftime_now".split()
 )
-# A response begins with the prompt by chance where that is a greeting; no prompt as long as this is answered with itself.
+# A response begins with the prompt by chance where that is a greeting; no longer prompt is answered with itself.
 _WORDS, _CHARACTERS = 3, 12
 
 

@@ -177,6 +177,8 @@ class Fields:
     def columns(self) -> dict[str, float]:
         """The side columns under their canonical names; nulls and NaN are absent."""
         found = {}
+        if ALIASES.keys().isdisjoint(self.values):
+            return found
         for name, canonical in ALIASES.items():
             if not math.isnan(value := self.number(name)):
                 found[canonical] = value

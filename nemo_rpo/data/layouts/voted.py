@@ -37,8 +37,9 @@ def votes(record: Record, keys: RowFormat) -> PreferenceRow:
 def multipref(record: Record, keys: RowFormat) -> PreferenceRow:
     """MultiPref (Miranda et al. 2024): ``text``, ``completion_a``, ``completion_b`` and two lists of annotations.
 
-    Each annotation has an ``evaluator`` (null where unknown) and an ``overall_pref``: ``A-is-clearly-better``, ``A-is-slightly-better``,
-    ``Tie``, …. The strength and ``overall_confidence`` of a label are not used: one annotator is one reliability.
+    Each annotation has an ``evaluator`` (null where unknown) and an ``overall_pref``: ``A-is-clearly-better``,
+    ``A-is-slightly-better``, ``Tie``, …. The strength and ``overall_confidence`` of a label are not used: one annotator
+    is one reliability.
     """
     fields = Fields(record)
     cast = []

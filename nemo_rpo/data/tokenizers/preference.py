@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nemo_rpo.data.layouts.every import SYSTEM, TEMPLATE_KWARGS, TOOLS
 from nemo_rpo.data.layouts.fields import CALLS
 from nemo_rpo.data.rows import Given, Messages, Text
+from nemo_rpo.data.tokenizers.batches import encode_many
 from nemo_rpo.data.tokenizers.spec import DATE_FUNCTION, TokenizerSpec
 from nemo_rpo.data.tokenizers.stops import read_stop_ids
 from nemo_rpo.errors import DataError, NoTemplateError, RPOError, first_line
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_NONE_CONTENT = re.compile(r"content['\"\]]*\s+is\s+(not\s+)?none", re.IGNORECASE)
+_ASKED_DATE = re.compile(DATE_FUNCTION + r"""\(\s*(["'])(.*?)\1\s*\)""")
 _PROBE = "Zq"  # stands for words in a rendered dialogue that is looked at for what stands around them
+
+
+class Laid(NamedTuple):
+    """A prompt and a response as text: ``head``, then ``pieces`` whose 1st, 3rd, … are turns of the assistant.
+    ``plain`` text has no turns, and tokens of its own at both ends.
+    """
+
+    head: str
+    pieces: list[str]
+    plain: bool
+
+    def texts(self) -> Iterator[str]:
+        """Those that are tokenised: the head, and each piece behind all that stands before it."""
+        text = self.head
+        yield text
+        for piece in self.pieces:
+            text += piece
+            yield text
 
 
 class PreferenceTokenizer:
@@ -46,16 +67,19 @@ class PreferenceTokenizer:
         self.vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
+        self._encode = encode_many(tokenizer)
+        self._known: dict[str, np.ndarray] = {}
         self._line_break = self._ids("\n")
         self.pad_id: int = next((i for i in (tokenizer.pad_token_id, self.eos_id) if i is not None), 0)
         self.notes: set[str] = set()
         self._date = date or datetime.date.today()
+        self._prints_date = DATE_FUNCTION in _template_text(tokenizer)
+        tokenizer.chat_template = _with_date(tokenizer.chat_template, self._date)
         self._stop_ids = stop_ids
         self._special = _special_ids(tokenizer)
         self._special_texts = tuple(tokenizer.convert_ids_to_tokens(i) for i in sorted(self._special))
         self._template = _template_text(tokenizer)
         self._template_words = frozenset(_WORD.findall(self._template))
-        self._no_content_is_none = bool(_NONE_CONTENT.search(self._template))
         self._turn_end = self._end_of_turn() if self._template else _NONE
         self._template_notes = {note for note in (self._end_of_turn_problem(), self._date_note()) if note}
 
@@ -108,11 +132,14 @@ class PreferenceTokenizer:
         it and the header of the turn. Each piece is tokenised as it came to the policy, after what stood there already.
         What follows the last turn is left out: nothing of it is scored.
         """
+        return self.tokens_of(self.lay_out(prompt, response, given))
+
+    def lay_out(self, prompt: Text, response: Text, given: Given | None = None) -> Laid:
+        """The texts that :meth:`render_turns` makes tokens of. Raises as that does."""
         given = given or {}
         if self._is_plain(prompt, response):
-            prompt_ids, response_ids = self._plain(prompt, response)
             self._note_unread(given)
-            return prompt_ids, response_ids, np.array([len(response_ids)], dtype=np.int32)
+            return Laid(prompt, [response], plain=True)
         options = self._options(given)
         before, said = _messages(prompt, "user"), _messages(response, "assistant")
         if isinstance(prompt, str) and given.get(SYSTEM):
@@ -126,9 +153,21 @@ class PreferenceTokenizer:
         if begun:
             head, pieces[0] = self._behind(begun, said[0]["content"], head, pieces[0])
         self._note_template(before, said, given)
-        prompt_ids, text, ids = self._ids(head), head, []
-        for piece in pieces:
-            ids.append(self._split(text, piece, prompt_ids if text == head else None)[1] if piece else _NONE)
+        return Laid(head, pieces, plain=False)
+
+    def know(self, laid: Iterable[Laid]) -> None:
+        """Tokenises all texts that :meth:`tokens_of` will need for these, in one call."""
+        texts = list(dict.fromkeys(text for one in laid for text in one.texts()))
+        self._known = dict(zip(texts, map(_as_ids, self._encode(texts)), strict=True))
+
+    def tokens_of(self, laid: Laid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of the prompt, of the response, and its runs: see :meth:`render_turns`."""
+        if laid.plain:
+            prompt_ids, response_ids = self._plain(laid.head, laid.pieces[0])
+            return prompt_ids, response_ids, np.array([len(response_ids)], dtype=np.int32)
+        prompt_ids, text, ids = self._ids(laid.head), laid.head, []
+        for piece in laid.pieces:
+            ids.append(self._split(text, piece)[1] if piece else _NONE)
             text += piece
         return prompt_ids, np.concatenate(ids), np.array([len(of) for of in ids], dtype=np.int32)
 
@@ -209,13 +248,12 @@ class PreferenceTokenizer:
             text = before + turn
         return head, pieces
 
-    def _split(self, prompt: str, response: str, prompt_ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, prompt: str, response: str) -> tuple[np.ndarray, np.ndarray]:
         # The prompt is tokenised alone: these are the ids the policy is given when it has to answer, and they must be
         # the same beside both responses. The response is what the joint text adds to them, so that a response gets the
         # ids it has inside a text (no second sentence-start mark, no stray space). Where a token would grow over the
         # boundary, the policy could never have produced it after that prompt: the response then follows a line break.
-        if prompt_ids is None:
-            prompt_ids = self._ids(prompt)
+        prompt_ids = self._ids(prompt)
         for context, context_ids in ((prompt, prompt_ids), ("\n", self._line_break)):
             joint = self._ids(context + response)
             if np.array_equal(joint[: len(context_ids)], context_ids):
@@ -223,7 +261,8 @@ class PreferenceTokenizer:
         return prompt_ids, self._ids(response)
 
     def _ids(self, text: str) -> np.ndarray:
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+        known = self._known.get(text)
+        return _as_ids(self._encode([text])[0]) if known is None else known
 
     def _through_template(self, prompt: Messages, response: Messages, options: dict[str, Any]) -> tuple[str, str]:
         if not self._template:
@@ -241,23 +280,16 @@ class PreferenceTokenizer:
         )
 
     def _apply(self, messages: Messages, **options: Any) -> str:
-        if self._no_content_is_none:
-            messages = [
-                {**message, "content": None} if message["content"] == "" and _calls(message) else message
-                for message in messages
-            ]
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as exc:  # a template raises what it likes: jinja2's errors, its own raise_exception
             raise DataError(f"the chat template of {self.name} rejects the row: {first_line(exc)}") from exc
 
     def _options(self, given: Given) -> dict[str, Any]:
-        """What the template gets beside the messages. A date that it prints is the run's, today or not."""
+        """What the template gets beside the messages."""
         options = dict(given.get(TEMPLATE_KWARGS, {}))
         if TOOLS in given:
             options[TOOLS] = given[TOOLS]
-        if DATE_FUNCTION in self._template_words:
-            options[DATE_FUNCTION] = self._date.strftime
         return options
 
     def _end_of_turn(self) -> np.ndarray:
@@ -289,7 +321,7 @@ class PreferenceTokenizer:
 
     def _date_note(self) -> str | None:
         """That the template prints a date, and which."""
-        if DATE_FUNCTION not in self._template_words:
+        if not self._prints_date:
             return None
         return (
             f"the chat template of {self.name} prints a date, which is {self._date.isoformat()} for this run; "
@@ -315,6 +347,10 @@ class PreferenceTokenizer:
 
 
 _NONE = np.empty(0, dtype=np.int32)
+
+
+def _as_ids(ids: list[int]) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
 
 
 def _not_taken(name: str) -> str:
@@ -349,3 +385,12 @@ def _template_text(tokenizer: Any) -> str:
     """The source of the chat template, of several the one that a dialogue without tools gets and then the others."""
     template = tokenizer.chat_template
     return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+
+def _with_date(template: Any, date: datetime.date) -> Any:
+    """The template, or each of several, with the day written where it asks for it."""
+    if isinstance(template, dict):
+        return {name: _with_date(text, date) for name, text in template.items()}
+    if not template:
+        return template
+    return _ASKED_DATE.sub(lambda asked: json.dumps(date.strftime(asked[2]), ensure_ascii=False), template)

@@ -19,8 +19,9 @@ from torch import Tensor
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.logprobs.liger import check_liger
 from nemo_rpo.megatron.network.gpt import ScoringHead
-from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, model_input, to_device
+from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, on_device
 
+PAIR_INDEX_ON_CPU = "pair_index_on_cpu"
 Receive = Callable[[Tensor, ModelInput, MicroBatch], Any]
 
 
@@ -53,12 +54,13 @@ def score(iterator: Iterator[MicroBatch], model: torch.nn.Module, receive: Recei
     """A micro-batch through a stage: its output, and the function that Megatron's schedules call with it on the last
     stage, where it is the log-probs of the response tokens, fp32 [n].
 
-    ``receive`` gets these, and the micro-batch as the model and as the loss sees it; ``pair_index`` stays on the CPU.
+    ``receive`` gets these, and the micro-batch as the model and as the loss sees it; ``pair_index`` is on the CPU too,
+    under :data:`PAIR_INDEX_ON_CPU`.
     """
     on_cpu = next(iterator)
     device = next(model.parameters()).device
-    x = model_input(on_cpu, device)
-    batch = to_device(on_cpu, device) | {"pair_index": on_cpu["pair_index"]}  # looked up there, without a wait
+    x, batch = on_device(on_cpu, device)
+    batch[PAIR_INDEX_ON_CPU] = on_cpu["pair_index"]  # looked up there, without a wait
     output = model(
         input_ids=x.tokens,
         position_ids=x.position_ids,

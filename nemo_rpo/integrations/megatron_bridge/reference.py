@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.errors import ReferencePolicyError
-from nemo_rpo.integrations.megatron_bridge.model import score
+from nemo_rpo.integrations.megatron_bridge.model import PAIR_INDEX_ON_CPU, score
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy
 from nemo_rpo.megatron.step.forward import REFERENCE_KEYS, MicroBatch, ModelInput, response_figures
 from nemo_rpo.megatron.step.schedule import run_batch
@@ -60,7 +60,7 @@ class ReferenceLogprobs:
         Raises:
             ReferencePolicyError: a pair that the reference has not seen.
         """
-        pairs = batch["pair_index"].tolist()
+        pairs = batch[PAIR_INDEX_ON_CPU].tolist()
         if self._logps is None or not self._place.keys() >= set(pairs):
             raise ReferencePolicyError(
                 "the data loader gave pairs that the reference has not seen: leave dataset.dataloader_type at 'single'"

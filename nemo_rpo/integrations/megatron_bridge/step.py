@@ -115,7 +115,7 @@ class RPOForwardStep:
             votes_of(batch),
             valid,
             em=self.em if self.rpo.enabled else None,
-            learn_from=batch["pair_index"].to(valid.device, non_blocking=True) if training else None,
+            learn_from=batch["pair_index"] if training else None,
         )
         count = valid.sum()
         sums = {

@@ -7,7 +7,7 @@ of the training files; B pairs of a batch; a batch of packs has B packs of up to
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from nemo_rpo.data.files.read import Record, as_paths, read_records
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
-from nemo_rpo.integrations.labelled_pairs import LabelledPairs
+from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, annotator_key
 
 NO_PAIR = -1  # fills up packs of fewer pairs; index of a pair that is not among the training pairs
@@ -87,7 +87,7 @@ class TrainingLabels:
         pairs: the labels of all N pairs, file after file.
         annotators: who stands behind each index.
         first: of each file, by its name, the index of its first pair.
-        fingerprint: equal for files of the same content in the same order.
+        fingerprint: equal for files of the same content in the same order, and the same field of annotators.
     """
 
     pairs: LabelledPairs
@@ -117,14 +117,8 @@ def training_labels(cfg: Any) -> TrainingLabels:
         first[str(file)] = len(pairs)
         for identity, where in ids_of(file, key):
             pairs.add(where, [(identity, 1)])
-    return TrainingLabels(pairs, pairs.table(), first, _fingerprint(first))
-
-
-def _fingerprint(files: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
-    return digest.hexdigest()
+    content = (hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in first)
+    return TrainingLabels(pairs, pairs.table(), first, fingerprint([key, *content]))
 
 
 class AnnotatorCollate:

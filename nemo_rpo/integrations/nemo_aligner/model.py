@@ -179,10 +179,10 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         the statistic that its gradient is divided by.
 
         Raises:
-            DataError: a pair to be trained on names no annotator of the training data.
+            DataError: a pair to be trained on is not in the training files, or names no annotator of theirs.
         """
         if self.rpo.enabled and not forward_only:
-            self._check_annotators(batch)
+            self._check_labels(batch)
         pairs = batch["valid"].sum().float().cuda()
         sum_over_data_parallel(pairs)
         # Megatron divides by the micro-batches, data-parallel ranks average their gradients: both are undone here.
@@ -202,13 +202,12 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         if self.rpo.enabled and not forward_only:
             self.em.exchange(partial(_gather_rows, places=batch["pair_index"].numel()))
 
-    def _check_annotators(self, batch: dict[str, Tensor]) -> None:
-        known = len(self.labels.annotators)
-        strangers = ((batch["annotator"] >= known) & batch["valid"]).sum().item()
-        if strangers:
+    def _check_labels(self, batch: dict[str, Tensor]) -> None:
+        unknown = (batch["annotator"] >= len(self.labels.annotators)) | (batch["pair_index"] == NO_PAIR)
+        if strangers := (unknown & batch["valid"]).sum().item():
             raise DataError(
-                f"{strangers} pairs to be trained on have no annotator among the {known} that the trainer was given: "
-                f"pass training_labels of the same files and {BLOCK}.annotator_key"
+                f"{strangers} pairs to be trained on are not among the {len(self.labels.pairs)} labelled ones that the "
+                f"trainer was given: pass training_labels of the same files and {BLOCK}.annotator_key"
             )
 
     def get_ref_policy_logprobs(self, batch: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Annotators on NeMo-RL's data path: from a column of the file to two 1-D tensors of every batch.
+"""Annotators on NeMo-RL's data path: from a column of the file to 1-D tensors of every batch.
 
 Shapes: n pairs, B = 2n rows, chosen at even and rejected at odd places, as upstream interleaves them.
 """
@@ -6,18 +6,21 @@ Shapes: n pairs, B = 2n rows, chosen at even and rejected at odd places, as upst
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
+from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
 
 UNKNOWN = -1  # the code of a row that names nobody
+# What a batch carries beside upstream's keys, and where a processed row has it; ``idx`` is upstream's.
+ROW_KEYS = {"annotator": "annotator", "pair_id": "pair_id", "row_index": "idx"}
+_ROWS_AT_ONCE = 1000  # of the fingerprint
 _TEXTS = 1 << 62  # integers below stand for themselves, texts for a hash above
 
 
@@ -75,20 +78,21 @@ def preference_processor(
 
 
 def preference_collate(data_batch: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-    """Upstream's ``preference_collate_fn`` with ``annotator`` and ``pair_id`` int64 [2n] behind its own keys.
+    """Upstream's ``preference_collate_fn`` with ``annotator``, ``pair_id`` and ``row_index``, the row's place in the
+    data set, int64 [2n] each, behind its own keys.
 
     Behind, because a batch takes its size from its first key.
     """
     from nemo_rl.data.collate_fn import preference_collate_fn
 
     batch = preference_collate_fn(data_batch, *args, **kwargs)
-    for key in ("annotator", "pair_id"):
-        batch[key] = torch.tensor([row[key] for row in data_batch], dtype=torch.int64).repeat_interleave(2)
+    for key, of_row in ROW_KEYS.items():
+        batch[key] = torch.tensor([row[of_row] for row in data_batch], dtype=torch.int64).repeat_interleave(2)
     return batch
 
 
-def annotator_table(dataset: Any, annotator_key: str | None) -> AnnotatorTable:
-    """Everybody who labelled a pair of the training data, sorted by id; only the annotator's column is read.
+def labelled_pairs(dataset: Any, annotator_key: str | None) -> LabelledPairs:
+    """Who labelled each pair of the training data; only the annotator's column is read.
 
     Args:
         dataset: upstream's ``AllTaskProcessedDataset``, or any sequence of rows.
@@ -97,20 +101,31 @@ def annotator_table(dataset: Any, annotator_key: str | None) -> AnnotatorTable:
     Raises:
         DataError: the data has no such field, or a row leaves it empty; or two ids share a code.
     """
-    while hasattr(dataset, "dataset"):  # what upstream tokenises row by row
-        dataset = dataset.dataset
+    dataset = _rows_of(dataset)
     if annotator_key is None:
-        return AnnotatorTable([Annotator(VIRTUAL, len(dataset), "data:1")])
-    labels: Counter[str] = Counter()
-    first_seen: dict[str, str] = {}
+        return LabelledPairs.of_one(len(dataset), "data:1")
+    pairs = LabelledPairs()
     for record in _records(dataset, annotator_key):
-        identity = Fields(record).identity(annotator_key, required=True)
-        labels[identity] += 1
-        first_seen.setdefault(identity, record.where)
-    table = AnnotatorTable.sorted(Annotator(name, count, first_seen[name]) for name, count in labels.items())
-    if len({id_code(name) for name in table.ids}) != len(table):
+        pairs.add(record.where, [(Fields(record).identity(annotator_key, required=True), 1)])
+    ids = pairs.table().ids
+    if len({id_code(name) for name in ids}) != len(ids):
         raise DataError("two annotator ids have the same 62-bit hash: rename one of them")
-    return table
+    return pairs
+
+
+def data_fingerprint(dataset: Any) -> str:
+    """A digest of the rows in their order, see :func:`fingerprint`."""
+    dataset = _rows_of(dataset)
+    if not hasattr(dataset, "column_names"):
+        return fingerprint(dataset[i] for i in range(len(dataset)))
+    return fingerprint(dataset[start : start + _ROWS_AT_ONCE] for start in range(0, len(dataset), _ROWS_AT_ONCE))
+
+
+def _rows_of(dataset: Any) -> Any:
+    """What upstream's data set tokenises row by row."""
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    return dataset
 
 
 def _records(dataset: Any, annotator_key: str) -> Iterable[Record]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_rpo.em import Votes, posterior, robust_loss
+from nemo_rpo.config.loss import pair_step
+from nemo_rpo.em import PairLosses, PairStep, Votes, posterior
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.integrations.nemo_rl.data import annotator_table
+from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
 from nemo_rpo.integrations.rpo_block import HostedRPOConfig, log_prob_loss
-from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss
+from nemo_rpo.losses import PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
@@ -45,20 +46,34 @@ def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = N
     robust, dpo = robust_config(dpo_config), dpo_settings(dpo_config)
     base = log_prob_loss(robust, dpo, BLOCK)
     if train_dataset is not None and robust.enabled:
-        annotator_table(train_dataset, robust.annotator_key)
+        labelled_pairs(train_dataset, robust.annotator_key)
     megatron = entry(entry(master_config, "policy"), "megatron_cfg") or {}
     enabled = bool(megatron.get("enabled", False))
-    average = dpo.preference_average_log_probs
     return RobustLoss(
-        base=base,
+        step=pair_step(base, dpo, robust),
         robust=robust,
-        preference_loss_weight=dpo.preference_loss_weight,
-        sft_loss_weight=dpo.sft_loss_weight,
-        average_rewards=average,
-        average_sft=average if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs,
+        average_rewards=dpo.preference_average_log_probs,
         use_linear_ce_fusion=enabled and bool(megatron.get("use_linear_ce_fusion_loss", False)),
         use_fused_linear_logprobs=enabled and bool(megatron.get("use_fused_linear_logprobs", False)),
     )
+
+
+@dataclass(frozen=True)
+class CarriedReliability:
+    """The E-step in a worker: reliabilities that came with the batch, one a row.
+
+    Attributes:
+        logit_eta: float32 [n], of each pair's annotator. warming_up: bool [n], the model is to be ignored.
+        link_tau: τ.
+    """
+
+    logit_eta: Tensor
+    warming_up: Tensor
+    link_tau: float
+
+    def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
+        """w [n]; the annotators of ``votes`` are places in ``logit_eta``."""
+        return posterior(torch.where(self.warming_up, 0.0, delta), votes, self.logit_eta, self.link_tau)
 
 
 @dataclass(frozen=True)
@@ -66,21 +81,23 @@ class RobustLoss:
     """Upstream's ``LossFunction``. It has no state and is pickled to every worker with every call.
 
     Attributes:
-        base: the preference loss. robust: the block ``dpo.robust``.
-        preference_loss_weight, sft_loss_weight: as upstream's; the SFT term goes to the response believed to be better.
-        average_rewards, average_sft: rewards (in metrics), SFT term, per token.
+        step: the pair step, with upstream's weights of its terms; the SFT term goes to the response believed to be
+            better. robust: the block ``dpo.robust``.
+        average_rewards: rewards (in metrics) are per token.
         use_linear_ce_fusion, use_fused_linear_logprobs: workers read here whether what they hold are log-probs already;
             the first name up to v0.7.0, the second since.
     """
 
-    base: PreferenceLoss
+    step: PairStep
     robust: HostedRPOConfig
-    preference_loss_weight: float = 1.0
-    sft_loss_weight: float = 0.0
     average_rewards: bool = False
-    average_sft: bool = False
     use_linear_ce_fusion: bool = False
     use_fused_linear_logprobs: bool = False
+
+    @property
+    def base(self) -> PreferenceLoss:
+        """The preference loss."""
+        return self.step.loss
 
     @property
     def loss_type(self) -> Any:
@@ -119,25 +136,20 @@ class RobustLoss:
         """
         x = self._pair_logprobs(next_token_logprobs, data)
         valid = data["sample_mask"][::2] > 0
-        terms = self.base.terms(x)
-        w = self._posterior(terms, data)
-        preference = robust_loss(terms, w, self.robust.objective if self.robust.enabled else "weighted")
-        chosen, rejected = x.mean_policy() if self.average_sft else x.policy()
-        sft = -(w * chosen + (1 - w) * rejected)
-        loss = self.preference_loss_weight * preference + self.sft_loss_weight * sft
+        losses = self.step(x, Votes.single(torch.arange(len(x), device=valid.device)), valid, self._e_step(data))
         share = valid / (global_valid_seqs / 2).clamp(min=1)  # a batch of masked rows has 0, and a share of 0 each
         rewards = x.log_ratios(average=self.average_rewards)
-        objective = self._objective(loss, data)
+        objective = self._objective(losses, data)
         metrics = {
             "loss": objective,
-            "sft_loss": sft if self.sft_loss_weight else torch.zeros_like(sft),
-            "preference_loss": preference,
+            "sft_loss": losses.sft if self.step.sft_weight else torch.zeros_like(losses.sft),
+            "preference_loss": losses.preference,
             "accuracy": (rewards[0] > rewards[1]).float(),
             "rewards_chosen_mean": rewards[0],
             "rewards_rejected_mean": rewards[1],
         }
         scalars = torch.stack([_sum(value, share) for value in metrics.values()] + [valid.sum() / 1.0]).tolist()
-        vectors = (data[PAIR][::2], w, terms.delta, self.base.reduction.statistic(loss))
+        vectors = (data[PAIR][::2], losses.w, losses.delta, losses.statistic)
         return _sum(objective, share), {
             **dict(zip((*metrics, "num_valid_samples"), scalars, strict=True)),
             **{name: _array(value[valid]) for name, value in zip(VECTORS, vectors, strict=True)},
@@ -152,25 +164,22 @@ class RobustLoss:
             policy[::2], policy[1::2], reference[::2], reference[1::2], length[::2], length[1::2]
         )  # fmt: skip
 
-    def _objective(self, loss: Tensor, data: Any) -> Tensor:
+    def _objective(self, losses: PairLosses, data: Any) -> Tensor:
         """[n], whose mean over the global batch has the loss's value and its gradient there."""
         reduction = self.base.reduction
         if isinstance(reduction, Mean):
-            return loss
+            return losses.surrogate
         mean = data[STATISTIC][::2]
-        surrogate = reduction.surrogate(loss) / mean
+        surrogate = losses.surrogate / mean
         return surrogate - surrogate.detach() + reduction.value(surrogate.detach(), mean, torch.ones_like(mean))
 
-    def _posterior(self, terms: LossTerms, data: Any) -> Tensor:
-        """w [n] by the η that the step began with; 1 without the EM, where every label is believed."""
+    def _e_step(self, data: Any) -> CarriedReliability | None:
+        """With the η that the step began with; None without the EM, where every label is believed."""
         if not self.robust.enabled:
-            return torch.ones_like(terms.delta, requires_grad=False)
+            return None
         if LOGIT_ETA not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        logit_eta = data[LOGIT_ETA][::2]
-        evidence = torch.where(data[WARMING_UP][::2], 0.0, terms.delta.detach())
-        votes = Votes.single(torch.arange(len(logit_eta), device=logit_eta.device))
-        return posterior(evidence, votes, logit_eta, self.robust.link_tau)
+        return CarriedReliability(data[LOGIT_ETA][::2], data[WARMING_UP][::2], self.robust.link_tau)
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """A proxy around NeMo-RL's policy: what the stock ``dpo_train`` calls, with the EM on the driver around it.
 
 Shapes: B rows of a global batch, P = B/2 pairs, K annotators. Workers see one batch and are forgotten; everything that
-lasts (η, its evidence, the table) lives here, in the one process that sees every batch.
+lasts (η, its evidence, the margins of all pairs, the table) lives here, in the one process that sees every batch.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_rpo.em import AnnotatorReliability, Votes
+from nemo_rpo.em import BufferedReliability, Collectives, Votes, add_evidence, build_estimator
 from nemo_rpo.errors import ConfigError, DataError
-from nemo_rpo.integrations.em_state import continued, load_state, save_state, with_newcomers
-from nemo_rpo.integrations.nemo_rl.data import annotator_table, id_code
+from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
+from nemo_rpo.integrations.nemo_rl.data import ROW_KEYS, data_fingerprint, id_code, labelled_pairs
 from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, entry
 from nemo_rpo.losses.reduction import Mean
@@ -38,7 +39,7 @@ class RobustPolicy:
 
     Raises:
         DataError: the data names no annotators, or others than the checkpoint (``dpo.robust.allow_new_annotators``).
-        CheckpointError: a run is resumed whose checkpoint has no state of the EM.
+        CheckpointError: a run is resumed whose checkpoint has no state of the EM, or margins of other pairs.
     """
 
     def __init__(
@@ -47,14 +48,17 @@ class RobustPolicy:
         self._policy = policy
         self._robust, self._base = loss_fn.robust, loss_fn.base
         dataset = getattr(train_dataloader, "dataset", train_dataloader)
-        self.annotators = annotator_table(dataset, self._robust.annotator_key if self._robust.enabled else None)
-        state = None
+        pairs = labelled_pairs(dataset, self._robust.annotator_key if self._robust.enabled else None)
+        self.annotators, state = pairs.table(), None
+        keeps_margins = self._robust.enabled and self._robust.estimator == BufferedReliability.estimator
+        self._fingerprint = data_fingerprint(dataset) if keeps_margins else None
         if self._robust.enabled and entry(dpo_save_state, "total_steps", 0) > 0:
             saved, state = load_state(Path(_latest_checkpoint(master_config) or "") / "policy")
             self.annotators = continued(saved, self.annotators, self._robust.allow_new_annotators, BLOCK)
-        self.em = AnnotatorReliability(len(self.annotators), self._robust)
+        votes_of = partial(pairs.votes_of, self.annotators)
+        self.em = build_estimator(self._robust, len(self.annotators), len(pairs), votes_of)
         if state is not None:
-            self.em.load_state_dict(with_newcomers(state, self.em))
+            restore(self.em, state, self._fingerprint, BLOCK)
         self._index = {id_code(name): k for k, name in enumerate(self.annotators.ids)}
 
     def __getattr__(self, name: str) -> Any:
@@ -62,8 +66,20 @@ class RobustPolicy:
             raise AttributeError(name)
         return getattr(self._policy, name)
 
+    @property
+    def reliabilities(self) -> dict[str, float]:
+        """η of every annotator by id."""
+        return dict(zip(self.annotators.ids, self.em.eta.tolist(), strict=True))
+
+    def settle(self) -> None:
+        """After ``dpo_train``, which has no place to call it from: takes in what the steps since the last refit have
+        brought. Under ``ema`` there is nothing to do.
+        """
+        if self._robust.enabled:
+            self.em.settle()
+
     def get_reference_policy_logprobs(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """The policy's, on a batch whose ``annotator`` and ``pair_id`` are as long as the rest.
+        """The policy's, on a batch in which this package's keys are as long as the rest.
 
         Upstream fills up the last validation batch just before this call, and knows only its own keys. The rows added
         have ``sample_mask`` 0, so what stands in them counts nowhere.
@@ -93,7 +109,7 @@ class RobustPolicy:
         metrics = results["all_mb_metrics"]
         pair, w, delta, _ = _take_vectors(metrics)
         if not eval_mode and self._robust.enabled:
-            self._learn(batch, pair.long(), w, finite=_is_finite(results.get("grad_norm")))
+            self._learn(batch, pair.long(), w, delta, finite=_is_finite(results.get("grad_norm")))
             if metrics:
                 metrics |= {name: [value] for name, value in self._metrics(w, delta).items()}
         return results
@@ -108,7 +124,7 @@ class RobustPolicy:
     def save_checkpoint(self, weights_path: str, *args: Any, **kwargs: Any) -> Any:
         """The policy's, with the EM's state beside its weights."""
         if self._robust.enabled:
-            save_state(Path(weights_path).parent, self.em, self.annotators)
+            save_state(Path(weights_path).parent, packed(self.em, self.annotators, self._fingerprint))
         return self._policy.save_checkpoint(weights_path, *args, **kwargs)
 
     def _with_reliabilities(self, data: Any, training: bool) -> Any:
@@ -141,22 +157,32 @@ class RobustPolicy:
         return index
 
     @torch.no_grad()
-    def _learn(self, batch: Any, pair: Tensor, w: Tensor, finite: bool) -> None:
+    def _learn(self, batch: Any, pair: Tensor, w: Tensor, delta: Tensor, finite: bool) -> None:
         if not finite:
             self.em.rollback()
             return
         # By the pair's place in the batch: workers drop micro-batches in which all rows are masked, and may answer for
         # the same pair more than once; neither changes what is counted here.
         index = self._annotator_index(batch, training=True)
-        posterior, seen = torch.zeros(len(index), dtype=torch.float64), torch.zeros(len(index), dtype=torch.bool)
-        posterior[pair], seen[pair] = w, True
+        posteriors, margins = torch.zeros(2, len(index), dtype=torch.float64)
+        seen = torch.zeros(len(index), dtype=torch.bool)
+        posteriors[pair], margins[pair], seen[pair] = w, delta, True
         known = index.clamp(max=len(self.annotators) - 1)  # strangers are masked rows, which are not seen
-        self.em.accumulate(posterior, Votes.single(known), seen)
+        add_evidence(self.em, self._row_index(batch), posteriors, margins, Votes.single(known), seen)
+        self.em.exchange(Collectives().gather_rows)  # of one process: the driver has all rows
         self.em.commit()
+
+    def _row_index(self, data: Any) -> Tensor:
+        """Place in the data set of every pair, int64 [P]."""
+        if "row_index" not in data:
+            raise DataError("the batch has no 'row_index': give the data loaders preference_collate as collate_fn")
+        return data["row_index"][::2]
 
     def _metrics(self, w: Tensor, delta: Tensor) -> dict[str, float]:
         """This package's own names for them."""
+        fit = self.em.estimate
         return {
+            **({} if fit is None else {"em/information": fit.information}),
             "em/eta_mean": self.em.eta.mean().item(),
             "em/eta_min": self.em.eta.min().item(),
             "em/posterior_mean": w.mean().item(),
@@ -166,8 +192,8 @@ class RobustPolicy:
 
 
 def _fill_up(data: Any) -> None:
-    """Repeats the last row's ``annotator`` and ``pair_id`` up to the size of the batch, in place."""
-    for key in ("annotator", "pair_id"):
+    """Repeats the last row's entries of this package's keys up to the size of the batch, in place."""
+    for key in ROW_KEYS:
         if key in data and (missing := data.size - len(data[key])) > 0:
             data[key] = torch.cat((data[key], data[key][-1:].expand(missing)))
 

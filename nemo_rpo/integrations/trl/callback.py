@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import TrainerCallback
 
-from nemo_rpo.em import SweepResult, Votes, full_batch_em
-from nemo_rpo.integrations.trl.data import take_votes
+from nemo_rpo.em import SweepResult, Votes
+from nemo_rpo.integrations.trl.data import take_labels
 
 if TYPE_CHECKING:
     from nemo_rpo.integrations.trl.trainer import RPOTrainer
 
 
 class EMCallback(TrainerCallback):
-    """The M-step with the optimizer's step, and the full-batch sweeps that ``rpo.sweep`` asks for."""
+    """The M-step with the optimizer's step, the last refit, and the full-batch sweeps that ``rpo.sweep`` asks for."""
 
     def __init__(self, trainer: RPOTrainer) -> None:
         self.trainer = trainer
@@ -33,6 +33,7 @@ class EMCallback(TrainerCallback):
             self.trainer.sweep()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.settle()
         if self.trainer.rpo.enabled and self.trainer.rpo.sweep == "end":
             self.trainer.sweep()
 
@@ -42,7 +43,7 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
     """The exact full-batch EM over the training data at the present weights; its η becomes the trainer's.
 
     Costs a forward pass over the data. Every process ends with the same result. Collectives: the model's own, and those
-    of :func:`nemo_rpo.em.full_batch_em`.
+    of the estimator's ``fit``.
     """
     deltas, annotators, signs = [], [], []
     loader = trainer.get_test_dataloader(trainer.train_dataset)
@@ -51,7 +52,7 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
     for batch in loader:
         if trainer.accelerator.gradient_state.end_of_dataloader:
             trainer.mask_repeats(batch)
-        inputs, votes, valid = take_votes(trainer._prepare_inputs(batch))
+        inputs, (votes, valid, _) = take_labels(trainer._prepare_inputs(batch))
         with trainer.compute_loss_context_manager():
             x = trainer.pair_logprobs(trainer.model_wrapped, inputs)
         deltas.append(trainer.loss.terms(x).delta[valid])
@@ -60,7 +61,7 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
     trainer.model.train(training)
     width = max(sign.shape[-1] for sign in signs)
     votes = Votes(_widened(annotators, width), _widened(signs, width))
-    found = full_batch_em(torch.cat(deltas), votes, trainer.em.eta, trainer.em.settings, trainer.sum_over_processes)
+    found, _ = trainer.em.fit(torch.cat(deltas), votes, trainer.collectives)
     trainer.em.replace(found.eta)
     return found
 

@@ -5,15 +5,15 @@ Shapes: n pairs, V votes of the pair that has most.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
-from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
+from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths
 from nemo_rpo.data.formats import read_pairs
@@ -21,9 +21,12 @@ from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.pairs import PairLedger
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
 
 SIGN = "annotator_sign"  # optional column beside the annotator's: +1 agrees with chosen, -1 says rejected, 0 a tie
-VOTE_KEYS = ("annotator", "sign", "valid")
+PAIR_INDEX = "rpo_pair_index"  # column of the training data; RPOTrainer adds it
+LABEL_KEYS = ("annotator", "sign", "valid", "pair_index")
+_ROWS_AT_ONCE = 1000  # of the fingerprint
 
 
 def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes: bool = True) -> Dataset:
@@ -73,8 +76,8 @@ def _rows(ledger: PairLedger, texts: list[tuple[Any, Any, Any]]) -> Iterator[dic
         }
 
 
-def annotator_table(dataset: Dataset, annotator_key: str | None) -> AnnotatorTable:
-    """Everybody who labelled a pair of the training data, sorted by id.
+def labelled_pairs(dataset: Dataset, annotator_key: str | None) -> LabelledPairs:
+    """Who labelled each pair of the training data.
 
     Args:
         dataset: with a column of ids, or of lists of ids where several people labelled a pair.
@@ -89,28 +92,40 @@ def annotator_table(dataset: Dataset, annotator_key: str | None) -> AnnotatorTab
             "RPOTrainer needs to know its annotators before it starts: pass a Dataset, no IterableDataset"
         )
     if annotator_key is None:
-        return AnnotatorTable([Annotator(VIRTUAL, len(dataset), "train_dataset:1")])
+        return LabelledPairs.of_one(len(dataset), "train_dataset:1")
     if annotator_key not in dataset.column_names:
         raise DataError(
             f"the training data has no column '{annotator_key}'; it has {', '.join(dataset.column_names)}. Set "
             "rpo.annotator_key to the column with the annotator, or to null if there is none"
         )
     signs = dataset[SIGN] if SIGN in dataset.column_names else [None] * len(dataset)
-    labels: Counter[str] = Counter()
-    first_seen: dict[str, str] = {}
+    pairs = LabelledPairs()
     for i, (annotator, sign) in enumerate(zip(dataset[annotator_key], signs, strict=True)):
         record = Record("train_dataset", i + 1, {annotator_key: annotator, SIGN: sign})
-        for identity, value in _votes(record, annotator_key):
-            if identity is None:
-                raise DataError(f"{record.where}: the row names no annotator in its column '{annotator_key}'")
-            labels[identity] += value != 0
-            first_seen.setdefault(identity, record.where)
-    return AnnotatorTable.sorted(Annotator(name, count, first_seen[name]) for name, count in labels.items())
+        votes = _votes(record, annotator_key)
+        if any(identity is None for identity, _ in votes):
+            raise DataError(f"{record.where}: the row names no annotator in its column '{annotator_key}'")
+        pairs.add(record.where, votes)
+    return pairs
+
+
+def data_fingerprint(dataset: Dataset, annotator_key: str | None) -> str:
+    """A digest of texts and labels in their order, see :func:`fingerprint`."""
+    read = [name for name in ("prompt", "chosen", "rejected", annotator_key, SIGN) if name in dataset.column_names]
+    plain = dataset.select_columns(read).with_format(None)
+    return fingerprint(plain[start : start + _ROWS_AT_ONCE] for start in range(0, len(plain), _ROWS_AT_ONCE))
+
+
+def with_pair_index(dataset: Dataset) -> Dataset:
+    """The training data with each pair's index, by which the margin buffer knows it, in a column of its own."""
+    if PAIR_INDEX in dataset.column_names:  # from another trainer, maybe over other pairs
+        dataset = dataset.remove_columns(PAIR_INDEX)
+    return dataset.add_column(PAIR_INDEX, np.arange(len(dataset)))
 
 
 class VoteCollator:
-    """TRL's collator of a data set, with who said what: ``annotator`` int64 [n, V], ``sign`` float32 [n, V] and
-    ``valid`` bool [n].
+    """TRL's collator of a data set, with who said what: ``annotator`` int64 [n, V], ``sign`` float32 [n, V], ``valid``
+    bool [n], and ``pair_index`` int64 [n], of which pair of the training data (-1: of none).
 
     A pair carries no evidence, and is not valid, where nobody took a side, where a response is empty, or where both
     have the same tokens (truncation makes such pairs). Annotators without an η, and rows that name none, get index K.
@@ -130,6 +145,7 @@ class VoteCollator:
         batch["annotator"] = torch.tensor([[index for index, _ in of_pair] for of_pair in filled])
         batch["sign"] = torch.tensor([[sign for _, sign in of_pair] for of_pair in filled])
         batch["valid"] = _responses_differ(batch) & (batch["sign"] != 0).any(-1)
+        batch["pair_index"] = torch.tensor([example.get(PAIR_INDEX, -1) for example in examples])
         return batch
 
     def _votes_of(self, row: int, example: dict[str, Any]) -> list[tuple[int, float]]:
@@ -142,10 +158,18 @@ class VoteCollator:
         ]
 
 
-def take_votes(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Votes, Tensor]:
-    """The batch without what :class:`VoteCollator` added, which no model takes; votes [n, V]; valid [n]."""
-    rest = {key: value for key, value in inputs.items() if key not in VOTE_KEYS}
-    return rest, Votes(inputs["annotator"], inputs["sign"]), inputs["valid"]
+class Labels(NamedTuple):
+    """What :class:`VoteCollator` added to a batch: votes [n, V], which pairs are valid [n], their index [n]."""
+
+    votes: Votes
+    valid: Tensor
+    pair: Tensor
+
+
+def take_labels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Labels]:
+    """The batch as a model takes it, and what :class:`VoteCollator` added."""
+    rest = {key: value for key, value in inputs.items() if key not in LABEL_KEYS}
+    return rest, Labels(Votes(inputs["annotator"], inputs["sign"]), inputs["valid"], inputs["pair_index"])
 
 
 def _votes(record: Record, annotator_key: str) -> list[tuple[str | None, float]]:

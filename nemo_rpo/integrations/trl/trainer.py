@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,25 @@ import torch
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
+from nemo_rpo.config.loss import pair_step
 from nemo_rpo.config.schema import DPOConfig as LossSettings
 from nemo_rpo.config.schema import RPOConfig
-from nemo_rpo.em import AnnotatorReliability, SweepResult, Votes, robust_loss
-from nemo_rpo.integrations.em_state import continued, load_state, save_state, with_newcomers
+from nemo_rpo.em import AnnotatorReliability, BufferedReliability, SweepResult, build_estimator
+from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
 from nemo_rpo.integrations.rpo_block import log_prob_loss, rpo_config
 from nemo_rpo.integrations.trl.callback import EMCallback, sweep_reliabilities
-from nemo_rpo.integrations.trl.data import SIGN, VOTE_KEYS, VoteCollator, annotator_table, take_votes
+from nemo_rpo.integrations.trl.collectives import over_processes
+from nemo_rpo.integrations.trl.data import (
+    LABEL_KEYS,
+    PAIR_INDEX,
+    SIGN,
+    Labels,
+    VoteCollator,
+    data_fingerprint,
+    labelled_pairs,
+    take_labels,
+    with_pair_index,
+)
 from nemo_rpo.integrations.trl.forward_pass import forward, response_logps
 from nemo_rpo.integrations.trl.host import (
     REFERENCE_IS_GIVEN,
@@ -74,17 +87,23 @@ class RPOTrainer(DPOTrainer):
         check_version()
         self.rpo = rpo_config(rpo, "rpo", sweeps=True)
         beta = check_args(args, self.rpo)
-        self.loss = log_prob_loss(self.rpo, LossSettings(ref_policy_kl_penalty=beta), "rpo")
+        loss_settings = LossSettings(ref_policy_kl_penalty=beta)
+        self.loss = log_prob_loss(self.rpo, loss_settings, "rpo")
         check_loss(self.loss)
+        self.pair_step = pair_step(self.loss, loss_settings, self.rpo)
         key = self.rpo.annotator_key if self.rpo.enabled else None
-        self.annotators = annotator_table(train_dataset, key)
-        super().__init__(model, ref_model, args, data_collator, train_dataset, **kwargs)
+        self._pairs = labelled_pairs(train_dataset, key)
+        self.annotators = self._pairs.table()
+        keeps_margins = self.rpo.enabled and self.rpo.estimator == BufferedReliability.estimator
+        self._fingerprint = data_fingerprint(train_dataset, key) if keeps_margins else None
+        super().__init__(model, ref_model, args, data_collator, with_pair_index(train_dataset), **kwargs)
         scale_no_loss(self)
         check_processes(self.accelerator)
         if self.loss.reference_free:
             self.ref_model = None  # loaded by TRL all the same, and not used
         self.data_collator = VoteCollator(self.data_collator, self.annotators, key)
-        self.em = AnnotatorReliability(len(self.annotators), self.rpo, self.accelerator.device)
+        self.collectives = over_processes(self.accelerator)
+        self.em = self._new_em()
         # Pairs, w, flipped, |Δ| of this process in the step under way.
         self._sums = torch.zeros(1 + len(_SUMS), dtype=torch.float64, device=self.accelerator.device)
         self._pairs_in_step: Tensor | None = None
@@ -95,12 +114,24 @@ class RPOTrainer(DPOTrainer):
         """η of every annotator by id."""
         return dict(zip(self.annotators.ids, self.em.eta.tolist(), strict=True))
 
+    def _new_em(self) -> AnnotatorReliability:
+        return build_estimator(
+            self.rpo,
+            len(self.annotators),
+            len(self._pairs),
+            partial(self._pairs.votes_of, self.annotators),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.collectives,
+            self.accelerator.device,
+        )
+
     # --- the batch
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = [column for column in (self.rpo.annotator_key, SIGN) if column not in (None, *self._signature_columns)]
-        self._signature_columns = [*self._signature_columns, *ours]
+        ours = (self.rpo.annotator_key, SIGN, PAIR_INDEX)
+        self._signature_columns += [column for column in ours if column not in (None, *self._signature_columns)]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -133,31 +164,32 @@ class RPOTrainer(DPOTrainer):
         return super().compute_loss(model, inputs, return_outputs)
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        inputs, votes, valid = take_votes(inputs)
+        inputs, labels = take_labels(inputs)
         inputs = self._with_reference(inputs)
         forward = _FirstOutput(model)
         with self._reference_in_batch():
             stock = super()._compute_loss(forward, inputs, return_outputs)
-        each = self._pair_losses(self._scored(forward.output, inputs), votes, valid)
-        pairs, share = valid.sum(), 1.0
+        objective = self._pair_objectives(self._scored(forward.output, inputs), labels)
+        pairs, share = labels.valid.sum(), 1.0
         if self.model.training and self._pairs_in_step is not None:
             # DDP averages gradients over processes, and the micro-batches of a step are summed.
             share = pairs * self.accelerator.num_processes / self._pairs_in_step.clamp(min=1)
-        loss = torch.where(valid, each, 0.0).sum() / pairs.clamp(min=1)
+        loss = objective.sum() / pairs.clamp(min=1)
         if getattr(self, "aux_loss_enabled", False):  # of mixtures of experts, since TRL 1.8
             loss = loss + self.router_aux_loss_coef * forward.output.aux_loss
         return (loss * share, stock[1]) if return_outputs else loss * share
 
-    def _pair_losses(self, x: PairLogprobs, votes: Votes, valid: Tensor) -> Tensor:
-        """The robust loss of each pair [n]; in training its evidence is added to the step's. No collective."""
-        terms = self.loss.terms(x)
-        delta = terms.delta.detach()
-        w = self.em.posterior(delta, votes) if self.rpo.enabled else votes.share()
-        if self.model.training and self.rpo.enabled:
-            self.em.accumulate(w, votes, valid)
-            rows = torch.stack((torch.ones_like(w), w, (w < 0.5).float(), delta.abs())).double()
-            self._sums += torch.where(valid, rows, 0.0).sum(-1)
-        return robust_loss(terms, w, self.rpo.objective if self.rpo.enabled else "weighted")
+    def _pair_objectives(self, x: PairLogprobs, labels: Labels) -> Tensor:
+        """The robust loss of each pair [n], 0 where not valid; in training its evidence is added to the step's. No
+        collective.
+        """
+        em, learn_from = self.em if self.rpo.enabled else None, labels.pair if self.model.training else None
+        losses = self.pair_step(x, labels.votes, labels.valid, em, learn_from)
+        if self.model.training:
+            w = losses.w
+            rows = torch.stack((torch.ones_like(w), w, (w < 0.5).float(), losses.delta.abs())).double()
+            self._sums += torch.where(labels.valid, rows, 0.0).sum(-1)
+        return losses.objective
 
     def _scored(self, output: Any, inputs: Mapping[str, Tensor]) -> PairLogprobs:
         reference = (inputs["ref_chosen_logps"].float(), inputs["ref_rejected_logps"].float())
@@ -173,7 +205,7 @@ class RPOTrainer(DPOTrainer):
 
     def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, Tensor]:
         *model, inputs = model_and_inputs  # the batch alone before TRL 1.9
-        return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k not in VOTE_KEYS})
+        return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k not in LABEL_KEYS})
 
     def _with_reference(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch with the reference's log-probs, where it has none yet; zeros for losses without a reference."""
@@ -197,23 +229,24 @@ class RPOTrainer(DPOTrainer):
 
     # --- the M-step
 
-    def sum_over_processes(self, tensor: Tensor) -> None:
-        """Sums ``tensor`` over all processes, in place; one all-reduce, not differentiable."""
-        tensor.copy_(self.accelerator.reduce(tensor, "sum"))
-
     def forget_step(self) -> None:
         """Drops the evidence of the step under way."""
         self.em.rollback()
         self._sums.zero_()
 
     def finish_em_step(self) -> None:
-        """Commits the step's evidence if the optimizer took the step. One all-reduce of 16 K + 32 bytes."""
+        """Commits the step's evidence if the optimizer took the step.
+
+        One all-reduce of 32 bytes and, under ``ema``, 16 K more; under ``buffer`` a gather of 12 bytes a pair, and now
+        and then the collectives of a refit.
+        """
         if not self.rpo.enabled or self.accelerator.optimizer_step_was_skipped:
             return self.forget_step()
         packed = torch.cat((self.em.pending.flatten(), self._sums))
-        self.sum_over_processes(packed)
+        self.collectives.all_reduce(packed)
         self.em.pending.copy_(packed[: -len(self._sums)].view_as(self.em.pending))
         pairs, *sums = packed[-len(self._sums) :].tolist()
+        self.em.exchange(self.collectives.gather_rows)
         self.em.commit()
         self._sums.zero_()
         for name, value in zip(_SUMS, sums, strict=True):
@@ -224,6 +257,14 @@ class RPOTrainer(DPOTrainer):
         # TRL logs means over the steps since it last logged; of η the present value is wanted.
         mean, least = torch.stack((self.em.eta.mean(), self.em.eta.min())).tolist()
         self._metrics["train"] |= {"em/eta_mean": [mean], "em/eta_min": [least]}
+        if self.em.estimate is not None:
+            self._metrics["train"]["em/information"] = [self.em.estimate.information]
+
+    def settle(self) -> None:
+        """Takes in what the steps since the last refit have brought; under ``ema`` there is nothing to do."""
+        if self.rpo.enabled:
+            self.em.settle()
+            self._log_eta()
 
     def sweep(self) -> SweepResult:
         """The exact full-batch EM over ``train_dataset`` at the present weights; its η replaces the running one."""
@@ -238,8 +279,10 @@ class RPOTrainer(DPOTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.rpo.enabled and self.args.should_save:
-            save_state(Path(output_dir), self.em, self.annotators)
+        if self.rpo.enabled:
+            saved = packed(self.em, self.annotators, self._fingerprint)
+            if self.args.should_save:
+                save_state(Path(output_dir), saved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -247,8 +290,8 @@ class RPOTrainer(DPOTrainer):
             return
         saved, state = load_state(Path(checkpoint))
         self.annotators = continued(saved, self.annotators, self.rpo.allow_new_annotators, "rpo")
-        self.em = AnnotatorReliability(len(self.annotators), self.rpo, self.accelerator.device)
-        self.em.load_state_dict(with_newcomers(state, self.em))
+        self.em = self._new_em()
+        restore(self.em, state, self._fingerprint, "rpo")
         self.data_collator.annotators = self.annotators
 
 

@@ -6,7 +6,7 @@ assistant in the response that has most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,13 +109,11 @@ class ResponseTokens:
             share,
         )
 
-    def to(self, device: torch.device) -> ResponseTokens:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+    def map(self, function: Callable[[Tensor], Tensor]) -> ResponseTokens:
+        """The same with ``function`` of each tensor."""
         tensors = (self.index, self.token, self.lengths, self.turn_lengths, self.begin, self.end)
-        share = self.share and Share(*(moved(x) if isinstance(x, Tensor) else x for x in self.share))
-        return ResponseTokens(*map(moved, tensors), share)
+        share = self.share and Share(*(function(x) if isinstance(x, Tensor) else x for x in self.share))
+        return ResponseTokens(*map(function, tensors), share)
 
     def of_all_ranks(self, values: Tensor) -> Tensor:
         """``values [n]`` of the tokens here as those of all context-parallel ranks, in the order of the responses.

@@ -31,10 +31,11 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShard
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.digests import damage
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.index import Index, read_index
 from nemo_rpo.megatron.checkpoint.optimizer_state import load_optimizer_state
-from nemo_rpo.megatron.checkpoint.run_file import check_format, damage, read_run
+from nemo_rpo.megatron.checkpoint.run_file import check_format, or_another, read_run
 from nemo_rpo.megatron.checkpoint.sharded import layout, load_em_state, random_state, restore_random_state
 from nemo_rpo.megatron.checkpoint.weights import State, chunk_names, load_model_state, model_state
 from nemo_rpo.megatron.checkpoint.writer import cause
@@ -56,7 +57,7 @@ def check_files(folder: Path, run: dict[str, Any]) -> None:
     dist.all_gather_object(found, damage(folder, {name: files[name] for name in own}))
     first = next((what for what in found if what is not None), None)
     if first is not None:
-        raise CheckpointError(first)
+        raise CheckpointError(f"{first}: {or_another(folder)}")
 
 
 def load_state(folder: Path, model: MegatronGPTRPOModel, run: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.checkpoint.run_file import or_another
 
 INDEX_FILE = ".metadata"
 
@@ -80,6 +81,4 @@ def read_index(folder: Path) -> Index:
         }
     except Exception as exc:  # a damaged pickle fails in any way
         sentence = " ".join(str(exc).split()) or type(exc).__name__
-        raise CheckpointError(
-            f"{path} cannot be read ({sentence}): restore it, or move {folder} away to go on from another checkpoint"
-        ) from exc
+        raise CheckpointError(f"{path} cannot be read ({sentence}): {or_another(folder)}") from exc

@@ -22,9 +22,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint.api import CheckpointException
 
+from nemo_rpo.digests import digests_of, sync
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.optimizer_state import optimizer_state, steps_taken
-from nemo_rpo.megatron.checkpoint.run_file import digests_of, sync
 from nemo_rpo.megatron.checkpoint.sharded import em_state, layout, random_state
 from nemo_rpo.megatron.checkpoint.weights import model_state
 from nemo_rpo.megatron.model import MegatronGPTRPOModel

@@ -45,7 +45,7 @@ def linear_logprobs(
         targets: int64 ``[n]``, below ``vocab_size``.
         vocab_size: real tokens, over all ranks.
         group: the tensor-parallel ranks; None: this one has the whole head.
-        block_elements: logits that exist at a time, n·b; None: :data:`.vocabulary_blocks.BLOCK_ELEMENTS`.
+        block_elements: logits that exist at a time, n·b; None: :data:`.vocab_chunks.BLOCK_ELEMENTS`.
 
     Differentiable in ``hidden`` and ``weight``, for any upstream gradient: with p the softmax and g the upstream
     gradient, ``∂hidden = Σ_v g (1[v = target] − p_v) weight_v`` is this rank's share of the sum, to be added up over

@@ -41,10 +41,10 @@ def linear_kl(
             padding.
         vocab_size: real tokens, over all ranks.
         group: the tensor-parallel ranks; None: this one has the whole heads.
-        block_elements: logits of either that exist at a time, n·b; None: :data:`.vocabulary_blocks.BLOCK_ELEMENTS`.
+        block_elements: logits of either that exist at a time, n·b; None: :data:`.vocab_chunks.BLOCK_ELEMENTS`.
 
     Differentiable in ``hidden`` and ``weight``, for any upstream gradient g: that of the policy's logits is g (p − q).
-    ``∂hidden`` is this rank's share of a sum over ``group``, as in :func:`.linear_logprob.linear_logprobs`. Nothing
+    ``∂hidden`` is this rank's share of a sum over ``group``, as in :func:`.chunked.linear_logprobs`. Nothing
     flows into the frozen policy.
 
     Collectives: forward, two all-reduces over ``group``, of 2n and 3n fp32 numbers; backward, none.

@@ -110,6 +110,7 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         ),
         context_parallel_size=model.context_parallel_size,
         sequence_parallel=model.sequence_parallel,
+        deterministic_mode=cfg.trainer.deterministic,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,

@@ -44,7 +44,8 @@ class TorchFusedAdam(torch.optim.Optimizer):
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                [torch.tensor(float(before), device=parameter.device) for parameter in parameters],
+                # Filled on the device: a number that is copied there would wait for all that runs.
+                [torch.full((), float(before), device=parameter.device) for parameter in parameters],
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

@@ -10,7 +10,7 @@ Shapes: m responses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from nemo_rpo.megatron.batch.context_parallel import context_group, positions_of
 from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
+from nemo_rpo.megatron.batch.transfer import Parcel
 
 MicroBatch = dict[str, Tensor]
 Figures = dict[str, Two]  # of chosen and rejected
@@ -33,10 +34,6 @@ REFERENCE_KEYS = ("ref_policy_log_probs_chosen", "ref_policy_log_probs_rejected"
 REFERENCE_TURN_KEYS = ("ref_policy_turn_log_probs_chosen", "ref_policy_turn_log_probs_rejected")
 REFERENCE_HIDDEN = "ref_policy_hidden_states"
 PREVIOUS_KEYS = ("previous_policy_log_probs_chosen", "previous_policy_log_probs_rejected")
-
-
-def to_device(batch: Mapping[str, Tensor], device: torch.device) -> MicroBatch:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,12 @@ class ModelInput:
     responses: ResponseTokens
     segments: Segments | None = None
     compared: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ModelInput:
+        """The same with ``function`` of each tensor."""
+        compared = None if self.compared is None else function(self.compared)
+        tokens, positions = function(self.tokens), function(self.position_ids)
+        return ModelInput(tokens, positions, self.responses.map(function), self.segments, compared)
 
     def two(self, of_responses: Tensor) -> Two:
         """What is known of each response ``[m, …]`` as that of chosen and rejected, ``[pairs, …]`` each."""
@@ -79,8 +82,43 @@ def pairs_per_ranking(batch: MicroBatch) -> int:
     return len(batch["pair_index"]) // len(batch["ranking_size"]) if "ranking_size" in batch else 1
 
 
-def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
-    """Of a micro-batch on the CPU, padded or packed; on ``device``."""
+def on_device(batch: MicroBatch, device: torch.device) -> tuple[ModelInput, MicroBatch]:
+    """A micro-batch of the CPU as the model and as the loss sees it, on ``device``, to which each tensor is copied once
+    (:class:`~nemo_rpo.megatron.batch.transfer.Parcel`).
+    """
+    x, columns = model_input(batch), loss_columns(batch)
+    parcel = Parcel(device)
+    x.map(parcel.add)
+    for column in columns.values():
+        parcel.add(column)
+    sent = parcel.send()
+    return x.map(sent), {key: sent(column) for key, column in columns.items()}
+
+
+def columns_on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """:func:`loss_columns` on ``device``."""
+    parcel, columns = Parcel(device), loss_columns(batch)
+    for column in columns.values():
+        parcel.add(column)
+    sent = parcel.send()
+    return {key: sent(column) for key, column in columns.items()}
+
+
+_OF_A_PACK = ("tokens", "position_ids", "segments", "response_index", "response_tokens", "response_ends")
+_FOR_THE_MODEL = {*_OF_A_PACK, "response_lengths", "turn_lengths", "compared"}
+
+
+def loss_columns(batch: MicroBatch) -> MicroBatch:
+    """What the loss, the EM and the metrics read of a micro-batch: all but what :func:`model_input` is made from."""
+    if "segments" in batch:
+        return {key: value for key, value in batch.items() if key not in _FOR_THE_MODEL}
+    sides = side_names(max_responses(batch))
+    tokens = _FOR_THE_MODEL.union(sides, (f"{side}_labels" for side in sides))
+    return {key: value for key, value in batch.items() if key not in tokens}
+
+
+def model_input(batch: MicroBatch) -> ModelInput:
+    """What the model sees of a micro-batch on the CPU, padded or packed; on the CPU."""
     turn_lengths, compared = batch.get("turn_lengths"), batch.get("compared")
     if "segments" in batch:
         tokens, positions, segments = batch["tokens"], batch["position_ids"], Segments.of(batch["segments"])
@@ -95,9 +133,7 @@ def model_input(batch: MicroBatch, device: torch.device) -> ModelInput:
         rows, length = tokens.shape
         here = positions_of(group.rank(), group.size(), length)
         tokens, positions, responses = tokens[:, here], positions[:, here], responses.on_positions(here, length, rows)
-    moved = (tensor.to(device, non_blocking=True) for tensor in (tokens, positions))
-    compared = None if compared is None else compared.to(device, non_blocking=True)
-    return ModelInput(*moved, responses.to(device), segments, compared)
+    return ModelInput(tokens, positions, responses, segments, compared)
 
 
 def run_model(model: torch.nn.Module, x: ModelInput, request: HeadRequest) -> Tensor | HeadOutputs:

@@ -10,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
-from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, input_shape, model_input, run_model, to_device
+from nemo_rpo.megatron.step.forward import MicroBatch, ModelInput, input_shape, on_device, run_model
 
 Ask = Callable[[MicroBatch], HeadRequest]
 Receive = Callable[[HeadOutputs, ModelInput, MicroBatch], Any]
@@ -28,8 +28,7 @@ def forward_step(device: torch.device, ask: Ask, receive: Receive) -> Callable:
     def fwd_output_and_loss_func(
         data_iterator: Iterator[MicroBatch], model: torch.nn.Module, checkpoint_activations: Any = None
     ) -> tuple[Tensor | HeadOutputs, Callable]:
-        on_cpu = next(data_iterator)
-        x, batch = model_input(on_cpu, device), to_device(on_cpu, device)
+        x, batch = on_device(next(data_iterator), device)
         output = run_model(model, x, ask(batch))
         return output, lambda outputs, non_loss_data=False: receive(outputs, x, batch)
 

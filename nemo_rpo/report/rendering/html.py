@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from nemo_rpo.errors import printable
 from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Quote, Section, Table, Text
 
 _STYLE = """
@@ -53,7 +54,8 @@ def as_html(document: Document) -> str:
     contents = "\n".join(f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in document.sections)
     body = "\n".join(_section(section) for section in document.sections)
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
+    # Control characters of ids and texts are no HTML, and no SVG, even escaped.
+    return printable(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from nemo_rpo.errors import printable
 from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Quote, Table, Text
 
 
@@ -60,4 +61,4 @@ def _quoted(text: str) -> str:
 
 def _inline(text: str) -> str:
     """On one line, without anything that Markdown or the HTML in it would act on."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(" ".join(text.split())))

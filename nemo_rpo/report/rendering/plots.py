@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_rpo.errors import missing_extra
+from nemo_rpo.errors import missing_extra, printable
 from nemo_rpo.report.calibration_bins import Calibration
 from nemo_rpo.report.doubt import Leaning
 from nemo_rpo.report.run import Annotators, Labels
@@ -222,4 +222,5 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 24 else name[:23] + "…"

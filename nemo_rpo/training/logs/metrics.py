@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 METRICS_FILE = "metrics.jsonl"
-TIMING = "time/"  # figures of the wall clock, the only ones that two equal runs may differ in
+# Figures of the wall clock and of the machine, the only ones that two equal runs may differ in.
+TIMING, MEMORY = "time/", "memory/"
 
 
 class Writer(Protocol):
@@ -38,8 +39,9 @@ class MetricsWriter:
     """``metrics.jsonl``: one object a line, ``{"step": 12, "split": "train", "loss": …}``. NaN and infinities are null.
 
     Resuming from the checkpoint of step S cuts off what was written after it, so that the file of an interrupted and
-    resumed run equals that of an unbroken one in everything but ``time/…``. Hence: what belongs to step S is to be
-    written before its checkpoint. A fresh run keeps an earlier file beside its own as ``metrics.previous.jsonl``.
+    resumed run equals that of an unbroken one in everything but ``time/…`` and ``memory/…``. Hence: what belongs to
+    step S is to be written before its checkpoint. A fresh run keeps an earlier file beside its own as
+    ``metrics.previous.jsonl``.
 
     Args:
         resume_step: the step of the checkpoint resumed from; None starts afresh.
@@ -81,12 +83,12 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: str | Path, timing: bool = True) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl`` in order; without ``timing``, those that equal runs have in common."""
+    """The rows of a run's ``metrics.jsonl`` in order; without ``timing``, only what equal runs have in common."""
     rows = []
     for line in (Path(run_dir) / METRICS_FILE).read_text(encoding="utf-8").splitlines():
         row = _parse(line)
         if row is not None:
-            rows.append(row if timing else {k: v for k, v in row.items() if not k.startswith(TIMING)})
+            rows.append(row if timing else {k: v for k, v in row.items() if not k.startswith((TIMING, MEMORY))})
     return rows
 
 

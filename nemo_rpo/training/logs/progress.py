@@ -22,13 +22,13 @@ _SHOWN = {
 
 
 class Rates:
-    """Pairs and tokens a second over the last ``window`` steps; the slow first step leaves it soon."""
+    """Pairs, tokens and FLOPs a second over the last ``window`` steps; the slow first step leaves it soon."""
 
     def __init__(self, window: int = 50) -> None:
-        self._steps: deque[tuple[float, int, int]] = deque(maxlen=window)
+        self._steps: deque[tuple[float, int, int, float]] = deque(maxlen=window)
 
-    def add(self, seconds: float, pairs: int, tokens: int) -> None:
-        self._steps.append((seconds, pairs, tokens))
+    def add(self, seconds: float, pairs: int, tokens: int, flops: float = 0.0) -> None:
+        self._steps.append((seconds, pairs, tokens, flops))
 
     @property
     def seconds_per_step(self) -> float:
@@ -41,6 +41,10 @@ class Rates:
     @property
     def tokens_per_s(self) -> float:
         return self._per_second(2)
+
+    @property
+    def flops_per_s(self) -> float:
+        return self._per_second(3)
 
     def _per_second(self, column: int) -> float:
         seconds = sum(step[0] for step in self._steps)
@@ -60,10 +64,11 @@ class Progress:
         self._stream = stream or sys.stderr
         self._bar = _bar(total, start, self._stream) if self._stream.isatty() else None
 
-    def step(self, step: int, metrics: Mapping[str, Any], seconds: float, pairs: int, tokens: int) -> None:
-        """Shows that optimizer step ``step`` is done; it took ``seconds`` for ``pairs`` pairs of ``tokens`` tokens."""
-        self.rates.add(seconds, pairs, tokens)
+    def step(self, step: int, metrics: Mapping[str, Any], mfu: float | None = None, memory: float = 0.0) -> None:
+        """Shows that optimizer step ``step``, which :attr:`rates` has, is done; ``memory`` in bytes."""
         speed = f"{self.rates.pairs_per_s:,.1f} pairs/s  {_thousands(self.rates.tokens_per_s)} tokens/s"
+        speed += f"  MFU {mfu:.1%}" if mfu else ""
+        speed += f"  {memory / 2**30:.1f} GiB" if memory else ""
         if self._bar is not None:
             self._bar.set_postfix_str(f"{figures(metrics)}  {speed}", refresh=False)
             self._bar.update(step - self._bar.n)

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from nemo_rpo import __version__
+from nemo_rpo.config.flops import peak_flops
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.training.logs.metrics import TIMING, Writer, metric_writers
+from nemo_rpo.training.logs.metrics import MEMORY, TIMING, Writer, metric_writers
 from nemo_rpo.training.logs.progress import Progress, figures
 
 _SPLITS = {"val": "validation", "sweep": "sweep", "refit": "refit"}
@@ -37,18 +40,42 @@ class RunLog:
         if os.environ.get("RANK", "0") == "0":
             self._writers = metric_writers(cfg, run_dir, resume_step)
             self._progress = Progress(total_steps, resume_step or 0, cfg.trainer.log_every_n_steps)
+        self._peak: float | None = None
+        if cfg.trainer.accelerator == "gpu" and torch.cuda.is_available():
+            self._peak = peak_flops(torch.cuda.get_device_name())
 
-    def train(self, step: int, metrics: Mapping[str, Any], *, seconds: float, pairs: int, tokens: int) -> None:
-        """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` leave out validation."""
+    def train(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        *,
+        seconds: float,
+        pairs: int,
+        tokens: int,
+        flops: float = 0.0,
+        memory: float = 0.0,
+    ) -> None:
+        """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` leave out validation.
+
+        ``flops``: model FLOPs of the step on one device (:mod:`nemo_rpo.config.flops`); ``memory``: bytes that the
+        fullest device has held. Written as ``time/tflops_per_device``, where the GPU's peak is known ``time/mfu``, and
+        ``memory/peak_gib``; rates are means over the last steps.
+        """
         if self._progress is None:
             return
-        self._progress.step(step, metrics, seconds, pairs, tokens)
-        timing = {
+        rates = self._progress.rates
+        rates.add(seconds, pairs, tokens, flops)
+        mfu = rates.flops_per_s / self._peak if self._peak else None
+        self._progress.step(step, metrics, mfu, memory)
+        machine = {
             f"{TIMING}step_s": seconds,
-            f"{TIMING}pairs_per_s": self._progress.rates.pairs_per_s,
-            f"{TIMING}tokens_per_s": self._progress.rates.tokens_per_s,
+            f"{TIMING}pairs_per_s": rates.pairs_per_s,
+            f"{TIMING}tokens_per_s": rates.tokens_per_s,
+            f"{TIMING}tflops_per_device": rates.flops_per_s / 1e12,
+            f"{TIMING}mfu": mfu,
+            f"{MEMORY}peak_gib": memory / 2**30,
         }
-        self._write(step, "train", {**metrics, **timing})
+        self._write(step, "train", {**metrics, **{name: value for name, value in machine.items() if value}})
 
     def record(self, split: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Figures of a ``val`` (of a named set ``val/NAME``), ``sweep`` or ``refit`` pass after step ``step``."""

@@ -72,7 +72,13 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
     if params.save_hf_on_train_end:
         config = read_hf_config(start) if start and (start / "config.json").exists() else None
         wanted[folder / _HF_FOLDER] = lambda path: export_hf(
-            model.model, model.architecture, path, tokenizer_spec(cfg).folder, config
+            model.model,
+            model.architecture,
+            path,
+            tokenizer_spec(cfg).folder,
+            config,
+            # How the model is to be sampled from, and where it stops; the tokenizer may be another folder's.
+            generation_config=start / "generation_config.json" if config else None,
         )
     if params.save_nemo_on_train_end:
         source = start if start and is_nemo(start) else None

@@ -25,7 +25,7 @@ import numpy as np
 from nemo_rpo.data.cache.arrow import content_hashes, lists, pair_ids, pyarrow
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.files.whole import whole_file
-from nemo_rpo.errors import ReferencePolicyError
+from nemo_rpo.errors import ReferencePolicyError, first_line
 
 _PREFIX = b"nemo_rpo."
 
@@ -93,14 +93,18 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
     pa, pq = pyarrow()
     try:
         table = pq.read_table(path, columns=["pair_id", "content_hash", "ref_chosen_logps", "ref_rejected_logps"])
-    except (OSError, pa.ArrowInvalid) as exc:
-        raise ReferencePolicyError(f"{path}: cannot be read ({exc}); delete it to compute the reference again") from exc
+    except (OSError, pa.ArrowException) as exc:
+        raise ReferencePolicyError(
+            f"{path}: cannot be read ({first_line(exc)}); delete it to compute the reference again"
+        ) from exc
+    _check_columns(path, table)
     saved = {
-        name.removeprefix(_PREFIX).decode(): value.decode() for name, value in (table.schema.metadata or {}).items()
+        name.removeprefix(_PREFIX).decode(errors="replace"): value.decode(errors="replace")
+        for name, value in (table.schema.metadata or {}).items()
     }
     if differing := _differences(saved, made_with.model):
         raise ReferencePolicyError(f"{path}: {differing}; delete it or set model.rpo.reference_cache")
-    known = _hashes(path, table)
+    known = _hashes(table)
     wanted = np.ascontiguousarray(cache.content_hash).view("V16").reshape(-1)
     order = np.argsort(known, kind="stable")
     rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
@@ -114,14 +118,26 @@ def read(path: Path, cache: PreferenceCache, made_with: MadeWith) -> Logprobs:
     return Logprobs(table["ref_chosen_logps"].to_numpy()[rows], table["ref_rejected_logps"].to_numpy()[rows])
 
 
-def _hashes(path: Path, table: Any) -> np.ndarray:
-    """The content hashes, V16 [n], where the file holds them."""
-    pa, _ = pyarrow()
-    column = table["content_hash"]
-    if column.type != pa.binary(16) or column.null_count or not len(column):
-        raise ReferencePolicyError(f"{path}: holds no content hashes; delete it to compute the reference again")
-    parts = (np.frombuffer(chunk.buffers()[1], "V16")[chunk.offset :][: len(chunk)] for chunk in column.chunks)
+def _hashes(table: Any) -> np.ndarray:
+    """The content hashes, V16 [n]."""
+    chunks = table["content_hash"].chunks
+    parts = (np.frombuffer(chunk.buffers()[1], "V16")[chunk.offset :][: len(chunk)] for chunk in chunks)
     return np.concatenate(list(parts))
+
+
+def _check_columns(path: Path, table: Any) -> None:
+    """Raises :class:`ReferencePolicyError` unless the columns are those that :func:`write` writes."""
+    pa, _ = pyarrow()
+    wanted = {"pair_id": pa.string(), "content_hash": pa.binary(16)}
+    wanted |= dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), pa.float32())
+    for name, kind in wanted.items():
+        if table.schema.names.count(name) != 1 or table.schema.field(name).type != kind or table[name].null_count:
+            raise ReferencePolicyError(
+                f"{path}: column {name} is not the {kind} without nulls that a file of reference log-probs has; delete "
+                "it to compute the reference again"
+            )
+    if not table.num_rows:
+        raise ReferencePolicyError(f"{path}: has no rows; delete it to compute the reference again")
 
 
 def _differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> str:

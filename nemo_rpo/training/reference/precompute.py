@@ -67,7 +67,7 @@ def _places_of_tokens(micro_batch: MicroBatch, ends: Tensor) -> tuple[Tensor, Te
     Args:
         ends: int64 ``[2n]``, where each response of the data set ends: the chosen and the rejected one of each pair.
     """
-    x, valid = model_input(micro_batch, torch.device("cpu")), micro_batch["valid"]
+    x, valid = model_input(micro_batch), micro_batch["valid"]
     end_here = torch.cat(x.two(x.responses.lengths_on_all_ranks().cumsum(0)))
     lengths = torch.cat((micro_batch["chosen_length"], micro_batch["rejected_length"]))
     end_there = ends[torch.cat([2 * micro_batch["pair_index"] + side for side in (0, 1)])]

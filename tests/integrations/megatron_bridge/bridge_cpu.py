@@ -97,6 +97,7 @@ def _patch_bridge() -> None:
     initialize._set_random_seed = seed_all
 
 
+@functools.cache
 def install() -> None:
     """Makes ``import megatron.bridge`` and its training loop work on this process's CPU; before anything imports it."""
     from nemo_rpo.megatron import cpu

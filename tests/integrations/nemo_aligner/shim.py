@@ -8,6 +8,7 @@ there and goes other ways. Everything holds for the whole process.
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import inspect
@@ -27,6 +28,7 @@ _NEVER_CALLED = frozenset(
 )
 
 
+@functools.cache
 def install() -> None:
     """Device names, absent packages and Megatron-Core; before NeMo or Megatron are imported."""
     os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "24.07")  # NeMo parses it, and fails where it is not set
@@ -84,6 +86,7 @@ def _write_items_as_before() -> None:
     writer._write_item = lambda stream, data, item, key: write(head, stream, data, item, key, tail)
 
 
+@functools.cache
 def complete_nemo() -> None:
     """In the place of apex's and Transformer Engine's functions their equals in Megatron-Core and torch."""
     _complete_strategy()

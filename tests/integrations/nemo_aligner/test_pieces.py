@@ -430,10 +430,12 @@ def test_a_run_without_reliabilities_is_not_resumed_with_them(monkeypatch):
     trainer.load_state_dict({"step": 0})
 
 
-def test_strangers_are_not_trained_on():
+@pytest.mark.parametrize(("annotator", "pair"), [(2, 1), (1, -1)])
+def test_strangers_are_not_trained_on(annotator, pair):
     model = bare()
-    batch = {"annotator": torch.tensor([0, 2, 2]), "valid": torch.tensor([True, True, False])}
-    with pytest.raises(DataError, match=r"1 pairs to be trained on have no annotator among the 2"):
+    batch = {"annotator": torch.tensor([0, annotator, annotator]), "pair_index": torch.tensor([0, pair, pair])}
+    batch["valid"] = torch.tensor([True, True, False])
+    with pytest.raises(DataError, match=r"1 pairs to be trained on are not among the 2 labelled ones"):
         model.get_loss_and_metrics(batch, forward_only=False)
 
 

@@ -35,9 +35,8 @@ DISTRIBUTED = {"model.optim.name": "mcore_distributed_optim", "trainer.gradient_
         (2, {TENSOR: 2}),
         (2, {TENSOR: 2, "model.sequence_parallel": True, **DISTRIBUTED}),
         (2, {PIPELINE: 2, "model.micro_batch_size": 1}),
-        (2, {}),
     ],
-    ids=["micro-batch 4", "TP=2", "TP=2, SP, distributed optimizer", "PP=2", "DP=2"],
+    ids=["micro-batch 4", "TP=2", "TP=2, SP, distributed optimizer", "PP=2"],
 )
 def test_losses_and_eta_are_the_engines(ranks, overrides, train):
     for found, estimator in zip(train(ranks, overrides | EMA, overrides | BUFFER), ("ema", "buffer"), strict=True):
@@ -51,18 +50,24 @@ def assert_is_the_engines(found: dict[str, Any], estimator: str) -> None:
     np.testing.assert_allclose(found["settled"], expected["settled"], rtol=0, atol=eta)
 
 
-def test_one_rank_is_the_engine_and_goes_on_as_if_it_had_not_stopped(train):
+@pytest.mark.parametrize("ranks", [1, 2], ids=["one rank", "DP=2"])
+def test_a_run_is_the_engines_and_goes_on_as_if_it_had_not_stopped(ranks, train):
     half = {"trainer.dpo.val_check_interval": 2, "trainer.dpo.save_interval": 2, "trainer.dpo.max_steps": 2}
     rest = half | {"trainer.dpo.max_steps": world.STEPS}
-    stopped = {"exp_manager.explicit_log_dir": "stopped"}
-    ema, buffer, first, second = train(1, EMA, BUFFER, EMA | half | stopped, EMA | rest | stopped)
+    runs = []
+    for name, estimator in (("ema", EMA), ("buffer", BUFFER)):
+        shared = estimator | {"exp_manager.explicit_log_dir": name}
+        runs += [estimator, shared | half, shared | rest]
+    ema, *parts_of_ema, buffer, first, second = train(ranks, *runs)
     assert_is_the_engines(ema, "ema")
     assert_is_the_engines(buffer, "buffer")
-    assert first["eta"] + second["eta"] == ema["eta"]
-    assert second["settled"] == ema["settled"] == ema["eta"][-1]
+    for whole, parts in ((ema, parts_of_ema), (buffer, (first, second))):
+        assert parts[0]["eta"] + parts[1]["eta"] == whole["eta"]
+        assert parts[1]["settled"] == whole["settled"]
+    assert ema["settled"] == ema["eta"][-1]
     start, _, third, last = buffer["eta"]
     assert set(start) == {0.9} and third == last != start  # a refit after the third step, and one at the end
-    assert buffer["settled"] != last
+    assert last != buffer["settled"] != first["settled"]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from nemo_rpo.config.loss import base_loss
-from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
-from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
+from nemo_rpo.config.schema import DPOConfig, ModelConfig
+from nemo_rpo.em import Votes, build_estimator, robust_loss
+from nemo_rpo.integrations.rpo_block import rpo_config
 from nemo_rpo.losses import PairLogprobs
 
 from .driver import Recipe, tokenizer
@@ -18,17 +19,20 @@ from .workers import BigramModel
 def engine_run(recipe: Recipe, lr: float = 0.5) -> SimpleNamespace:
     """Losses and η of the recipe, and the policy; over-long pairs left out, annotators in the order of their names."""
     dpo = DPOConfig(ref_policy_kl_penalty=0.5, **recipe.dpo)
-    loss = base_loss(ModelConfig(dpo=dpo, rpo=RPOConfig(**recipe.robust)))
+    robust = rpo_config(recipe.robust, "robust")
+    loss = base_loss(ModelConfig(dpo=dpo, rpo=robust))
     names = sorted({row["annotator"] for row in recipe.train})
-    em = AnnotatorReliability(len(names), RPOConfig(**recipe.robust))
+    labels = Votes.single(torch.tensor([names.index(row["annotator"]) for row in recipe.train]))
+    em = build_estimator(robust, len(names), len(recipe.train), lambda block: labels)
     model, reference = BigramModel(), BigramModel()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     losses = []
     for step in range(recipe.max_steps):
         first = step * 8 % (len(recipe.train) // 8 * 8)
-        rows = [row for row in recipe.train[first : first + 8] if not _too_long(row, recipe.max_seq_length)]
-        x = pair_logprobs(rows, model, reference)
-        votes = Votes.single(torch.tensor([names.index(row["annotator"]) for row in rows]))
+        pairs = [i for i in range(first, first + 8) if not _too_long(recipe.train[i], recipe.max_seq_length)]
+        x = pair_logprobs([recipe.train[i] for i in pairs], model, reference)
+        pair = torch.tensor(pairs)
+        votes = labels.of(pair, pair.device)
         terms = loss.terms(x)
         w = em.posterior(terms.delta.detach(), votes) if em.settings.enabled else votes.share()
         preference = robust_loss(terms, w, em.settings.objective if em.settings.enabled else "weighted")
@@ -36,13 +40,18 @@ def engine_run(recipe: Recipe, lr: float = 0.5) -> SimpleNamespace:
         each = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
         reduction = loss.reduction
         surrogate, statistic = reduction.surrogate(each), reduction.statistic(each)
-        losses.append(reduction.value(surrogate.sum(), statistic.sum(), torch.tensor(len(rows))).item())
+        losses.append(reduction.value(surrogate.sum(), statistic.sum(), torch.tensor(len(pairs))).item())
         optimizer.zero_grad()
         (surrogate.sum() / statistic.sum()).backward()
         optimizer.step()
         if em.settings.enabled:
-            em.accumulate(w, votes, torch.ones(len(rows), dtype=torch.bool))
+            everywhere = torch.ones(len(pairs), dtype=torch.bool)
+            em.accumulate(w, votes, everywhere)
+            em.observe(pair, terms.delta.detach(), everywhere)
+            em.exchange(lambda of_the_only_process: of_the_only_process)
             em.commit()
+    if em.settings.enabled:
+        em.settle()
     return SimpleNamespace(losses=losses, em=em, model=model, reference=reference, loss=loss)
 
 

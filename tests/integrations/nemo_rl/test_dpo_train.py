@@ -26,8 +26,14 @@ MAIN = VERSIONS[-1]
 LOG_PROBS_ALONE = [name for name in loss_names() if build_loss(name).needs <= {"policy", "reference", "lengths"}]
 
 
-def recipe(version: Version, folder: Path, pairs: int = 40, **settings) -> Recipe:
-    return Recipe(version, folder, **{"train": rows(pairs), "max_steps": 6, **settings})
+EMA = {"estimator": "ema"}
+# The margins of a reference-free loss say something from the first step on.
+BUFFER = {"estimator": "buffer", "base_loss": "cpo", "buffer": {"refit_every": 2}}
+either = pytest.mark.parametrize("robust", [EMA, BUFFER], ids=lambda robust: robust["estimator"])
+
+
+def recipe(version: Version, folder: Path, pairs: int = 40, robust: dict = EMA, **settings) -> Recipe:
+    return Recipe(version, folder, **{"train": rows(pairs), "max_steps": 6, "robust": {**EMA, **robust}, **settings})
 
 
 @every_version
@@ -38,6 +44,24 @@ def test_losses_and_eta_are_the_packages_own(version, tmp_path):
     torch.testing.assert_close(found.policy.em.eta, expected.em.eta, rtol=0, atol=1e-6)
     assert found.policy.annotators.ids == ["worker-0", "worker-1", "worker-2"]
     assert len(set(expected.em.eta.tolist())) == 3  # each annotator has learnt something of their own
+
+
+@every_version
+@pytest.mark.parametrize("margins", ["prequential", "latest"])
+def test_the_margin_buffer_is_the_packages_own(version, margins, tmp_path):
+    """Over-long pairs are never seen; two epochs, so that pairs come again."""
+    robust = {**BUFFER, "buffer": {"refit_every": 2, "margins": margins}}
+    ours = recipe(version, tmp_path, pairs=32, robust=robust, max_steps=7, max_seq_length=11)
+    found, expected = run(ours), engine_run(ours)
+    found.policy.settle()
+    assert expected.em.estimate.sweep is not None
+    assert len(set(expected.em.eta.tolist())) == 3
+    margins = found.policy.em.buffer.margins
+    assert 0 < margins.isnan().sum() < 16
+    torch.testing.assert_close(margins, expected.em.buffer.margins, rtol=1e-4, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(found.policy.em.eta, expected.em.eta, rtol=0, atol=1e-4)
+    np.testing.assert_allclose([m["loss"] for m in found.logged], expected.losses, rtol=1e-5)
+    assert found.logged[-1]["em/information"] == pytest.approx(expected.em.estimate.information, abs=0.1)
 
 
 @pytest.mark.parametrize("name", LOG_PROBS_ALONE)
@@ -74,22 +98,39 @@ def test_settings(version, settings, tmp_path):
 
 
 @pytest.mark.parametrize("dp_size", [1, 4])
-def test_eta_does_not_depend_on_the_layout(dp_size, tmp_path):
+@either
+def test_eta_does_not_depend_on_the_layout(dp_size, robust, tmp_path):
     """main, nemo_rl/models/policy/lm_policy.py: shards are contiguous, metrics come back rank by rank."""
-    two = run(recipe(MAIN, tmp_path / "two"))
-    other = run(recipe(MAIN, tmp_path / "other", dp_size=dp_size))
+    two = run(recipe(MAIN, tmp_path / "two", robust=robust))
+    other = run(recipe(MAIN, tmp_path / "other", robust=robust, dp_size=dp_size))
     torch.testing.assert_close(two.policy.em.eta, other.policy.em.eta, rtol=0, atol=1e-7)
 
 
 @every_version
-def test_a_resumed_run_is_the_unbroken_one(version, tmp_path):
-    unbroken = run(recipe(version, tmp_path / "unbroken"))
-    run(recipe(version, tmp_path / "stopped", max_steps=2))
-    resumed = run(recipe(version, tmp_path / "stopped"))
+@either
+def test_a_resumed_run_is_the_unbroken_one(version, robust, tmp_path):
+    unbroken = run(recipe(version, tmp_path / "unbroken", robust=robust))
+    run(recipe(version, tmp_path / "stopped", robust=robust, max_steps=2))
+    resumed = run(recipe(version, tmp_path / "stopped", robust=robust))
+    assert len(set(unbroken.policy.em.eta.tolist())) == 3
     assert [m["loss"] for m in resumed.logged] == [m["loss"] for m in unbroken.logged][2:]
     assert torch.equal(resumed.policy.em.eta, unbroken.policy.em.eta)
     assert resumed.policy.em.step == unbroken.policy.em.step == 6
     assert torch.equal(resumed.policy.em.label_counts, unbroken.policy.em.label_counts)
+    if robust is BUFFER:
+        margins = [of.policy.em.buffer.margins for of in (resumed, unbroken)]
+        assert torch.equal(*margins)
+        assert margins[0].isfinite().all()  # five of the six batches are all 40 pairs
+
+
+@every_version
+def test_margins_of_other_pairs_are_refused(version, tmp_path):
+    run(recipe(version, tmp_path, robust=BUFFER, max_steps=2))
+    data = rows(40)
+    turned = recipe(version, tmp_path, robust=BUFFER, train=[data[1], data[0], *data[2:]])
+    with pytest.raises(CheckpointError, match=r"margins are of other pairs.*dpo\.robust\.estimator=ema") as caught:
+        run(turned)
+    assert "\n" not in str(caught.value)
 
 
 @every_version
@@ -98,7 +139,7 @@ def test_newcomers_join_a_resumed_run_only_when_allowed(version, tmp_path):
     more = recipe(version, tmp_path, train=rows(40, annotators=4))
     with pytest.raises(DataError, match=r"worker-3.*dpo\.robust\.allow_new_annotators"):
         run(more)
-    joined = run(replace(more, robust={"allow_new_annotators": True}))
+    joined = run(replace(more, robust={**EMA, "allow_new_annotators": True}))
     assert joined.policy.annotators.ids[3] == "worker-3"
 
 
@@ -147,9 +188,10 @@ def test_masked_micro_batches(version, keeps_masked, tmp_path):
 
 
 @every_version
-def test_workers_that_answer_twice_count_once(version, tmp_path):
-    once = run(recipe(version, tmp_path / "once"))
-    twice = run(recipe(version, tmp_path / "twice", workers={"answers": 2}))
+@either
+def test_workers_that_answer_twice_count_once(version, robust, tmp_path):
+    once = run(recipe(version, tmp_path / "once", robust=robust))
+    twice = run(recipe(version, tmp_path / "twice", robust=robust, workers={"answers": 2}))
     assert torch.equal(once.policy.em.eta, twice.policy.em.eta)
     assert torch.equal(once.policy.em.label_counts, twice.policy.em.label_counts)
 

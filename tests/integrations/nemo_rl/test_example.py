@@ -97,7 +97,9 @@ def run_example(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
 def test_the_example_trains_on_a_users_file_with_one_more_field(version, monkeypatch, tmp_path):
     trained = install_recipe(monkeypatch, version, tmp_path)
-    run_example(monkeypatch, "--config", recipe_file(tmp_path, rows(16)), "dpo.robust.alpha=0.5")
+    run_example(
+        monkeypatch, "--config", recipe_file(tmp_path, rows(16)), "dpo.robust.estimator=ema", "dpo.robust.alpha=0.5"
+    )
     policy, result = trained
     assert policy.em.label_counts.tolist() == [6, 5, 5]
     assert policy.em.settings.alpha == 0.5

@@ -13,7 +13,7 @@ import torch
 
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.nemo_rl import RobustPolicy, make_loss, preference_collate, preference_processor
-from nemo_rpo.integrations.nemo_rl.data import UNKNOWN, annotator_table, id_code
+from nemo_rpo.integrations.nemo_rl.data import UNKNOWN, data_fingerprint, id_code, labelled_pairs
 
 from .driver import Recipe, rows, run, tokenizer
 from .upstream import VERSIONS, AllTaskProcessedDataset, config
@@ -47,11 +47,20 @@ def test_importing_the_pieces_needs_no_nemo_rl():
 
 def test_a_batch_carries_annotators_and_pairs_behind_upstreams_own_keys():
     batch = collated(rows(3, annotators=2))
-    assert list(batch) == ["input_ids", "input_lengths", "sample_mask", "token_mask", "annotator", "pair_id"]
+    assert list(batch) == [
+        "input_ids",
+        "input_lengths",
+        "sample_mask",
+        "token_mask",
+        "annotator",
+        "pair_id",
+        "row_index",
+    ]
     first, second = id_code("worker-0"), id_code("worker-1")
     assert batch["annotator"].tolist() == [first, first, second, second, first, first]
     assert batch["pair_id"].tolist() == [100, 100, 101, 101, 102, 102]
-    assert batch["annotator"].dtype == batch["pair_id"].dtype == torch.int64
+    assert batch["row_index"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert {batch[key].dtype for key in ("annotator", "pair_id", "row_index")} == {torch.int64}
     assert batch.size == 6
 
 
@@ -100,7 +109,9 @@ class Columns:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: str) -> list:
+    def __getitem__(self, key: str | slice) -> list | dict[str, list]:
+        if isinstance(key, slice):
+            return {name: [row[name] for row in self.data[key]] for name in self.column_names}
         return [row[key] for row in self.data]
 
 
@@ -108,9 +119,12 @@ class Columns:
 def test_the_table_lists_who_labelled(kind):
     data = rows(7, annotators=3)
     data[1]["annotator"] = 12
-    table = annotator_table(AllTaskProcessedDataset(kind(data), tokenizer, {}, 64), "annotator")
+    dataset = AllTaskProcessedDataset(kind(data), tokenizer, {}, 64)
+    table = labelled_pairs(dataset, "annotator").table()
     assert table.ids == ["12", "worker-0", "worker-1", "worker-2"]
     assert table.labels.tolist() == [1, 3, 1, 2]
+    other = kind([data[1], data[0], *data[2:]])
+    assert data_fingerprint(dataset) == data_fingerprint(kind(data)) != data_fingerprint(other)
 
 
 @pytest.mark.parametrize("kind", [list, Columns], ids=["rows", "columns"])
@@ -142,7 +156,7 @@ def test_labels_without_ids_are_one_annotators(version, tmp_path):
     data = rows(16)
     for row in data:
         del row["annotator"]
-    found = run(Recipe(version, tmp_path, data, robust={"annotator_key": None}, max_steps=2))
+    found = run(Recipe(version, tmp_path, data, robust={"annotator_key": None, "estimator": "ema"}, max_steps=2))
     assert found.policy.annotators.ids == ["all"]
     assert found.policy.em.label_counts.tolist() == [16]
 
@@ -167,7 +181,7 @@ def test_a_loss_that_needs_more_is_refused_by_name(version, name):
         ({"base_loss": "rdpo"}, r"already models label noise.*dpo\.robust\.enabled=false"),
         ({"base_loss": "dop"}, "unknown loss 'dop'; did you mean"),
         ({"sweep": "end"}, r"dpo\.robust\.sweep=end"),
-        ({"estimator": "buffer"}, r"dpo\.robust\.estimator=buffer"),
+        ({"estimator": "adam"}, r"dpo\.robust\.estimator must be one of ema, buffer"),
         ({"reference": "cached"}, r"dpo\.robust\.reference is a setting of this package's own engine"),
     ],
 )
@@ -212,7 +226,7 @@ def test_a_batch_without_reliabilities_is_refused():
 
 
 def robust_policy(workers: Workers, data: list[dict], **robust) -> RobustPolicy:
-    loss = make_loss(section(VERSIONS[0], **robust))
+    loss = make_loss(section(VERSIONS[0], estimator="ema", **robust))
     return RobustPolicy(workers, master_config={}, loss_fn=loss, train_dataloader=data, dpo_save_state=None)
 
 
@@ -241,6 +255,14 @@ def test_a_batch_that_is_masked_whole_counts_as_a_step_without_labels():
     results = step(policy, batch)
     assert results["all_mb_metrics"] == {}
     assert (policy.em.step, policy.em.label_counts.tolist()) == (1, [0, 0, 0])
+
+
+def test_a_batch_without_row_indices_is_refused():
+    policy = robust_policy(Workers(BigramModel(), dp_size=1), rows(4))
+    batch = collated(rows(4))
+    del batch["row_index"]
+    with pytest.raises(DataError, match=r"no 'row_index': give the data loaders preference_collate"):
+        step(policy, batch)
 
 
 def test_warm_up_ignores_the_model_and_keeps_eta():

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_rpo.config.loss import base_loss
-from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
-from nemo_rpo.em import AnnotatorReliability, Votes, robust_loss
+from nemo_rpo.config.schema import DPOConfig, ModelConfig
+from nemo_rpo.em import Votes, build_estimator, robust_loss
+from nemo_rpo.integrations.rpo_block import rpo_config
 from nemo_rpo.losses import PairLogprobs
 
 
@@ -20,19 +21,21 @@ def engine_run(
 ) -> SimpleNamespace:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, reference = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
-    settings = RPOConfig(**rpo)
+    settings = rpo_config(rpo, "rpo")
     loss = base_loss(ModelConfig(dpo=DPOConfig(ref_policy_kl_penalty=0.5), rpo=settings))
     names = sorted({row["annotator"] for row in data})
-    em = AnnotatorReliability(len(names), settings)
+    labels = Votes.single(torch.tensor([names.index(row["annotator"]) for row in data]))
+    em = build_estimator(settings, len(names), len(data), lambda block: Votes(labels.annotator, labels.sign))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     losses, per_epoch = [], -(-len(data) // batch)
     for step in range(steps):
-        rows = data[step % per_epoch * batch :][:batch]
+        pairs = torch.arange(len(data))[step % per_epoch * batch :][:batch]
+        rows = [data[i] for i in pairs]
         x = logprobs(rows, tokenizer, model)
         with torch.no_grad():
             frozen = logprobs(rows, tokenizer, reference)
         x = replace(x, reference_chosen=frozen.policy_chosen, reference_rejected=frozen.policy_rejected)
-        votes = Votes.single(torch.tensor([names.index(row["annotator"]) for row in rows]))
+        votes = labels.of(pairs, torch.device("cpu"))
         terms = loss.terms(x)
         w = em.posterior(terms.delta.detach(), votes)
         value = robust_loss(terms, w, settings.objective).mean()
@@ -40,8 +43,12 @@ def engine_run(
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        em.accumulate(w, votes, torch.ones(len(rows), dtype=torch.bool))
+        everywhere = torch.ones(len(rows), dtype=torch.bool)
+        em.accumulate(w, votes, everywhere)
+        em.observe(pairs, terms.delta.detach(), everywhere)
+        em.exchange(lambda of_the_only_process: of_the_only_process)
         em.commit()
+    em.settle()
     return SimpleNamespace(losses=losses, em=em, model=model)
 
 

@@ -8,25 +8,31 @@ from pathlib import Path
 
 from integrations.trl.world import arguments, logged, rows, trainer
 
+SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2}}}
+
 
 def main() -> None:
     model, out, batch, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    args = arguments(
-        out.parent / f"{out.stem}-run",
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        max_steps=-1,
-        num_train_epochs=2,
-    )
-    run = trainer(model, args, rows(22), {"sweep": "end"})
-    run.train()
-    if run.accelerator.is_main_process:
-        found = {
+    found = {}
+    for estimator, rpo in SETTINGS.items():
+        args = arguments(
+            out.parent / f"{out.stem}-{estimator}",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=-1,
+            num_train_epochs=2,
+        )
+        run = trainer(model, args, rows(22), {"estimator": estimator, **rpo})
+        run.train()
+        found[estimator] = {
             "loss": logged(run, "loss"),
             "eta_min": logged(run, "em/eta_min"),
             "eta": run.em.eta.tolist(),
             "label_counts": run.em.label_counts.tolist(),
         }
+        if estimator == "buffer":
+            found[estimator]["margins"] = run.em.state_dict()["margins"].tolist()
+    if run.accelerator.is_main_process:
         out.write_text(json.dumps(found))
 
 

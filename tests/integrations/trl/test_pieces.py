@@ -17,7 +17,7 @@ from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.trl import preference_dataset
-from nemo_rpo.integrations.trl.data import VoteCollator, annotator_table
+from nemo_rpo.integrations.trl.data import VoteCollator, labelled_pairs
 from nemo_rpo.integrations.trl.host import check_args
 
 from .world import arguments, rows, trainer
@@ -38,7 +38,7 @@ def test_a_file_in_trls_layout_needs_one_more_field(tmp_path):
     found = preference_dataset(write(tmp_path / "train.jsonl", data))
     assert [row["chosen"] for row in found] == [row["chosen"] for row in data]
     assert [row["annotator"] for row in found] == [[row["annotator"]] for row in data]
-    assert annotator_table(found, "annotator").labels.tolist() == [2, 2, 1]
+    assert labelled_pairs(found, "annotator").table().labels.tolist() == [2, 2, 1]
 
 
 def test_the_votes_of_a_pair_make_one_row(tmp_path):
@@ -80,27 +80,27 @@ def test_a_bad_row_is_named(change, message):
     data = [{**row, "annotator_sign": 1} for row in rows(4)]
     data[2] |= change
     with pytest.raises(DataError, match=message):
-        annotator_table(Dataset.from_list(data), "annotator")
+        labelled_pairs(Dataset.from_list(data), "annotator")
 
 
 def test_a_missing_column_is_named_with_those_there_are():
     with pytest.raises(DataError, match=r"no column 'rater'; it has prompt, chosen, rejected, annotator\. Set rpo"):
-        annotator_table(Dataset.from_list(rows(4)), "rater")
+        labelled_pairs(Dataset.from_list(rows(4)), "rater")
 
 
 def test_a_stream_is_refused():
     with pytest.raises(ConfigError, match="IterableDataset"):
-        annotator_table(IterableDataset.from_generator(lambda: iter(rows(2))), "annotator")
+        labelled_pairs(IterableDataset.from_generator(lambda: iter(rows(2))), "annotator")
 
 
 def test_the_collator_knows_pairs_without_evidence():
-    table = annotator_table(Dataset.from_list(rows(3)), "annotator")
+    table = labelled_pairs(Dataset.from_list(rows(3)), "annotator").table()
     long, short, empty = [5, 6, 7], [5, 8, 0], [5, 0, 0]  # the prompt is token 5
     ids = torch.tensor([long, empty, long, long, short, short, short, short])
     mask = (ids > 5).long()
     collator = VoteCollator(lambda _: {"input_ids": ids, "completion_mask": mask}, table, "annotator")
     examples = [
-        {"annotator": "a2"},
+        {"annotator": "a2", "rpo_pair_index": 7},
         {"annotator": "a0"},  # an empty response
         {"annotator": ["a1", "stranger"], "annotator_sign": [1, -1]},
         {"annotator": "a0", "annotator_sign": 0},  # nobody took a side
@@ -109,6 +109,7 @@ def test_the_collator_knows_pairs_without_evidence():
     assert batch["valid"].tolist() == [True, False, True, False]
     assert batch["annotator"].tolist() == [[2, 0], [0, 0], [1, 3], [0, 0]]
     assert batch["sign"].tolist() == [[1, 0], [1, 0], [1, -1], [0, 0]]
+    assert batch["pair_index"].tolist() == [7, -1, -1, -1]
 
 
 # --- settings
@@ -123,7 +124,7 @@ def test_the_collator_knows_pairs_without_evidence():
         ({"base_loss": "dr_dpo", "allow_noise_model": True}, {}, r"rpo\.base_loss=dr_dpo weighs every pair by"),
         ({"base_loss": "cdpo"}, {}, r"already models label noise.*rpo\.enabled=false"),
         ({"loss_options": {"beta": 0.2}}, {}, r"β is DPOConfig\.beta"),
-        ({"estimator": "buffer"}, {}, r"rpo\.estimator=buffer needs this package's own engine"),
+        ({"estimator": "adam"}, {}, r"rpo\.estimator must be one of ema, buffer"),
         ({}, {"loss_type": ["ipo"]}, r"DPOConfig\.loss_type=\['ipo'\].*rpo\.base_loss"),
         ({}, {"label_smoothing": 0.1}, r"DPOConfig\.label_smoothing=0\.1"),
     ],

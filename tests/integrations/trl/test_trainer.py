@@ -15,7 +15,7 @@ from trl import DPOTrainer
 
 from nemo_rpo.em import Votes, full_batch_em
 from nemo_rpo.errors import CheckpointError, DataError
-from nemo_rpo.integrations.trl.data import take_votes
+from nemo_rpo.integrations.trl.data import take_labels
 
 from .engine import engine_run
 from .world import InOrder, arguments, logged, rows, trainer
@@ -37,13 +37,28 @@ RANKS = Path(__file__).with_name("ranks_trl.py")
     ids=lambda rpo: rpo.get("base_loss", "dpo"),
 )
 def test_losses_and_eta_are_the_packages_own(rpo, model, tmp_path):
-    data = rows(18)
+    data, rpo = rows(18), {"estimator": "ema", **rpo}
     run = trainer(model, arguments(tmp_path, learning_rate=1e-3), data, rpo)
     run.train()
     expected = engine_run(model, data, batch=4, steps=5, rpo=rpo, lr=1e-3)
     np.testing.assert_allclose(logged(run, "loss"), expected.losses, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(run.em.eta, expected.em.eta, rtol=0, atol=1e-5)
     assert torch.equal(run.em.label_counts, expected.em.label_counts)
+
+
+@pytest.mark.parametrize("margins", ["prequential", "latest"])
+def test_the_margin_buffer_is_the_packages_own(margins, model, tmp_path):
+    """Refits after every second step and at the end; the margins of a reference-free loss differ from 0 at once."""
+    data, rpo = rows(18), {"base_loss": "cpo", "buffer": {"refit_every": 2, "margins": margins}}
+    run = trainer(model, arguments(tmp_path, max_steps=7), data, rpo)
+    run.train()
+    expected = engine_run(model, data, batch=4, steps=7, rpo=rpo)
+    assert expected.em.estimate.sweep is not None
+    assert len(set(expected.em.eta.tolist())) == 3
+    np.testing.assert_allclose(logged(run, "loss"), expected.losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run.em.buffer.margins, expected.em.buffer.margins, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run.em.eta, expected.em.eta, rtol=0, atol=1e-4)
+    assert run.em.label_counts.sum() == 18
 
 
 def test_the_first_step_has_margin_0_and_believes_the_start(model, tmp_path):
@@ -56,9 +71,10 @@ def test_the_first_step_has_margin_0_and_believes_the_start(model, tmp_path):
 
 def test_micro_batches_and_a_short_last_one_change_nothing(model, tmp_path):
     data = rows(22)
-    one = trainer(model, arguments(tmp_path, per_device_train_batch_size=8, max_steps=6), data)
+    ema = {"estimator": "ema"}
+    one = trainer(model, arguments(tmp_path, per_device_train_batch_size=8, max_steps=6), data, ema)
     several = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=6)
-    many = trainer(model, several, data)
+    many = trainer(model, several, data, ema)
     one.train(), many.train()
     np.testing.assert_allclose(logged(one, "loss"), logged(many, "loss"), rtol=1e-5)
     torch.testing.assert_close(one.em.eta, many.em.eta, rtol=0, atol=1e-6)
@@ -86,29 +102,53 @@ def test_without_the_em_it_is_trls_own_dpo(model, tmp_path):
     assert not logged(ours, "em/eta_mean")
 
 
-def test_a_resumed_run_is_the_unbroken_one(model, tmp_path):
+BUFFER = {"estimator": "buffer", "base_loss": "cpo", "buffer": {"refit_every": 2}}
+
+
+@pytest.mark.parametrize("rpo", [{"estimator": "ema"}, BUFFER], ids=lambda rpo: rpo["estimator"])
+def test_a_resumed_run_is_the_unbroken_one(rpo, model, tmp_path):
     data, steps = rows(18), {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "optim": "adamw_torch"}
-    unbroken = trainer(model, arguments(tmp_path / "a", **steps), data)
+    unbroken = trainer(model, arguments(tmp_path / "a", **steps), data, rpo)
     unbroken.train()
-    stopped = trainer(model, arguments(tmp_path / "b", **{**steps, "max_steps": 3}), data)
+    stopped = trainer(model, arguments(tmp_path / "b", **{**steps, "max_steps": 3}), data, rpo)
     stopped.train()
-    resumed = trainer(model, arguments(tmp_path / "b", **steps), data)
+    resumed = trainer(model, arguments(tmp_path / "b", **steps), data, rpo)
     resumed.train(resume_from_checkpoint=True)
     assert logged(resumed, "loss") == logged(unbroken, "loss")
     assert torch.equal(resumed.em.eta, unbroken.em.eta)
     assert torch.equal(resumed.em.right_sums, unbroken.em.right_sums)
     assert resumed.em.step == 6
+    assert len(set(unbroken.em.eta.tolist())) == 3
+    if rpo is BUFFER:
+        assert torch.equal(resumed.em.buffer.margins, unbroken.em.buffer.margins)
+        saved = np.load(tmp_path / "b" / "checkpoint-3" / "rpo_margins.npy")
+        assert np.isfinite(saved).sum() == 12  # three batches of four
     state = json.loads((tmp_path / "b" / "checkpoint-6" / "rpo_state.json").read_text())
     assert [row["eta"] for row in state["annotators"]] == unbroken.em.eta.tolist()
 
 
+def test_margins_of_other_pairs_are_refused(model, tmp_path):
+    steps, data = {"save_strategy": "steps", "save_steps": 2}, rows(18)
+    trainer(model, arguments(tmp_path, max_steps=2, **steps), data, BUFFER).train()
+    turned = [data[1], data[0], *data[2:]]
+    with pytest.raises(CheckpointError, match=r"margins are of other pairs.*rpo\.estimator=ema") as caught:
+        trainer(model, arguments(tmp_path, max_steps=4, **steps), turned, BUFFER).train(resume_from_checkpoint=True)
+    assert "\n" not in str(caught.value)
+    margins = tmp_path / "checkpoint-2" / "rpo_margins.npy"
+    margins.write_bytes(margins.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"rpo_margins\.npy is damaged"):
+        trainer(model, arguments(tmp_path, max_steps=4, **steps), data, BUFFER).train(resume_from_checkpoint=True)
+
+
 def test_newcomers_join_a_resumed_run_only_when_allowed(model, tmp_path):
-    steps = {"save_strategy": "steps", "save_steps": 2}
-    trainer(model, arguments(tmp_path, max_steps=2, **steps), rows(18)).train()
+    steps, ema = {"save_strategy": "steps", "save_steps": 2}, {"estimator": "ema"}
+    trainer(model, arguments(tmp_path, max_steps=2, **steps), rows(18), ema).train()
     more = [{**row, "annotator": "0 new"} if i == 9 else row for i, row in enumerate(rows(18))]
     with pytest.raises(DataError, match=r"annotator '0 new'.*rpo\.allow_new_annotators"):
-        trainer(model, arguments(tmp_path, max_steps=4, **steps), more).train(resume_from_checkpoint=True)
-    joined = trainer(model, arguments(tmp_path, max_steps=4, **steps), more, {"allow_new_annotators": True})
+        trainer(model, arguments(tmp_path, max_steps=4, **steps), more, ema).train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match=r"no margins of pairs.*set rpo\.estimator=ema"):
+        trainer(model, arguments(tmp_path, max_steps=4, **steps), rows(18)).train(resume_from_checkpoint=True)
+    joined = trainer(model, arguments(tmp_path, max_steps=4, **steps), more, {"allow_new_annotators": True, **ema})
     joined.train(resume_from_checkpoint=True)
     assert joined.annotators.ids == ["a0", "a1", "a2", "0 new"]
     assert joined.em.label_counts.tolist() == [5, 5, 5, 1]
@@ -126,12 +166,14 @@ def test_evaluation_moves_nothing(model, tmp_path):
     evaluation = Dataset.from_list(
         [{**row, "annotator": None if i % 2 else "x"} for i, row in enumerate(rows(7, seed=3))]
     )
-    quiet = trainer(model, arguments(tmp_path, max_steps=3), data)
+    rpo = {"buffer": {"refit_every": 2, "margins": "latest", "min_information": 0.0}}
+    quiet = trainer(model, arguments(tmp_path, max_steps=3), data, rpo)
     often = arguments(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=1, eval_on_start=True)
-    watched = trainer(model, often, data, eval_dataset=evaluation)
+    watched = trainer(model, often, data, rpo, eval_dataset=evaluation)
     quiet.train(), watched.train()
     assert torch.equal(quiet.em.eta, watched.em.eta)
     assert torch.equal(quiet.em.label_counts, watched.em.label_counts)
+    assert quiet.em.label_counts.sum() > 0
     assert len(logged(watched, "eval_loss")) == 4
     assert logged(watched, "eval_loss")[0] == pytest.approx(np.log(2), rel=1e-5)
 
@@ -150,26 +192,30 @@ def test_pairs_without_evidence_count_nowhere(model, tmp_path):
     for row in data:
         row["annotator_sign"] = 1
     data[6]["annotator_sign"] = 0
-    run = trainer(model, arguments(tmp_path, max_steps=2), data)
-    run.train()
+    run = trainer(model, arguments(tmp_path, max_steps=2), data, {"estimator": "ema"})
+    buffered = trainer(model, arguments(tmp_path, max_steps=2), data)
+    run.train(), buffered.train()
+    assert buffered.em.buffer.margins.isnan().nonzero().flatten().tolist() == [1, 6]
     others = [row for i, row in enumerate(data) if i not in (1, 6)]
     assert run.em.label_counts.sum() == 6
     expected = engine_run(model, others[:3], batch=3, steps=1, rpo={})
     assert logged(run, "loss")[0] == pytest.approx(expected.losses[0], rel=1e-5)
 
 
-def test_a_skipped_optimizer_step_moves_no_eta(model, tmp_path, monkeypatch):
-    run = trainer(model, arguments(tmp_path), rows(16))
+@pytest.mark.parametrize("estimator", ["ema", "buffer"])
+def test_a_skipped_optimizer_step_teaches_nothing(estimator, model, tmp_path, monkeypatch):
+    run = trainer(model, arguments(tmp_path), rows(20), {"estimator": estimator})
     skipped = property(lambda self: run.state.global_step in (1, 2))
     monkeypatch.setattr(type(run.accelerator), "optimizer_step_was_skipped", skipped)
     run.train()
     assert run.em.step == 3
-    assert run.em.label_counts.sum() == 12
+    labels = run.em.label_counts.sum() if estimator == "ema" else run.em.buffer.margins.isfinite().sum()
+    assert labels == 12
 
 
 def test_several_votes_of_a_pair_share_one_posterior(model, tmp_path):
     data = [{**row, "annotator": ["a", "b", "c"], "annotator_sign": [1, 1, -1]} for row in rows(8)]
-    run = trainer(model, arguments(tmp_path, max_steps=1), data, {"eta_init": 0.8})
+    run = trainer(model, arguments(tmp_path, max_steps=1), data, {"eta_init": 0.8, "estimator": "ema"})
     run.train()
     assert logged(run, "em/posterior_mean") == [pytest.approx(0.8)]  # two of the three cancel out at margin 0
     right = torch.tensor([0.8, 0.8, 0.2], dtype=torch.float64)
@@ -178,12 +224,13 @@ def test_several_votes_of_a_pair_share_one_posterior(model, tmp_path):
 
 def test_a_sweep_is_the_full_batch_em_on_all_margins(model, tmp_path):
     data = rows(22)
-    run = trainer(model, arguments(tmp_path, max_steps=6, per_device_eval_batch_size=3), data, {"sweep": "end"})
+    rpo = {"sweep": "end", "estimator": "ema"}
+    run = trainer(model, arguments(tmp_path, max_steps=6, per_device_eval_batch_size=3), data, rpo)
     run.train()
     deltas = []
     with torch.no_grad():
         for batch in run.get_test_dataloader(run.train_dataset):
-            inputs, _, _ = take_votes(batch)
+            inputs, _ = take_labels(batch)
             deltas.append(run.loss.terms(run.pair_logprobs(run.model.eval(), inputs)).delta)
     votes = Votes.single(torch.tensor([run.annotators.index(row["annotator"]) for row in data]))
     expected = full_batch_em(torch.cat(deltas), votes, torch.full((3,), 0.9), run.em.settings)
@@ -199,11 +246,16 @@ def test_two_processes_learn_the_eta_of_one(model, tmp_path):
     found = []
     for processes, accumulation in ((1, 2), (2, 1)):
         out = tmp_path / f"{processes}.json"
-        run_ranks(RANKS, processes, model, out, 3, accumulation, env={"ACCELERATE_USE_CPU": "true"})
+        env = {"ACCELERATE_USE_CPU": "true"}
+        run_ranks(RANKS, processes, model, out, 3, accumulation, env=env, forked=processes == 1)
         found.append(json.loads(out.read_text()))
-    one, two = found
-    assert two["label_counts"] == one["label_counts"]
-    assert sum(one["label_counts"]) == 44
-    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
-    np.testing.assert_allclose(two["eta_min"], one["eta_min"], atol=1e-5)
-    np.testing.assert_allclose(two["eta"], one["eta"], atol=1e-5)
+    for estimator, labels in (("ema", 44), ("buffer", 22)):
+        one, two = (of_processes[estimator] for of_processes in found)
+        assert two["label_counts"] == one["label_counts"]
+        assert sum(one["label_counts"]) == labels
+        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+        np.testing.assert_allclose(two["eta_min"], one["eta_min"], atol=1e-5)
+        np.testing.assert_allclose(two["eta"], one["eta"], atol=1e-5)
+    one, two = (of_processes["buffer"]["margins"] for of_processes in found)
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    assert len(two) == 22 and np.isfinite(two).all()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.model_values import check_heads, check_values
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ _SIZES = (
     "rms_norm_eps",
 )
 _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_WHOLE = (*_SIZES[:-1], "num_key_value_heads", "head_dim", "sliding_window")
+_POSITIVE = ("rms_norm_eps", "initializer_range", "rope_theta", "partial_rotary_factor")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_ROTARY = ("rope_scaling", "rope_parameters")
 # What a fine-tuned copy may differ in without its weights meaning something else.
 _NOT_IN_THE_WEIGHTS = {"max_position_embeddings", "init_method_std"}
 
@@ -47,7 +52,7 @@ def read_hf_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; give a folder saved with save_pretrained") from None
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path} cannot be read as JSON: {exc}") from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a JSON {type(config).__name__}, not an object")
@@ -70,13 +75,14 @@ def architecture_from_config(config: Mapping[str, Any], where: str = "config.jso
     Raises as :func:`architecture_from_hf` does.
     """
     model_type = config.get("model_type")
-    if model_type not in MODEL_CLASSES:
+    if not isinstance(model_type, str) or model_type not in MODEL_CLASSES:
         raise ConfigError(
             f"{where}: model_type {model_type!r} is not supported; supported are {', '.join(MODEL_CLASSES)}"
         )
     for name in _SIZES:
         if config.get(name) is None:
             raise CheckpointError(f"{where} has no {name}")
+    _check_types(config, where)
     if config.get("quantization_config"):
         raise ConfigError(f"{where}: quantization_config is set; start from the unquantized weights")
     if config.get("hidden_act", "silu") != "silu":
@@ -103,6 +109,14 @@ def architecture_from_config(config: Mapping[str, Any], where: str = "config.jso
         share_embeddings_and_output_weights=bool(config.get("tie_word_embeddings", False)),
         init_method_std=config.get("initializer_range", 0.02),
     )
+
+
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    """Raises :class:`CheckpointError` for a value that no release of ``transformers`` writes."""
+    check_values(config, where, _WHOLE, _POSITIVE, _FLAGS, _ROTARY)
+    for name in _ROTARY:
+        check_values(config.get(name) or {}, f"{where}: {name}", positive=(*_POSITIVE, *_LLAMA3_ROPE))
+    check_heads(config["num_attention_heads"], config.get("num_key_value_heads"), where)
 
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, float]]:
@@ -218,4 +232,6 @@ def exported_config(
     config = dict(source_config) if source_config is not None else config_from_architecture(architecture)
     described = architecture_from_config(config, where="the exported config.json")
     architecture.check_source(described, "config.json", "config.json", _NOT_IN_THE_WEIGHTS)
-    return config | {"torch_dtype" if "dtype" not in config else "dtype": str(dtype).removeprefix("torch.")}
+    # transformers 4 says torch_dtype and 5 says dtype; a file that has both must not contradict itself.
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
+    return config | dict.fromkeys(names, str(dtype).removeprefix("torch."))

@@ -80,13 +80,15 @@ def export_hf(
     source_config: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
+    generation_config: str | Path | None = None,
 ) -> None:
     """Writes the model as the Hugging Face folder ``folder``, which must be new or empty.
 
     It holds safetensors in ``dtype`` (None: the parameters' own), with an index where there are several files of at
     most ``max_shard_size``; ``config.json`` (every key of ``source_config`` kept, or one made from ``architecture``);
-    and the tokenizer files of ``tokenizer_folder``. Rows that pad the vocabulary are left out. A reward head is
-    in ``reward_head.safetensors`` beside them: ``<output>.weight`` ``[width, hidden size]``.
+    the tokenizer files of ``tokenizer_folder``; and ``generation_config``, where it is a file. Rows that pad the
+    vocabulary are left out. A reward head is in ``reward_head.safetensors`` beside them: ``<output>.weight``
+    ``[width, hidden size]``.
 
     Collective over the model-parallel (tensor × pipeline) group of data-parallel rank 0; the other data-parallel ranks
     return at once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard
@@ -100,7 +102,7 @@ def export_hf(
 
     def started(stored: torch.dtype) -> tuple[Callable[[], HuggingFaceFolderWriter], Mapping[str, Any]]:
         config = exported_config(architecture, source_config, stored)
-        files = (folder, hf_shapes(tensors), stored, max_shard_size, tokenizer_folder)
+        files = (folder, hf_shapes(tensors), stored, max_shard_size, tokenizer_folder, generation_config)
         return partial(HuggingFaceFolderWriter, *files), config
 
     export_tensors(chunks, tensors, started, dtype, _add_reward_head)

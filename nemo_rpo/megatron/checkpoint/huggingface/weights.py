@@ -49,9 +49,13 @@ class SafetensorsFolder:
         index = self.folder / INDEX
         if index.exists():
             try:
-                return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (OSError, ValueError, KeyError, TypeError) as exc:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
                 raise CheckpointError(f"{index} is not an index of safetensors files: {exc!r}") from exc
+            # A file of the folder, never one elsewhere.
+            if not isinstance(weight_map, dict) or not all(_is_name(file) for file in weight_map.values()):
+                raise CheckpointError(f"{index} is not an index of safetensors files: weight_map must name files")
+            return weight_map
         if (self.folder / SINGLE).exists():
             return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
         pickled = sorted(path.name for path in self.folder.glob("*.bin"))
@@ -113,3 +117,7 @@ class SafetensorsFolder:
     def read(self, name: str, block: tuple[slice, ...]) -> Tensor:
         """The ``block`` of tensor ``name``, in its stored dtype, on the CPU."""
         return self._slice(name)[block]
+
+
+def _is_name(file: Any) -> bool:
+    return isinstance(file, str) and file not in ("", "..") and Path(file).name == file

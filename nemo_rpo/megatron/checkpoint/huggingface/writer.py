@@ -45,15 +45,20 @@ class HuggingFaceFolderWriter:
         dtype: torch.dtype,
         max_shard_size: int | str,
         tokenizer_folder: str | Path | None = None,
+        generation_config: str | Path | None = None,
     ) -> None:
         """``shapes``: of every tensor that will be added, in file order; ``max_shard_size`` as in ``save_pretrained``.
+        ``generation_config``: the model's file of that name, before one of the tokenizer's folder; may be missing.
 
         Raises :class:`CheckpointError` if ``folder`` already holds something, cannot be made, or ``tokenizer_folder``
         holds no tokenizer.
         """
         self.folder = Path(folder)
         self.partial = self.folder.parent / f".{self.folder.name}.partial"
-        self._tokenizer_files = _tokenizer_files(tokenizer_folder)
+        self._files = _tokenizer_files(tokenizer_folder)
+        if generation_config is not None and Path(generation_config).is_file():
+            own = Path(generation_config)
+            self._files = [*(path for path in self._files if path.name != own.name), own]
         self._index = _plan(shapes, dtype, max_shard_size)
         self._file_of: dict[str, str] = self._index["weight_map"]
         self._missing = Counter(self._file_of.values())
@@ -101,7 +106,7 @@ class HuggingFaceFolderWriter:
             if len(self._missing) > 1:
                 self._write_json(INDEX, self._index)
             self._write_json("config.json", config)
-            for path in self._tokenizer_files:
+            for path in self._files:
                 shutil.copyfile(path, self.partial / path.name)
             self.partial.replace(self.folder)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.model_values import check_heads, check_values
 from nemo_rpo.errors import CheckpointError, ConfigError, first_line, missing_extra
 from nemo_rpo.megatron.checkpoint.nemo.archive import CONFIG_FILE, NemoArchive
 from nemo_rpo.megatron.checkpoint.nemo.open import open_weights
@@ -16,6 +17,24 @@ _ACTIVATIONS = {"gelu": "gelu", "swiglu": "swiglu", "fast-swiglu": "swiglu"}
 _NORMS = {"layernorm": "layernorm", "rmsnorm": "rmsnorm"}
 _POSITIONS = ("rope", "learned_absolute")
 _SPECS = ("", "megatron_gpt", "te_gpt", "megatron_gpt_full_te_layer_autocast")
+_WHOLE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "encoder_seq_length",
+    "max_position_embeddings",
+)
+_POSITIVE = ("layernorm_epsilon", "rotary_base", "rotary_percentage", "init_method_std")
+_FLAGS = (
+    "bias",
+    "qkv_bias",
+    "qk_layernorm",
+    "scale_positional_embedding",
+    "share_embeddings_and_output_weights",
+)
 _LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -65,11 +84,14 @@ def _config_in(archive: NemoArchive) -> dict[str, Any]:
     register_resolvers()
     try:
         config = OmegaConf.to_container(OmegaConf.create(text.decode()), resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as exc:
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as exc:  # UnicodeDecodeError among them
         raise CheckpointError(f"{archive.path}: {CONFIG_FILE} cannot be read: {first_line(exc)}") from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{archive.path}: {CONFIG_FILE} holds a {type(config).__name__}, not settings")
-    return config.get("model", config)
+    model = config.get("model", config)
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{archive.path}: {CONFIG_FILE} holds a {type(model).__name__} as model, not settings")
+    return model
 
 
 def architecture_from_nemo(path: str | Path) -> GPTArchitecture:
@@ -89,6 +111,8 @@ def architecture_from_nemo(path: str | Path) -> GPTArchitecture:
     for name in ("num_layers", "hidden_size", "num_attention_heads", "encoder_seq_length"):
         if config.get(name) is None:
             raise CheckpointError(f"{where} has no {name}")
+    check_values(config, where, _WHOLE, _POSITIVE, _FLAGS)
+    check_heads(config["num_attention_heads"], config.get("num_query_groups"), where)
     return _architecture(config, vocabulary)
 
 

@@ -1,0 +1,58 @@
+"""The arithmetic that a GPT asks for, and what a GPU can do of it: for the MFU of a run, the planner, the benchmarks.
+
+Of a text of s tokens each token asks, forward, for
+
+    2 N_layers + 2 L a c s      in the layers: a multiply-add a weight, and causal attention (two products with s/2 keys
+                                on average, a·c wide, in L layers)
+    2 N_head                    in the head, where it is scored
+
+Backward asks twice as much, a live reference once more. *Model FLOPs* are these and no others, whatever a run does
+besides: neither recomputed activations nor a chunked head's second product, and every response is counted with its
+prompt, also where a pack holds the prompt once. MFU is model FLOPs a second over the peak of all devices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nemo_rpo.config.architecture import GPTArchitecture
+
+# Dense bf16 operations a second, from NVIDIA's data sheets; also the measure of FP8, so that ratios are ratios of time.
+PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+def peak_flops(device: str) -> float | None:
+    """That of a GPU by its name; None for one that is not in :data:`PEAK`.
+
+    >>> peak_flops("NVIDIA H100 80GB HBM3")
+    989000000000000.0
+    """
+    return next((rate for name, rate in PEAK.items() if name in device), None)
+
+
+def layer_matrix_weights(model: GPTArchitecture) -> int:
+    """Weights of one layer's matrices, which tensor parallelism splits: QKV, projection, MLP."""
+    heads, groups = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    attention = model.hidden_size * (heads + 2 * groups) + heads * model.hidden_size
+    matrices = 3 if model.activation == "swiglu" else 2
+    return attention + matrices * model.hidden_size * model.ffn_hidden_size
+
+
+def forward_flops(architecture: GPTArchitecture, length: float) -> tuple[float, float]:
+    """FLOPs of a token in the layers and in the head, for texts of ``length`` tokens."""
+    queries = architecture.num_attention_heads * architecture.kv_channels
+    layer = 2 * layer_matrix_weights(architecture) + 2 * queries * length
+    return architecture.num_layers * layer, 2 * architecture.vocab_size * architecture.hidden_size
+
+
+def step_flops(
+    architecture: GPTArchitecture, lengths: np.ndarray, scored: np.ndarray, frozen: int, head: bool = True
+) -> float:
+    """Model FLOPs of an optimizer step over texts of ``lengths`` tokens int ``[n]``, prompts included, of which
+    ``scored`` int ``[n]`` are scored.
+
+    ``frozen``: policies that run forward beside the trained one; ``head``: whether there are log-probs (of a reward
+    model there are none).
+    """
+    layers, of_head = forward_flops(architecture, lengths.astype(np.float64))
+    return (3 + frozen) * float(lengths @ layers + head * of_head * scored.sum())
