@@ -149,15 +149,13 @@ def test_plain_dpo_believes_every_label(world: World, tmp_path: Path) -> None:
         assert not {"em/eta_mean", "em/eta_min"} & row.keys()
 
 
-def test_named_validation_sets(
-    world: World, re_dpo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_named_validation_sets(world: World, unbroken: Path, tmp_path: Path) -> None:
     """Each set has the figures that it has alone, under its name; any of them may choose the best checkpoint."""
     out, files = tmp_path / "named", {name: world.folder / f"{name}.jsonl" for name in ("train", "validation")}
     named = f"{{seen: {files['train']}, held_out: [{files['validation']}]}}"
     monitor = "exp_manager.checkpoint_callback_params.monitor"
     result = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/held_out_loss")
-    rows, alone = read_metrics(out, timing=False), read_metrics(re_dpo[0], timing=False)
+    rows, alone = read_metrics(out, timing=False), read_metrics(unbroken, timing=False)
     assert [row | {"split": "val"} for row in rows if row["split"] == "val/held_out"] == [
         row for row in alone if row["split"] == "val"
     ]
@@ -168,7 +166,7 @@ def test_named_validation_sets(
     assert "validation held_out at step" in result.stderr and "validation seen, step" in result.stderr
     table = parquet.read_table(out / "validation.parquet").to_pydict()
     held = [name == "held_out" for name in table["set"]]
-    whole = parquet.read_table(re_dpo[0] / "validation.parquet").to_pydict()
+    whole = parquet.read_table(unbroken / "validation.parquet").to_pydict()
     for name in whole:
         assert [value for value, mine in zip(table[name], held, strict=True) if mine] == whole[name]
     refused = world.train(out, f"model.data.data_prefix.validation={named}", f"{monitor}=val/none_loss", check=False)
