@@ -18,16 +18,14 @@ import threading
 import time
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-_forked_by_main_thread = True
+_forking_process: int | None = None  # about to fork, by its main thread
 
 
 def die_with_parent(parent: int | None = None) -> None:
     """Has the kernel end this process by SIGKILL when its ``parent`` (a process id; who it is now) ends, or now if that
     has ended already, and then whatever this process forks from now on.
     """
-    parent = os.getppid() if parent is None else parent
-    if _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    _ask_kernel(os.getppid() if parent is None else parent)
     let_children_die_with_us()
 
 
@@ -38,7 +36,7 @@ def let_children_die_with_us() -> None:
     The kernel means the *thread* that forked: children of other threads than the main one are left alone, since such a
     thread may end long before the process.
     """
-    os.register_at_fork(before=_note_thread, after_in_child=_die_with_forking_parent)
+    os.register_at_fork(before=_note_forking, after_in_child=_die_with_forking)
 
 
 def watch_parent() -> None:
@@ -85,14 +83,19 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _note_thread() -> None:
-    global _forked_by_main_thread
-    _forked_by_main_thread = threading.current_thread() is threading.main_thread()
+def _note_forking() -> None:
+    global _forking_process
+    _forking_process = os.getpid() if threading.current_thread() is threading.main_thread() else None
 
 
-def _die_with_forking_parent() -> None:
-    if _forked_by_main_thread:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_forking() -> None:
+    if _forking_process is not None:
+        _ask_kernel(_forking_process)
+
+
+def _ask_kernel(parent: int) -> None:
+    if _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) and os.getppid() != parent:  # it ended before the kernel knew
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 # A process that multiprocessing spawns from a run imports the run's main module, and with it this one: nothing else

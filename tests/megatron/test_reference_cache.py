@@ -183,8 +183,7 @@ def test_log_probs_of_tokens_stand_beside_their_sums(
     rows: Rows, cache_of: Callable[..., PreferenceCache], tmp_path: Path
 ) -> None:
     cache, path = cache_of(rows), tmp_path / "train.parquet"
-    tokens = [tuple(-numpy.ones(length, dtype=numpy.float32) for length in pair[1:]) for pair in cache.lengths]
-    sums = -cache.lengths.astype(numpy.float32)
+    tokens, sums = -numpy.ones(cache.lengths[:, 1:].sum(), numpy.float32), -cache.lengths.astype(numpy.float32)
     reference_file.write(path, Logprobs(sums[:, 1], sums[:, 2], tokens), cache, MADE_WITH)
     table = pyarrow.parquet.read_table(path).to_pylist()
     assert [row["pair_id"] for row in table] == [f"p{i}" for i in range(len(rows))]

@@ -87,7 +87,7 @@ def test_two_ranks(world: World, tmp_path: Path) -> None:
 
 _FAMILY = """
 import os, sys, time
-from nemo_rpo.megatron.checkpoint.background import die_with_parent
+from nemo_rpo.process_tree import die_with_parent
 parent = os.getpid()
 if os.fork() == 0:
     die_with_parent(parent)
