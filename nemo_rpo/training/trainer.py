@@ -130,7 +130,7 @@ class RPOTrainer:
         lengths, scored = self.splits["train"].lengths(self.schedule.data_step(step))
         frozen = needs.live_reference + needs.previous_iterate
         flops = step_flops(self.model.architecture, lengths, scored, frozen, head=needs.logps)
-        memory = torch.tensor(peak_bytes(self.model.device), dtype=torch.float64, device=self.model.device)
+        memory = torch.full((1,), peak_bytes(self.model.device), dtype=torch.float64, device=self.model.device)
         return {
             "tokens": int(lengths.sum()),
             "flops": flops / world_size(),

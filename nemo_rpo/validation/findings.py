@@ -56,6 +56,11 @@ CHECKS: dict[str, Check] = {
         "completions that begin with the prompt again",
         "training takes it off them; check that it is no part of the answers",
     ),
+    "rendered_before": Check(
+        "warning",
+        "texts that a chat template has rendered before",
+        "give the messages instead, or train with the same model's tokenizer",
+    ),
     "later_prompts_differ": Check(
         "warning",
         "the two sides go on with turns of their own",

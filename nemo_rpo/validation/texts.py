@@ -14,6 +14,8 @@ Problem = tuple[str, str]  # kind, and what is wrong in words
 # Tab, line feed and carriage return are text; the C1 block is what Windows-1252 bytes become when read as Latin-1.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
+# How the templates of the common models begin a text or a turn.
+_RENDERED = re.compile(r"\s*(<\|(begin_of_text|im_start|start_header_id|user|system|start)\|>|<s>|<bos>|\[INST\])")
 _CONTROL_BYTES = bytes(i for i in range(128) if _CONTROL.match(chr(i)))
 
 
@@ -42,6 +44,8 @@ class TextChecks:
             yield "identical_but_for_space", ""
         if not prompt.strip():
             yield "empty_prompt", ""
+        if isinstance(row.prompt, str) and _RENDERED.match(row.prompt):
+            yield "rendered_before", f"the prompt begins with {row.prompt.split(None, 1)[0][:40]}"
         if row.prompt_repeated:
             yield "prompt_repeated", ""
         yield from _turns(row)

@@ -461,7 +461,8 @@ def test_a_cache_whose_description_is_of_another_type_is_named(spec, meta):
     (cache.folder / "meta.json").write_text(meta)
     with pytest.raises(DataError, match=r"token cache .* is damaged"):
         PreferenceCache(cache.folder)
-    for name, value in (("report", []), ("files", 3), ("columns", None), ("max_votes", "x"), ("max_votes", 0)):
+    changes = [("report", []), ("report", {"annotators": 9})]
+    for name, value in (*changes, ("files", 3), ("columns", None), ("max_votes", "x"), ("max_votes", 0)):
         cache = opened(spec(random_rows(4 + len(name))))
         good = json.loads((cache.folder / "meta.json").read_text())
         (cache.folder / "meta.json").write_text(json.dumps(good | {name: value}))

@@ -54,6 +54,7 @@ VOTES: list[tuple[Line, set[str]]] = [
         | {"response_b": "Yes or no, what do you say: no"},
         {"prompt_repeated"},
     ),
+    (pair("rendered", prompt="<|im_start|>user\nYes or no?<|im_end|>\n"), {"rendered_before"}),
     (pair("dialogue", a=f" Yes.{A_TURN} Sure."), {"later_prompts_differ"}),
     (pair("twice", votes="w1:a w2:b w1:a"), {"duplicate_vote"}),
     (pair("torn", votes="w1:a w2:b w2:a"), {"contradiction"}),

@@ -64,6 +64,10 @@ class TokenizedPair(NamedTuple):
     rejected_runs: np.ndarray | None = None
 
 
+_COUNTS = "rows pairs rankings votes ties annotators votes_without_annotator truncated_prompts".split()
+_REPORT = {**dict.fromkeys(_COUNTS, int), "dropped": dict, "notes": dict}
+
+
 class PreferenceCache:
     """Random access to the pairs of a finished cache folder.
 
@@ -130,6 +134,8 @@ class PreferenceCache:
 
     def _check(self, tokens: int) -> None:
         """Raises :class:`ValueError` where an array points outside of another; reads no tokens."""
+        if not all(isinstance(self.report[name], kind) for name, kind in _REPORT.items()):
+            raise ValueError("the report in meta.json is of another type")
         n, votes = len(self), len(self._annotator)
         shapes = {
             "offsets": (self._offsets, (n, 3)),

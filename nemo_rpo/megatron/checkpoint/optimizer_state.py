@@ -24,13 +24,12 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
 
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.index import Index
 from nemo_rpo.megatron.checkpoint.sharded import sharded
+from nemo_rpo.megatron.compat.megatron_optimizer import Moved, moved_numbers, parts_of
 
 _PREFIX, _MOMENTS = "optimizer.", ("exp_avg", "exp_avg_sq")
 _ROUND_BYTES = 1 << 30  # of foreign boxes that are held at once while others are put together from them
@@ -92,52 +91,12 @@ class _Part:
         return sharded(self.box.name(state), data, (self.box.numel,), (self.start,), self.replica)
 
 
-class _Moved(NamedTuple):
-    """A parameter of the model, and the numbers that the optimizer moves for it: those of the flattened parameter from
-    ``start`` on, with their moments.
-    """
-
-    parameter: Tensor
-    start: int
-    main: Tensor
-    state: dict[str, Tensor]
-    everywhere: bool  # every data-parallel rank moves the same numbers
-
-
-def _optimizers(optimizer: Any) -> Iterator[Any]:
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not getattr(part, "is_stub_optimizer", False):  # of a stage that trains nothing
-            yield part
-
-
-def _moved(optimizer: Any) -> Iterator[_Moved]:
-    for part in _optimizers(optimizer):
-        inner = part.optimizer
-        if isinstance(part, DistributedOptimizer):
-            buckets = chain.from_iterable(chain.from_iterable(ranges.values()) for ranges in part.gbuf_ranges)
-            for bucket in buckets:
-                for parameter, ranges in bucket["param_map"].items():
-                    group, order = part.model_param_group_index_map[parameter]
-                    main = inner.param_groups[group]["params"][order]
-                    yield _Moved(parameter, ranges["param"].start, main, inner.state[main], False)
-        elif isinstance(part, Float16OptimizerWithFloat16Params):
-            of_16_bits = chain.from_iterable(part.float16_groups), chain.from_iterable(part.fp32_from_float16_groups)
-            for parameter, main in zip(*of_16_bits, strict=True):
-                yield _Moved(parameter, 0, main, inner.state[main], True)
-            for parameter in chain.from_iterable(part.fp32_from_fp32_groups):
-                yield _Moved(parameter, 0, parameter, inner.state[parameter], True)
-        else:
-            for group in inner.param_groups:
-                for parameter in group["params"]:
-                    yield _Moved(parameter, 0, parameter, inner.state[parameter], True)
-
-
 def _parts(optimizer: Any, model_state: Mapping[str, Any]) -> Iterator[_Part]:
     """``model_state``: sharded state of the model that the optimizer moves. Moments that no step has made yet are made
     here, all 0, as the first step would.
     """
     of_parameter = {entry.data: entry for entry in nested_values(model_state)}
-    for moved in _moved(optimizer):
+    for moved in moved_numbers(optimizer):
         for moment in _MOMENTS:
             if moment not in moved.state:
                 moved.state[moment] = torch.zeros_like(moved.main)
@@ -147,7 +106,7 @@ def _parts(optimizer: Any, model_state: Mapping[str, Any]) -> Iterator[_Part]:
         yield from _by_box(moved, states, of_parameter[moved.parameter])
 
 
-def _by_box(moved: _Moved, states: dict[str, Tensor], entry: ShardedTensor | ShardedTensorFactory) -> Iterator[_Part]:
+def _by_box(moved: Moved, states: dict[str, Tensor], entry: ShardedTensor | ShardedTensorFactory) -> Iterator[_Part]:
     blocks = nested_values(entry.build()) if isinstance(entry, ShardedTensorFactory) else [entry]
     replica = (*entry.replica_id[:2], entry.replica_id[2] if moved.everywhere else 0)
     for block in blocks:
@@ -172,7 +131,7 @@ def optimizer_state(optimizer: Any, model_state: Mapping[str, Any]) -> dict[str,
 
 def steps_taken(optimizer: Any) -> int:
     """Steps that the moments have seen, which Adam's bias correction counts."""
-    groups = chain.from_iterable(part.optimizer.param_groups for part in _optimizers(optimizer))
+    groups = chain.from_iterable(part.optimizer.param_groups for part in parts_of(optimizer))
     return max((int(group.get("step", 0)) for group in groups), default=0)
 
 
@@ -208,7 +167,7 @@ def load_optimizer_state(
     dist.all_reduce(most, dist.ReduceOp.MAX)
     for number in range(int(most)):
         _put_together(rounds[number] if number < len(rounds) else [], load)
-    for part in _optimizers(optimizer):
+    for part in parts_of(optimizer):
         for group in part.optimizer.param_groups:
             if steps:
                 group["step"] = steps

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,9 +15,7 @@ from megatron.core import __version__ as megatron_version
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_rpo.digests import digests_of, sync
@@ -27,13 +23,9 @@ from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.optimizer_state import optimizer_state, steps_taken
 from nemo_rpo.megatron.checkpoint.sharded import em_state, layout, random_state
 from nemo_rpo.megatron.checkpoint.weights import model_state
+from nemo_rpo.megatron.compat.checkpoint_strategy import async_save, save_strategy
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 from nemo_rpo.process_tree import die_with_parent
-
-# Since Megatron-Core 0.19, whose default needs a package of its own. It recommends that one in a warning.
-_OWN_WRITER = {"async_strategy": "mcore"}
-_TAKES_STRATEGY = "async_strategy" in inspect.signature(FullyParallelSaveStrategyWrapper.async_save).parameters
-logging.getLogger(torch_strategy.__name__).addFilter(lambda line: "async save is deprecated" not in str(line.msg))
 
 
 class StateWriter:
@@ -49,9 +41,7 @@ class StateWriter:
 
     def __init__(self, digests: bool) -> None:
         self._digests = digests
-        strategy = torch_strategy.TorchDistSaveShardedStrategy("torch_dist", 1)
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        self._strategy = FullyParallelSaveStrategyWrapper(strategy, group, do_cache_distribution=True)
+        self._strategy = save_strategy(parallel_state.get_data_parallel_group(with_context_parallel=True))
         self._queue = AsyncCallsQueue()
         self._folder: Path | None = None
 
@@ -78,8 +68,7 @@ class StateWriter:
         }
         with _writing(folder):
             sharded, _ = save_preprocess(state, validate_access_integrity=False)
-            own = _OWN_WRITER if _TAKES_STRATEGY else {}
-            request = self._strategy.async_save(sharded, str(folder), **own)
+            request = async_save(self._strategy, sharded, folder)
             self._queue.schedule_async_request(self._digesting(request, folder))
         self._folder = folder
         return {

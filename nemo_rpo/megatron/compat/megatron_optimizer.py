@@ -1,9 +1,12 @@
-"""Megatron's optimizer: which Adam it is made of, and its step taken apart."""
+"""Megatron's optimizer: which Adam it is made of, its step taken apart, and what it moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from nemo_rpo.megatron.compat.reaches import reaches
 
@@ -42,13 +45,65 @@ def use_adam(adam: type) -> None:
     distributed.HAVE_APEX_OR_TE = distributed.USING_TE_OPTIMIZER = True
 
 
-@reaches("megatron.core.optimizer:ChainedOptimizer[chained_optimizers]")
+@reaches("megatron.core.optimizer:ChainedOptimizer[chained_optimizers, is_stub_optimizer]")
 def parts_of(optimizer: Any) -> list[Any]:
-    """The optimizers that ``optimizer`` is chained of; itself alone where it is none of that kind.
+    """The optimizers that ``optimizer`` is chained of, or itself; none that only stands for a stage without any.
 
     Reason: gradients are clipped, and states written, part by part; a chain has no iterator.
     """
-    return getattr(optimizer, "chained_optimizers", [optimizer])
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
+
+
+class Moved(NamedTuple):
+    """A parameter of the model, and the numbers that the optimizer moves for it: those of the flattened parameter from
+    ``start`` on, with their moments.
+    """
+
+    parameter: Tensor
+    start: int
+    main: Tensor
+    state: dict[str, Tensor]
+    everywhere: bool  # every data-parallel rank moves the same numbers
+
+
+_OPTIMIZER = "megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params"
+_DISTRIBUTED = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
+
+
+@reaches(
+    f"{_DISTRIBUTED}[gbuf_ranges, model_param_group_index_map, param_map]",
+    f"{_OPTIMIZER}[float16_groups, fp32_from_float16_groups, fp32_from_fp32_groups]",
+    "megatron.core.optimizer:MegatronOptimizer[optimizer]",
+)
+def moved_numbers(optimizer: Any) -> Iterator[Moved]:
+    """What this rank's optimizer moves. No collective.
+
+    Reason: Megatron's own sharded state of a distributed optimizer either gathers all of it on one rank or can be read
+    under the same layout alone; which rank moves which numbers of a parameter has no public name.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+
+    for part in parts_of(optimizer):
+        inner = part.optimizer
+        if isinstance(part, DistributedOptimizer):
+            buckets = chain.from_iterable(chain.from_iterable(ranges.values()) for ranges in part.gbuf_ranges)
+            for bucket in buckets:
+                for parameter, ranges in bucket["param_map"].items():
+                    group, order = part.model_param_group_index_map[parameter]
+                    main = inner.param_groups[group]["params"][order]
+                    yield Moved(parameter, ranges["param"].start, main, inner.state[main], False)
+        elif isinstance(part, Float16OptimizerWithFloat16Params):
+            of_16_bits = chain.from_iterable(part.float16_groups), chain.from_iterable(part.fp32_from_float16_groups)
+            for parameter, main in zip(*of_16_bits, strict=True):
+                yield Moved(parameter, 0, main, inner.state[main], True)
+            for parameter in chain.from_iterable(part.fp32_from_fp32_groups):
+                yield Moved(parameter, 0, parameter, inner.state[parameter], True)
+        else:
+            for group in inner.param_groups:
+                for parameter in group["params"]:
+                    yield Moved(parameter, 0, parameter, inner.state[parameter], True)
 
 
 @reaches(

@@ -20,6 +20,7 @@ from integrations.nemo_aligner import shim
 
 shim.install()
 
+import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from paths import ROOT  # noqa: E402
 
@@ -37,6 +38,7 @@ def main() -> None:
         log = out.parent / out.stem / overrides.pop("exp_manager.explicit_log_dir", str(number))
         cfg = OmegaConf.create(world.recipe(folder, log, overrides, ranks))
         found.append(run(cfg, stock=spec["stock"]))
+        torch.distributed.barrier()  # the next run may read what the first rank is still writing
     if os.environ["RANK"] == "0":
         out.write_text(json.dumps(found), encoding="utf-8")
 

@@ -156,9 +156,12 @@ def test_labels_without_ids_are_one_annotators(version, tmp_path):
     data = rows(16)
     for row in data:
         del row["annotator"]
-    found = run(Recipe(version, tmp_path, data, robust={"annotator_key": None, "estimator": "ema"}, max_steps=2))
+    robust = {"annotator_key": None, "base_loss": "cpo"}  # margins that say something from the first step on
+    found = run(Recipe(version, tmp_path, data, robust=robust, max_steps=2))
     assert found.policy.annotators.ids == ["all"]
+    found.policy.settle()
     assert found.policy.em.label_counts.tolist() == [16]
+    assert found.policy.reliabilities.keys() == {"all"}
 
 
 # --- loss: nemo_rl/algorithms/loss/interfaces.py

@@ -187,10 +187,10 @@ def test_the_example_reads_the_block_from_a_file(model, tmp_path):
     path = write(tmp_path / "train.jsonl", rows(4))
     recipe = (EXAMPLE.parent / "rpo.yaml").read_text().replace("Qwen/Qwen3-0.6B", model)
     recipe = recipe.replace("train.jsonl", str(path)).replace("runs/trl", str(tmp_path / "out"))
-    (tmp_path / "rpo.yaml").write_text(recipe.replace("alpha: 0.1", "alpa: 0.1"))
+    (tmp_path / "rpo.yaml").write_text(recipe.replace("eta_init: 0.9", "eta_int: 0.9"))
     done = example("--config", tmp_path / "rpo.yaml", "--use_cpu", "--bf16", "false")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "train_rpo.py: unknown key rpo.alpa; did you mean 'alpha'?"
+    assert done.stderr.splitlines()[-1] == "train_rpo.py: unknown key rpo.eta_int; did you mean 'eta_init'?"
 
 
 def test_the_example_says_what_is_wrong_in_one_line(model, tmp_path):

@@ -1,0 +1,155 @@
+"""Which features a crowd needs: none unless the marginal likelihood asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em.label_model.coefficients import pair_sums, posterior
+from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
+from nemo_rpo.em.label_model.member import Member, PairPrior, expected_population, fit_member, share_start
+from nemo_rpo.em.label_model.vote_table import SLOT, VoteTable
+
+SHARE = "share of first"
+
+
+class OrderShown(NamedTuple):
+    """Whether the order in which responses were shown was random.
+
+    Attributes:
+        first: share of pairs (with a known order) whose chosen was shown first; nan without any.
+        random: whether it is near enough to one half. If so the mean leaning to a slot is identified: the truth is on
+            either side equally often, and what the votes have too much of one side is leaning. If not, too many votes
+            for a side may as well be truth: the mean leaning is held at 0 and the share of truths is fitted instead.
+    """
+
+    first: float
+    random: bool
+
+
+class Choice(NamedTuple):
+    """A feature that was tried: what it adds to log p(votes) in nats (the log Bayes factor), and whether it is in."""
+
+    name: str
+    log_bayes_factor: float
+    taken: bool
+
+
+def order_shown(slot: Tensor, settings: LabelModelSettings) -> OrderShown:
+    """Balance of the order; ``slot`` [P], +1 chosen first, -1 rejected first, 0 not known or mixed.
+
+    >>> order_shown(torch.ones(50), LabelModelSettings())
+    OrderShown(first=1.0, random=False)
+    """
+    known = slot[slot != 0]
+    if not len(known):
+        return OrderShown(math.nan, False)
+    share = (known > 0).double().mean().item()
+    tolerance = max(settings.order_tolerance, 3 * math.sqrt(0.25 / len(known)))
+    return OrderShown(share, abs(share - 0.5) <= min(tolerance, 0.3))
+
+
+def slot_log_bayes_factor(first: int, votes: int) -> float:
+    """Closed form for the slot alone: votes for the first response with any one probability, against ½.
+
+    ln B(n₁+1, N-n₁+1) + N ln 2; above 0 speaks for a leaning. For votes whose order was random, one a pair.
+
+    >>> round(slot_log_bayes_factor(80, 100), 2), round(slot_log_bayes_factor(50, 100), 2)
+    (16.77, -2.09)
+    """
+    rest = votes - first
+    log_beta = math.lgamma(first + 1) + math.lgamma(rest + 1) - math.lgamma(votes + 2)
+    return log_beta + votes * math.log(2)
+
+
+def slot_of_pairs(table: VoteTable) -> Tensor:
+    """The order shown of each pair, the mean over its votes, float64 [P]; 0 where no vote has one."""
+    if SLOT not in table.names:
+        return torch.zeros(table.num_pairs, dtype=torch.float64)
+    slot = table.design[:, table.names.index(SLOT)].double()
+    known = (slot != 0).double()
+    return table.per_pair(slot) / table.per_pair(known).clamp(min=1)
+
+
+class Fitter:
+    """Fits members to one set of pairs and anchors; kept apart from the search so that every fit is made one way."""
+
+    def __init__(self, prior: PairPrior, free_means: list[str], settings: LabelModelSettings) -> None:
+        self.prior, self.free_means, self.settings = prior, free_means, settings
+
+    def of(self, pairs: Tensor) -> Fitter:
+        """The same for some of the pairs (an index)."""
+        return Fitter(self.prior.of(pairs), self.free_means, self.settings)
+
+    def fit(self, table: VoteTable, learn_share: bool, starts: list[Tensor]) -> Member:
+        """The best of the fits from several starts, by marginal likelihood.
+
+        With anchors, posteriors of a fit to the anchored pairs alone are a further start: where a crowd is wrong more
+        often than right, the shares of votes start the EM on the wrong side.
+        """
+        prior = replace(self.prior, learn_share=learn_share)
+        population = expected_population(table.names, self.free_means, self.settings)
+        starts = [share_start(table, prior.gold), *starts]
+        if (prior.gold != 0).any():
+            starts.append(self.from_anchors(table).w)
+        fits = [fit_member(table, prior, population, start, self.settings) for start in starts]
+        return max(fits, key=lambda member: member.log_marginal)
+
+    def from_anchors(self, table: VoteTable) -> Member:
+        """Coefficients from the anchored pairs alone, and the posteriors that they give all pairs."""
+        anchored = table.where((self.prior.gold != 0)[table.pair])
+        population = expected_population(table.names, self.free_means, self.settings)
+        learnt = fit_member(anchored, self.prior, population, share_start(anchored, self.prior.gold), self.settings)
+        return with_posteriors(table, learnt)
+
+
+def with_posteriors(table: VoteTable, member: Member) -> Member:
+    """``member`` with posteriors of the pairs of ``table`` (which has its features)."""
+    return replace(member, w=posterior(member.prior.joint(pair_sums(table, member.theta))))
+
+
+def choose_member(
+    table: VoteTable, fitter: Fitter, order: OrderShown, settings: LabelModelSettings
+) -> tuple[Member, list[Choice]]:
+    """Forward search from the one-coin model; the last of the choices are those that were tried and left out.
+
+    Args:
+        table: votes with all features at hand.
+        fitter: of the members.
+        order: where it is known and not random, the share of pairs whose first response is better is tried too.
+        settings: ``min_log_bayes_factor``.
+    """
+    candidates = list(table.names[1:])
+    if SLOT in candidates and not order.random:
+        candidates.append(SHARE)
+    best, choices, names = fitter.fit(table.select(()), False, []), [], []
+    while candidates:
+        tried: dict[str, Member] = {}
+        for name in candidates:
+            features = [*names, name]
+            tried[name] = fitter.fit(table.select(features), SHARE in features, [best.w])
+        name = max(tried, key=lambda candidate: tried[candidate].log_marginal)
+        if tried[name].log_marginal - best.log_marginal < settings.min_log_bayes_factor:
+            left = [Choice(other, fit.log_marginal - best.log_marginal, False) for other, fit in tried.items()]
+            return best, [*choices, *left]
+        choices.append(Choice(name, tried[name].log_marginal - best.log_marginal, True))
+        names, best = [*names, name], tried[name]
+        candidates.remove(name)
+    return best, choices
+
+
+def refitter(fitter: Fitter, member: Member) -> Callable[[VoteTable], Member]:
+    """A function that fits the features of ``member`` to other votes of the same design."""
+    learn_share = member.prior.learn_share
+    population = expected_population(member.names, fitter.free_means, fitter.settings)
+    prior = replace(fitter.prior, learn_share=learn_share)
+
+    def refit(table: VoteTable) -> Member:
+        return fit_member(table, prior, population, share_start(table, prior.gold), fitter.settings)
+
+    return refit

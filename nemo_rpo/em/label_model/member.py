@@ -1,0 +1,175 @@
+"""The EM of one member of the family of label models: given features, fitted coefficients and population."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_rpo.em.label_model.coefficients import (
+    PairSums,
+    Population,
+    annotator_sums,
+    coefficient_variances,
+    log_likelihood,
+    newton_step,
+    pair_sums,
+    posterior,
+    refit_population,
+)
+from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
+from nemo_rpo.em.label_model.laplace import curvature, log_marginal
+from nemo_rpo.em.label_model.vote_table import VoteTable
+
+# Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
+_KNOWN = 1e4
+# Iterations from one refit of the population to the next.
+_REFIT_EVERY = 3
+# Log-odds of the share of truths stay within this.
+_LARGEST_SHARE = 6.0
+
+
+@dataclass(frozen=True)
+class PairPrior:
+    """What is known of the truths beside the votes: P(z = +1) = σ(margin + share ψ), and anchors.
+
+    Attributes:
+        margin: float64 [P], a policy's Δ/τ, or 0.
+        gold: float64 [P], +1 chosen is better, -1 rejected is, 0 not known.
+        slot: float64 [P], +1 where chosen was shown first, -1 where rejected was, 0 not known.
+        share: log-odds that the response shown first is the better one; 0 where the order was random.
+        learn_share: whether the EM fits it.
+    """
+
+    margin: Tensor
+    gold: Tensor
+    slot: Tensor
+    share: float = 0.0
+    learn_share: bool = False
+
+    @classmethod
+    def flat(cls, pairs: int, device: torch.device | None = None) -> PairPrior:
+        """Nothing is known of any pair."""
+        zero = torch.zeros(pairs, dtype=torch.float64, device=device)
+        return cls(zero, zero, zero)
+
+    def of(self, pairs: Tensor) -> PairPrior:
+        """That of some pairs (an index)."""
+        return replace(self, margin=self.margin[pairs], gold=self.gold[pairs], slot=self.slot[pairs])
+
+    def joint(self, sums: PairSums) -> PairSums:
+        """log P(z) P(votes | z) for both truths; one is ruled out where the truth is known."""
+        log_odds = self.margin + self.share * self.slot
+        if_chosen = sums.if_chosen + F.logsigmoid(log_odds) - _KNOWN * (self.gold < 0)
+        if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - _KNOWN * (self.gold > 0)
+        return PairSums(if_chosen, if_rejected)
+
+    def with_share_of(self, w: Tensor) -> PairPrior:
+        """One Newton step of the share of truths towards the posteriors ``w`` [P]."""
+        p = torch.sigmoid(self.margin + self.share * self.slot)
+        # One pair each way draws it to one half.
+        gradient = (self.slot * (w - p)).sum().item() + 0.5 - torch.sigmoid(torch.tensor(self.share)).item()
+        information = (self.slot.square() * p * (1 - p)).sum().item() + 0.25
+        step = max(-1.0, min(1.0, gradient / information))
+        return replace(self, share=max(-_LARGEST_SHARE, min(_LARGEST_SHARE, self.share + step)))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A fitted member.
+
+    Attributes:
+        names: its features, the skill first.
+        theta: float64 [K, d], coefficients; those of annotators without votes are the population's means.
+        errors: float64 [K, d], their standard errors.
+        population: prior of the coefficients.
+        prior: of the pairs, with the share of truths as fitted.
+        w: float64 [P], posterior that chosen is better, anchors at 0 or 1.
+        log_marginal: Laplace's log p(votes).
+        iterations, converged: of the EM.
+        joint: whether standard errors take all annotators together.
+    """
+
+    names: tuple[str, ...]
+    theta: Tensor
+    errors: Tensor
+    population: Population
+    prior: PairPrior
+    w: Tensor
+    log_marginal: float
+    iterations: int
+    converged: bool
+    joint: bool
+
+    @property
+    def eta(self) -> Tensor:
+        """σ(a_k) [K], P(label right) of an annotator at features of 0: one number for those who want one."""
+        return torch.sigmoid(self.theta[:, 0])
+
+
+def expected_population(
+    names: Sequence[str], free_means: Sequence[str], settings: LabelModelSettings, device: torch.device | None = None
+) -> Population:
+    """The prior before any vote is seen; means of features that are not in ``free_means`` are 0 and stay so."""
+    s = settings
+    rows = [(s.skill_mean, s.skill_mean_spread, s.skill_spread)]
+    rows += [(0.0, s.mean_spread if name in free_means else 0.0, s.feature_spread) for name in names[1:]]
+    mean, spread, width = torch.tensor(rows, dtype=torch.float64, device=device).unbind(-1)
+    return Population(mean.clone(), width**2, mean.clone(), spread**2, width**2)
+
+
+@torch.no_grad()
+def fit_member(
+    table: VoteTable, prior: PairPrior, population: Population, start: Tensor, settings: LabelModelSettings
+) -> Member:
+    """EM from the posteriors ``start`` [P]: one Newton step an M-step, the population refitted on the way.
+
+    Args:
+        table: votes with this member's features.
+        prior: of the pairs.
+        population: where it starts; its hyperprior.
+        start: float64 [P].
+        settings: bounds and hyperprior's weight.
+    """
+    voted = table.per_annotator(table.counted) > 0
+    theta = population.mean.expand(table.num_annotators, -1).clone()
+    w, converged, iteration, quiet = start, False, 0, 0
+    while not converged and iteration < settings.max_iterations:
+        refit = iteration % _REFIT_EVERY == _REFIT_EVERY - 1
+        sums = annotator_sums(table, theta, w, louis=refit)
+        if refit:
+            variances = coefficient_variances(sums, population)
+            population = refit_population(theta, variances, voted, population, settings.spread_votes)
+        if prior.learn_share:
+            prior = prior.with_share_of(w)
+        moved = newton_step(theta, sums, population)
+        step = (moved - theta)[voted].abs().max().item() if voted.any() else 0.0
+        theta, iteration = moved, iteration + 1
+        w = posterior(prior.joint(pair_sums(table, theta)))
+        # A refit may move the population after quiet steps, so stillness has to last from one refit to the next.
+        quiet = quiet + 1 if step < settings.tolerance else 0
+        converged = quiet > _REFIT_EVERY
+    joint = prior.joint(pair_sums(table, theta))
+    w = posterior(joint)
+    at = curvature(table, theta, w, population, voted)
+    evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)
+    # A share that is fitted is charged like a mean of the population, by the pairs that it was fitted to.
+    evidence -= 0.5 * prior.learn_share * torch.tensor(max(2.0, table.num_pairs)).log().item()
+    errors = at.variances.sqrt()
+    return Member(table.names, theta, errors, population, prior, w, evidence, iteration, converged, at.joint)
+
+
+def _counted_of_pairs(table: VoteTable) -> Tensor:
+    """What each pair counts for, [P]: its votes' (equal) counts; 1 for pairs without votes, whose likelihood is 1."""
+    counted = torch.ones(table.num_pairs, dtype=torch.float64, device=table.counted.device)
+    return counted.index_put((table.pair,), table.counted.double())
+
+
+def share_start(table: VoteTable, gold: Tensor | None = None) -> Tensor:
+    """Where the EM starts: the share of votes for chosen, drawn to ½ by one vote each way; truths where known [P]."""
+    weight = table.weight.double()
+    share = (table.per_pair(weight * table.says_chosen) + 1) / (table.per_pair(weight) + 2)
+    return share if gold is None else torch.where(gold != 0, (gold > 0).double(), share)
