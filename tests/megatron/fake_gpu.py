@@ -52,6 +52,9 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
 class _Stream:
     """Everything is in order; only the calls count."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
     def wait_stream(self, other: Any) -> None:
         pass
 
@@ -75,7 +78,8 @@ def install() -> None:
     cuda.current_device = lambda: DEVICE
     cuda.set_device = cuda.manual_seed = lambda value: None
     cuda.get_rng_state = lambda *args: torch.get_rng_state()
-    cuda.Stream = cuda.Event = cuda.current_stream = lambda *args, **kwargs: _Stream()
+    cuda.Stream = cuda.Event = _Stream
+    cuda.current_stream = lambda device=None: _Stream()
     cuda.stream = lambda stream: contextlib.nullcontext()
     cuda.synchronize = cuda.empty_cache = lambda *args: None
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args: None
