@@ -18,6 +18,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 import planted_faults
 import torch
+import torch.distributed as dist
 from paths import ROOT
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -51,6 +52,9 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
 class _Stream:
     """Everything is in order; only the calls count."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
     def wait_stream(self, other: Any) -> None:
         pass
 
@@ -61,14 +65,21 @@ class _Stream:
 
 
 def install() -> None:
-    """Registers the device and lets ``torch.cuda`` and Megatron-Core speak of it; for the whole process."""
+    """Registers the device and lets ``torch.cuda`` and Megatron-Core speak of it; for the whole process.
+
+    Collectives are those of one rank and have nothing to do.
+    """
+    for name in ("all_reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor"):
+        setattr(dist, name, lambda *args, **kwargs: None)
+    dist.all_gather_object = lambda found, own, group=None: found.__setitem__(0, own)
     torch._C._acc.register_python_privateuseone_device_guard(_Guard())
     torch._C._acc.register_python_privateuseone_hook(_Hooks())
     cuda = torch.cuda
     cuda.current_device = lambda: DEVICE
     cuda.set_device = cuda.manual_seed = lambda value: None
     cuda.get_rng_state = lambda *args: torch.get_rng_state()
-    cuda.Stream = cuda.Event = cuda.current_stream = lambda *args, **kwargs: _Stream()
+    cuda.Stream = cuda.Event = _Stream
+    cuda.current_stream = lambda device=None: _Stream()
     cuda.stream = lambda stream: contextlib.nullcontext()
     cuda.synchronize = cuda.empty_cache = lambda *args: None
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args: None
@@ -78,7 +89,11 @@ def install() -> None:
     torch.Tensor.type = lambda self, *args: (
         type_name(self, *args).replace(TYPE, "cuda") if not args else type_name(self, *args)
     )
+    import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.tensor_parallel.random as random_state
+
+    # Transformer Engine's kernel and apex's give the norm as a tensor; Megatron-Core's own reads each number.
+    clip_grads.l2_norm_impl = lambda chunk, flag, lists, *args: (torch.stack([t.norm() for t in lists[0]]).norm(), None)
 
     random_state._set_cuda_rng_state = lambda *args, **kwargs: None
     random_state._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
@@ -162,7 +177,7 @@ class Watch(TorchDispatchMode):
             yield f"the host waits for {name}"
         elif there and name == "repeat_interleave" and kwargs.get("output_size") is None:
             yield "the host waits for the sum of repeat_interleave: give output_size"
-        elif there and name in ("index", "index_put", "index_put_") and masks:
+        elif there and name in ("index", "index_put", "index_put_") and masks and not self._fills(name, args):
             yield f"the host waits for {name} with a mask"
         elif name in ("_to_copy", "copy_"):
             source = tensors[-1] if name == "copy_" else tensors[0]
@@ -178,6 +193,11 @@ class Watch(TorchDispatchMode):
                     yield f"a copy {'to' if to == TYPE else 'from'} the device through memory that is not pinned"
         elif there and any(tensor.device.type == "cpu" and tensor.dim() for tensor in tensors):
             yield f"{name} of tensors on two devices"
+
+    @staticmethod
+    def _fills(name: str, args: tuple) -> bool:
+        """Whether one number is put where the mask says, which torch does without looking for the places."""
+        return name != "index" and args[2].numel() == 1
 
     def _is_pinned(self, tensor: Tensor) -> bool:
         return not isinstance(tensor, FakeTensor) and tensor.untyped_storage().data_ptr() in self._pinned

@@ -33,7 +33,7 @@ SCENARIOS = (
     "rankings",
     "reward model",
 )
-# The places where the host may wait: once a step for the metrics, once for the gradient norm, which decides.
+# The places where the host may wait, at the end of a step: for its figures, and for the gradient norm, which decides.
 WAITS = {
     ("forward, backward, exchange", "nemo_rpo/megatron/step/metrics.py"),
     ("optimizer and commit", "nemo_rpo/megatron/compat/megatron_optimizer.py"),
