@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -58,8 +59,10 @@ class MergedPairs:
         self._gold: dict[int, int] = {}
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
         pairs, ledger = PairIndex(), VoteLedger()
+        self._first = array("q")
         for row in rows:
             sighting = pairs.find(row)
+            self._first.append(sighting.text if sighting.new else -1)
             ledger.add(row, sighting)
             self._add_gold(row, sighting)
             self._add_columns(row, sighting)
@@ -70,6 +73,10 @@ class MergedPairs:
 
     def __len__(self) -> int:
         return self._table.texts
+
+    def first_shown(self, row: int) -> int | None:
+        """The pair that the row, counted from 0, is the first to show."""
+        return None if self._first[row] < 0 else self._first[row]
 
     def pair(self, text: int, row: PreferenceRow) -> MergedPair:
         """The pair with that index in the order of first rows, of which ``row`` is the first."""

@@ -13,7 +13,6 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import Parsed, read_pairs, unread_fields
-from nemo_rpo.data.identity import PairIndex
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError
 
@@ -51,11 +50,10 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
         unread: Counter[str] = Counter()
         merged = MergedPairs(_counting(read_pairs(checked, keys), keys or RowFormat(), unread))
         done = Converted(merged.rows, len(merged), lost=unread)
-        again = PairIndex()
-        for parsed in read_pairs(checked, keys):
-            sighting = again.find(parsed.row)
-            if sighting.new:
-                for fields in WRITERS[to](merged.pair(sighting.text, parsed.row), done.lost):
+        for row, parsed in enumerate(read_pairs(checked, keys)):
+            text = merged.first_shown(row)
+            if text is not None:
+                for fields in WRITERS[to](merged.pair(text, parsed.row), done.lost):
                     write(fields)
                     done.written += 1
     return done

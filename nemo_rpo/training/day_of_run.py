@@ -6,20 +6,24 @@ import datetime
 from pathlib import Path
 
 from nemo_rpo.config.schema import TokenizerConfig
+from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.training.rank0 import on_first_rank
 
 _FILE = ".template_date"
 
 
-def record_date(folder: Path, fresh: bool) -> None:
-    """Rank 0 writes today into the run's folder, of a resumed run only if there is none yet. Collective over the world.
+def record_date(folder: Path, spec: TokenizerSpec, fresh: bool) -> None:
+    """Where the chat template prints a date, rank 0 writes today into the run's folder, of a resumed run only if there
+    is none yet. Collective over the world.
 
     Raises:
-        ConfigError: on every rank; the folder cannot be written.
+        RPOError: on every rank; the tokenizer's files are damaged, or the folder cannot be written.
     """
 
     def write() -> None:
+        if not spec.prints_date():
+            return
         file = folder / _FILE
         try:
             if fresh or not file.is_file():

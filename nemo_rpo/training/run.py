@@ -68,8 +68,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
 
     store = CheckpointStore(folder / "checkpoints", cfg.exp_manager)
     checkpoint = resume.checkpoint_to_resume(cfg, store)
-    record_date(folder, fresh=checkpoint is None)
     setup.check_start(cfg)
+    record_date(folder, setup.tokenizer_spec(cfg), fresh=checkpoint is None)
     splits = setup.open_splits(cfg)
     cache = splits["train"].cache
     if checkpoint is not None:

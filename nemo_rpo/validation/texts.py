@@ -52,10 +52,11 @@ class TextChecks:
         yield from self._damage((("prompt", prompt), ("first completion", first), ("second completion", second)))
 
     def _damage(self, texts: tuple[tuple[str, str], ...]) -> Iterator[Problem]:
-        if all(text.isascii() and _is_clean(text) for _, text in texts):
+        clean = all(_is_clean(text) for _, text in texts)
+        if clean and all(text.isascii() for _, text in texts):
             return
         for kind, find in (("replacement_character", _replacement), ("control_character", _control)):
-            for name, text in texts:
+            for name, text in () if clean and kind == "control_character" else texts:
                 if (found := find(text)) is not None:
                     yield kind, f"{found} of the {name}"
                     break
@@ -120,10 +121,12 @@ def _same_words(first: str, second: str) -> bool:
     return first.split(None, 1)[:1] == second.split(None, 1)[:1] and first.split() == second.split()
 
 
-def _is_clean(ascii_text: str) -> bool:
-    """No control character: taken away where there are some, bytes get fewer. Ten times as fast as a search."""
-    data = ascii_text.encode("ascii")
-    return len(data.translate(None, _CONTROL_BYTES)) == len(data)
+def _is_clean(text: str) -> bool:
+    """Surely no control character: bytes without them are as many as before, and C1 begins with C2 in UTF-8. Ten times
+    as fast as a search, which says where there is one.
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    return len(data.translate(None, _CONTROL_BYTES)) == len(data) and b"\xc2" not in data
 
 
 def _replacement(text: str) -> str | None:

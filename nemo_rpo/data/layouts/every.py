@@ -27,8 +27,9 @@ def complete(row: PreferenceRow, fields: Fields, says_tie: bool) -> PreferenceRo
     Raises:
         RowError: one of them is of another type, or a response has no message of the assistant.
     """
-    for name, text in zip(("chosen", "rejected", *("further",) * len(row.further)), row.responses, strict=True):
-        _check_response(fields, name, text)
+    for place, text in enumerate(row.responses):
+        if not isinstance(text, str):
+            _check_response(fields, ("chosen", "rejected", "further")[min(place, 2)], text)
     values, changes = fields.values, {}
     if values.get(SYSTEM) is not None or values.get(TOOLS) is not None or values.get(TEMPLATE_KWARGS) is not None:
         changes = _given(row, fields)
@@ -40,8 +41,8 @@ def complete(row: PreferenceRow, fields: Fields, says_tie: bool) -> PreferenceRo
     return replace(row, **changes) if changes else row
 
 
-def _check_response(fields: Fields, name: str, text: Text) -> None:
-    if not isinstance(text, str) and not any(message["role"] == "assistant" for message in text):
+def _check_response(fields: Fields, name: str, text: Messages) -> None:
+    if not any(message["role"] == "assistant" for message in text):
         roles = ", ".join(sorted({message["role"] for message in text}))
         raise fields.error(
             f"the {name} response has no message of the assistant (role: {roles}); the messages that are to be learnt "
