@@ -182,3 +182,16 @@ def refit_population(theta: Tensor, variances: Tensor, voted: Tensor, population
     # Half of the way in the logarithm: the fixed point of sparse annotators otherwise swings.
     variance = (population.variance * variance).sqrt().clamp(1e-4, 25.0)
     return population._replace(mean=mean, variance=variance)
+
+
+def with_population_unknown(
+    variances: Tensor, theta: Tensor, voted: Tensor, population: Population, weight: float
+) -> Tensor:
+    r"""Posterior variances [K, d] with what the population is not known by: V + (1-γ)² (Var μ + (θ-μ)² Var log σ²).
+
+    Var μ = σ²/Σγ where the mean is free, Var log σ² = 2/(Σγ + ν); θ = μ + γ (own estimate - μ) moves with both.
+    """
+    own = (1 - variances / population.variance).clamp(1e-4, 1.0)
+    informed = own[voted].sum(0)
+    mean = torch.where(population.mean_variance > 0, population.variance / informed, 0.0)
+    return variances + (1 - own) ** 2 * (mean + (theta - population.mean) ** 2 * 2 / (informed + weight))

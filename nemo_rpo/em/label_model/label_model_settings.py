@@ -17,7 +17,8 @@ class LabelModelSettings:
         skill_spread, feature_spread: expected standard deviation over annotators of the skill and of every other
             coefficient. They count as much as ``spread_votes`` annotators.
         spread_votes: weight of these expectations, in annotators.
-        max_iterations, tolerance: bound on the EM's iterations, and the largest move of a coefficient that ends it.
+        max_iterations, tolerance: bound on the EM's iterations, and the root mean square of the coefficients' moves that
+            ends it.
         min_log_bayes_factor: by how much (in nats) the marginal likelihood has to rise for a further feature.
         search_votes: votes that features are searched on at most; of a larger crowd, a part of the pairs is taken.
         order_tolerance: the order shown counts as random where the share of pairs whose chosen was shown first is
@@ -43,7 +44,7 @@ class LabelModelSettings:
     feature_spread: float = 0.3
     spread_votes: float = 1.0
     max_iterations: int = 300
-    tolerance: float = 1e-3
+    tolerance: float = 5e-4
     min_log_bayes_factor: float = 3.0
     search_votes: int = 400_000
     order_tolerance: float = 0.05
@@ -57,4 +58,4 @@ class LabelModelSettings:
     match_tolerance: float = 0.3
     min_anchors: int = 10
     folds: int = 5
-    max_below_half: float = 0.25
+    max_below_half: float = 0.15

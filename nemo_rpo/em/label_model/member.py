@@ -19,6 +19,7 @@ from nemo_rpo.em.label_model.coefficients import (
     pair_sums,
     posterior,
     refit_population,
+    with_population_unknown,
 )
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.laplace import curvature, log_marginal
@@ -146,7 +147,7 @@ def fit_member(
         if prior.learn_share:
             prior = prior.with_share_of(w)
         moved = newton_step(theta, sums, population)
-        step = (moved - theta)[voted].abs().max().item() if voted.any() else 0.0
+        step = (moved - theta)[voted].square().mean().sqrt().item() if voted.any() else 0.0
         theta, iteration = moved, iteration + 1
         w = posterior(prior.joint(pair_sums(table, theta)))
         # A refit may move the population after quiet steps, so stillness has to last from one refit to the next.
@@ -158,7 +159,7 @@ def fit_member(
     evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)
     # A share that is fitted is charged like a mean of the population, by the pairs that it was fitted to.
     evidence -= 0.5 * prior.learn_share * torch.tensor(max(2.0, table.num_pairs)).log().item()
-    errors = at.variances.sqrt()
+    errors = with_population_unknown(at.variances, theta, voted, population, settings.spread_votes).sqrt()
     return Member(table.names, theta, errors, population, prior, w, evidence, iteration, converged, at.joint)
 
 
