@@ -1,4 +1,4 @@
-"""A process that works beside a rank, and does not outlive it."""
+"""Child processes that die with their parent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(parent: int) -> None:
-    """The kernel kills this process as soon as its ``parent`` (a process id) dies, however it does, and then those that
-    this one forks from now on. On Linux; elsewhere nothing happens.
+    """Asks the kernel to kill this process when its ``parent`` (a process id) dies for any reason, and to kill every
+    process that this one forks from now on when this one dies. Does nothing outside Linux.
     """
     if sys.platform == "linux":
         _ask_kernel(parent)
@@ -22,5 +22,5 @@ def die_with_parent(parent: int) -> None:
 
 def _ask_kernel(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel knew
+    if os.getppid() != parent:  # the parent died before the request
         os.kill(os.getpid(), signal.SIGKILL)
