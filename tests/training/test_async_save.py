@@ -85,7 +85,7 @@ def test_two_ranks(world: World, tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(out) if row["split"] == "train"] == list(range(1, STEPS + 1))
 
 
-_FAMILY = """
+_FAMILY = r"""
 import os, sys, time
 from nemo_rpo.megatron.checkpoint.background import die_with_parent
 parent = os.getpid()
