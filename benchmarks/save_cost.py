@@ -36,8 +36,8 @@ def write_world(folder: Path) -> None:
     from nemo_rpo.world.pretraining import PretrainConfig
     from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
-    annotators = AnnotatorConfig((0.9, 0.6), 12, 1)
-    write_world(folder, WorldConfig(validation_pairs=2, annotators=annotators, pretrain=PretrainConfig(steps=1)))
+    annotators = AnnotatorConfig((0.95, 0.8, 0.6, 0.2), 12, 1)
+    write_world(folder, WorldConfig(validation_pairs=16, annotators=annotators, pretrain=PretrainConfig(steps=1)))
     (folder / "run.yaml").write_text(SETTINGS.format(folder=folder))
 
 

@@ -1,6 +1,6 @@
-"""Digests that tell files as they were written from damaged ones: SHA-256, as ``sha256sum`` prints it.
+"""SHA-256 digests that detect damaged files, in the form that ``sha256sum`` prints.
 
-They tell damage, not intent: whoever can write the files can write their digests.
+They do not protect against intent: whoever can write a file can also write its digest.
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ class AnnotatorReliability:
         return None
 
     def shared_state(self) -> dict[str, Tensor]:
-        """What the next step depends on and every rank has, by name: float64 [K], and int64 [1] for counts of steps.
+        """The state that is the same on every rank, by name: float64 [K], and ``step`` int64 [1].
+
         Valid between steps, when nothing is pending. No collective.
         """
         if self.pending.any():
@@ -175,7 +176,7 @@ class AnnotatorReliability:
         }
 
     def blocks(self) -> dict[str, MarginBuffer]:
-        """What it depends on beside that and is spread over the ranks, by name; the EMA knows no pairs."""
+        """The state of pairs that is divided among the ranks, by name; the EMA has none."""
         return {}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
@@ -190,7 +191,7 @@ class AnnotatorReliability:
         self.pending.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the state, whole on every rank, for hosts that keep it in one file."""
+        """The whole state on every rank, for hosts that store it in one file."""
         return {**self.shared_state(), "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

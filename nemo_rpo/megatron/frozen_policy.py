@@ -1,7 +1,7 @@
 """A frozen policy, the reference or a previous iterate: a second model, or the same model with its weights swapped.
 
-Both run the policy's own code on the policy's own batch shapes, in evaluation mode: the same batch has the same
-log-probs each time, and before the first update every margin is exactly 0 but for the policy's own dropout.
+Both run the policy's own code on the policy's own batch shapes, so without dropout every margin is exactly 0 before the
+first update. They run in evaluation mode: the same batch always gets the same log-probs.
 (Cached log-probs: :mod:`nemo_rpo.training.reference.precompute`.)
 """
 
@@ -65,7 +65,7 @@ class ReferencePolicy:
 
 @contextlib.contextmanager
 def evaluation_mode(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """No dropout inside the block; each chunk's mode before comes back in any case."""
+    """Switches dropout off inside the block and restores each chunk's mode afterwards."""
     modes = [chunk.training for chunk in chunks]
     for chunk in chunks:
         chunk.eval()

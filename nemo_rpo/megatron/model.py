@@ -112,7 +112,7 @@ class MegatronGPTRPOModel:
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
         self.scheduler = build_scheduler(self.optimizer, cfg, total_steps)
-        self._gather_is_due = False  # an optimizer step has left each rank with its own part of the new weights
+        self._gather_is_due = False  # True after an optimizer step that updated only this rank's part of the weights
         self._connect_schedule()
 
     def _connect_schedule(self) -> None:
@@ -319,14 +319,14 @@ class MegatronGPTRPOModel:
         return self.metrics.means()
 
     def gather_weights(self) -> None:
-        """Completes the policy's weights on every rank, for whatever reads them outside a training step: a checkpoint,
-        an export, a measurement.
+        """Gathers the policy's new weights. Call it before anything but a training step reads them: a checkpoint, an
+        export, a measurement.
 
-        Under ``overlap_param_sync`` the distributed optimizer leaves the parts that other ranks own one step behind,
-        and the next training forward gathers them; no other reader would.
+        Under ``overlap_param_sync`` an optimizer step updates only the part that this rank owns. The next training
+        forward gathers the other parts; until then they are one step old.
 
-        Collectives: once after an optimizer step under ``overlap_param_sync``, an all-gather of the parameters over the
-        data-parallel group; else none.
+        Collectives: under ``overlap_param_sync``, once after an optimizer step, an all-gather of the parameters over
+        the data-parallel group; otherwise none.
         """
         if self._gather_is_due:
             for chunk in self.model:
@@ -335,7 +335,7 @@ class MegatronGPTRPOModel:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside the block the policy measures: whole weights, no dropout. Its mode before comes back in any case.
+        """Inside the block the policy has gathered weights and no dropout; its previous mode is restored afterwards.
 
         Collectives: :meth:`gather_weights`.
         """

@@ -34,10 +34,10 @@ PREVIOUS = "checkpoints.previous"
 class CheckpointStore:
     """Folder ``checkpoints/`` of a run, which no other job writes to (:func:`nemo_rpo.training.run_lock.claimed`).
 
-    A checkpoint is written under a temporary name and renamed when every file is on the disk, so that whatever carries
-    a final name is whole, also after kill -9 or a power cut in the middle of a write. Older ones go only after that.
+    A checkpoint is written under a temporary name and renamed when all its files are synced to disk. So a folder with a
+    final name is complete, also after kill -9 or a power cut. Older checkpoints are deleted only after the rename.
 
-    Under ``exp_manager.async_save`` the run goes on while a checkpoint is being written; one at a time is.
+    With ``exp_manager.async_save`` the run continues while a checkpoint is written, one at a time.
     """
 
     def __init__(self, folder: Path, manager: ExpManagerConfig) -> None:
@@ -72,7 +72,7 @@ class CheckpointStore:
             )
 
     def save(self, model: MegatronGPTRPOModel, annotators: AnnotatorTable, run: dict[str, Any]) -> list[Path]:
-        """Writes the checkpoint of ``run["step"]``, or begins to; returns those that are whole now and were not before.
+        """Writes the checkpoint of ``run["step"]``, or starts to; returns the checkpoints that were completed.
         Collective.
 
         Raises:
@@ -89,8 +89,9 @@ class CheckpointStore:
         return whole + self.finish(wait=not self._asynchronous)
 
     def finish(self, wait: bool) -> list[Path]:
-        """Gives the checkpoint that is being written its name, if it is written by now; with ``wait``, when it is. Then
-        drops what ``save_top_k`` no longer keeps. Returns its path, or nothing. Collective.
+        """Publishes the checkpoint that is being written, if all ranks have written their part; ``wait`` blocks until
+        they have. Then deletes what ``save_top_k`` no longer keeps. Returns its path in a list, or an empty list.
+        Collective.
 
         Raises:
             CheckpointError: it cannot be written; those written before stay as they are.
@@ -185,7 +186,7 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """A checkpoint that is being written: where, where it will be, and its ``run.json``."""
+    """A checkpoint that is being written: its temporary and final folder, and its ``run.json``."""
 
     writing: Path
     final: Path

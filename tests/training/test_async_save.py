@@ -46,7 +46,7 @@ def test_training_goes_on_and_a_kill_loses_one_save(world: World, unbroken: Path
         f"open .writing-{step(2)}/.metadata",
         f"os.rename .writing-{step(4)}",
         f"shutil.rmtree .writing-dropped-{step(2)}",
-        f"open .writing-{step(8)}/__0_1.distcp",
+        f"open .writing-{step(8)}/__0_0.distcp",
     ):
         before = whole(out)
         assert world.train(out, ASYNC, stop_at=f"kill {moment}", check=False).returncode == -signal.SIGKILL

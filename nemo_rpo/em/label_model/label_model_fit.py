@@ -18,7 +18,6 @@ from nemo_rpo.em.label_model.choose import (
     order_shown,
     refitter,
     slot_of_pairs,
-    with_posteriors,
 )
 from nemo_rpo.em.label_model.coefficients import logits
 from nemo_rpo.em.label_model.dependence import (

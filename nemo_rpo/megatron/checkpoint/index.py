@@ -1,9 +1,8 @@
-"""The index of a distributed checkpoint, ``.metadata``, read without running what it may hold.
+"""The index of a distributed checkpoint, ``.metadata``, read without running code from it.
 
-Torch writes it as a pickle, and reading a pickle can run any code. Here it is read by an unpickler that builds nothing
-but the classes on a list, all of them plain records of torch's; whatever else a file names is refused. The data files
-are read as tensors alone (torch's own restricted reader): of an entry that the index does not call a tensor nothing is
-ever read.
+Torch writes the index as a pickle, and unpickling can run any code. The unpickler here only builds classes on an
+allow-list, all plain records of torch, and refuses a file that names anything else. Data files are read with torch's
+restricted reader, which only builds tensors; entries that the index does not call tensors are never read.
 """
 
 from __future__ import annotations

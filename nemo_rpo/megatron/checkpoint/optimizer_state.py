@@ -1,15 +1,17 @@
-r"""What the optimizer keeps, saved by each rank as it lies there: no gather, no copy, and readable under any layout.
+"""Optimizer state: each rank saves its own part without a gather or a copy, and every layout can read it.
 
-Names: a *box* is a block of a global tensor that a tensor-parallel rank and a pipeline stage hold whole: the key of the
-tensor, its offset and its shape in global coordinates (a gated ``linear_fc1`` is two, its gate and its up rows). Of the
-n numbers of a box, flattened, each rank of the distributed optimizer moves a range ``[start, stop)``; the plain
-optimizer moves all of them on every rank.
+A *box* is the block of a global tensor that one model-parallel rank holds: the tensor's key, an offset and a shape in
+global coordinates. (A gated ``linear_fc1`` is two boxes, its gate rows and its up rows.) The distributed optimizer
+steps a range ``[start, stop)`` of a flattened box on each data-parallel rank; the plain optimizer steps all of it on
+every rank.
 
-A checkpoint has a tensor ``optimizer.<state>.<key>@<offset>+<shape>`` ``[n]`` for every box and state: ``exp_avg``,
-``exp_avg_sq`` and, for weights of 16 bits, ``param`` (the fp32 weights that are stepped). Each rank writes the range it
-moves, 8 bytes a number (12 for weights of 16 bits), with no padding and no word of buckets. So the number of
-data-parallel ranks, the bucket sizes and the kind of optimizer may change freely. Under another tensor or pipeline
-layout the boxes are cut differently: they are put together from those that they overlap, when they are read.
+For each box of n numbers and each state the checkpoint has a 1-D tensor ``optimizer.<state>.<key>@<offset>+<shape>``
+``[n]``. The states are ``exp_avg``, ``exp_avg_sq`` and, for 16-bit weights, ``param`` (their fp32 copy). Each rank
+writes its range: 8 bytes a number, 12 for 16-bit weights.
+
+The files contain neither padding nor bucket boundaries, so the number of data-parallel ranks, the bucket size and the
+kind of optimizer may change on resume. Another tensor or pipeline layout has other boxes; the loader assembles them
+from the stored boxes that overlap them.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ from nemo_rpo.megatron.checkpoint.sharded import sharded
 from nemo_rpo.megatron.compat.megatron_optimizer import Moved, moved_numbers, parts_of
 
 _PREFIX, _MOMENTS = "optimizer.", ("exp_avg", "exp_avg_sq")
-_ROUND_BYTES = 1 << 30  # of foreign boxes that are held at once while others are put together from them
+_ROUND_BYTES = 1 << 30  # most bytes of stored boxes in memory while boxes of another layout are assembled
 
 Load = Callable[[dict[str, ShardedTensor]], dict[str, Tensor]]
 
 
 class Box(NamedTuple):
-    """A block of the global tensor ``key``; ``offset`` and ``shape`` count the axis of layers, where it has one."""
+    """A block of the global tensor ``key``; ``offset`` and ``shape`` include the layer axis, if the tensor has one."""
 
     key: str
     offset: tuple[int, ...]
@@ -54,7 +56,7 @@ class Box(NamedTuple):
         return f"{_PREFIX}{state}.{self.key}@{offset}+{shape}"
 
     def overlap(self, other: Box) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-        """Where the block that both share stands in this one and in the ``other``; None if they share none."""
+        """Slices of the common block in this box and in the ``other``; None if they do not overlap."""
         here, there = [], []
         for start, size, their_start, their_size in zip(
             self.offset, self.shape, other.offset, other.shape, strict=True
@@ -69,14 +71,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class _Part:
-    """The range of a box that this rank's optimizer moves.
+    """The range of a box that this rank's optimizer steps.
 
     Attributes:
-        weights: the whole box of the model's parameter, in its shape.
-        start: of the range in the flattened box.
-        states: by name, views ``[stop - start]`` of the optimizer's own memory.
-        replica: (pipeline, tensor, data) rank among those that hold the same range; all 0 for the one that counts.
-        padded: the global tensor may be larger here than in the checkpoint (a vocabulary padded for more ranks).
+        weights: the model's values of the whole box.
+        start: start of the range in the flattened box.
+        states: by name, views ``[stop - start]`` of the optimizer's memory.
+        replica: (pipeline, tensor, data) index among the ranks with the same range; the one with all 0 writes it.
+        padded: the stored tensor may be smaller (a vocabulary padded for fewer tensor-parallel ranks).
     """
 
     box: Box
@@ -92,8 +94,9 @@ class _Part:
 
 
 def _parts(optimizer: Any, model_state: Mapping[str, Any]) -> Iterator[_Part]:
-    """``model_state``: sharded state of the model that the optimizer moves. Moments that no step has made yet are made
-    here, all 0, as the first step would.
+    """This rank's parts. ``model_state``: the sharded state of the model's parameters.
+
+    Moments that do not exist yet (no step was taken) are created with zeros, as the first step would do.
     """
     of_parameter = {entry.data: entry for entry in nested_values(model_state)}
     for moved in moved_numbers(optimizer):
@@ -121,16 +124,16 @@ def _by_box(moved: Moved, states: dict[str, Tensor], entry: ShardedTensor | Shar
 
 
 def optimizer_state(optimizer: Any, model_state: Mapping[str, Any]) -> dict[str, ShardedTensor]:
-    """The optimizer's state on this rank, sharing its memory, under the checkpoint's keys. Issues no collective.
+    """This rank's optimizer state by checkpoint key, sharing the optimizer's memory. Issues no collective.
 
-    ``model_state``: the model's sharded state, parameters and not copies of them.
+    ``model_state``: the model's sharded state, which must refer to the parameters themselves.
     """
     tensors = (part.sharded(state) for part in _parts(optimizer, model_state) for state in part.states)
     return {tensor.key: tensor for tensor in tensors}
 
 
 def steps_taken(optimizer: Any) -> int:
-    """Steps that the moments have seen, which Adam's bias correction counts."""
+    """Optimizer steps so far, the counter of Adam's bias correction."""
     groups = chain.from_iterable(part.optimizer.param_groups for part in parts_of(optimizer))
     return max((int(group.get("step", 0)) for group in groups), default=0)
 
@@ -138,20 +141,20 @@ def steps_taken(optimizer: Any) -> int:
 def load_optimizer_state(
     optimizer: Any, model_state: Mapping[str, Any], steps: int, index: Index, load: Load, device: torch.device
 ) -> None:
-    """Fills the optimizer with what :func:`optimizer_state` wrote under any layout; ``steps`` as :func:`steps_taken`.
+    """Restores what :func:`optimizer_state` saved under any layout; ``steps`` is the saved :func:`steps_taken`.
 
-    The model holds its loaded weights already.
+    The model's weights must be loaded before.
 
     Args:
         index: of the checkpoint.
         load: reads tensors of the checkpoint into place; collective over the world.
         device: of this rank, for one number.
 
-    Collectives: ``load``, once, and once more for each GiB of boxes of another layout on the rank that has most;
-    an all-reduce of 8 bytes over the world.
+    Collectives: an all-reduce of 8 bytes over the world; ``load`` once, and, under another layout, once more for each
+    GiB of stored boxes that the busiest rank needs.
 
     Raises:
-        CheckpointError: the checkpoint does not have all of a box.
+        CheckpointError: the checkpoint does not cover a box.
     """
     whole, cut = {}, []
     for part in _parts(optimizer, model_state):
@@ -174,7 +177,7 @@ def load_optimizer_state(
 
 
 class _Cut(NamedTuple):
-    """A part of the optimizer that the checkpoint has in other boxes, and those that it overlaps."""
+    """A part whose box the checkpoint stores in other boxes, and the stored boxes that overlap it."""
 
     part: _Part
     state: str
@@ -228,7 +231,7 @@ def _put_together(cuts: list[_Cut], load: Load) -> None:
     load(request)
     for part, state, sources in cuts:
         values = part.states[state]
-        # What no box covers pads the vocabulary: its weights are the model's, and no gradient has reached it.
+        # Values that no stored box covers are vocabulary padding: keep the model's weights and zero moments.
         made = part.weights.to(values.dtype) if state == "param" else torch.zeros_like(part.weights, dtype=values.dtype)
         made = made.reshape(part.box.shape).clone()
         for box in sources:

@@ -1,4 +1,4 @@
-"""``run.json``: where a checkpoint stood, and the digest of everything that it is made of. Plain files, no engine.
+"""``run.json``: the state of the run at a checkpoint, and digests of its files. Needs no Megatron.
 
 ``files`` has the SHA-256 of every other file, ``digest`` that of ``run.json`` itself (:mod:`nemo_rpo.digests`).
 """

@@ -1,4 +1,4 @@
-"""What a run keeps beside weights and optimizer, as tensors that the ranks share out among them.
+"""EM state and random state of a run as sharded tensors.
 
 Shapes: n pairs, K annotators, D data-parallel ranks.
 """
@@ -44,8 +44,9 @@ def layout() -> dict[str, int]:
 
 
 def random_state() -> Tensors:
-    """This rank's random states, uint8: one cell of a (pipeline, tensor, data) grid a rank. It can only be read back
-    under the same grid. Context-parallel ranks draw the same numbers.
+    """This rank's random states as uint8 tensors, one cell of a (pipeline, tensor, data) grid per rank.
+
+    They can only be read back under the same grid. Context-parallel ranks share one cell: they draw the same numbers.
     """
     sizes = layout()
     grid = tuple(sizes[f"{name}_parallel_size"] for name in ("pipeline_model", "tensor_model", "data"))
@@ -67,7 +68,7 @@ def random_state() -> Tensors:
 
 
 def restore_random_state(loaded: Tensors) -> None:
-    """Takes over :func:`random_state`, whose tensors a checkpoint has filled."""
+    """Sets the random states from :func:`random_state` after its tensors were read from a checkpoint."""
     found = {key.removeprefix(_RANDOM): tensor.data.view(-1) for key, tensor in loaded.items()}
     torch.set_rng_state(found.pop("cpu"))
     torch.cuda.set_rng_state(found.pop("device"))
@@ -76,8 +77,9 @@ def restore_random_state(loaded: Tensors) -> None:
 
 
 def em_state(em: AnnotatorReliability | RecordedReliability) -> Tensors:
-    """The EM's state: what every rank has, K numbers a name, and of pairs this rank's block, in the buffers' own
-    memory: 4n/D bytes for the margins of an estimator, 12n/D for a record.
+    """The EM's state: [K] tensors that every rank has, and this rank's block of the pairs, sharing the buffers' memory.
+
+    A rank's block has 4n/D bytes for the margin buffer and 12n/D for the record.
     """
     return {**_shared(em.shared_state()), **_blocks(em.blocks())}
 
@@ -100,13 +102,15 @@ def _blocks(blocks: Mapping[str, MarginBuffer]) -> Tensors:
 def load_em_state(
     em: AnnotatorReliability | RecordedReliability, index: Index, read: Callable[[Tensors], object]
 ) -> None:
-    """Restores :func:`em_state` under any D. Annotators that joined since keep their start; a record that was not kept,
-    or one of other data (an estimator that knows annotators only may go on with it), leaves this one as it is.
+    """Restores :func:`em_state` under any D. New annotators keep their initial values.
 
-    ``read`` fills tensors from the checkpoint; called twice on every rank.
+    A record that is missing from the checkpoint, or covers another number of pairs, is skipped; margins of an estimator
+    are not.
+
+    ``read`` fills tensors from the checkpoint. It is collective and called twice on every rank.
 
     Raises:
-        CheckpointError: the margins of an estimator are of another number of pairs.
+        CheckpointError: the estimator's margins are missing or cover another number of pairs.
     """
     names = [key for key in index if key.startswith(_EM) and not key.startswith(_PAIRS)]
     saved = {key.removeprefix(_EM): torch.empty(index[key].shape, dtype=index[key].dtype) for key in names}
@@ -125,7 +129,7 @@ def load_em_state(
 
 
 def _with_newcomers(saved: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The saved state, continued with the starting values of annotators whose index lies beyond it."""
+    """The saved state, extended by the initial values of annotators that it does not know."""
     known = saved["eta"].numel()
     of_annotators = ("eta", "label_counts", "right_sums")
     joined = {name: torch.cat((saved[name], fresh[name][known:].cpu())) for name in of_annotators}

@@ -23,13 +23,14 @@ def _unwrapped(chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
 
 
 def chunk_names(chunks: list[torch.nn.Module]) -> list[str]:
-    """What the state calls each chunk."""
+    """Name of each chunk in the state."""
     return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
 
 
 def model_state(chunks: list[torch.nn.Module]) -> State:
-    """Sharded weights by chunk and name. What Transformer Engine keeps beside them (scales of delayed FP8, which is
-    refused here) would be pickles, and stays out.
+    """Sharded weights by chunk and name.
+
+    Transformer Engine's extra state is left out: it is pickled, and only delayed FP8, which is refused here, needs it.
     """
     state = {}
     for name, chunk in zip(chunk_names(chunks), _unwrapped(chunks), strict=True):
@@ -39,7 +40,7 @@ def model_state(chunks: list[torch.nn.Module]) -> State:
 
 
 def load_model_state(chunks: list[torch.nn.Module], state: State) -> None:
-    """Takes over loaded weights; :class:`CheckpointError` where they are not those of the model."""
+    """Loads weights into the chunks; :class:`CheckpointError` if names are missing or unknown."""
     for name, chunk in zip(chunk_names(chunks), _unwrapped(chunks), strict=True):
         found = chunk.load_state_dict(state[name], strict=False)
         missing = [key for key in found.missing_keys if not key.endswith("_extra_state")]

@@ -1,4 +1,4 @@
-"""Writes the tensors of a run's checkpoints, each rank its part, in a process beside it."""
+"""Writes the tensors of checkpoints: every rank writes its part, in a separate process."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from nemo_rpo.process_tree import die_with_parent
 class StateWriter:
     """Writes the checkpoints of a run one after the other.
 
-    A writer process a rank, forked with the tensors as they are, writes the rank's part, brings it onto the disk and
-    digests it, while the run waits in :meth:`finish` or goes on. Of what several data-parallel ranks hold each writes a
-    share; which one is settled, and checked to be whole, at the first save of a run.
+    On each rank, :meth:`begin` forks a writer process, which has a snapshot of the tensors. It writes the rank's part,
+    syncs it to disk and computes its digests, while the run trains on or waits in :meth:`finish`. Data-parallel ranks
+    divide replicated tensors among them. The division is decided, and checked for completeness, at the first save.
 
     Args:
-        digests: make the SHA-256 of every data file.
+        digests: compute the SHA-256 of every data file.
     """
 
     def __init__(self, digests: bool) -> None:
@@ -46,12 +46,12 @@ class StateWriter:
         self._folder: Path | None = None
 
     def begin(self, folder: Path, model: MegatronGPTRPOModel) -> dict[str, Any]:
-        """Starts to write ``model`` as it is now into the existing, empty ``folder``; returns what ``run.json`` has to
-        say of it. The weights may change as soon as this returns.
+        """Starts to write ``model`` into the existing, empty ``folder``; returns its entries for ``run.json``. The
+        weights may change as soon as this returns.
 
-        On a GPU the tensors are first copied to the host: as many bytes as this rank writes.
+        On a GPU, the bytes that this rank writes are first copied to the host.
 
-        Collectives: :meth:`MegatronGPTRPOModel.gather_weights`; descriptions of the tensors, gathered over the world.
+        Collectives: :meth:`MegatronGPTRPOModel.gather_weights`; a gather of tensor descriptions over the world.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -87,10 +87,10 @@ class StateWriter:
         return request._replace(async_fn=write)
 
     def finish(self, wait: bool) -> dict[str, str] | None:
-        """The digests of all data files by name, on every rank, once everything is written; None as long as it is not.
-        With ``wait``, returns when it is. :meth:`begin` has to come before.
+        """Digests of all data files by name, on every rank; None if the files are not written yet. With ``wait``,
+        blocks until they are. Call :meth:`begin` first.
 
-        Collectives: an all-reduce of 4 bytes over the world; at the end places and digests of the tensors, gathered.
+        Collectives: an all-reduce of 4 bytes over the world; in the end a gather of file offsets and digests.
 
         Raises:
             CheckpointError: it cannot be written, on every rank.
@@ -135,11 +135,11 @@ def _digest_file(folder: Path, rank: int) -> Path:
 
 
 def _write_part(write: Callable[..., None], folder: Path, rank: int, digests: bool, parent: int, *args: Any) -> None:
-    """What the writer process of a rank does; its tensors are among ``args``."""
+    """Runs in the writer process of a rank; ``args`` hold the tensors."""
     die_with_parent(parent)
     write(*args)
     names = _data_files(folder, rank)
-    with contextlib.suppress(OSError):  # what is missing is missed in finish()
+    with contextlib.suppress(OSError):  # finish() fails on the missing file
         for name in names:
             sync(folder / name)
         if digests:
@@ -160,7 +160,7 @@ def _writing(folder: Path | None) -> Iterator[None]:
 
 
 def cause(exc: BaseException) -> str:
-    """What went wrong with a checkpoint, in a line; of what torch gathered from the ranks, the first."""
+    """The reason of a failure in one line; the first one of those that torch gathered from the ranks."""
     if isinstance(exc, CheckpointException):
         failures = [failure for failure, _ in exc.failures.values()]
         return cause(failures[0]) if failures else "on another rank"
