@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--annotators", type=int, help="votes by so many annotators in the place of the data's")
+    parser.add_argument("--annotators", type=int, help="votes by so many annotators instead of the data's")
     parser.add_argument("--operators", action="store_true", help="say what the steps' time went into")
     parser.add_argument("--no-update", action="store_true", help="leave the optimizer out: its state may not fit")
     parser.add_argument("overrides", nargs="*")

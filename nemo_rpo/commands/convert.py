@@ -11,6 +11,7 @@ from nemo_rpo.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     add = parser.add_argument
     add(
         "data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, or saved Hugging Face data sets"

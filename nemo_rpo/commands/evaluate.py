@@ -26,6 +26,7 @@ _RESAMPLES, _SEED, _NEW_TOKENS, _SHOWN = 1000, 0, 256, 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     add = parser.add_argument
     help = "a run's folder (its export, or last checkpoint), one of its checkpoints, or a Hugging Face folder"
     add("checkpoint", type=Path, metavar="CHECKPOINT", help=help)

@@ -18,6 +18,7 @@ _RELABELLER = "relabelled"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     add, defaults = parser.add_argument, ExportSettings()
     add("run", type=Path, metavar="RUN", help="a run's folder, as nemo-rpo train writes it")
     help = "doubtful labels for an annotation tool, the cleaned training data, or the weights of the annotators"

@@ -16,6 +16,7 @@ from nemo_rpo.launch import start_ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     parser.add_argument("--config-name", "-cn", default="gpt_rpo", help="a YAML file, with or without .yaml (gpt_rpo)")
     parser.add_argument("--config-path", "-cp", help="its folder (./conf, ., or the checkout's conf)")
     parser.add_argument(

@@ -22,6 +22,7 @@ _SHOWN = 100  # players and annotators a terminal is given; --json and --csv hav
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     names, defaults = ComparisonFormat(), RankSettings()
     add = parser.add_argument
     add("data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, a comparison a row")

@@ -17,6 +17,7 @@ _NAME = "report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's folder, as nemo-rpo train writes it")
     add("--out", type=Path, metavar="DIR", help="folder for report.html, report.md and its figures (RUN)")

@@ -32,4 +32,5 @@ def add_row_format(parser: argparse.ArgumentParser) -> None:
 
 
 def row_format(args: argparse.Namespace) -> RowFormat:
+    """How the rows of the files are to be read, from the parsed arguments."""
     return RowFormat(args.layout, args.annotator_key, args.pair_id_key)

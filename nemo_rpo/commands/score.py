@@ -10,6 +10,7 @@ from nemo_rpo.config.schema import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     on_ranks.add_arguments(parser)
     parser.add_argument("--per-token", action="store_true", help="keep the log-prob of every response token too")
 

@@ -14,6 +14,7 @@ FOUND = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
     defaults = ValidationSettings()
     add = parser.add_argument
     add(

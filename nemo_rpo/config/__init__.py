@@ -1,4 +1,3 @@
-"""The run's configuration:
-
-one dataclass tree (`schema`), the only place for defaults; YAML files (`load`) name what differs.
+"""The run's configuration: one dataclass tree (``schema``) is the only place for defaults; YAML files (``load``) name
+what differs.
 """

@@ -47,6 +47,7 @@ class GPTArchitecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTArchitecture:
+        """The architecture that :meth:`to_dict` described."""
         return cls(**values)
 
     def check_source(self, described: GPTArchitecture, config: str, source: str, ignored: Collection[str] = ()) -> None:

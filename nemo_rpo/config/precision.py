@@ -9,7 +9,7 @@ from nemo_rpo.errors import ConfigError
 def check_precision(cfg: RunConfig) -> None:
     """Raises :class:`ConfigError` for FP8 that could not be run, or whose margins would mean nothing.
 
-    What the card and Transformer Engine can do is asked on the ranks (:mod:`nemo_rpo.megatron.network.precision`).
+    The ranks check what the card and Transformer Engine can do (:mod:`nemo_rpo.megatron.network.precision`).
     """
     rpo = cfg.model.rpo
     policy, reference = rpo.precisions()
@@ -31,6 +31,6 @@ def check_precision(cfg: RunConfig) -> None:
     if policy != reference and not rpo.allow_asymmetric_precision:
         raise ConfigError(
             f"model.rpo.logprob_precision={policy} and model.rpo.reference_logprob_precision={reference} differ, so "
-            "margins would start at their rounding in the place of 0: set both alike, or "
+            "initial margins would be rounding noise instead of 0: set both alike, or "
             "model.rpo.allow_asymmetric_precision=true to force it"
         )

@@ -16,6 +16,8 @@ from nemo_rpo.em.em_settings import EMSettings
 
 @dataclass
 class DPOTrainerConfig:
+    """``trainer.dpo``: steps, epochs, validation and saving, under NeMo-Aligner's names."""
+
     max_epochs: Count = 1
     max_steps: Annotated[int, Range(-1)] = -1  # -1: max_epochs decides
     val_check_interval: Batches = 0.1  # a float is a share of an epoch, a whole number counts steps; 0: no validation
@@ -30,6 +32,8 @@ class DPOTrainerConfig:
 
 @dataclass
 class TrainerConfig:
+    """``trainer``: devices, nodes, precision and seed, under Lightning's names."""
+
     num_nodes: Count = 1
     devices: Count | None = None  # ranks a node; null: what torchrun started
     accelerator: Literal["gpu", "cpu"] = "gpu"
@@ -43,6 +47,8 @@ class TrainerConfig:
 
 @dataclass
 class CheckpointCallbackConfig:
+    """``exp_manager.checkpoint_callback_params``: which checkpoints a run keeps."""
+
     monitor: str = "val_loss"  # any metric of a validation; of a named set val/NAME_loss
     mode: Literal["min", "max"] = "min"
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
@@ -53,6 +59,8 @@ class CheckpointCallbackConfig:
 
 @dataclass
 class ExpManagerConfig:
+    """``exp_manager``: the run's folder, its loggers, its time limit."""
+
     explicit_log_dir: str | None = None  # null: exp_dir/name
     exp_dir: str = "results"
     name: str = "megatron_gpt_rpo"
@@ -82,6 +90,8 @@ class ExpManagerConfig:
 
 @dataclass
 class PretrainedConfig:
+    """``pretrained_checkpoint``: where the starting weights come from."""
+
     # A Hugging Face folder, a .nemo (or the folder that it unpacks to), or a checkpoint of this package; null: fresh
     # weights of the shape that model.* gives.
     restore_from_path: str | None = None
@@ -89,6 +99,8 @@ class PretrainedConfig:
 
 @dataclass
 class DPOConfig:
+    """``model.dpo``: the preference loss and its options, under NeMo-Aligner's names."""
+
     ref_policy_kl_penalty: Positive | None = None  # β of the preference loss; null: the loss's own default
     preference_loss: str = "dpo"  # used where model.rpo.base_loss is null
     preference_loss_weight: NonNegative = 1.0
@@ -137,6 +149,8 @@ class RPOConfig(EMSettings):
 
 @dataclass
 class SchedConfig:
+    """``model.optim.sched``: the learning-rate schedule."""
+
     name: Literal["CosineAnnealing", "linear", "constant"] = "CosineAnnealing"
     warmup_steps: WholeNumber = 10
     constant_steps: WholeNumber = 0  # steps at min_lr after the decay, as NeMo counts them
@@ -146,6 +160,8 @@ class SchedConfig:
 
 @dataclass
 class OptimConfig:
+    """``model.optim``: the optimizer, under Megatron's and NeMo's names."""
+
     name: Literal["distributed_fused_adam", "adam"] = "distributed_fused_adam"  # adamw and fused_adam mean adam
     lr: Positive = 9e-6
     weight_decay: NonNegative = 0.1
@@ -158,6 +174,8 @@ class OptimConfig:
 
 @dataclass
 class TokenizerConfig:
+    """``model.tokenizer``: the tokenizer, under NeMo's names."""
+
     # Of huggingface, sentencepiece and megatron's GPT2BPETokenizer and GPTSentencePieceTokenizer there are tokenizers
     # here; everything else, and sentencepiece_legacy, needs nemo-toolkit.
     library: Literal["huggingface", "sentencepiece", "megatron", "tiktoken", "byte-level", "regex"] = "huggingface"
@@ -174,6 +192,8 @@ class TokenizerConfig:
 
 @dataclass
 class DataConfig(RowFormat):
+    """``model.data``: files, sequence lengths, packing."""
+
     # train, validation: a file or a list of files. validation may be several sets, {NAME: files, …}, each with figures
     # of its own: split val/NAME in metrics.jsonl. For monitor the first of them is `val` too.
     data_prefix: dict[str, Any] = field(default_factory=dict)
@@ -206,6 +226,8 @@ class ProfileConfig:
 
 @dataclass
 class ModelConfig:
+    """``model``: architecture, layout, precision, and every block below it."""
+
     micro_batch_size: Count = 1  # pairs
     global_batch_size: Count = 64  # pairs
     seed: WholeNumber = 1234

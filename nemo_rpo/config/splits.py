@@ -27,6 +27,7 @@ def split_files(data: DataConfig) -> dict[str, list[str]]:
 
 
 def is_validation(split: str) -> bool:
+    """Whether ``split`` is the plain validation set or a named one."""
     return split == VALIDATION or split.startswith(f"{VALIDATION}/")
 
 

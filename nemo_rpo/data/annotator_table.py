@@ -44,6 +44,7 @@ class AnnotatorTable:
 
     @classmethod
     def sorted(cls, annotators: Iterable[Annotator]) -> AnnotatorTable:
+        """The table of these annotators in the order of their ids."""
         return cls(sorted(annotators, key=lambda annotator: annotator.id))
 
     def __len__(self) -> int:
@@ -57,6 +58,7 @@ class AnnotatorTable:
 
     @property
     def ids(self) -> list[str]:
+        """The ids, in the order of η."""
         return [annotator.id for annotator in self.annotators]
 
     @property
@@ -65,6 +67,7 @@ class AnnotatorTable:
         return np.array([annotator.labels for annotator in self.annotators], dtype=np.int64)
 
     def index(self, annotator_id: str) -> int:
+        """The index of an annotator in η; KeyError for an unknown id."""
         return self._index[annotator_id]
 
     def extended(self, data: AnnotatorTable, *, allow_new: bool) -> AnnotatorTable:
@@ -100,5 +103,6 @@ class AnnotatorTable:
 
     @classmethod
     def load(cls, path: Path) -> AnnotatorTable:
+        """Reads the table that :meth:`save` wrote."""
         with path.open(encoding="utf-8") as file:
             return cls(Annotator(**json.loads(line)) for line in file)

@@ -19,8 +19,10 @@ class RowFormat:
 
     @property
     def annotator_required(self) -> bool:
+        """Whether a row without the annotator's field is an error: the key was named by the user."""
         return self.annotator_key != RowFormat.annotator_key
 
     @property
     def pair_id_required(self) -> bool:
+        """Whether a row without the pair's id is an error: the key was named by the user."""
         return self.pair_id_key != RowFormat.pair_id_key

@@ -43,6 +43,7 @@ class Layout:
     without_votes: Callable[[dict[str, Any], frozenset[int]], dict[str, Any]] | None = None
 
     def recognises(self, fields: dict) -> bool:
+        """Whether a record with these fields is of this layout."""
         return any(mark <= fields.keys() for mark in self.marks)
 
     def reads(self, keys: RowFormat) -> frozenset[str]:

@@ -73,6 +73,7 @@ class PairTable:
         return share_of_ranking(self.size)
 
     def where(self, i: int) -> str:
+        """``file:row`` of the first row that speaks of pair ``i``."""
         file, row = self.source[i]
         return f"{self.files[file]}:{row}"
 

@@ -55,6 +55,7 @@ class PreferenceRow:
 
     @property
     def where(self) -> str:
+        """``file:row``, for messages."""
         return f"{self.file}:{self.row}"
 
     @property

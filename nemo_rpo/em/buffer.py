@@ -41,6 +41,7 @@ class MarginBuffer:
 
     @property
     def margins(self) -> Tensor:
+        """float32 [block], a view: NaN where the pair has not been seen."""
         return self._slots[:-1]
 
     @property
@@ -154,7 +155,7 @@ class BufferedReliability(AnnotatorReliability):
         return found.sweep, self._as_fitted(found)
 
     def _as_fitted(self, found: Estimate) -> EMSettings:
-        """The settings with what was fitted in the place of what was set."""
+        """The settings with fitted values replacing configured ones."""
         return replace(self.settings, prior=found.prior, link_tau=found.temperature.value)
 
     def settle(self) -> None:

@@ -31,9 +31,13 @@ class EStep(Protocol):
 class Learner(EStep, Protocol):
     """An estimator that learns from the posteriors and margins of a training step."""
 
-    def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None: ...
+    def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
+        """Adds posteriors ``w`` [P] to the step's sums by annotator."""
+        ...
 
-    def observe(self, pair: Tensor, delta: Tensor, valid: Tensor) -> None: ...
+    def observe(self, pair: Tensor, delta: Tensor, valid: Tensor) -> None:
+        """Takes the margins ``delta`` [P] of the pairs with index ``pair`` [P] in the data."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class PairRecord:
         self._columns[2].load(delta)
 
     def forget(self) -> None:
+        """Empties the record: no pair has been seen."""
         for column in self._columns:
             column.margins.fill_(float("nan"))
 
@@ -77,7 +78,7 @@ class Trajectory:
             self.keep(step, eta)
 
     def keep(self, step: int, eta: Tensor) -> None:
-        """η after ``step``, in the place of what that step has left already."""
+        """η after ``step``, replacing an earlier entry of the same step."""
         if self.steps and self.steps[-1] == step:
             self.steps.pop(), self.eta.pop()
         if len(self.steps) == self.capacity:
@@ -160,6 +161,7 @@ class RecordedReliability:
         self.trajectory.keep(self.em.step, self.em.eta)
 
     def rollback(self) -> None:
+        """As the estimator's; the rows of the step are dropped too."""
         self.em.rollback()
         self._rows, self._posteriors = [], []
 
@@ -181,6 +183,7 @@ class RecordedReliability:
         return {**self.em.shared_state(), **way}
 
     def blocks(self) -> dict[str, MarginBuffer]:
+        """The estimator's blocks of pairs, and the record's."""
         return {**self.em.blocks(), **self.pairs.blocks()}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:

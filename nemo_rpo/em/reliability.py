@@ -62,6 +62,7 @@ class AnnotatorReliability:
 
     @property
     def num_annotators(self) -> int:
+        """K."""
         return self.label_counts.numel()
 
     @property

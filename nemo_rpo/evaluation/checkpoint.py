@@ -42,7 +42,7 @@ def target_of(
     found = config or next((p / "config.yaml" for p in (weights.parent, weights.parent.parent) if _is_run(p)), None)
     if found is None and reference is None:
         raise ConfigError(
-            f"{path} is of no run, so nothing says what its margins are relative to: name its starting weights with "
+            f"{path} is not part of a run, so its reference model is unknown: name its starting weights with "
             "--reference, or a run's config.yaml with --config"
         )
     given = [] if reference is None else [f"pretrained_checkpoint.restore_from_path={reference}"]

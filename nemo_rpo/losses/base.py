@@ -113,6 +113,7 @@ class PreferenceLoss(ABC):
 
     @property
     def reduction(self) -> Reduction:
+        """How the losses of pairs become the loss of the global batch: their mean."""
         return Mean()
 
     @property

@@ -28,6 +28,7 @@ class LogRatioLoss(PreferenceLoss):
 
     @property
     def needs(self) -> frozenset[str]:
+        """Policy and reference, and the columns and lengths that the loss uses."""
         lengths = {"lengths"} if self.average_log_probs else set()
         return frozenset({"policy", "reference"}) | self.columns | lengths
 

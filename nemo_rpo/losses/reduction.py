@@ -37,12 +37,15 @@ class Mean:
     """L = mean ℓ over the global batch; s = ℓ, t = 1."""
 
     def surrogate(self, loss: Tensor) -> Tensor:
+        """ℓ itself [pairs]."""
         return loss
 
     def statistic(self, loss: Tensor) -> Tensor:
+        """1 a pair."""
         return torch.ones_like(loss.detach())
 
     def value(self, surrogate_sum: Tensor, statistic_sum: Tensor, count: Tensor) -> Tensor:
+        """Σℓ / n."""
         return surrogate_sum / statistic_sum
 
 
@@ -57,10 +60,13 @@ class LogMeanExp:
     beta: float
 
     def surrogate(self, loss: Tensor) -> Tensor:
+        """-β' exp(-ℓ/β') [pairs], whose gradient is the numerator of L's."""
         return -self.beta * torch.exp(-loss / self.beta)
 
     def statistic(self, loss: Tensor) -> Tensor:
+        """exp(-ℓ/β') [pairs]."""
         return torch.exp(-loss.detach() / self.beta)
 
     def value(self, surrogate_sum: Tensor, statistic_sum: Tensor, count: Tensor) -> Tensor:
+        """-β' log(Σ exp(-ℓ/β') / n)."""
         return -self.beta * torch.log(statistic_sum / count)

@@ -71,8 +71,8 @@ class MegatronGPTRPOModel:
         device: this rank's device.
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
             keeps the random ones.
-        load_previous: writes the weights of the previous iterate, where the loss compares with one that is not the
-            reference.
+        load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
+            other than the reference.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class MegatronGPTRPOModel:
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
-        if load_previous is not None:  # before the weights that stay
+        if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
         if load_weights is not None:
@@ -119,7 +119,7 @@ class MegatronGPTRPOModel:
         """What Megatron's schedules call back: when to synchronise gradients, how to finish them.
 
         Not how to scale the loss: without fp16 there is no scale, and the optimizer's method on the model's
-        configuration would close a circle through autograd's nodes that no garbage collector sees.
+        configuration would create a reference cycle through autograd nodes, which Python's GC cannot collect.
         """
         config = self.config
         config.finalize_model_grads_func = finalize_model_grads
@@ -158,8 +158,8 @@ class MegatronGPTRPOModel:
         return forward_step(self.device, self.head_request, receive_loss)
 
     def head_request(self, batch: MicroBatch) -> HeadRequest:
-        """What the policy is asked about a micro-batch that holds what the frozen policies were asked."""
-        hidden = batch.get(REFERENCE_HIDDEN)  # the last stage's alone, and it alone is asked
+        """What the head is to return for a micro-batch that holds the frozen policies' outputs already."""
+        hidden = batch.get(REFERENCE_HIDDEN)  # present on the last stage only, which is also the only one that answers
         return HeadRequest(
             logps=self.needs.logps,
             kl=None if hidden is None else FrozenPredictions(hidden, self.reference.head),
@@ -345,6 +345,7 @@ class MegatronGPTRPOModel:
 
     @property
     def learning_rate(self) -> float:
+        """The learning rate of the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
 

@@ -96,10 +96,12 @@ def finalize() -> None:
 
 
 def data_parallel_rank() -> int:
+    """This rank's number in its data-parallel group."""
     return parallel_state.get_data_parallel_rank()
 
 
 def data_parallel_size() -> int:
+    """Ranks that share the global batch."""
     return parallel_state.get_data_parallel_world_size()
 
 

@@ -83,7 +83,7 @@ def architecture_named(model: str) -> GPTArchitecture:
     if model in MODELS:
         return MODELS[model]
     if not Path(model).is_dir():
-        raise ConfigError(f"--model {model} is no folder and none of {', '.join(MODELS)}")
+        raise ConfigError(f"--model {model} is neither a directory nor one of {', '.join(MODELS)}")
     from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 
     return architecture_from_hf(model)

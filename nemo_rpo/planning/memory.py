@@ -48,6 +48,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """GiB in all."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 

@@ -79,6 +79,7 @@ class Leaderboard:
     parts: list[list[str]]
 
     def to_dict(self) -> dict[str, Any]:
+        """The leaderboard as plain data, for JSON."""
         return asdict(self)
 
 

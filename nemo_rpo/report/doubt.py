@@ -39,6 +39,7 @@ class Leaning(NamedTuple):
 
     @property
     def gap(self) -> Difference:
+        """Share among distrusted labels minus share among believed ones."""
         return difference(self.distrusted, self.believed)
 
 

@@ -124,6 +124,7 @@ class Run:
     held_out: HeldOut | None
 
     def rows(self, split: str) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl`` of one split."""
         return [row for row in self.metrics if row["split"] == split]
 
 
@@ -134,7 +135,7 @@ def read_run(folder: Path) -> Run:
         DataError: no run, one that a job is at work on, one without a record, or a file that is damaged.
     """
     if not (folder / "config.yaml").is_file():
-        raise DataError(f"{folder} is no folder of a run (it has no config.yaml); name what exp_manager wrote to")
+        raise DataError(f"{folder} is not the folder of a run (it has no config.yaml): name one that exp_manager wrote")
     holder = holder_of(folder)
     if holder:
         raise DataError(f"{folder} is still being written ({holder}); wait for the end of the run, or stop it")

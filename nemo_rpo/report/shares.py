@@ -20,6 +20,7 @@ class Share(NamedTuple):
 
     @property
     def value(self) -> float:
+        """hits / n; NaN without any."""
         return self.hits / self.n if self.n else math.nan
 
     def __str__(self) -> str:

@@ -67,7 +67,7 @@ class CheckpointStore:
         monitor, names = self.settings.monitor, sorted(names)
         if self.settings.save_top_k and monitor not in names:
             raise ConfigError(
-                f"exp_manager.checkpoint_callback_params.monitor={monitor} is no figure of the validation; there are: "
+                f"exp_manager.checkpoint_callback_params.monitor={monitor} is not a validation metric; available: "
                 f"{', '.join(names)}"
             )
 

@@ -19,7 +19,7 @@ def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
     ``model.data.packed_sequence`` is off.
 
     Raises:
-        ConfigError: shared prompts are asked for of an attention that has none, or packs too small for a ranking.
+        ConfigError: shared prompts with an attention that does not support them, or packs too small for a ranking.
     """
     model, data = cfg.model, cfg.model.data
     if not data.packed_sequence:

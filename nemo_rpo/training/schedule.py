@@ -54,10 +54,13 @@ class Schedule:
         return (step - 1) // self.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
+        """Whether ``step`` is the last of an epoch."""
         return step % self.steps_per_epoch == 0
 
     def validates(self, step: int) -> bool:
+        """Whether the run validates after ``step``."""
         return self.val_every > 0 and (step % self.val_every == 0 or step == self.total_steps)
 
     def saves(self, step: int) -> bool:
+        """Whether the run saves after ``step``."""
         return step == self.total_steps or (self.save_every > 0 and step % self.save_every == 0)

@@ -67,6 +67,7 @@ class Split:
 
 
 def run_folder(cfg: RunConfig) -> Path:
+    """The folder of the run: logs, checkpoints, results."""
     manager = cfg.exp_manager
     if manager.explicit_log_dir:
         return Path(manager.explicit_log_dir)
@@ -117,7 +118,7 @@ def _named_in_nemo(path: str) -> dict[str, Any]:
         )
     named = f"{kind} of library {library}" if kind else f"one of library {library}"
     raise ConfigError(
-        f"model.tokenizer.type is not set, and {path} names a tokenizer that is no folder on this machine "
+        f"model.tokenizer.type is not set, and {path} names a tokenizer that is not a directory on this machine "
         f"({named}): give the folder of the same tokenizer in Hugging Face's form"
     )
 
@@ -256,7 +257,7 @@ def check_start(cfg: RunConfig) -> None:
     _check_fits(cfg, architecture)
     if previous is not None and stored_architecture(previous) != architecture:
         raise ConfigError(
-            f"model.rpo.previous_iterate={previous} is not of the architecture of the starting weights in {path}: "
+            f"model.rpo.previous_iterate={previous} has a different architecture from the starting weights in {path}: "
             "it has to be an earlier state of the same model"
         )
 

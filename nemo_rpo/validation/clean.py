@@ -24,6 +24,7 @@ class LeftOut:
     votes: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
         return {"written": self.written, "rows": dict(self.rows), "votes": dict(self.votes)}
 
     def as_text(self) -> str:

@@ -112,6 +112,7 @@ class Finding:
 
     @property
     def where(self) -> str:
+        """``file:row``, for messages."""
         return f"{self.file}:{self.row}"
 
 
@@ -124,6 +125,7 @@ class Findings:
         self._examples = examples
 
     def add(self, kind: str, file: str, row: int, problem: str) -> None:
+        """Adds a finding of ``kind`` at a row."""
         check = CHECKS[kind]
         self.counts[kind] += 1
         kept = self.kept.setdefault(kind, [])
@@ -131,6 +133,7 @@ class Findings:
             kept.append(Finding(kind, file, row, problem or check.title))
 
     def add_error(self, error: RowError) -> None:
+        """Adds what a reader refused."""
         self.add(error.kind, error.file, error.row, error.problem)
 
     def of(self, severity: Severity) -> list[str]:

@@ -60,10 +60,12 @@ class ValidationReport:
 
     @property
     def errors(self) -> int:
+        """Findings that training would refuse."""
         return self._count("error")
 
     @property
     def warnings(self) -> int:
+        """Findings that training takes."""
         return self._count("warning")
 
     def _count(self, severity: str) -> int:
@@ -96,12 +98,14 @@ class ValidationReport:
 
 
 def vote_counts(table: VoteTable) -> dict[str, int]:
+    """How many votes of each kind the files hold."""
     first, second, ties = table.counts().sum(0).tolist()
     unnamed = int((table.annotator == UNNAMED).sum())
     return {"all": len(table), "first": first, "second": second, "ties": ties, "without_annotator": unnamed}
 
 
 def votes_per_pair(table: VoteTable) -> dict[int, int]:
+    """Number of votes on a pair → number of such pairs."""
     return dict(sorted(Counter(table.counts().sum(1).tolist()).items()))
 
 

@@ -51,6 +51,7 @@ class VoteTable:
         return len(self.text)
 
     def where(self, vote: int) -> tuple[str, int]:
+        """``file:row`` of a vote."""
         return self.files[self.file[vote]], int(self.row[vote])
 
     def words(self, vote: int) -> str:
@@ -97,6 +98,7 @@ class VoteLedger:
         self._files: dict[str, int] = {}
 
     def add(self, row: PreferenceRow, sighting: Sighting) -> None:
+        """Adds the votes of a row."""
         file = self._files.setdefault(row.file, len(self._files))
         for vote in row.votes:
             annotator = self._annotators.setdefault(vote.annotator, len(self._annotators))
@@ -110,6 +112,7 @@ class VoteLedger:
         return len(self._signs["sign"])
 
     def close(self, texts: int) -> VoteTable:
+        """The table of all votes; ``texts`` is the number of distinct pairs."""
         return VoteTable(
             **{name: np.array(values, dtype=np.int64) for name, values in self._integers.items()},
             **{name: np.array(values, dtype=np.int8) for name, values in self._signs.items()},

@@ -119,7 +119,7 @@ def test_what_saves_memory_and_what_it_costs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "llama4"], "--model llama4 is no folder and none of llama3-8b, llama3-70b"),
+        (["--model", "llama4"], "--model llama4 is neither a directory nor one of llama3-8b, llama3-70b"),
         (
             ["--model", "llama3-70b"],
             "the layout fits on none of 8, 16, 32, 64, 128, 256 H100 80 GB: raise model.tensor",

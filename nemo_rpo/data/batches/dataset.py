@@ -31,7 +31,7 @@ class PreferenceDataset:
         pad_to_multiple_of: the padded length is a multiple of it (tensor and context parallel sizes, FP8).
         same_length: all micro-batches of a global batch are as long as its longest pair, or pack, as a pipeline needs
             it; off: each as its own.
-        packing: packs in the place of padded micro-batches of ``micro_batch_size`` rankings; None: none.
+        packing: packs instead of padded micro-batches of ``micro_batch_size`` rankings; None: none.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which pairs share a micro-batch when pairs are packed end to end in the place of padding them to one length.
+"""Which pairs share a micro-batch when pairs are packed end to end instead of padded to one length.
 
 A pure function of the global batch and its lengths: every rank finds the same answer without a word between them, and a
 resumed run finds it again.

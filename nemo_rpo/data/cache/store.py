@@ -183,6 +183,7 @@ class PreferenceCache:
 
     @property
     def rankings(self) -> int:
+        """The number of rankings; a pair by itself counts as one."""
         return len(self.ranking_lengths)
 
     def pairs_of(self, ranking: int) -> range:
@@ -250,6 +251,7 @@ class PreferenceCache:
         return digest.hexdigest()
 
     def pair_id(self, i: int) -> str:
+        """The id of pair ``i`` as the data has it."""
         return self._pair_ids[self._pair_id_start[i] : self._pair_id_start[i + 1]].tobytes().decode("utf-8")
 
     def all_pair_ids(self) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ class Record:
 
     @property
     def where(self) -> str:
+        """``file:row``, for messages."""
         return f"{self.file}:{self.row}"
 
 

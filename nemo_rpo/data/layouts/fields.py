@@ -32,6 +32,7 @@ class Fields:
         self.path = path
 
     def error(self, problem: str, kind: str = "bad_field") -> DataError:
+        """A :class:`RowError` at this record."""
         return RowError(self.record.file, self.record.row, problem, kind)
 
     def require(self, name: str) -> Any:
@@ -44,6 +45,7 @@ class Fields:
         return value
 
     def text(self, name: str) -> str:
+        """A field that must be a string."""
         value = self.require(name)
         if not isinstance(value, str):
             raise self.wrong_type(name, "a string", value)
@@ -124,6 +126,7 @@ class Fields:
         return [Fields(self.record, item, f"{self.path}{name}[{i}].") for i, item in enumerate(value)]
 
     def integer(self, name: str) -> int:
+        """A field that must be a whole number."""
         value = self.require(name)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong_type(name, "an integer", value)
@@ -168,10 +171,12 @@ class Fields:
         )
 
     def pair_id(self, keys: RowFormat, fallback: str | None = None) -> str | None:
+        """The pair's id, under the configured key or else ``fallback``; None without one."""
         found = self.identity(keys.pair_id_key, required=keys.pair_id_required and fallback not in self.values)
         return found if found is not None or fallback is None else self.identity(fallback, required=False)
 
     def annotator(self, keys: RowFormat) -> str | None:
+        """The annotator's id under the configured key; None without one."""
         return self.identity(keys.annotator_key, required=keys.annotator_required)
 
     def columns(self) -> dict[str, float]:
@@ -215,6 +220,7 @@ class Fields:
         return [inner.number(item) for item in named]
 
     def wrong_type(self, name: str, expected: str, value: Any) -> DataError:
+        """The error of a field that holds another type than ``expected``."""
         shown = _shown(value)
         return self.error(f"field '{self.path}{name}' must be {expected}, found {type(value).__name__} {shown}")
 

@@ -48,9 +48,11 @@ class SentencePiece:
         return self._processor.get_piece_size()
 
     def get_vocab(self) -> dict[str, int]:
+        """Piece → id."""
         return {self._processor.id_to_piece(i): i for i in range(len(self))}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The ids of ``text``; SentencePiece adds no special tokens."""
         return self._processor.encode(text)
 
 

@@ -58,9 +58,11 @@ class NemoTokenizer:
         return self._tokenizer.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
+        """Empty: NeMo's tokenizers have no ids beyond ``len()``."""
         return {}  # no id is beyond len()
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The ids of ``text``; NeMo adds no special tokens."""
         return self._tokenizer.text_to_ids(text)
 
 

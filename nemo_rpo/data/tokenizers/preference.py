@@ -234,7 +234,7 @@ class PreferenceTokenizer:
         """The prompt, and the response in pieces: a turn of the assistant, what stands before the next, and so on."""
         turns = [i for i, message in enumerate(response) if message["role"] == "assistant"]
         if not turns:
-            raise DataError("a completion of several messages has none of the assistant's")
+            raise DataError("a multi-message completion contains no assistant message")
         said = [self._through_template(prompt + response[:i], response[i : i + 1], options) for i in turns]
         head = said[0][0] if turns[0] == 0 else self._apply(prompt, **options)
         text, pieces = head, [] if turns[0] == 0 else [""]

@@ -79,6 +79,7 @@ class RPOCallback(Callback):
         return ReferenceLogprobs(manager.reference(context.model, resident), swapped=resident is None)
 
     def on_train_step_start(self, context: CallbackContext) -> None:
+        """Drops what a failed step left, and runs the reference over the batch to come."""
         cfg, state = context.state.cfg, context.state.train_state
         self.step.forget_step()
         self._run_reference(
@@ -116,6 +117,7 @@ class RPOCallback(Callback):
             manager.save_result()
 
     def on_eval_step_start(self, context: CallbackContext) -> None:
+        """Runs the reference over the validation batch to come."""
         cfg = context.state.cfg.validation
         size = cfg.eval_micro_batch_size
         count = cfg.eval_global_batch_size // (size * parallel_state.get_data_parallel_world_size())

@@ -26,7 +26,8 @@ Receive = Callable[[Tensor, ModelInput, MicroBatch], Any]
 
 
 def take_over_head(model: list[torch.nn.Module], vocab_size: int, logprob_head: str) -> None:
-    """Lets the output layer of a model (wrapped or not) answer for response tokens; logits are to be had as before.
+    """Lets the output layer of a model (wrapped or not) return log-probs of response tokens when they are requested; it
+    returns logits otherwise.
 
     Args:
         vocab_size: tokens of the vocabulary without its padding.
@@ -41,8 +42,8 @@ def take_over_head(model: list[torch.nn.Module], vocab_size: int, logprob_head: 
         layer = chunk.output_layer
         if type(layer) is not ColumnParallelLinear:
             raise ConfigError(
-                f"the output layer of this model is a {type(layer).__name__}; log-probs are to be had from "
-                "Megatron-Core's ColumnParallelLinear alone (models.gpt, without an MXFP8 output projection)"
+                f"the output layer of this model is a {type(layer).__name__}; log-probs are only supported "
+                "for Megatron-Core's ColumnParallelLinear (models.gpt, without an MXFP8 output projection)"
             )
         if logprob_head == "liger":
             check_liger(vocab_size, layer.output_size, layer.tp_group.size())

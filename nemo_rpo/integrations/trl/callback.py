@@ -23,16 +23,20 @@ class EMCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops what a failed step left of its evidence."""
         self.trainer.forget_step()  # what an attempt that ran out of memory has left
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Commits the step's evidence with the weights."""
         self.trainer.finish_em_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sweeps, under ``sweep: epoch``."""
         if self.trainer.rpo.enabled and self.trainer.rpo.sweep == "epoch":
             self.trainer.sweep()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sweeps, under ``sweep: end``."""
         self.trainer.settle()
         if self.trainer.rpo.enabled and self.trainer.rpo.sweep == "end":
             self.trainer.sweep()

@@ -160,6 +160,7 @@ class RPOTrainer(DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
+        """TRL's, which hands over the number of pairs of the step."""
         self._pairs_in_step = num_items_in_batch
         return super().compute_loss(model, inputs, return_outputs)
 
@@ -204,6 +205,7 @@ class RPOTrainer(DPOTrainer):
     # --- the reference
 
     def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, Tensor]:
+        """TRL's, without the columns that it does not know."""
         *model, inputs = model_and_inputs  # the batch alone before TRL 1.9
         return super().compute_ref_log_probs(*model, {k: v for k, v in inputs.items() if k not in LABEL_KEYS})
 

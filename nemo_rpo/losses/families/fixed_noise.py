@@ -180,4 +180,5 @@ class DrDPO(DPO):
 
     @property
     def reduction(self) -> LogMeanExp:
+        """The soft minimum over the global batch that Dr. DPO trains on."""
         return LogMeanExp(self.beta_prime)

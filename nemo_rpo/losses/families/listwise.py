@@ -73,6 +73,7 @@ class PlackettLuce(ListwiseLoss, LogisticLoss):
 
     @property
     def needs(self) -> frozenset[str]:
+        """The reward head's score, or policy and reference."""
         return frozenset({"score"} if self.scores == "reward" else {"policy", "reference"})
 
     def ranking(self, x: RankingLogprobs) -> Tensor:

@@ -126,6 +126,7 @@ class IterateMargin(PreferenceLoss):
     beta: float = number(0.1, above=0)
 
     def margin(self, x: PairLogprobs) -> Tensor:
+        """β times the difference of the log-ratios to the previous iterate [pairs]."""
         chosen, rejected = x.base_log_ratios()
         return self.beta * (chosen - rejected)
 

@@ -72,6 +72,7 @@ class CPO(AnchoredLoss, LogisticLoss):
 
     @property
     def needs(self) -> frozenset[str]:
+        """The policy, and lengths where the anchor is a mean over tokens."""
         return frozenset({"policy", "lengths"} if self.cpo_alpha and self.nll == "mean" else {"policy"})
 
     def margin(self, x: PairLogprobs) -> Tensor:

@@ -82,6 +82,7 @@ class ScaledBradleyTerry(PreferenceLoss):
 
     @property
     def exact(self) -> bool:
+        """Whether both directions of the loss sum to 1 as probabilities."""
         return self.link == "unscaled"
 
     def pair(self, x: PairLogprobs) -> Tensor:
@@ -117,6 +118,7 @@ class GeneralPreferenceModel(LogisticLoss):
 
     @property
     def needs(self) -> frozenset[str]:
+        """The embedding head, and the gate of the prompt where there is one."""
         return frozenset({"embedding", "gate"} if self.gated else {"embedding"})
 
     def margin(self, x: PairLogprobs) -> Tensor:

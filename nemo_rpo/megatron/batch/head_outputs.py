@@ -1,4 +1,4 @@
-"""What the last pipeline stage is asked about the responses of a micro-batch.
+"""What the last pipeline stage returns for the responses of a micro-batch, and how it is requested.
 
 Shapes: n scored tokens, h hidden size, v rows of the head that a tensor-parallel rank holds.
 """

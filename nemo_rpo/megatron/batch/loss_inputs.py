@@ -14,7 +14,7 @@ class StepNeeds:
     """Which policies a step runs, and what it asks them beside log-probs.
 
     Attributes:
-        logps: log-probs of the policy. A reward model is asked for none, and its language-model head stays as it is.
+        logps: log-probs of the policy. A reward model needs none, and its language-model head stays untrained.
         reference: the loss compares with the frozen reference, or with a previous iterate that is the reference.
         live_reference: the reference has to run in each step; False too where its log-probs are cached.
         previous_iterate: the loss compares with a frozen policy of its own beside the reference.
@@ -33,6 +33,7 @@ class StepNeeds:
 
     @classmethod
     def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
+        """What ``loss`` needs under the settings of ``model``."""
         iterates = "base_logps" in loss.needs
         previous_iterate = iterates and model.rpo.previous_iterate is not None
         reference = "reference" in loss.needs or (iterates and not previous_iterate)

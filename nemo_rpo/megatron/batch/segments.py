@@ -23,7 +23,7 @@ def later_mask(length: int, before: int, like: Tensor) -> Tensor:
 
 @dataclass
 class Segments:
-    """The trees of a pack, in order; travels through Megatron's layers in the place of its ``PackedSeqParams``.
+    """The trees of a pack, in order; travels through Megatron's layers instead of its ``PackedSeqParams``.
 
     Attributes:
         trees: (trunk, branch, branch, …) in tokens; branches of 0 tokens are none.

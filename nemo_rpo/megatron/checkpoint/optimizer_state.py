@@ -48,6 +48,7 @@ class Box(NamedTuple):
 
     @property
     def numel(self) -> int:
+        """Numbers in the box."""
         return math.prod(self.shape)
 
     def name(self, state: str) -> str:

@@ -17,9 +17,9 @@ from torch.autograd.function import FunctionCtx
 
 
 class TorchNorm:
-    """Builds :class:`RMSNorm` or ``torch.nn.LayerNorm`` after ``config.normalization``;
+    """Builds :class:`RMSNorm` or ``torch.nn.LayerNorm`` after ``config.normalization``.
 
-    parameters carry ``sequence_parallel``.
+    Its parameters carry ``sequence_parallel``.
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> torch.nn.Module:

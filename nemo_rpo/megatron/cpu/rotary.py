@@ -23,6 +23,7 @@ class RotarySelfAttention(SelfAttention):
     """
 
     def forward(self, *args: Any, rotary_pos_emb: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Megatron's, with the rotation applied in :meth:`get_query_key_value_tensors`."""
         self._turn = Turn.by(rotary_pos_emb, self.config.kv_channels)
         try:
             return super().forward(*args, rotary_pos_emb=None, **kwargs)
@@ -30,6 +31,7 @@ class RotarySelfAttention(SelfAttention):
             del self._turn
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, the first two rotated."""
         query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
         return rotate(query, self._turn), rotate(key, self._turn), value
 
@@ -56,9 +58,11 @@ class Turn(NamedTuple):
         return cls(F.pad(angles.cos(), still, value=1.0), F.pad(torch.cat((-sin, sin), -1), still), half)
 
     def back(self) -> Turn:
+        """The inverse rotation: the backward of :meth:`of`."""
         return self._replace(across=-self.across)
 
     def of(self, x: Tensor) -> Tensor:
+        """``x`` rotated, ``[..., d]``."""
         a, b, rest = x.split((self.half, self.half, x.shape[-1] - 2 * self.half), -1)
         straight, across = self.straight.to(x.dtype), self.across.to(x.dtype)
         return torch.cat((b, a, rest), -1).mul_(across).addcmul_(x, straight)

@@ -24,6 +24,7 @@ class SwiGLU(MegatronModule):
     """The ``activation_func`` of an MLP: ``[…, 2f]``, gate and up side by side, -> ``[…, f]``. Issues no collective."""
 
     def forward(self, gate_and_up: Tensor) -> Tensor:
+        """``[..., 2f]`` → ``[..., f]``."""
         return _SwiGLU.apply(gate_and_up)
 
 

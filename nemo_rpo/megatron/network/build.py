@@ -188,7 +188,7 @@ def build_model_chunks(
     the output layer is not trained.
 
     Raises :class:`ConfigError` if the layout does not divide the model, or leaves a gradient to wait for that never
-    comes; or if neither card nor model can run in FP8 and it is asked for. Issues no collective.
+    comes; or if FP8 is configured but the card or the model cannot run it. Issues no collective.
     """
     model, needs = cfg.model, StepNeeds.of(base_loss(cfg.model), cfg.model)
     architecture.check_parallel(

@@ -59,7 +59,7 @@ class ScoringHead(ColumnParallelLinear):
         responses: ResponseTokens | None = None,
         request: HeadRequest | None = None,
     ) -> tuple[Tensor | HeadOutputs, Tensor | None]:
-        """``input_ [s, b, h]`` -> what is asked about ``responses``; without them logits ``[s, b, V/T]``.
+        """``input_ [s, b, h]`` -> the head outputs of ``responses``; without them logits ``[s, b, V/T]``.
 
         Collectives over the tensor-parallel group: those of :func:`linear_logprobs` and :func:`linear_kl`, and, for the
         hidden states, an all-gather forward and a reduce-scatter backward of ``[s, b, h]`` under sequence parallelism,
@@ -80,10 +80,12 @@ class ScoringHead(ColumnParallelLinear):
             # Here autograd delivers the head's gradient; the view hides Megatron's flag, so DDP still adds it to
             # main_grad.
             weight = through_autograd(weight)
-        return found | self._answer(input_, weight, responses, request), None
+        return found | self._without_logits(input_, weight, responses, request), None
 
-    def _answer(self, input_: Tensor, weight: Tensor, responses: ResponseTokens, request: HeadRequest) -> HeadOutputs:
-        """What is asked, without logits."""
+    def _without_logits(
+        self, input_: Tensor, weight: Tensor, responses: ResponseTokens, request: HeadRequest
+    ) -> HeadOutputs:
+        """The requested outputs, computed without logits."""
         found: HeadOutputs = {}
         if not (request.logps or request.hidden or request.kl is not None):
             return found
@@ -143,7 +145,7 @@ class PreferenceGPT(GPTModel):
         segments: Segments | None = None,
         request: HeadRequest | None = None,
     ) -> Tensor | HeadOutputs:
-        """The stage's output: hidden states ``[s, b, h]``; on the last stage what is asked about ``responses``, or
+        """The stage's output: hidden states ``[s, b, h]``; on the last stage the head outputs of ``responses``, or
         vocabulary-parallel logits ``[b, s, V/T]`` without them.
 
         ``input_ids`` and ``position_ids`` are int64 ``[b, s]``; ``segments`` say what a row (b = 1) is packed of.

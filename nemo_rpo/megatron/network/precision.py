@@ -62,6 +62,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
+    """The GPU's capability and what Transformer Engine offers here."""
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     if importlib.util.find_spec("transformer_engine") is None:
         return Machine(capability, None)
@@ -157,10 +158,12 @@ class Precision:
         self.name = name
 
     def of_a_layer(self) -> AbstractContextManager:
+        """The context in which one layer runs forward."""
         return transformer_engine_recipe(self.name)
 
     @contextlib.contextmanager
     def switched(self, name: str) -> Iterator[None]:
+        """Runs the block in the precision ``name``."""
         before, self.name = self.name, name
         try:
             yield
@@ -181,5 +184,6 @@ class PrecisionLayer(TransformerLayer):
         self.precision = precision
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's, in its precision."""
         with self.precision.of_a_layer():
             return super().forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a reward or preference model has in the place of log-probs: linear maps of hidden states, one an output.
+"""What a reward or preference model has instead of log-probs: linear maps of hidden states, one an output.
 
 Shapes: s positions (s/T on a rank under sequence parallelism), b rows, h hidden size, m responses, w width of an
 output.

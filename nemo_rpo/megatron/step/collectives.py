@@ -106,9 +106,9 @@ def gather_step_rows(rows: Tensor, pairs: int) -> Tensor:
 
 
 def largest_on_all_ranks(value: Tensor) -> float:
-    """The largest ``value`` (one element, fp32 or wider;
+    """Maximum of a one-element tensor over all ranks (-inf where a rank has no value).
 
-    -inf where a rank has none) over all ranks. One all-reduce over the world; waits for the device.
+    One all-reduce over the world; waits for the device.
     """
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value.item()

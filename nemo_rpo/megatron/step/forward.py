@@ -166,7 +166,7 @@ def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | N
     """What a loss sees of the micro-batch: log-probs, lengths, what else was asked of the model, and every side column
     that the data carries.
 
-    Where no previous iterate has run, the reference is it.
+    If no previous iterate was run, the reference stands in for it.
     ``margin`` is the data's, else the difference of its rewards, else ``default_margin`` (NeMo-Aligner's default
     rewards), else absent, and a loss that needs it says so.
     """
@@ -220,4 +220,5 @@ def _known(values: Tensor, otherwise: Tensor | None) -> Tensor:
 
 
 def votes_of(batch: MicroBatch) -> Votes:
+    """Who said what about the pairs of the micro-batch."""
     return Votes(batch["annotator"], batch["sign"], batch.get("weight"))

@@ -37,6 +37,7 @@ class StepMetrics:
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
 
     def reset(self) -> None:
+        """Starts the next step's sums at 0."""
         self.sums.zero_()
 
     @torch.no_grad()

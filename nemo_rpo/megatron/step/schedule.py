@@ -21,7 +21,7 @@ def forward_step(device: torch.device, ask: Ask, receive: Receive) -> Callable:
     last stage's output)``.
 
     Args:
-        ask: what the last stage is asked about a micro-batch, which is on the device.
+        ask: what the head is to return for a micro-batch, which is on the device.
         receive: takes the head outputs on the last stage, with the micro-batch as the model and as the loss sees it.
     """
 

@@ -59,11 +59,14 @@ Block = Text | Note | Table | Figure | Quote
 
 @dataclass
 class Section:
+    """A heading and what stands below it."""
+
     title: str
     blocks: list[Block] = field(default_factory=list)
 
     @property
     def anchor(self) -> str:
+        """The heading as a link target."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 

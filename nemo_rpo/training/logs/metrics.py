@@ -30,9 +30,11 @@ TIMING, MEMORY = "time/", "memory/"
 class Writer(Protocol):
     """Takes the figures of one ``split`` (train, val, sweep) after optimizer step ``step``; on global rank 0 only."""
 
-    def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None: ...
+    def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """Writes the metrics of one step under a split's name."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Writes what is buffered, and closes."""
 
 
 class MetricsWriter:
@@ -76,6 +78,7 @@ class MetricsWriter:
             self._waiting.popleft()
 
     def close(self) -> None:
+        """Closes the file."""
         try:
             self._flush()
         finally:
@@ -111,10 +114,12 @@ class TensorBoardWriter:
             raise ConfigError(f"exp_manager.summary_writer_kwargs: {exc}") from exc
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """One scalar a metric."""
         for name, value in _numbers(metrics).items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
+        """Writes what is buffered, and closes."""
         self._events.close()
 
 
@@ -148,9 +153,11 @@ class WandbWriter:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """One log call a step."""
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in _numbers(metrics).items()}})
 
     def close(self) -> None:
+        """Ends the W&B run."""
         self._run.finish()
 
 
@@ -162,9 +169,11 @@ class LightningWriter:
         logger.log_hyperparams(asdict(cfg))
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """Hands the metrics to the logger."""
         self._logger.log_metrics({f"{split}/{name}": value for name, value in _numbers(metrics).items()}, step)
 
     def close(self) -> None:
+        """Tells the logger that the run ended well."""
         self._logger.finalize("success")
 
 

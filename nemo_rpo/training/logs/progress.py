@@ -28,22 +28,27 @@ class Rates:
         self._steps: deque[tuple[float, int, int, float]] = deque(maxlen=window)
 
     def add(self, seconds: float, pairs: int, tokens: int, flops: float = 0.0) -> None:
+        """Adds a step: its seconds, pairs and tokens."""
         self._steps.append((seconds, pairs, tokens, flops))
 
     @property
     def seconds_per_step(self) -> float:
+        """Mean seconds of the recent steps."""
         return sum(step[0] for step in self._steps) / max(len(self._steps), 1)
 
     @property
     def pairs_per_s(self) -> float:
+        """Pairs a second over the recent steps."""
         return self._per_second(1)
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens a second over the recent steps."""
         return self._per_second(2)
 
     @property
     def flops_per_s(self) -> float:
+        """Floating-point operations a second over the recent steps."""
         return self._per_second(3)
 
     def _per_second(self, column: int) -> float:
@@ -85,6 +90,7 @@ class Progress:
                 print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
 

@@ -30,7 +30,7 @@ class RunLog:
         resume_step: the step of the checkpoint resumed from; None for a fresh run.
 
     Raises:
-        MissingExtraError: tensorboard, wandb or tqdm is asked for and not installed.
+        MissingExtraError: tensorboard, wandb or tqdm is configured but not installed.
     """
 
     def __init__(self, cfg: RunConfig, run_dir: str | Path, total_steps: int, resume_step: int | None = None) -> None:
@@ -94,6 +94,7 @@ class RunLog:
         return [writer.path for writer in self._writers if hasattr(writer, "path")]
 
     def close(self) -> None:
+        """Closes all writers."""
         for writer in self._writers:
             self._try(writer, writer.close)
         self._writers = []

@@ -10,7 +10,7 @@ A Parquet file a split, with the columns
     ref_rejected_token_logps  list<float32>
 
 and metadata ``nemo_rpo.*`` that names the weights, the precision, the tokenizer, its chat template and the truncation
-it was made with. The content hash stands for all of the last three; they are there to say what has changed.
+it was made with. The content hash stands for all of the last three; they are there to name what changed.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from nemo_rpo.training.setup import Split, cache_spec, run_folder
 class Reference(Protocol):
     """Whatever puts reference log-probs into a batch: the engine's live reference, or a cached one."""
 
-    def add_ref_policy_logprobs(self, batch: Batch) -> None: ...
+    def add_ref_policy_logprobs(self, batch: Batch) -> None:
+        """Puts the reference's log-probs into the batch, in place."""
 
 
 @dataclass(frozen=True)

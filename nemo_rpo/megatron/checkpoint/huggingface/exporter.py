@@ -202,7 +202,7 @@ def _check_complete(tensors: Sequence[MegatronTensor], inventory: _Inventory) ->
             )
         tensor.check_shape(held[0].global_shape)
     for key, layer in inventory.keys() - {(tensor.key, tensor.layer) for tensor in tensors}:
-        raise ConfigError(f"the model's {key} (layer {layer}) has no place in what its architecture is exported as")
+        raise ConfigError(f"the model's {key} (layer {layer}) has no counterpart in the exported architecture")
 
 
 def _gather(

@@ -104,4 +104,5 @@ class NemoWeights(ABC):
 
 
 def holds_weights(name: str) -> bool:
+    """Whether the entry of an archive holds weights, not optimizer state or a random state."""
     return not any(part in name for part in _NO_WEIGHTS)
