@@ -77,7 +77,7 @@ class LabelledPairs:
 def fingerprint(parts: Iterable[Any]) -> str:
     """A digest of data in its order: BLAKE2b of the JSON of each of its ``parts``; what JSON does not know as text.
 
-    10 to 20 seconds for a million pairs.
+    One pass over the data, a part at a time.
 
     >>> fingerprint([{"chosen": "a"}, {"chosen": "b"}]) == fingerprint([{"chosen": "b"}, {"chosen": "a"}])
     False
