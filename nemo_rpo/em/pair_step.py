@@ -167,7 +167,8 @@ def add_evidence(em: Learner, pair: Tensor, w: Tensor, delta: Tensor, votes: Vot
     with index ``pair`` int64 [P] in the data, their ``votes`` [P, V], and which are ``valid`` [P].
 
     An estimator uses one or the other: sums of posteriors by annotator (``ema``), or margins by pair (``buffer``).
-    Nothing is learnt before it commits. No collective.
+    A margin that is not finite is no evidence. Nothing is learnt before it commits. No collective.
     """
+    valid = valid & delta.isfinite()
     em.accumulate(w, votes, valid)
     em.observe(pair, delta, valid)
