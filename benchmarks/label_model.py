@@ -1,10 +1,10 @@
 """What the label model says of simulated and of public crowds, beside majority, today's EM, Dawid-Skene, GLAD and MACE.
 
-    python benchmarks/label_model.py [--seeds 20] [--data FOLDER] [--only real position shared] [--write docs/label_model.md]
+    python benchmarks/label_model.py [--seeds 20] [--data FOLDER] [--only real position] [--write docs/label_model.md]
 
-Shares of truths found, ± 1.96 standard errors (over seeds, or over gold items). *One-coin* is the EM without a model of
-this package, *two-sided* the member with a slot, *label model* what evidence chose, *reported* what ``fit.w`` holds: the
-label model, or the majority where shared errors may outweigh the truth. FOLDER is that of the public data sets.
+Shares of truths found, ± 1.96 standard errors (over seeds, or over gold items). *One-coin* is the EM of this package
+without a policy, *two-sided* the member with a slot, *label model* what evidence chose, *reported* what ``fit.w``
+holds: the label model, or the majority where shared errors may outweigh the truth. FOLDER holds the public data sets.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def read_ukp(folder: Path) -> World:
 def crowd_kit(votes: Votes, name: str) -> Tensor:
     """Posteriors [P] of crowd-kit's GLAD or MACE."""
     frame = crowd_kit_frame(votes)
+    frame["label"] = frame["label"].map({True: "chosen", False: "rejected"})  # GLAD takes booleans for a mask
     from crowdkit.aggregation import GLAD, MACE
 
     model = GLAD(n_iter=30, silent=True) if name == "GLAD" else MACE(n_restarts=3, n_iter=30, random_state=0)
@@ -111,7 +112,7 @@ def crowd_kit(votes: Votes, name: str) -> Tensor:
         warnings.simplefilter("ignore")
         probabilities = model.fit_predict_proba(frame)
     w = torch.full((len(votes.sign),), 0.5, dtype=torch.float64)
-    w[torch.tensor(probabilities.index.to_numpy())] = torch.tensor(probabilities[True].fillna(0.0).to_numpy())
+    w[torch.tensor(probabilities.index.to_numpy())] = torch.tensor(probabilities["chosen"].fillna(0.0).to_numpy())
     return w
 
 

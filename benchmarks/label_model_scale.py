@@ -40,7 +40,11 @@ def main() -> None:
         part = table.select(names)
         population = expected_population(part.names, names, settings)
         start = torch.sigmoid(prior.margin + 0.5 * (share_start(part) - 0.5))
-        fit = timed(f"{len(part.names)} coefficients", lambda args=(part, prior, population, start, settings): fit_member(*args), "cpu")
+        fit = timed(
+            f"{len(part.names)} coefficients",
+            lambda args=(part, prior, population, start, settings): fit_member(*args),
+            "cpu",
+        )
         error = (fit.eta - (0.9 * eta + 0.05)).square().mean().sqrt().item()
         print(f"{'':16s} {fit.iterations} iterations, converged: {fit.converged}, RMSE of η {error:.3f}")
     whole = timed("all of it", lambda: fit_label_model(votes, annotators, features, margin=delta), "cpu")

@@ -60,7 +60,7 @@ def slot_log_bayes_factor(first: int, votes: int) -> float:
     ln B(n₁+1, N-n₁+1) + N ln 2; above 0 speaks for a leaning. For votes whose order was random, one a pair.
 
     >>> round(slot_log_bayes_factor(80, 100), 2), round(slot_log_bayes_factor(50, 100), 2)
-    (16.77, -2.09)
+    (16.97, -2.08)
     """
     rest = votes - first
     log_beta = math.lgamma(first + 1) + math.lgamma(rest + 1) - math.lgamma(votes + 2)

@@ -156,12 +156,14 @@ def coefficient_variances(sums: AnnotatorSums, population: Population) -> Tensor
         positive = observed > 0.05 * complete
         return 1 / torch.where(positive, observed, complete).squeeze(-1)
     # An eigenvalue of the share that is observed, bounded away from 0, keeps the inverse finite.
-    factor, failed = torch.linalg.cholesky_ex(observed - 0.05 * complete)
+    _, failed = torch.linalg.cholesky_ex(observed - 0.05 * complete)
     good = (failed == 0).view(-1, 1, 1)
     return torch.linalg.inv(torch.where(good, observed, complete)).diagonal(dim1=-2, dim2=-1)
 
 
-def refit_population(theta: Tensor, variances: Tensor, voted: Tensor, population: Population, weight: float) -> Population:
+def refit_population(
+    theta: Tensor, variances: Tensor, voted: Tensor, population: Population, weight: float
+) -> Population:
     r"""Means and variances of the population that raise the Laplace marginal likelihood (MacKay's fixed point).
 
     With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance)::

@@ -177,7 +177,7 @@ def draw_votes(table: VoteTable, member: Member, generator: torch.Generator) -> 
 def families_found(table: VoteTable, w: Tensor, least: int = 20) -> list[list[int]]:
     """Groups of annotators whose errors, taken against posteriors ``w`` [P], correlate; largest first.
 
-    Two are linked where they share ``least`` pairs and the correlation of their disagreement with w is above .3 and
+    Two are linked where they share ``least`` pairs and the correlation of their disagreement with w is above .2 and
     above three standard errors; groups are the connected parts. ``w`` should be a majority's: a model's posteriors
     already believe the family that outweighs the others.
     """
@@ -191,8 +191,16 @@ def families_found(table: VoteTable, w: Tensor, least: int = 20) -> list[list[in
     keys, group, shared = torch.unique(key, return_inverse=True, return_counts=True)
     total = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, group, residual[v] * residual[u])
     correlation = total / shared
-    linked = (shared >= least) & (correlation > 0.3) & (correlation > 3 / shared.double().sqrt())
-    return _connected(list(zip((keys[linked] // table.num_annotators).tolist(), (keys[linked] % table.num_annotators).tolist(), strict=True)))
+    linked = (shared >= least) & (correlation > 0.2) & (correlation > 3 / shared.double().sqrt())
+    return _connected(
+        list(
+            zip(
+                (keys[linked] // table.num_annotators).tolist(),
+                (keys[linked] % table.num_annotators).tolist(),
+                strict=True,
+            )
+        )
+    )
 
 
 def _connected(links: list[tuple[int, int]]) -> list[list[int]]:

@@ -162,7 +162,9 @@ def fit_label_model(
     if upside_down is not None:
         right_way_up, warned = upside_down
         w = torch.where(gold != 0, w, right_way_up * w + (1 - right_way_up) * (1 - w))
-        mirrored = torch.stack((torch.minimum(interval[:, 0], 1 - interval[:, 1]), torch.maximum(interval[:, 1], 1 - interval[:, 0])), -1)
+        mirrored = torch.stack(
+            (torch.minimum(interval[:, 0], 1 - interval[:, 1]), torch.maximum(interval[:, 1], 1 - interval[:, 0])), -1
+        )
         interval = mirrored
         warnings.insert(0, warned)
     if order is not None and not order.random:
@@ -331,7 +333,9 @@ def _warnings(
         )
     elif dependence.found:
         discounted = "evidence is discounted and intervals are widened"
-        found.append(Warned("dependent_errors", f"{measured}: annotators do not err independently; {discounted}{named}"))
+        found.append(
+            Warned("dependent_errors", f"{measured}: annotators do not err independently; {discounted}{named}")
+        )
     if not member.converged:
         found.append(Warned("not_converged", f"the EM still moved after {member.iterations} iterations"))
     return found

@@ -53,7 +53,7 @@ def curvature(table: VoteTable, theta: Tensor, w: Tensor, population: Population
             return Curvature(2 * factor.diagonal().log().sum().item(), variances, True)
     blocks = own.information[voted] + torch.diag(1 / population.variance)
     observed = blocks - own.lost[voted]
-    factor, failed = torch.linalg.cholesky_ex(observed - 0.05 * blocks)
+    _, failed = torch.linalg.cholesky_ex(observed - 0.05 * blocks)
     log_det = torch.linalg.slogdet(torch.where((failed == 0).view(-1, 1, 1), observed, blocks)).logabsdet
     return Curvature(log_det.sum().item(), variances, False)
 
@@ -88,13 +88,14 @@ def _evidence_gradient(chunk: VoteTable, theta: Tensor) -> Tensor:
 
 
 def log_marginal(log_likelihood: float, theta: Tensor, population: Population, at: Curvature, voted: Tensor) -> float:
-    r"""Laplace's approximation of log p(votes), up to nothing: models of the same votes may be compared.
+    r"""Laplace's approximation of log p(votes); models of the same votes may be compared by it.
 
     ::
 
         log p(votes | θ̂) + Σ_k log N(θ̂_k; μ, σ²) + (n/2) log 2π − ½ log det I − ½ h log K
 
-    n coefficients; h the free means and variances of the population, each charged as a parameter fitted to K annotators.
+    n coefficients; h the free means and variances of the population, each charged as a parameter fitted to K
+    annotators.
     """
     theta = theta[voted]
     squares = ((theta - population.mean) ** 2 / population.variance).sum().item()

@@ -131,7 +131,9 @@ def vote_table(votes: Votes, num_annotators: int, features: VoteFeatures | None 
     pair, column = (votes.sign != 0).nonzero().unbind(-1)
     sign = votes.sign[pair, column]
     rows = [torch.ones(len(pair), device=sign.device)]
-    rows += [_column(name, values, votes, pair, column) for name, values in {**features.skill, **features.leaning}.items()]
+    rows += [
+        _column(name, values, votes, pair, column) for name, values in {**features.skill, **features.leaning}.items()
+    ]
     counted = torch.ones_like(rows[0]) if votes.weight is None else votes.weight[pair].float()
     table = VoteTable(
         pair,
