@@ -19,7 +19,8 @@ test: .venv/.ready
 	.venv/bin/python -m pytest -n $(JOBS) $(XDIST)
 
 test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready .venv-nemo/.ready
-	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) -m every_release tests/megatron
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) -m every_release tests/megatron \
+	  tests/training/test_async_save.py
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/megatron_bridge
 	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
 	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest tests/integrations/trl

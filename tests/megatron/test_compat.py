@@ -26,6 +26,8 @@ from nemo_rpo.megatron.compat.gpt_model import become
 from nemo_rpo.megatron.compat.layer_spec import set_part
 from nemo_rpo.megatron.compat.reaches import REACHES, whats_wrong
 
+pytestmark = pytest.mark.every_release
+
 releases.import_all()
 PLACES = [(name, place) for name, reach in REACHES.items() for place in reach.places]
 

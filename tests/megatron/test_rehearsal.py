@@ -25,6 +25,8 @@ import planted_faults
 from paths import ROOT, TESTS
 from planted_faults import FAULTS
 
+pytestmark = pytest.mark.every_release
+
 SCENARIOS = (
     "ema, swapped reference",
     "buffer, packs with shared prompts",

@@ -20,7 +20,7 @@ from torchrun import run_ranks
 
 from nemo_rpo.training.logs.metrics import read_metrics
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 STEPS, TOLERANCE = 5, 1e-6
 MEASURED = "trainer.dpo.val_check_interval=2"  # between steps, and so between a step and the gathering of its weights
