@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 # A worker has whole files, whose tests share launches; tests/conftest.py puts the long ones first.
 XDIST = --dist loadfile --no-loadscope-reorder
+# Every host that can be imported calls the one pair step.
+HOSTS = tests/integrations/test_one_pair_step.py
 PIP = bin/pip install --quiet --disable-pip-version-check
 
 export OMP_NUM_THREADS = 1
@@ -21,11 +23,11 @@ test: .venv/.ready
 test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner/.ready .venv-nemo/.ready
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) -m every_release tests/megatron \
 	  tests/training/test_async_save.py
-	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/megatron_bridge
-	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl
+	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/megatron_bridge $(HOSTS)
+	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl $(HOSTS)
 	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest tests/integrations/trl
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
-	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner
+	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner $(HOSTS)
 	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 
