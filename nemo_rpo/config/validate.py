@@ -138,6 +138,12 @@ def _check_layout(cfg: RunConfig) -> None:
             "model.optim.overlap_param_sync gathers weights while the reference's are swapped in: "
             "set model.rpo.reference to resident or cached"
         )
+    # Beside a cached reference the previous iterate is swapped in.
+    if model.optim.overlap_param_sync and model.rpo.reference == "cached" and model.rpo.previous_iterate is not None:
+        raise ConfigError(
+            "model.optim.overlap_param_sync gathers weights while the previous iterate's are swapped in: "
+            "set model.rpo.reference=resident"
+        )
     if model.optim.overlap_param_sync and model.optim.name != "distributed_fused_adam":
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.name=distributed_fused_adam")
 

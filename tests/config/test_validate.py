@@ -136,6 +136,23 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.optim.overlap_param_sync needs model.optim.overlap_grad_sync",
         ),
         (
+            {"model__optim__overlap_param_sync": True, "model__optim__overlap_grad_sync": True},
+            "model.optim.overlap_param_sync gathers weights while the reference's are swapped in: "
+            "set model.rpo.reference to resident or cached",
+        ),
+        (
+            {
+                "model__optim__overlap_param_sync": True,
+                "model__optim__overlap_grad_sync": True,
+                "model__rpo__reference": "cached",
+                "model__rpo__previous_iterate": "earlier",
+                "model__rpo__base_loss": "dno_prct",
+                "pretrained_checkpoint__restore_from_path": "start",
+            },
+            "model.optim.overlap_param_sync gathers weights while the previous iterate's are swapped in: "
+            "set model.rpo.reference=resident",
+        ),
+        (
             {"model__optim__sched__min_lr": 1e-3},
             "model.optim.sched.min_lr=0.001 is above model.optim.lr=9e-06",
         ),
