@@ -397,6 +397,10 @@ def test_bad_settings_and_folders_are_named(spec, tmp_path):
     wanted = spec(random_rows(5))
     with pytest.raises(DataError, match=r"absent\.jsonl does not exist"):
         dataclasses.replace(wanted, paths=tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match=r"data file .*train\.jsonl cannot be read \(No such file or directory\)"):
+        wanted.paths[0].rename(tmp_path / "moved.jsonl")  # after it was looked for
+        wanted.ingredients()
+    (tmp_path / "moved.jsonl").rename(wanted.paths[0])
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write the token cache in .*file.*; set model\.data\.cache_dir"):
         open_cache(wanted, tmp_path / "file", num_workers=0, wait_timeout=1)

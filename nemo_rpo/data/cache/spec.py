@@ -11,7 +11,8 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.truncation import TRUNCATION_RULE
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.digests import digests_of
+from nemo_rpo.errors import ConfigError, DataError
 
 INVALID_PAIRS = ("error", "drop")
 CACHE_VERSION = 4  # raised whenever the same input would give other files
@@ -48,11 +49,15 @@ class CacheSpec:
             raise ConfigError(f"model.data.invalid_pairs is '{self.invalid_pairs}'; it can be {choices}")
 
     def ingredients(self) -> dict:
-        """What the key is a hash of; reads the data files and the tokenizer's, tokenises nothing."""
+        """What the key is a hash of; reads the data files and the tokenizer's, tokenises nothing.
+
+        Raises:
+            DataError: one of them cannot be read.
+        """
         return {
             "version": CACHE_VERSION,
             # Names, not folders: errors and reports quote them, and moving the data must not cost a build.
-            "data": [[path.name, _sha256(path)] for path in self.paths],
+            "data": [[path.name, _content(path)] for path in self.paths],
             "keys": [self.keys.layout, self.keys.annotator_key, self.keys.pair_id_key],
             "tokenizer": self.tokenizer.fingerprint(),
             "use_chat_template": self.tokenizer.use_chat_template,
@@ -69,9 +74,8 @@ def cache_key(ingredients: dict) -> str:
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _content(path: Path) -> str:
+    try:
+        return digests_of(path.parent, [path.name])[path.name]
+    except OSError as exc:
+        raise DataError(f"data file {path} cannot be read ({exc.strerror or exc})") from exc
