@@ -28,7 +28,7 @@ from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
-from nemo_rpo.errors import CheckpointError, ConfigError, DataError
+from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
@@ -149,10 +149,7 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     spec = cache_spec(cfg, split)
     key = once_a_node(lambda: cache_key(spec.ingredients()))
-    cache = open_cache(
-        spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key, check=False
-    )
-    _check_together(cache)
+    cache = _open_together(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
@@ -161,21 +158,25 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     return cache
 
 
-def _check_together(cache: PreferenceCache) -> None:
-    """Compares the files with their digests: the ranks of a node share them out, for a node may have a disk of its own.
+def _open_together(spec: CacheSpec, cache_dir: Path | None, **options: Any) -> PreferenceCache:
+    """:func:`open_cache`, whose files are compared with their digests once a node: its ranks share them out.
 
-    One short object a rank is gathered over the world. Raises :class:`DataError` on every rank.
+    One short object a rank is gathered over the world. Raises the :class:`RPOError` of any rank on every rank: a node
+    may have a disk of its own.
     """
-    failure: DataError | None = None
+    cache: PreferenceCache | None = None
+    failure: RPOError | None = None
     try:
+        cache = open_cache(spec, cache_dir, check=False, **options)
         cache.check(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    except DataError as exc:
+    except RPOError as exc:
         failure = exc
-    found: list[DataError | None] = [None] * dist.get_world_size()
+    found: list[RPOError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, failure)
     first = next((exc for exc in found if exc is not None), None)
     if first is not None:
         raise first
+    return cache
 
 
 def _say_progress(split: str, every: float = 10.0) -> Callable[[int, int], None]:
