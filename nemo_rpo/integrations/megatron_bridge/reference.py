@@ -48,7 +48,7 @@ class ReferenceLogprobs:
             return score(iterator, chunk, _receive)
 
         gathered = _weights_in_place(model) if self.swapped else contextlib.nullcontext()
-        with gathered, self.policy.active(model) as frozen, _evaluating(frozen):
+        with gathered, self.policy.active(model) as frozen:
             found = run_batch(forward_step, batches, frozen, forward_only=True, collect_non_loss_data=True)
         index = [pair for batch in batches for pair in batch["pair_index"].tolist()]
         self._place = {pair: place for place, pair in enumerate(index)}
@@ -74,16 +74,6 @@ def _receive(logps: Tensor, x: ModelInput, batch: MicroBatch) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: list[torch.nn.Module]) -> Iterator[None]:
-    training = [chunk.training for chunk in model]
-    for chunk in model:
-        chunk.eval()
-    yield
-    for chunk, was in zip(model, training, strict=True):
-        chunk.train(was)
-
-
-@contextlib.contextmanager
 def _weights_in_place(model: list[torch.nn.Module]) -> Iterator[None]:
     """Inside the block the parameters are the policy's latest, and no hook gathers them again.
 
@@ -93,6 +83,8 @@ def _weights_in_place(model: list[torch.nn.Module]) -> Iterator[None]:
     hooked = [chunk for chunk in model if getattr(chunk, "remove_forward_pre_hook_handles", None)]
     for chunk in hooked:
         chunk.disable_forward_pre_hook(param_sync=True)
-    yield
-    for chunk in hooked:
-        chunk.enable_forward_pre_hook()
+    try:
+        yield
+    finally:
+        for chunk in hooked:
+            chunk.enable_forward_pre_hook()

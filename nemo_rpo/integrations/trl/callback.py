@@ -53,16 +53,18 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
     loader = trainer.get_test_dataloader(trainer.train_dataset)
     training = trainer.model.training
     trainer.model.eval()
-    for batch in loader:
-        if trainer.accelerator.gradient_state.end_of_dataloader:
-            trainer.mask_repeats(batch)
-        inputs, (votes, valid, _) = take_labels(trainer._prepare_inputs(batch))
-        with trainer.compute_loss_context_manager():
-            x = trainer.pair_logprobs(trainer.model_wrapped, inputs)
-        deltas.append(trainer.loss.terms(x).delta[valid])
-        annotators.append(votes.annotator[valid])
-        signs.append(votes.sign[valid])
-    trainer.model.train(training)
+    try:
+        for batch in loader:
+            if trainer.accelerator.gradient_state.end_of_dataloader:
+                trainer.mask_repeats(batch)
+            inputs, (votes, valid, _) = take_labels(trainer._prepare_inputs(batch))
+            with trainer.compute_loss_context_manager():
+                x = trainer.pair_logprobs(trainer.model_wrapped, inputs)
+            deltas.append(trainer.loss.terms(x).delta[valid])
+            annotators.append(votes.annotator[valid])
+            signs.append(votes.sign[valid])
+    finally:
+        trainer.model.train(training)
     width = max(sign.shape[-1] for sign in signs)
     votes = Votes(_widened(annotators, width), _widened(signs, width))
     found, _ = trainer.em.fit(torch.cat(deltas), votes, trainer.collectives)
