@@ -14,8 +14,7 @@ from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import Member
 from nemo_rpo.em.label_model.vote_table import VoteTable
 
-# Votes of two annotators on one pair that are compared at once, and altogether; more pairs than these are sampled.
-_AT_ONCE = 1 << 20
+# Votes of two annotators on one pair that are compared; of more pairs than these a sample.
 _AT_MOST = 1 << 22
 
 
