@@ -63,12 +63,16 @@ class RPOTrainer:
                 different reliabilities.
         """
         steps = range(self.step + 1, self.schedule.total_steps + 1)
+        if not steps and self._has_diverged(self.step):  # started again, where there is nothing left to make it good
+            raise self._divergence(self.step)
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
         for step, batch in zip(steps, batches, strict=True):
             with self.profiler.step(step):
                 self.train_single_step(step, batch)
             if self._has_diverged(step):
-                self._stop_diverged(step)
+                self.save(step)
+                self._say_saved(self.store.finish(wait=True))
+                raise self._divergence(step)
             if step == self.schedule.total_steps and self.cfg.model.rpo.enabled:
                 self.model.em.settle()
             self.annotators.note_refit(step)
@@ -142,10 +146,8 @@ class RPOTrainer:
         skipped, total = self.skipped_in_a_row, self.schedule.total_steps
         return skipped >= self.cfg.trainer.dpo.max_skipped_steps or skipped == step == total
 
-    def _stop_diverged(self, step: int) -> None:
-        self.save(step)
-        self._say_saved(self.store.finish(wait=True))
-        raise TrainingError(
+    def _divergence(self, step: int) -> TrainingError:
+        return TrainingError(
             f"the run has diverged: the gradient was no finite number in the last {self.skipped_in_a_row} steps, up to "
             f"step {step}, and the weights have not moved since. They are saved; start a new run with a lower "
             "model.optim.lr or longer warm-up, or raise trainer.dpo.max_skipped_steps to go on from here"

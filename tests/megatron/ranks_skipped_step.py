@@ -30,11 +30,16 @@ def main() -> None:
 
     trajectory = run(world, folder, overrides, break_the_second)
     (folder / f"eta.{os.environ['RANK']}.json").write_text(json.dumps([step["eta"] for step in trajectory]))
-    for name, limit in (("diverged", 3), ("to the end", 20)):
+    # The last one is started again.
+    for name, limit, said in (
+        ("diverged", 3, "diverged"),
+        ("to the end", 20, "to the end"),
+        ("to the end", 20, "again"),
+    ):
         try:
             run(world, folder / name, [*overrides, f"trainer.dpo.max_skipped_steps={limit}"], break_all)
         except TrainingError as exc:
-            (folder / f"{name}.{os.environ['RANK']}.txt").write_text(str(exc))
+            (folder / f"{said}.{os.environ['RANK']}.txt").write_text(str(exc))
         parallel.finalize()
 
 

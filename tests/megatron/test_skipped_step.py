@@ -42,7 +42,9 @@ def test_a_skipped_step_is_said_and_written_down(ran: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize(("name", "steps"), [("diverged", 3), ("to the end", 4)])
 def test_a_run_without_a_finite_gradient_ends_in_a_line(ran: tuple[Path, str], name: str, steps: int) -> None:
-    """After ``max_skipped_steps`` in a row, or at its end if that comes first; what there is has been saved."""
+    """After ``max_skipped_steps`` in a row, or at its end if that comes first; what there is has been saved. Started
+    again at its end, it says so again and hands nothing on.
+    """
     folder, _ = ran
     said = {(folder / f"{name}.{rank}.txt").read_text() for rank in range(2)}
     [line] = said
@@ -51,3 +53,6 @@ def test_a_run_without_a_finite_gradient_ends_in_a_line(ran: tuple[Path, str], n
     assert [row["skipped"] for row in read_metrics(folder / name) if row["split"] == "train"] == [1.0] * steps
     saved = json.loads((folder / name / "checkpoints" / f"step={steps:08d}" / "run.json").read_text())
     assert saved["step"] == saved["skipped_in_a_row"] == steps
+    again = {(folder / f"again.{rank}.txt").read_text() for rank in range(2)}
+    assert again == {(folder / "to the end.0.txt").read_text()}
+    assert not (folder / name / "hf").exists()
