@@ -118,8 +118,11 @@ class StateWriter:
         return {name: digest for theirs in found for name, digest in theirs.items()}
 
     def _own_digests(self, folder: Path) -> dict[str, str]:
+        """Of the files of this rank, where there are any; the writer leaves them when all is on the disk, none of them
+        without ``digests``.
+        """
         path = _digest_file(folder, dist.get_rank())
-        if not self._digests or not _data_files(folder, dist.get_rank()):
+        if not _data_files(folder, dist.get_rank()):
             return {}
         found = json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
@@ -142,11 +145,10 @@ def _write_part(write: Callable[..., None], folder: Path, rank: int, digests: bo
     with contextlib.suppress(OSError):  # finish() fails on the missing file
         for name in names:
             sync(folder / name)
-        if digests:
-            made = json.dumps(digests_of(folder, names))
-            writing = folder / f".writing-digests-{rank}"
-            writing.write_text(made, encoding="utf-8")
-            writing.rename(_digest_file(folder, rank))
+        made = json.dumps(digests_of(folder, names) if digests else {})
+        writing = folder / f".writing-digests-{rank}"
+        writing.write_text(made, encoding="utf-8")
+        writing.rename(_digest_file(folder, rank))
 
 
 @contextlib.contextmanager
