@@ -45,6 +45,7 @@ class RPOCallback(Callback):
         check_config(cfg, step, manager)
         take_over_head(context.model, cfg.model.vocab_size, step.rpo.logprob_head)
         step.reference = self._reference(context, manager) if step.needs_reference else None
+        manager.start = None  # its host memory is free again, unless it is the reference
         key = step.rpo.annotator_key if step.rpo.enabled else None
         caches = cfg.dataset.open(cfg, key, keep_ties=step.loss.takes_ties)
         train, table, state = caches["train"], caches["train"].annotators, None

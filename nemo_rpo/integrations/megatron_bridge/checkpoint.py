@@ -45,7 +45,8 @@ class RPOCheckpointManager(DefaultCheckpointManager):
     Attributes:
         step: whose η is saved; the callback sets it.
         resumed_from: folder of the checkpoint that a run was resumed from; None for a fresh one.
-        start: a holder of the weights that a *resumed* run began with, ``checkpoint.pretrained_checkpoint``'s.
+        start: a holder of the weights that a *resumed* run began with, ``checkpoint.pretrained_checkpoint``'s, until
+            the callback has its reference.
     """
 
     def __init__(self, checkpoint_config: CheckpointConfig) -> None:
