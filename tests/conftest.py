@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that run ranks, which are the long ones, come first: the last worker then has little left to do alone."""
     ranks = {item.path for item in items if item.get_closest_marker("distributed")}
     items.sort(key=lambda item: item.path not in ranks)
+
+
+# A shell's background job ignores Ctrl-C, and so would the runs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

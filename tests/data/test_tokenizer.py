@@ -103,7 +103,7 @@ def test_a_completion_may_begin_with_somebody_else(tokenizer):
 
 
 def test_a_dialogue_needs_the_assistant_and_a_template_that_only_appends(tokenizer, tmp_path):
-    with pytest.raises(DataError, match="none of the assistant's"):
+    with pytest.raises(DataError, match="contains no assistant message"):
         tokenizer.render_turns(USER, [DIALOGUE[1], DIALOGUE[1]])
     forgetful = CHAT_TEMPLATE.replace("{{ m.content }}", "{{ m.content if loop.last or m.role != 'assistant' }}")
     with pytest.raises(DataError, match="rewrites"):

@@ -246,7 +246,7 @@ def test_bad_settings(run: Run, tmp_path: Path, capsys) -> None:
 
 def test_bad_runs(run: Run, tmp_path: Path, capsys) -> None:
     assert main(["export", str(tmp_path / "none"), "data", "--out", str(tmp_path / "o.jsonl")]) == 2
-    assert "is no folder of a run" in capsys.readouterr().err
+    assert "is not the folder of a run" in capsys.readouterr().err
     plain = tmp_path / "plain"
     shutil.copytree(run.folder, plain)
     config = (plain / "config.yaml").read_text()

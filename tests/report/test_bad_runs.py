@@ -41,8 +41,8 @@ def gone(name: str) -> Callable[[Path], None]:
 
 
 DAMAGE = {
-    "no such folder": (shutil.rmtree, "is no folder of a run"),
-    "another folder": (gone("config.yaml"), "is no folder of a run"),
+    "no such folder": (shutil.rmtree, "is not the folder of a run"),
+    "another folder": (gone("config.yaml"), "is not the folder of a run"),
     "bad configuration": (lambda run: (run / "config.yaml").write_text("model: {lerning_rate: 1}"), "lerning_rate"),
     "no step": (gone("metrics.jsonl"), "has not taken a step"),
     "empty metrics": (empty("metrics.jsonl"), "is empty"),

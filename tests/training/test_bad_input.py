@@ -225,7 +225,7 @@ def test_folder_without_permission(world: World, tmp_path: Path) -> None:
 
 def test_metric_to_keep_the_best_by(world: World, tmp_path: Path) -> None:
     said = refused(world, tmp_path / "run", "exp_manager.checkpoint_callback_params.monitor=val_los")
-    assert said.startswith("exp_manager.checkpoint_callback_params.monitor=val_los is no figure of the validation; ")
+    assert said.startswith("exp_manager.checkpoint_callback_params.monitor=val_los is not a validation metric; ")
     assert "val_loss" in said
 
 

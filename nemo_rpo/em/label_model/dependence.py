@@ -116,6 +116,7 @@ class Dependence(NamedTuple):
 
     @property
     def found(self) -> bool:
+        """Whether either statistic is out of line."""
         return self.apart or self.together
 
 

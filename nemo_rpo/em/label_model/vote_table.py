@@ -34,6 +34,7 @@ class VoteFeatures:
     leaning: Mapping[str, Tensor] = field(default_factory=dict)
 
     def names(self) -> list[str]:
+        """The features' names: those of skill, then those of leaning."""
         return [*self.skill, *self.leaning]
 
 
