@@ -42,9 +42,13 @@ GET = {"type": "function", "function": {"name": "get", "parameters": {"city": {"
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, tokenizer_folder):
-    """Tokenizer folders by template: ``plain`` renders neither tools nor calls, ``tools`` both."""
+    """Tokenizer folders by template: ``plain`` renders neither tools nor calls, ``tools`` both; so does ``strict``,
+    which refuses a message of neither words nor calls.
+    """
     made = {"plain": tokenizer_folder, "none": train_tokenizer(tmp_path_factory.mktemp("none"), None)}
     made["tools"] = train_tokenizer(tmp_path_factory.mktemp("tools"), TOOL_TEMPLATE)
+    refusal = "{% for m in messages if not (m.content or m.tool_calls) %}{{ raise_exception('nothing') }}{% endfor %}"
+    made["strict"] = train_tokenizer(tmp_path_factory.mktemp("strict"), refusal + TOOL_TEMPLATE)
     return made
 
 
@@ -211,7 +215,7 @@ def test_a_call_is_a_completion_as_far_as_it_is_rendered(tmp_path, folders):
     assert not checked(path).report.errors
     assert not checked(path, folders["tools"]).report.errors
     assert errors(checked(path, folders["plain"]).report) == {"empty_completion"}, "nothing of it is rendered"
-    assert len(opened(path, folders["tools"])) == 2
+    assert len(opened(path, folders["tools"])) == len(opened(path, folders["strict"])) == 2
     with pytest.raises(DataError, match="empty completion"):
         opened(path, folders["plain"])
     left_out = write_clean(checked(path, folders["tools"]), tmp_path / "clean.jsonl")

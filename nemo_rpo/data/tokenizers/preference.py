@@ -184,7 +184,11 @@ class PreferenceTokenizer:
             {"role": "assistant", "content": message["content"]} if message["role"] == "assistant" else message
             for message in response
         ]
-        return np.array_equal(self.render(prompt, response, given)[1], self.render(prompt, bare, given)[1])
+        try:
+            without = self.render(prompt, bare, given)[1]
+        except DataError:  # a template that takes no message without words, unless it calls a tool
+            return False
+        return np.array_equal(self.render(prompt, response, given)[1], without)
 
     def _is_plain(self, prompt: Text, response: Text) -> bool:
         if not (isinstance(prompt, str) and isinstance(response, str)):
