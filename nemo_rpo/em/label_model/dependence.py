@@ -117,6 +117,7 @@ class Dependence(NamedTuple):
 
     @property
     def found(self) -> bool:
+        """Whether errors depend on each other in either way."""
         return self.apart or self.together
 
 

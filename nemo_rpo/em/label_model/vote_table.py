@@ -34,6 +34,7 @@ class VoteFeatures:
     leaning: Mapping[str, Tensor] = field(default_factory=dict)
 
     def names(self) -> list[str]:
+        """Names of all features, the skill features first."""
         return [*self.skill, *self.leaning]
 
 
