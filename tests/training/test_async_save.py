@@ -49,7 +49,9 @@ def test_training_goes_on_and_a_kill_loses_one_save(world: World, unbroken: Path
         f"open .writing-{step(8)}/__0_0.distcp",
     ):
         before = whole(out)
-        assert world.train(out, ASYNC, stop_at=f"kill {moment}", check=False, forked=False).returncode == -signal.SIGKILL
+        assert (
+            world.train(out, ASYNC, stop_at=f"kill {moment}", check=False, forked=False).returncode == -signal.SIGKILL
+        )
         # The checkpoint before the one that was being written is there: the writer works on one at a time.
         number = int(moment.split("step=")[1][:8])
         assert before[-1:] <= whole(out)[-1:] and (number == 2 or whole(out)[-1] >= step(number - 2))
