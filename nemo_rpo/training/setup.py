@@ -233,7 +233,7 @@ def starting_point(cfg: RunConfig) -> Path | None:
 
 
 def previous_iterate(cfg: RunConfig) -> Path | None:
-    """Folder or ``.nemo`` of π_t's weights; None where the reference is it. :class:`CheckpointError` if not there."""
+    """Folder or ``.nemo`` of π_t's weights; None: the reference is π_t. :class:`CheckpointError` if not there."""
     return _place("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
 
 
