@@ -46,7 +46,7 @@ from nemo_rpo.training.rank0 import once_a_node
 
 @dataclass(frozen=True)
 class Split:
-    """One file of the data: its pairs (its rankings, where there are any) and their order."""
+    """One split of the data: its pairs (or rankings) and their order."""
 
     cache: PreferenceCache
     dataset: PreferenceDataset
