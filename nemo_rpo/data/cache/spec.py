@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.truncation import TRUNCATION_RULE
+from nemo_rpo.digests import digests_of
 from nemo_rpo.errors import ConfigError
 
 INVALID_PAIRS = ("error", "drop")
@@ -52,7 +52,7 @@ class CacheSpec:
         return {
             "version": CACHE_VERSION,
             # Names, not folders: errors and reports quote them, and moving the data must not cost a build.
-            "data": [[path.name, _sha256(path)] for path in self.paths],
+            "data": [[path.name, *digests_of(path.parent, [path.name]).values()] for path in self.paths],
             "keys": [self.keys.layout, self.keys.annotator_key, self.keys.pair_id_key],
             "tokenizer": self.tokenizer.fingerprint(),
             "use_chat_template": self.tokenizer.use_chat_template,
@@ -67,11 +67,3 @@ class CacheSpec:
 def cache_key(ingredients: dict) -> str:
     """SHA-256 of :meth:`CacheSpec.ingredients`, hexadecimal."""
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
