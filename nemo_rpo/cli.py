@@ -62,26 +62,26 @@ COMMANDS = {
         "judge a policy on labelled pairs, or let it answer the prompts of a benchmark",
         "nemo_rpo.commands.evaluate",
         (
-            "nemo-rpo evaluate results/megatron_gpt_rpo test.jsonl --scores rpo.parquet",
+            "nemo-rpo evaluate results/gpt_rpo test.jsonl --scores rpo.parquet",
             "nemo-rpo evaluate results/dpo test.jsonl --compare rpo.parquet --groups groups.csv --json",
-            "nemo-rpo evaluate results/megatron_gpt_rpo/hf alpaca_eval.json --generate alpaca_eval --out outputs.json",
+            "nemo-rpo evaluate results/gpt_rpo/hf alpaca_eval.json --generate alpaca_eval --out outputs.json",
         ),
     ),
     "report": Command(
         "show what a run has learnt of its annotators, labels and policy",
         "nemo_rpo.commands.report",
         (
-            "nemo-rpo report results/megatron_gpt_rpo",
-            "nemo-rpo report results/megatron_gpt_rpo --groups groups.csv --quotes 50 --out reports/monday",
+            "nemo-rpo report results/gpt_rpo",
+            "nemo-rpo report results/gpt_rpo --groups groups.csv --quotes 50 --out reports/monday",
         ),
     ),
     "export": Command(
         "write doubtful labels, cleaned data, or the weights of annotators from a run",
         "nemo_rpo.commands.export",
         (
-            "nemo-rpo export results/megatron_gpt_rpo doubtful --limit 500 --out relabel.csv",
-            "nemo-rpo export results/megatron_gpt_rpo data --relabelled relabel.csv --wrong drop --out clean.jsonl",
-            "nemo-rpo export results/megatron_gpt_rpo annotators --out weights.csv",
+            "nemo-rpo export results/gpt_rpo doubtful --limit 500 --out relabel.csv",
+            "nemo-rpo export results/gpt_rpo data --relabelled relabel.csv --wrong drop --out clean.jsonl",
+            "nemo-rpo export results/gpt_rpo annotators --out weights.csv",
         ),
     ),
     "rank": Command(

@@ -22,8 +22,8 @@ _forking_process: int | None = None  # about to fork, by its main thread
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Has the kernel end this process by SIGKILL when its ``parent`` (a process id; who it is now) ends, or now if that
-    has ended already, and then whatever this process forks from now on.
+    """The kernel will kill this process when ``parent`` (a process id; None: the present parent) ends, or at once if it
+    has ended already. What this process forks from now on will end with it in the same way.
     """
     _ask_kernel(os.getppid() if parent is None else parent)
     let_children_die_with_us()
@@ -40,10 +40,11 @@ def let_children_die_with_us() -> None:
 
 
 def watch_parent() -> None:
-    """In a process that multiprocessing has spawned: ends it, and what it forks, within a second of its parent.
-    Elsewhere nothing.
+    """In a process that multiprocessing has spawned: ends it, and what it forks, within a second of its parent's end.
+    In any other process this does nothing.
 
-    By a thread that looks, not by the kernel's signal: which thread of the parent has started it is not known here.
+    A thread looks for the parent: the kernel's signal would come at the end of the parent's *thread* that started this
+    process, and which one that was is not known here.
     """
     if sys.platform != "linux" or "--multiprocessing-fork" not in sys.orig_argv:
         return

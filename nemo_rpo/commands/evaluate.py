@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "a run's folder (its export, or last checkpoint), one of its checkpoints, or a Hugging Face folder"
     add("checkpoint", type=Path, metavar="CHECKPOINT", help=help)
     add("data", type=Path, metavar="DATA", help="labelled pairs: a file in any layout; with --generate, prompts")
-    help = "settings over the run's, such as trainer.accelerator=cpu or model.dpo.preference_loss=ipo"
+    help = "settings that override the run's, such as trainer.accelerator=cpu or model.dpo.preference_loss=ipo"
     add("overrides", nargs="*", metavar="key=value", help=help)
     add("--config", type=Path, metavar="YAML", help="settings (those of the run that the checkpoint belongs to)")
     add("--reference", type=Path, metavar="DIR", help="weights that margins are relative to (the run's start)")

@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of one node, the same on all: where the trainer.num_nodes launchers, one a node, find each other",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings over the file's, such as model.optim.lr=1e-6"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that override the file's, such as model.optim.lr=1e-6",
     )
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--groups", type=Path, metavar="CSV", help=help)
     help = "the training files, if they are no longer where the run read them"
     add("--data", nargs="+", type=Path, metavar="FILE", default=[], help=help)
-    add("--no-texts", action="store_true", help="quote no texts: for a report that leaves the house")
+    add("--no-texts", action="store_true", help="quote no texts: for a report that others are given")
 
 
 def run(args: argparse.Namespace) -> None:

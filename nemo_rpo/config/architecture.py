@@ -51,8 +51,8 @@ class GPTArchitecture:
         return cls(**values)
 
     def check_source(self, described: GPTArchitecture, config: str, source: str, ignored: Collection[str] = ()) -> None:
-        """Raises :class:`ConfigError` if the ``config`` file of the ``source`` of this model has ``described`` another
-        one, naming the first setting that differs and is not ``ignored``.
+        """Raises :class:`ConfigError` if ``described``, read from the file ``config`` of this model's ``source``, is
+        another architecture; names the first setting that differs and is not ``ignored``.
         """
         for setting in fields(self):
             ours, theirs = getattr(self, setting.name), getattr(described, setting.name)

@@ -1,14 +1,14 @@
-"""The arithmetic that a GPT asks for, and what a GPU can do of it: for the MFU of a run, the planner, the benchmarks.
+"""FLOPs of a GPT, and peak rates of GPUs: for the MFU of a run, the planner and the benchmarks.
 
-Of a text of s tokens each token asks, forward, for
+In a text of s tokens, the forward pass of one token takes
 
     2 N_layers + 2 L a c s      in the layers: a multiply-add a weight, and causal attention (two products with s/2 keys
                                 on average, a·c wide, in L layers)
     2 N_head                    in the head, where it is scored
 
-Backward asks twice as much, a live reference once more. *Model FLOPs* are these and no others, whatever a run does
-besides: neither recomputed activations nor a chunked head's second product, and every response is counted with its
-prompt, also where a pack holds the prompt once. MFU is model FLOPs a second over the peak of all devices.
+The backward pass takes twice as much, a live reference one forward pass. *Model FLOPs* are these and no others:
+recomputed activations and a chunked head's second product do not count, and every response counts with its prompt, also
+where a pack holds the prompt once. MFU is model FLOPs a second over the peak of all devices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B2
 
 
 def peak_flops(device: str) -> float | None:
-    """That of a GPU by its name; None for one that is not in :data:`PEAK`.
+    """The peak rate (FLOPs a second) of the GPU with this name; None if it is not in :data:`PEAK`.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3")
     989000000000000.0

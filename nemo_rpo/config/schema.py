@@ -1,7 +1,8 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
-Every default stands here once. ``null`` means "derived", and the comment says from what. A choice is a ``Literal`` and
-a range is part of the type (:mod:`nemo_rpo.config.types`): values are checked against this file alone.
+Every default stands here once, or in the classes that ``model.rpo`` and ``model.data`` inherit from
+(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`). ``null`` means "derived", and the comment says
+from what. A choice is a ``Literal`` and a range is part of the type (:mod:`nemo_rpo.config.types`).
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ class DataConfig(RowFormat):
 
 @dataclass
 class ProfileConfig:
-    """NeMo's keys. Steps are those of the log, from 1."""
+    """``model.nsys_profile`` and ``model.torch_profile``, under NeMo's names; steps count from 1, as in the log."""
 
     enabled: bool = False
     start_step: WholeNumber = 10

@@ -69,7 +69,7 @@ class PairTable:
 
     @property
     def share(self) -> np.ndarray:
-        """What each pair is of its ranking, float64 [n]: 1 for a pair by itself."""
+        """The weight of each pair within its ranking, float64 [n]: 1 for a pair by itself."""
         return share_of_ranking(self.size)
 
     def where(self, i: int) -> str:
@@ -235,7 +235,7 @@ class PairLedger:
         return entry[order], pair_of_vote[: len(vote_row)]
 
     def _sorted_annotators(self, counts_for: np.ndarray) -> tuple[np.ndarray, AnnotatorTable]:
-        """Of votes that count for so much [v]."""
+        """The place of each annotator in the sorted table, and the table; ``counts_for`` [v] weighs its votes."""
         annotator = _as(self._vote_annotator, np.int64)
         votes = np.bincount(annotator, weights=counts_for, minlength=len(self._annotators)).round().astype(np.int64)
         table = AnnotatorTable.sorted(

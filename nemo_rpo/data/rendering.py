@@ -102,7 +102,7 @@ def _problem(
     responses: tuple[np.ndarray, ...],
     seq_length: int,
 ) -> int:
-    # A template gives an answer of no words its end-of-turn token all the same.
+    # Tokens alone do not tell: a template adds its end-of-turn token even to an empty answer.
     if any(tokenizer.says_nothing(text.prompt, response, text.given) for response in text.responses):
         return EMPTY
     if len({ids.tobytes() for ids in responses}) < len(responses):

@@ -20,7 +20,8 @@ def said_by_assistant(runs: np.ndarray) -> np.ndarray:
 
 
 def turn_lengths(runs: np.ndarray) -> np.ndarray:
-    """Tokens of each assistant turn, int64 [turns]; a completion that does not begin with one has none of no tokens.
+    """Tokens of each assistant turn, int64 [turns]. The empty first run of a completion that begins with context is
+    not a turn.
 
     >>> turn_lengths(np.array([0, 3, 5, 2, 1]))
     array([5, 1])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def _alone(tensor: Tensor) -> None:
-    """The sum over one rank, and what its first rank has."""
+    """A single process has the sum, and the first rank's tensor, already."""
 
 
 def _own_rows(rows: Tensor) -> Tensor:

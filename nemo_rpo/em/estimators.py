@@ -31,7 +31,7 @@ def build_estimator(
     Args:
         settings: ``estimator`` names the kind.
         num_annotators: K. num_pairs: pairs of the training data.
-        votes_of: the labels of a run of pairs [b, V]; asked once, for this rank's block, by ``buffer`` alone.
+        votes_of: the labels of a run of pairs [b, V]; only ``buffer`` calls it, once, for this rank's block.
         rank, world_size: of the ranks that hold different pairs. collectives: over them.
         device: where η, sums and margins live.
     """

@@ -57,7 +57,7 @@ def measure(target: Target) -> tuple[Scores, str]:
         architecture = setup.architecture_for(cfg, cache)
         if setup.stored_architecture(target.weights) != architecture:
             raise CheckpointError(
-                f"{target.weights} is not of the architecture of its reference "
+                f"{target.weights} has a different architecture from its reference "
                 f"{cfg.pretrained_checkpoint.restore_from_path}: name the weights that it was trained from"
             )
         model = setup.build_model(cfg, architecture, cache, 1, device)  # with the reference's weights

@@ -25,8 +25,8 @@ class ReferencePolicy:
         build_resident: builds a second model to keep on the device (one more copy of the weights there). None: the
             weights wait in host memory and are swapped in for each reference forward (three copies of the weights
             between host and device a step, two of them at the same time; :mod:`nemo_rpo.megatron.weight_swap`).
-        keep_head: keeps the language-model head on the device in either case, for what is computed beside the policy.
-        around: entered for a forward with swapped weights: what the policy's layers then run in.
+        keep_head: keeps the language-model head on the device in either case, for the divergence to the policy.
+        around: makes a context that is entered while the weights are swapped in, such as another precision.
 
     Attributes:
         head: its head ``[V/T, h]``, on the last pipeline stage; None where it is not kept.

@@ -196,7 +196,7 @@ class MegatronGPTRPOModel:
         every rank.
 
         Collectives: the model's own, the gradient reduction, and :func:`reduce_to_all_ranks` over the EM's sums and the
-            metrics; with the margin buffer instead of sums, :func:`gather_step_rows`.
+        metrics; the margin buffer has no sums and issues :func:`gather_step_rows`.
         """
         if forward_only:
             self.prepare_for_validation_step()
@@ -240,8 +240,8 @@ class MegatronGPTRPOModel:
 
     @torch.no_grad()
     def get_pair_batch(self, batch: Batch) -> list[PairLogprobs]:
-        """What the loss sees of each micro-batch of a batch that holds what the frozen policies were asked, on
-        last-stage ranks; an empty list on the others.
+        """What the loss sees of each micro-batch, on last-stage ranks; an empty list on the others. The batch must hold
+        the outputs of the frozen policies already (:meth:`add_ref_policy_logprobs`).
 
         Collectives: the model's own, and :meth:`gather_weights`.
         """
@@ -256,8 +256,8 @@ class MegatronGPTRPOModel:
             return self.get_logprob_batch(batch, model)
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
-        """Puts what the loss compares with into the batch, in place: log-probs of the frozen policies that run in each
-        step, the reference and the previous iterate, and of the reference what it predicts token by token.
+        """Adds to the batch, in place, what the loss compares with: log-probs of the frozen policies that run in each
+        step (the reference and the previous iterate), and the reference's predictions token by token.
         """
         if self.reference is not None:
             self._ask_frozen(batch, self.reference, REFERENCE_KEYS, self.needs.turns, self.needs.kl)
@@ -293,9 +293,9 @@ class MegatronGPTRPOModel:
         self.em.rollback()
 
     def finish_training_step(self) -> StepOutcome:
-        """Advances the learning rate, steps the optimizer, and commits η with it;
+        """Advances the learning rate, steps the optimizer, and commits η with it.
 
-        a step with a NaN or infinite gradient moves neither weights nor η.
+        A step with a NaN or infinite gradient moves neither weights nor η.
         """
         self.scheduler.step(1)
         outcome = guarded_step(self.optimizer, self.cfg.trainer.dpo.gradient_clip_val)

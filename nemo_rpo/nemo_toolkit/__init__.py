@@ -14,8 +14,8 @@ _OLDEST = (2, 7)
 
 
 def version() -> str | None:
-    """Of the nemo-toolkit whose pieces are used; None where the package's own are: there is none, an older one (as
-    beside NeMo-Aligner), or the environment says ``NEMO_RPO_TOOLKIT=own``.
+    """The version of nemo-toolkit, if its pieces are used. None where the package's own are: nemo-toolkit is absent or
+    too old (as beside NeMo-Aligner), or the environment says ``NEMO_RPO_TOOLKIT=own``.
     """
     if os.environ.get(SWITCH) == "own":
         return None

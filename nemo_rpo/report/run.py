@@ -175,7 +175,7 @@ def _table(path: Path) -> Any:
 
 def _column(table: Any, path: Path, name: str) -> Any:
     if name not in table.column_names:
-        raise DataError(f"{path} has no column {name}: it is not of this version's making; train again")
+        raise DataError(f"{path} has no column {name}: another version of this package wrote it; train again")
     return table[name]
 
 

@@ -106,7 +106,7 @@ class AnnotatorBook:
         return {"running_eta": self.running_eta.tolist(), "standard_error": errors}
 
     def take_up(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state`; what annotators who have joined since have none of is η itself, and nan."""
+        """Restores :meth:`state`. Annotators who have joined since have η as their running η, and nan as its error."""
         for name in ("running_eta", "standard_error"):
             saved = [math.nan if value is None else value for value in state[name]]
             kept = torch.tensor(saved, dtype=torch.float64, device=self.model.device)

@@ -87,7 +87,7 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
 
 
 def take_up(trainer: RPOTrainer, run: dict[str, Any]) -> None:
-    """Puts the trainer where the checkpoint that its model was restored from stood; ``run`` is its ``run.json``."""
+    """Restores the trainer's own state from ``run``, the ``run.json`` of the checkpoint that the model came from."""
     trainer.step, trainer.val_metrics = run["step"], run["metrics"]
     trainer.skipped_in_a_row = run.get("skipped_in_a_row", 0)
     trainer.annotators.take_up(run)

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from nemo_rpo.errors import ConfigError
 
-# A job that is restarted may meet the last breaths of the one before it.
+# A restarted job may begin while the one before it is still ending.
 _PATIENCE_S = 5.0
 
 
@@ -27,7 +27,7 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: on every rank; another job is at work there, or the folder cannot be written.
     """
-    from nemo_rpo.training.rank0 import on_first_rank  # torch, which a report that asks for the holder does without
+    from nemo_rpo.training.rank0 import on_first_rank  # imports torch, which a report does without
 
     with contextlib.ExitStack() as held:
 

@@ -46,7 +46,7 @@ from nemo_rpo.training.rank0 import once_a_node
 
 @dataclass(frozen=True)
 class Split:
-    """One file of the data: its pairs (its rankings, where there are any) and their order."""
+    """One split of the data: its pairs (or rankings) and their order."""
 
     cache: PreferenceCache
     dataset: PreferenceDataset
@@ -234,7 +234,7 @@ def starting_point(cfg: RunConfig) -> Path | None:
 
 
 def previous_iterate(cfg: RunConfig) -> Path | None:
-    """Folder or ``.nemo`` of π_t's weights; None where the reference is it. :class:`CheckpointError` if not there."""
+    """Folder or ``.nemo`` of π_t's weights; None: the reference is π_t. :class:`CheckpointError` if not there."""
     return _place("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
 
 

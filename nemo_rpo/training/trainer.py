@@ -125,8 +125,8 @@ class RPOTrainer:
         )
 
     def _work(self, step: int) -> dict[str, float]:
-        """What the step was, beside its pairs: tokens, model FLOPs of a device, and the most memory that any device has
-        held so far.
+        """The work of a step: its tokens, model FLOPs of a device, and the most memory that any device has held so
+        far.
 
         Collectives: an all-reduce of 8 bytes over the world.
         """
@@ -142,7 +142,7 @@ class RPOTrainer:
         }
 
     def _has_diverged(self, step: int) -> bool:
-        """Too many skipped steps in a row, or no others in the whole run."""
+        """Whether too many steps in a row were skipped, or all steps of the run."""
         skipped, total = self.skipped_in_a_row, self.schedule.total_steps
         return skipped >= self.cfg.trainer.dpo.max_skipped_steps or skipped == step == total
 

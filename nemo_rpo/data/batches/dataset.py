@@ -20,8 +20,8 @@ Batch = dict[str, Tensor]
 
 
 class PreferenceDataset:
-    """Global batches of a cache, as this rank's share of them. What is batched are rankings: pairs, where all have two
-    responses.
+    """This rank's share of the global batches of a cache. A batch is made of rankings; those of two responses are
+    pairs.
 
     Args:
         cache: the rankings.
@@ -86,7 +86,7 @@ class PreferenceDataset:
                 yield upcoming.popleft().result()
 
     def _micro_batch(self, share: np.ndarray, of_length: np.ndarray, filler: int) -> Batch:
-        """Of the rankings ``share``, as long as the longest of ``of_length``; ``filler`` stands where there is none."""
+        """The rankings ``share``, padded to the longest of ``of_length``; ``filler`` replaces missing ones."""
         lengths = self.cache.ranking_lengths[np.where(of_length == PADDING, filler, of_length)]
         length = padded_length(lengths, self.pad_to_multiple_of, self.seq_length)
         valid = share != PADDING

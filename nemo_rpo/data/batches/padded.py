@@ -70,7 +70,8 @@ def collate(
         ``valid`` bool [n]; ``pair_index`` int64 [n]; every side column float32 [n].
 
         Of rankings also ``compared`` int64 [2, n]: which of the K·P responses are the chosen and the rejected one of
-        each pair; ``weight`` float32 [n]: what the pair is of its ranking, 0 where invalid; ``ranking_size`` int64 [P].
+        each pair; ``weight`` float32 [n]: the pair's weight within its ranking, 0 where invalid; ``ranking_size``
+        int64 [P].
     """
     rankings = rankings_of(pairs, valid, max_responses)
     batch: dict[str, Tensor] = {}

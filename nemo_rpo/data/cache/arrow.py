@@ -48,7 +48,7 @@ def content_hashes(cache: PreferenceCache) -> Any:
 
 
 def lists(values: np.ndarray, ends: np.ndarray, which: slice) -> Any:
-    """Lists of float32: pieces of the flat ``values``, one up to each of ``ends`` int64 [m]; of these ``which``."""
+    """The flat ``values`` as lists of float32, cut at ``ends`` int64 [m]; only the lists that ``which`` selects."""
     pa, _ = pyarrow()
     offsets = pa.array(np.concatenate(([0], ends)))
     pieces = pa.LargeListArray.from_arrays(offsets, pa.array(values, pa.float32()))

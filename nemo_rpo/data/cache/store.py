@@ -197,7 +197,7 @@ class PreferenceCache:
         return () if self._ranking_start is None else (self._ranking_start,)
 
     def share_of_ranking(self, block: slice) -> np.ndarray | None:
-        """What each of a run of pairs is of its ranking, float32 [b]; None where all are pairs by themselves."""
+        """The weight of each pair of a run within its ranking, float32 [b]; None without rankings of more than two."""
         if self._ranking_start is None:
             return None
         counts = np.diff(self._ranking_start)
@@ -304,7 +304,7 @@ class PreferenceCache:
         return assistant_tokens(self._runs, self._run_bounds)
 
     def notes(self) -> list[str]:
-        """What is to be said of the rows at every start: fields that are not read, what was taken off or not added."""
+        """Notes on the rows for the log of every start: fields that are not read, what was taken off or not added."""
         return [printable(f"{note} ({count:,})") for note, count in self.report["notes"].items()]
 
     def summary(self) -> str:

@@ -151,7 +151,7 @@ def _collect(chunks: Iterator, write: Callable[[bytes], object], after_chunk: Ca
 
 
 def _concatenated(chunks: list[np.ndarray]) -> np.ndarray:
-    """Of columns for as many responses as any text of the chunk has: for as many as any text has."""
+    """Chunks with a column for each response, as one array as wide as the widest chunk, filled with 0."""
     width = max(chunk.shape[1] for chunk in chunks)
     return np.concatenate([np.pad(chunk, ((0, 0), (0, width - chunk.shape[1]))) for chunk in chunks])
 
@@ -244,7 +244,7 @@ def _orientation(sides: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def _rankings(text: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
-    """Of data that is all pairs there is nothing to say."""
+    """The file of rankings; none if all data are pairs."""
     if size.max() == 2:
         return {}
     first = np.flatnonzero((np.diff(text, prepend=-1) != 0) | (size == 2))  # labels apart are pairs of one text
@@ -252,7 +252,7 @@ def _rankings(text: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _runs(texts: _Texts, text: np.ndarray, sides: np.ndarray) -> dict[str, np.ndarray]:
-    """Of data that is all single turns there is nothing to say."""
+    """The files of runs; none if every response is a single turn."""
     if texts.run_counts[text].max() == 1:
         return {}
     start, count = (np.take_along_axis(values[text], sides, axis=1) for values in (texts.run_start, texts.run_counts))

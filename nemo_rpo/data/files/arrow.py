@@ -30,7 +30,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _value(cell: Any) -> Any:
-    """Of a nested column, the values that can be had, and of others the integers that stand for them."""
+    """The value of a cell; where Python has no type for it, its fields one by one, or the integer behind it."""
     import pyarrow
 
     try:

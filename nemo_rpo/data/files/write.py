@@ -151,7 +151,7 @@ def _formatted(lines: Path, out: Path, workplace: Path) -> Path:
 
 def _replace(finished: Path, out: Path) -> None:
     if out.is_dir():
-        # A folder cannot be renamed over another; the old one goes into the workplace and with it.
+        # A folder cannot be renamed over another; the old one is moved beside ``finished`` and deleted with its folder.
         os.replace(out, finished.with_name("replaced"))
     os.replace(finished, out)
 

@@ -10,10 +10,10 @@ _PROBE = ("", " a", "A b\n\nc  d", "\u00e9\u6f22 <s>x</s>")
 
 
 def encode_many(tokenizer: Any) -> EncodeMany:
-    """What gives many texts the ids that ``tokenizer.encode(text, add_special_tokens=False)`` gives each.
+    """A function that encodes many texts, each as ``tokenizer.encode(text, add_special_tokens=False)`` does.
 
     The library behind a fast tokenizer takes them all at once, without the offsets that nobody needs here: a call costs
-    as much as a hundred tokens. It is used where it gives a few texts the same ids.
+    as much as a hundred tokens. It is used only if both ways give a few test texts the same ids.
     """
 
     def one_by_one(texts: Sequence[str]) -> list[list[int]]:

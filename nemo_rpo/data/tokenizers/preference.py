@@ -324,7 +324,7 @@ class PreferenceTokenizer:
         )
 
     def _date_note(self) -> str | None:
-        """That the template prints a date, and which."""
+        """The note that the template prints a date, and which; ``None`` if it prints none."""
         if not self._prints_date:
             return None
         return (
@@ -370,7 +370,7 @@ def _calls(message: dict[str, Any]) -> bool:
 
 
 def _continued(prompt: Messages, response: Messages) -> tuple[Messages, Messages, str]:
-    """Where the prompt ends in words of the assistant: without them, the response with them in front, and them."""
+    """Moves words of the assistant at the prompt's end to the head of the response: prompt, response, and the words."""
     last, first = prompt[-1], response[0]
     goes_on = last["role"] == first["role"] == "assistant" and len(prompt) > 1
     if not goes_on or _calls(last) or not last["content"].strip():

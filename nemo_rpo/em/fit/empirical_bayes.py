@@ -87,7 +87,7 @@ def _minimise(energy: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
 
 def _standard_error(energy: Callable[[Tensor], Tensor], at: Tensor) -> float:
-    """Of the last parameter, the others being estimated too."""
+    """Standard error of the last parameter, with the others estimated too; inf where ``at`` is no maximum."""
     with torch.enable_grad():
         information = torch.autograd.functional.hessian(energy, at)
     factor, failed = torch.linalg.cholesky_ex(information)

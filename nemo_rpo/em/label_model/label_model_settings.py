@@ -17,8 +17,8 @@ class LabelModelSettings:
         skill_spread, feature_spread: expected standard deviation over annotators of the skill and of every other
             coefficient. They count as much as ``spread_votes`` annotators.
         spread_votes: weight of these expectations, in annotators.
-        max_iterations, tolerance: bound on the EM's iterations, and the root mean square of the moves that
-            ends it.
+        max_iterations, tolerance: the EM ends after this many iterations, or once the root mean square of its moves is
+            below the tolerance.
         min_log_bayes_factor: by how much (in nats) the marginal likelihood has to rise for a further feature.
         search_votes: votes that features are searched on at most; of a larger crowd, a part of the pairs is taken.
         order_tolerance: the order shown counts as random where the share of pairs whose chosen was shown first is

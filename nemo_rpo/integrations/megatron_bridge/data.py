@@ -1,9 +1,9 @@
 """Preference files as ``config.dataset`` of Megatron-Bridge: pairs with their votes, read by this package's data room.
 
-An item is a pair, a micro-batch :func:`nemo_rpo.data.batches.padded.collate`'s, and ``train.global_batch_size`` counts
-pairs.
-Bridge's ``single`` loader walks through the positions of a run; which pair stands at a position is
-:class:`GlobalBatchSampler`'s to say, so a run sees the pairs that this package's own engine would, in the same order.
+An item is a pair, a micro-batch is made by :func:`nemo_rpo.data.batches.padded.collate`, and
+``train.global_batch_size`` counts pairs. Bridge's ``single`` loader walks through the positions of a run, and
+:class:`GlobalBatchSampler` decides which pair stands at a position: a run sees the pairs that this package's own engine
+would, in the same order.
 """
 
 from __future__ import annotations

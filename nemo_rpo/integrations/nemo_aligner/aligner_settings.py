@@ -26,7 +26,7 @@ def annotator_key(model: DictConfig) -> str | None:
 
 
 def dpo_settings(model: DictConfig) -> DPOConfig:
-    """``model.dpo``, whose names are the same here; of what else stands there the losses know nothing."""
+    """``model.dpo``, whose names are the same here; keys that the losses do not read are left out."""
     given = _plain(model.dpo)
     known = {spec.name for spec in fields(DPOConfig)}
     return DPOConfig(**{name: value for name, value in given.items() if name in known and value is not None})

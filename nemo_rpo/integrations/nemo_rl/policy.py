@@ -205,7 +205,7 @@ def _take_vectors(metrics: dict[str, Any]) -> list[Tensor]:
 
 
 def _is_finite(grad_norm: Any) -> bool:
-    """Whether the optimizer can have taken the step; None is how upstream says that it was not asked for the norm."""
+    """Whether the optimizer can have taken the step; upstream gives None where it does not report the norm."""
     return grad_norm is None or bool(torch.as_tensor(grad_norm, dtype=torch.float64).isfinite().all())
 
 

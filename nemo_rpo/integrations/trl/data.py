@@ -89,7 +89,7 @@ def labelled_pairs(dataset: Dataset, annotator_key: str | None) -> LabelledPairs
     """
     if isinstance(dataset, IterableDataset):
         raise ConfigError(
-            "RPOTrainer needs to know its annotators before it starts: pass a Dataset, no IterableDataset"
+            "RPOTrainer needs to know its annotators before it starts: pass a Dataset, not an IterableDataset"
         )
     if annotator_key is None:
         return LabelledPairs.of_one(len(dataset), "train_dataset:1")

@@ -54,7 +54,7 @@ def check_args(args: DPOConfig | None, rpo: RPOConfig) -> float:
                 "loss with rpo.base_loss and rpo.loss_options"
             )
     if getattr(args, "use_liger_kernel", False) and hasattr(DPOTrainer, "_compute_loss_liger"):
-        raise ConfigError("Liger's loss would take the place of RPOTrainer's: set DPOConfig.use_liger_kernel=False")
+        raise ConfigError("Liger's loss would replace RPOTrainer's: set DPOConfig.use_liger_kernel=False")
     if args is None:
         return next(spec.default for spec in fields(DPOConfig) if spec.name == "beta")
     return args.beta

@@ -11,7 +11,7 @@ from nemo_rpo.losses import PreferenceLoss
 
 @dataclass(frozen=True)
 class StepNeeds:
-    """Which policies a step runs, and what it asks them beside log-probs.
+    """Which policies a step runs, and what they compute besides log-probs.
 
     Attributes:
         logps: log-probs of the policy. A reward model needs none, and its language-model head stays untrained.

@@ -31,8 +31,8 @@ def mask_padded_vocabulary(logits: Tensor, vocab_size: int) -> Tensor:
 def token_logprobs(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """``log softmax(logits)[target]`` of every token, fp32 ``[n]``, from ``logits [n, V/T]`` and ``targets [n]``.
 
-    Differentiable in ``logits``. Collectives: two all-reduces (max, then the sum of exponentials) and one for the
-        target's logit over the tensor-parallel group, fp32 ``[n]`` each.
+    Differentiable in ``logits``. Collectives: three all-reduces over the tensor-parallel group (the maximum, the
+    target's logit, the sum of exponentials), fp32 ``[n]`` each.
     """
     # Masked here and overwritten by Megatron's cross entropy, which wants it contiguous: always a copy, the workspace.
     workspace = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nemo_rpo.megatron.compat.main_grad import announce_main_grad, keeps_main_grad
 
-# fp32 logits that exist at a time: 32 MiB on a CPU, of whose products larger blocks make no better ones.
+# fp32 logits that exist at a time: 32 MiB on a CPU, where larger blocks make the products no faster.
 BLOCK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 27}
 
 

@@ -183,9 +183,8 @@ def build_model_chunks(
     """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet
     wrapped for data parallelism.
 
-    ``precision`` is what their layers run in, and can be switched by; None: the policy's.
-    Where the run's loss asks for the outputs of a reward head, the last stage has one; where it asks for no log-probs,
-    the output layer is not trained.
+    ``precision``: of their layers, which it can switch later; None: the policy's. Where the run's loss needs outputs of
+    a reward head, the last stage has one; where it needs no log-probs, the output layer is not trained.
 
     Raises :class:`ConfigError` if the layout does not divide the model, or leaves a gradient to wait for that never
     comes; or if FP8 is configured but the card or the model cannot run it. Issues no collective.

@@ -101,7 +101,7 @@ class ScoringHead(ColumnParallelLinear):
         return found
 
     def _scored(self, input_: Tensor, responses: ResponseTokens) -> Tensor:
-        """The hidden states ``[n, h]``, of whose gradient each tensor-parallel rank makes a share."""
+        """The hidden states ``[n, h]``; each tensor-parallel rank computes a share of their gradient."""
         if self.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(input_, group=self.tp_group)
             return hidden.flatten(0, 1).index_select(0, responses.index)
@@ -110,9 +110,9 @@ class ScoringHead(ColumnParallelLinear):
 
 
 class PreferenceGPT(GPTModel):
-    """GPTModel whose forward takes what a preference step knows of its batch. Arguments as GPTModel's, and
+    """GPTModel whose forward takes what a preference step knows of its batch.
 
-    Args:
+    Args, besides GPTModel's:
         real_vocab_size: tokens of the vocabulary without its padding.
         logprob_head: ``model.rpo.logprob_head``.
         reward_head: what the last stage has beside the output layer; dropped on others. Log-probs then may be asked for

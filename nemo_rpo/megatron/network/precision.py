@@ -148,7 +148,7 @@ def transformer_engine_recipe(precision: str) -> AbstractContextManager:
 
 
 class Precision:
-    """What the layers that share this object run in; another for the length of a block.
+    """The precision of the layers that share this object; :meth:`switched` changes it inside a block.
 
     Args:
         name: ``bf16``, ``fp8_tensorwise`` or ``fp8_blockwise``.

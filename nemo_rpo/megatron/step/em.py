@@ -79,7 +79,7 @@ def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:
         ranks = f"rank{'s' * (len(differing) > 1)} {', '.join(map(str, differing))}"
         raise TrainingError(
             f"the annotators' reliabilities on {ranks} differ from those of the other ranks after step {em.step}: "
-            "start again to go on from the last checkpoint, on other devices if this comes back"
+            "start again to go on from the last checkpoint, on other devices if it happens again"
         )
 
 

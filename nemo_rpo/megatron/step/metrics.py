@@ -97,7 +97,7 @@ class StepMetrics:
 
 
 def _rewards(x: PairLogprobs, delta: Tensor) -> Two:
-    """The rewards of chosen and rejected ``[pairs]``, as :meth:`StepMetrics.means` speaks of them."""
+    """The rewards of chosen and rejected ``[pairs]``, as :meth:`StepMetrics.means` defines them."""
     if x.policy_chosen is None:
         return x.response_columns.get("score", (delta, torch.zeros_like(delta)))
     frozen = (x.reference_chosen, x.reference_rejected)

@@ -47,8 +47,8 @@ class MadeWith:
 
     Attributes:
         model: has to be the same wherever the file is read: weights and precision.
-        text: decides the ids, of which each row has a hash: tokenizer, chat template, truncation. Rows whose ids are
-            the same all the same may be read.
+        text: decides the token ids: tokenizer, chat template, truncation. Each row has a hash of its ids, and rows
+            with equal ids are read even where these settings differ.
     """
 
     model: Mapping[str, str]

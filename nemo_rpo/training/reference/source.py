@@ -68,7 +68,7 @@ def reference_files(cfg: RunConfig, splits: Mapping[str, Split]) -> Iterator[tup
 def compute_and_write(
     path: Path, cfg: RunConfig, model: MegatronGPTRPOModel, name: str, split: Split, per_token: bool = False
 ) -> Logprobs:
-    """Of the model's present weights; the file is written by rank 0. Collectives of
+    """Log-probs of a split under the model's present weights; rank 0 writes them to ``path``. Collectives of
     :func:`~nemo_rpo.training.reference.precompute.compute`.
     """
     batches = split.dataset.batches(range(len(split.dataset)))

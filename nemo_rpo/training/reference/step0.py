@@ -70,8 +70,8 @@ def _largest(so_far: Tensor, values: Tensor, valid: Tensor) -> Tensor:
 
 
 def _per_token(pairs: PairLogprobs) -> Tensor:
-    """float64 ``[pairs]``: what the response that is off by more is off by, over its own tokens. Both responses, not
-    their difference alone: a wrong reference may be off by the same amount on either side.
+    """Largest difference from the reference per token, over both responses, float64 ``[pairs]``. Not the difference of
+    the two: a wrong reference may be off by the same amount on either side.
     """
     lengths = pairs.chosen_length, pairs.rejected_length
     chosen, rejected = (
@@ -82,7 +82,7 @@ def _per_token(pairs: PairLogprobs) -> Tensor:
 
 
 def _shift(model: MegatronGPTRPOModel, pairs: PairLogprobs) -> Tensor:
-    """How far Δ is from that of a policy that is the reference to the last digit, float64 ``[pairs]``."""
+    """How far Δ is from the Δ of a policy that equals the reference exactly, float64 ``[pairs]``."""
     chosen, rejected = _reference(pairs)
     exact = replace(pairs, policy_chosen=chosen, policy_rejected=rejected)
     return (model.loss.terms(pairs).delta - model.loss.terms(exact).delta).abs().double()
@@ -111,7 +111,7 @@ class TokenError:
 
 
 def token_error(model: MegatronGPTRPOModel, batch: Batch, precision: str) -> TokenError:
-    """Of the policy's weights on ``batch``; the same on every rank.
+    """The error of the policy's log-probs on ``batch`` in ``precision``; the same on every rank.
 
     Collectives: the model's forward ones, twice, a reduction of 16 bytes and two all-reduces of 8 bytes.
     """
