@@ -32,7 +32,7 @@ def compare(cfg: RunConfig) -> dict[str, Any]:
     run's precision to a reference of the same weights in bf16 (``margin_to_bf16``), and in the same precision
     (``margin_at_step0``), in nats.
     """
-    from nemo_rpo.training.accelerator import use_accelerator
+    from nemo_rpo.training.process.accelerator import use_accelerator
 
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel

@@ -43,7 +43,7 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     """``wall`` and ``cpu`` seconds, ``em`` (processor seconds in the EM's calls) and ``tokens`` of each step but the
     first, and their model FLOPs; ``device`` and ``device_bytes`` on a GPU.
     """
-    from nemo_rpo.training.accelerator import use_accelerator
+    from nemo_rpo.training.process.accelerator import use_accelerator
 
     use_accelerator(cfg)
     import torch

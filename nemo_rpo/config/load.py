@@ -10,13 +10,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_rpo.config.nemo_keys import MIRRORS, ONLY_WITH, VALUES
+from nemo_rpo.config.merging.nemo_keys import MIRRORS, ONLY_WITH, VALUES
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
-    from nemo_rpo.config.tree import SettingsTree
+    from nemo_rpo.config.merging.tree import SettingsTree
 
 
 def print_on_first_rank(text: str) -> None:
@@ -45,8 +45,8 @@ def load_config(
         MissingExtraError: OmegaConf is not installed.
     """
     try:
-        from nemo_rpo.config.sources import Source, find_config, parse_override, read_files
-        from nemo_rpo.config.tree import SettingsTree
+        from nemo_rpo.config.merging.sources import Source, find_config, parse_override, read_files
+        from nemo_rpo.config.merging.tree import SettingsTree
     except ModuleNotFoundError as exc:
         raise missing_extra(exc.name or "omegaconf", "mcore") from exc
 

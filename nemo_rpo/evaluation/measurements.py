@@ -76,7 +76,7 @@ def measure(target: Target) -> tuple[Scores, str]:
 
 @contextmanager
 def _token_folder(cfg: RunConfig) -> Iterator[None]:
-    from nemo_rpo.training.rank0 import on_first_rank
+    from nemo_rpo.training.process.rank0 import on_first_rank
 
     if cfg.model.data.cache_dir is not None:
         yield

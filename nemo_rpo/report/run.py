@@ -20,7 +20,7 @@ from nemo_rpo.data.cache.arrow import pyarrow
 from nemo_rpo.errors import DataError, first_line
 from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
 from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION
-from nemo_rpo.training.run_lock import holder_of
+from nemo_rpo.training.process.run_lock import holder_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, write_annotators
 from nemo_rpo.training.outputs.summary import AnnotatorRow
-from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.sweep import sweep_reliabilities
 
 

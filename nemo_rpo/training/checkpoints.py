@@ -23,7 +23,7 @@ from nemo_rpo.megatron.checkpoint.distributed import check_files, load_state
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, read_run, write_run
 from nemo_rpo.megatron.checkpoint.writer import StateWriter
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
-from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.process.rank0 import on_first_rank
 
 _TEMPORARY = ".writing-"
 _NAME = re.compile(r"step=(\d+)")
@@ -32,7 +32,8 @@ PREVIOUS = "checkpoints.previous"
 
 
 class CheckpointStore:
-    """Folder ``checkpoints/`` of a run, which no other job writes to (:func:`nemo_rpo.training.run_lock.claimed`).
+    """Folder ``checkpoints/`` of a run, which no other job writes to
+    (:func:`nemo_rpo.training.process.run_lock.claimed`).
 
     A checkpoint is written under a temporary name and renamed when all its files are synced to disk. So a folder with a
     final name is complete, also after kill -9 or a power cut. Older checkpoints are deleted only after the rename.

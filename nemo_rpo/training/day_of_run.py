@@ -8,7 +8,7 @@ from pathlib import Path
 from nemo_rpo.config.schema import TokenizerConfig
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.process.rank0 import on_first_rank
 
 _FILE = ".template_date"
 

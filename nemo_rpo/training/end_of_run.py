@@ -17,7 +17,7 @@ from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import exports, record
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV
 from nemo_rpo.training.outputs.summary import final_report
-from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.sweep import margins
 from nemo_rpo.training.trainer import RPOTrainer
 

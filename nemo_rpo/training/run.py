@@ -13,19 +13,19 @@ from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.training.accelerator import use_accelerator
+from nemo_rpo.training.process.accelerator import use_accelerator
 
 if TYPE_CHECKING:
     import torch
 
-    from nemo_rpo.training.stop import StopRequest
+    from nemo_rpo.training.process.stop import StopRequest
 
 
 def train(cfg: RunConfig) -> int:
     """Trains as ``cfg`` says, from the latest checkpoint of its folder if there is one. Collective over the world.
 
-    Returns the exit status: 0 at the end of the run, :data:`nemo_rpo.training.stop.STOPPED_EARLY` if a signal or its
-    time limit stopped it before, after a checkpoint.
+    Returns the exit status: 0 at the end of the run, :data:`nemo_rpo.training.process.stop.STOPPED_EARLY` if a signal
+    or its time limit stopped it before, after a checkpoint.
 
     Leaves in the run's folder: ``config.yaml``, ``metrics.jsonl``, ``annotators.csv``, ``checkpoints/``, the record
     (:mod:`nemo_rpo.training.outputs.record`) and, at the end, the policy as ``hf/`` (Hugging Face) and ``policy.nemo``.
@@ -36,9 +36,9 @@ def train(cfg: RunConfig) -> int:
     started = time.monotonic()
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
-    from nemo_rpo.training.run_lock import claimed
+    from nemo_rpo.training.process.run_lock import claimed
+    from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
     from nemo_rpo.training.setup import run_folder
-    from nemo_rpo.training.stop import STOPPED_EARLY, StopRequest
 
     stop = StopRequest(started, time_limit(cfg))
     device = parallel.initialize(cfg)
@@ -60,7 +60,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.logs.run_log import RunLog, startup_log
     from nemo_rpo.training.origin import origin_of
     from nemo_rpo.training.outputs import exports
-    from nemo_rpo.training.rank0 import on_first_rank
+    from nemo_rpo.training.process.rank0 import on_first_rank
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule

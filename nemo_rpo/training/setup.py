@@ -41,7 +41,7 @@ from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability
 from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
-from nemo_rpo.training.rank0 import once_a_node
+from nemo_rpo.training.process.rank0 import once_a_node
 
 
 @dataclass(frozen=True)

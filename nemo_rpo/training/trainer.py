@@ -21,11 +21,11 @@ from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
+from nemo_rpo.training.process.stop import StopRequest
 from nemo_rpo.training.profiling import StepProfiler
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
-from nemo_rpo.training.stop import StopRequest
 
 _RANKS_COMPARED_EVERY = 32  # steps; and before every checkpoint
 

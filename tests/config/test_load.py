@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from nemo_rpo.config.load import config_to_yaml, load_config
+from nemo_rpo.config.merging.sources import parse_override
+from nemo_rpo.config.merging.suggest import nearest_key
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.sources import parse_override
-from nemo_rpo.config.suggest import nearest_key
 from nemo_rpo.errors import ConfigError, MissingExtraError
 
 from .aligner import flat, write_yaml
@@ -212,7 +212,7 @@ def test_nearest_key_prefers_the_same_name_elsewhere() -> None:
 
 
 def test_the_extra_is_named_where_omegaconf_is_missing(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("nemo_rpo.config.sources", "nemo_rpo.config.tree"):
+    for module in ("nemo_rpo.config.merging.sources", "nemo_rpo.config.merging.tree"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "omegaconf", None)
     with pytest.raises(MissingExtraError) as caught:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemo_rpo.config.load import load_config
-from nemo_rpo.config.nemo_keys import IGNORED, MIRRORS, ONLY_WITH, VALUES
-from nemo_rpo.config.tree import HINTS
+from nemo_rpo.config.merging.nemo_keys import IGNORED, MIRRORS, ONLY_WITH, VALUES
+from nemo_rpo.config.merging.tree import HINTS
 from nemo_rpo.config.validate import time_limit, validate_config
 from nemo_rpo.errors import ConfigError
 

@@ -27,7 +27,7 @@ from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import COLLECTIVES, check_ranks_agree
 from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
-from nemo_rpo.training.rank0 import once_a_node
+from nemo_rpo.training.process.rank0 import once_a_node
 from nemo_rpo.training.sweep import margins, sweep_reliabilities
 
 STEPS = 3

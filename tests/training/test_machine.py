@@ -15,8 +15,8 @@ from nemo_rpo.config.flops import peak_flops, step_flops
 from nemo_rpo.config.schema import ModelConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.planning.models import MODELS
-from nemo_rpo.training.accelerator import use_determinism
 from nemo_rpo.training.logs.memory import peak_bytes
+from nemo_rpo.training.process.accelerator import use_determinism
 from nemo_rpo.training.profiling import StepProfiler
 
 

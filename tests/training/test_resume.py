@@ -17,7 +17,7 @@ import torch
 
 from nemo_rpo.em import BufferSettings, EMSettings, Votes, estimate
 from nemo_rpo.training.logs.metrics import read_metrics
-from nemo_rpo.training.stop import STOPPED_EARLY
+from nemo_rpo.training.process.stop import STOPPED_EARLY
 
 from .runs import STEPS, STEPS_PER_EPOCH, World, checkpoints, step, steps_done, tensors
 

@@ -19,7 +19,7 @@ from nemo_rpo.megatron.checkpoint.nemo import config as nemo_config
 from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
 from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
-from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.setup import starting_point, tokenizer_spec
 
 _HF_FOLDER, _NEMO_FILE = "hf", "policy.nemo"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.training.accelerator import use_accelerator
+from nemo_rpo.training.process.accelerator import use_accelerator
 
 
 def score(cfg: RunConfig, per_token: bool) -> None:

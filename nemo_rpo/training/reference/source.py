@@ -14,7 +14,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.origin import weights_fingerprint
-from nemo_rpo.training.rank0 import on_first_rank
+from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.reference import file as reference_file
 from nemo_rpo.training.reference import precompute
 from nemo_rpo.training.reference.file import Logprobs, MadeWith

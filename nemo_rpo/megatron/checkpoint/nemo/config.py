@@ -78,7 +78,7 @@ def _config_in(archive: NemoArchive) -> dict[str, Any]:
         from yaml import YAMLError
     except ImportError as exc:
         raise missing_extra("omegaconf", "mcore") from exc
-    from nemo_rpo.config.tree import register_resolvers
+    from nemo_rpo.config.merging.tree import register_resolvers
 
     text = archive.read(CONFIG_FILE)
     register_resolvers()

@@ -27,7 +27,7 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: on every rank; another job is at work there, or the folder cannot be written.
     """
-    from nemo_rpo.training.rank0 import on_first_rank  # imports torch, which a report does without
+    from nemo_rpo.training.process.rank0 import on_first_rank  # imports torch, which a report does without
 
     with contextlib.ExitStack() as held:
 

@@ -10,9 +10,9 @@ from typing import Any, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_rpo.config.nemo_keys import IGNORED, MIRRORS, NULL_IS_DEFAULT, ONLY_WITH, ignored_as
+from nemo_rpo.config.merging.nemo_keys import IGNORED, MIRRORS, NULL_IS_DEFAULT, ONLY_WITH, ignored_as
+from nemo_rpo.config.merging.suggest import nearest_key
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.suggest import nearest_key
 from nemo_rpo.config.types import leaves
 from nemo_rpo.errors import ConfigError, first_line
 
