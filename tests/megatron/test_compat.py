@@ -21,10 +21,10 @@ from reach_rule import violations
 from torchrun import run_ranks
 
 from nemo_rpo.errors import ReleaseError
-from nemo_rpo.megatron.compat import reaches, releases, torch_internals, transformer_engine
+from nemo_rpo.megatron.compat import places, releases, torch_internals, transformer_engine
 from nemo_rpo.megatron.compat.gpt_model import become
 from nemo_rpo.megatron.compat.layer_spec import set_part
-from nemo_rpo.megatron.compat.reaches import REACHES, whats_wrong
+from nemo_rpo.megatron.compat.places import REACHES, whats_wrong
 
 pytestmark = pytest.mark.every_release
 
@@ -68,7 +68,7 @@ def test_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         releases.check_megatron_core("0.15.3")
     assert "megatron-core 0.20.0 is newer than those" in releases.check_megatron_core("0.20.0")
-    reach = reaches.Reach("gpt_model.become", "", ("megatron.core:GPTModelOfTheFuture",))
+    reach = places.Reach("gpt_model.become", "", ("megatron.core:GPTModelOfTheFuture",))
     monkeypatch.setitem(REACHES, reach.name, reach)
     moved = r"has changed \(gpt_model\.become: megatron\.core has no GPTModelOfTheFuture\): install megatron-core>="
     with pytest.raises(ReleaseError, match=moved):

@@ -22,7 +22,7 @@ from yaml import YAMLError
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][\w.\[\]]*)(?:=(?P<value>.*))?", re.DOTALL)
 
 # Of a source checkout, and of an installed wheel.
-_RECIPES = (Path(__file__).parents[2] / "conf", Path(sysconfig.get_path("data"), "share", "nemo_rpo", "conf"))
+_RECIPES = (Path(__file__).parents[3] / "conf", Path(sysconfig.get_path("data"), "share", "nemo_rpo", "conf"))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ theirs that is written out again are used in this package alone. The one excepti
 :mod:`nemo_rpo.megatron.cpu.patches`, which is the compat module of CPU runs: what it replaces is replaced for the whole
 process, before Megatron-Core is imported, and nothing else may.
 
-A reach is a function under :func:`~nemo_rpo.megatron.compat.reaches.reaches`, which names the places upstream; its
+A reach is a function under :func:`~nemo_rpo.megatron.compat.places.reaches`, which names the places upstream; its
 docstring gives the reason. ``tests/megatron/test_compat.py`` looks for each place in each supported release and fails
 with the names of reach and place when one has moved. With a release that is newer than the tested ones,
 :func:`~nemo_rpo.megatron.compat.releases.check_megatron_core` looks for them at the start of a run.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 _STRATEGIES = "megatron.core.dist_checkpointing.strategies"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.errors import ReleaseError
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 _GPT = "megatron.core.models.gpt.gpt_model:GPTModel"
 _ROTARY = "megatron.core.models.common.embeddings.rotary_pos_embedding:RotaryEmbedding"

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from nemo_rpo.errors import ReleaseError
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 _SPEC = "megatron.core.transformer.spec_utils:ModuleSpec(module, params, submodules)"
 

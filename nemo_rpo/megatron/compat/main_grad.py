@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 _HOOK = (
     "megatron.core.distributed:DistributedDataParallel[grad_added_to_main_grad, main_grad, zero_out_wgrad]",

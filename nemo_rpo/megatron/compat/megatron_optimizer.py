@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 
 @reaches("megatron.core.optimizer.distrib_optimizer:HAVE_APEX_OR_TE", "megatron.core.optimizer:Adam")

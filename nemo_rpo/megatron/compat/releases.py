@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from nemo_rpo.errors import ReleaseError
-from nemo_rpo.megatron.compat import reaches
+from nemo_rpo.megatron.compat import places
 
 OLDEST, TOO_NEW = (0, 16, 1), (0, 20)  # tested on both ends; pyproject.toml asks pip for the same
 
@@ -47,11 +47,11 @@ def check_megatron_core(version: str) -> str | None:
 
 
 def _moved() -> list[str]:
-    """:func:`~nemo_rpo.megatron.compat.reaches.moved`, with every module of this package read, less what concerns
+    """:func:`~nemo_rpo.megatron.compat.places.moved`, with every module of this package read, less what concerns
     packages that need not be installed.
     """
     import_all()
-    return [line for line in reaches.moved() if not line.startswith("transformer_engine.")]
+    return [line for line in places.moved() if not line.startswith("transformer_engine.")]
 
 
 def import_all() -> None:

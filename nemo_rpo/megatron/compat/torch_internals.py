@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 
 @reaches("torch.optim.adamw:adamw(params, grads, exp_avgs, exp_avg_sqs, state_steps, fused, lr, weight_decay, eps)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nemo_rpo.megatron.compat.reaches import reaches
+from nemo_rpo.megatron.compat.places import reaches
 
 _CHECKS = {"fp8_tensorwise": "is_fp8_available", "fp8_blockwise": "is_fp8_block_scaling_available"}
 _OLD_CHECKS = {"fp8_tensorwise": "check_fp8_support", "fp8_blockwise": "check_fp8_block_scaling_support"}
