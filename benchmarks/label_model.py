@@ -29,8 +29,8 @@ from nemo_rpo.em import EMSettings, Votes
 from nemo_rpo.em.fit.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
 from nemo_rpo.em.label_model import LabelModelFit, LabelModelSettings, VoteFeatures, fit_label_model
 from nemo_rpo.em.label_model.choose import Fitter, order_shown, slot_of_pairs
+from nemo_rpo.em.label_model.coded_votes import vote_table
 from nemo_rpo.em.label_model.member import PairPrior
-from nemo_rpo.em.label_model.vote_table import vote_table
 from nemo_rpo.errors import MissingExtraError
 
 ESTIMATES = ("majority", "one-coin", "two-sided", "Dawid-Skene", "GLAD", "MACE", "label model", "reported")

@@ -16,8 +16,8 @@ from em_scale import draw, timed
 
 from nemo_rpo.em import Votes
 from nemo_rpo.em.label_model import LabelModelSettings, VoteFeatures, fit_label_model
+from nemo_rpo.em.label_model.coded_votes import vote_table
 from nemo_rpo.em.label_model.member import PairPrior, expected_population, fit_member, share_start
-from nemo_rpo.em.label_model.vote_table import vote_table
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A label model with skills and leanings, chosen by evidence, judged by anchors, tested for dependence. Torch only."""
 
+from nemo_rpo.em.label_model.coded_votes import VoteFeatures
 from nemo_rpo.em.label_model.label_model_fit import LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.em.label_model.vote_table import VoteFeatures
 
 __all__ = ["LabelModelFit", "LabelModelSettings", "VoteFeatures", "fit_label_model"]

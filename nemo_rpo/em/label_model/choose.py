@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.label_model.coded_votes import SLOT, VoteTable
 from nemo_rpo.em.label_model.coefficients import pair_sums, posterior
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import Member, PairPrior, expected_population, fit_member, share_start
-from nemo_rpo.em.label_model.vote_table import SLOT, VoteTable
 
 SHARE = "share of first"
 

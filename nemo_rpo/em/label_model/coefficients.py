@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_rpo.em.label_model.vote_table import VoteTable
+from nemo_rpo.em.label_model.coded_votes import VoteTable
 
 # A Newton step moves no coefficient further than this: logistic likelihoods flatten where a full step overshoots.
 _LONGEST_STEP = 1.5

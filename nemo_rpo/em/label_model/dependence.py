@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.label_model.coded_votes import VoteTable
 from nemo_rpo.em.label_model.coefficients import logits
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import Member
-from nemo_rpo.em.label_model.vote_table import VoteTable
 
 # Votes of two annotators on one pair that are compared; of more pairs than these a sample.
 _AT_MOST = 1 << 22

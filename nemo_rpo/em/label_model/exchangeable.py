@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_rpo.em.label_model.vote_table import VoteTable
+from nemo_rpo.em.label_model.coded_votes import VoteTable
 
 _RIGHT = torch.linspace(0.505, 0.985, 25, dtype=torch.float64)
 _TOGETHER = torch.cat((torch.tensor([1e-4], dtype=torch.float64), torch.linspace(0.02, 0.95, 24, dtype=torch.float64)))

@@ -19,6 +19,7 @@ from nemo_rpo.em.label_model.choose import (
     refitter,
     slot_of_pairs,
 )
+from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.coefficients import logits
 from nemo_rpo.em.label_model.dependence import (
     Dependence,
@@ -31,7 +32,6 @@ from nemo_rpo.em.label_model.exchangeable import ExchangeableVotes, agreement_bo
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.matched import Matched, match_crowds
 from nemo_rpo.em.label_model.member import Member, PairPrior
-from nemo_rpo.em.label_model.vote_table import SKILL, SLOT, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import DataError
 

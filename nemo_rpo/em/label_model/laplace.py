@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.label_model.coded_votes import VoteTable
 from nemo_rpo.em.label_model.coefficients import (
     AnnotatorSums,
     Population,
@@ -15,7 +16,6 @@ from nemo_rpo.em.label_model.coefficients import (
     coefficient_variances,
     logits,
 )
-from nemo_rpo.em.label_model.vote_table import VoteTable
 
 # Up to this many coefficients the information of all of them together is formed (32 MB, an inversion of seconds).
 _DENSE_LIMIT = 2048

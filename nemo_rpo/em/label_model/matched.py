@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_rpo.em.label_model.coded_votes import VoteTable
 from nemo_rpo.em.label_model.coefficients import logits
 from nemo_rpo.em.label_model.dependence import statistic
 from nemo_rpo.em.label_model.member import Member
-from nemo_rpo.em.label_model.vote_table import VoteTable
 
 # Parts of all agreement beyond chance that are taken for shared errors.
 _PARTS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)

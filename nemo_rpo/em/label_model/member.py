@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_rpo.em.label_model.coded_votes import VoteTable
 from nemo_rpo.em.label_model.coefficients import (
     PairSums,
     Population,
@@ -23,7 +24,6 @@ from nemo_rpo.em.label_model.coefficients import (
 )
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.laplace import curvature, log_marginal
-from nemo_rpo.em.label_model.vote_table import VoteTable
 
 # Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
 _KNOWN = 1e4

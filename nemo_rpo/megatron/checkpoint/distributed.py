@@ -34,9 +34,9 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.digests import damage
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.index import Index, read_index
-from nemo_rpo.megatron.checkpoint.optimizer_state import load_optimizer_state
+from nemo_rpo.megatron.checkpoint.optimizer_parts import load_optimizer_state
 from nemo_rpo.megatron.checkpoint.run_file import check_format, or_another, read_run
-from nemo_rpo.megatron.checkpoint.sharded import layout, load_em_state, random_state, restore_random_state
+from nemo_rpo.megatron.checkpoint.run_tensors import layout, load_em_state, random_state, restore_random_state
 from nemo_rpo.megatron.checkpoint.weights import State, chunk_names, load_model_state, model_state
 from nemo_rpo.megatron.checkpoint.writer import cause
 from nemo_rpo.megatron.model import MegatronGPTRPOModel

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from nemo_rpo.digests import digests_of, sync
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.megatron.checkpoint.optimizer_state import optimizer_state, steps_taken
-from nemo_rpo.megatron.checkpoint.sharded import em_state, layout, random_state
+from nemo_rpo.megatron.checkpoint.optimizer_parts import optimizer_state, steps_taken
+from nemo_rpo.megatron.checkpoint.run_tensors import em_state, layout, random_state
 from nemo_rpo.megatron.checkpoint.weights import model_state
 from nemo_rpo.megatron.compat.checkpoint_strategy import async_save, save_strategy
 from nemo_rpo.megatron.model import MegatronGPTRPOModel

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from nemo_rpo.em import Votes, posterior
 from nemo_rpo.em.label_model import LabelModelSettings, VoteFeatures
+from nemo_rpo.em.label_model.coded_votes import vote_table
 from nemo_rpo.em.label_model.coefficients import annotator_sums, coefficient_variances, newton_step, pair_sums
 from nemo_rpo.em.label_model.coefficients import posterior as posterior_of_sums
 from nemo_rpo.em.label_model.laplace import curvature
 from nemo_rpo.em.label_model.member import PairPrior, expected_population, fit_member, share_start
-from nemo_rpo.em.label_model.vote_table import vote_table
 
 from .crowds import make, spread_of_skills
 

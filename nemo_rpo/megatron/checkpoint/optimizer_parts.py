@@ -30,7 +30,7 @@ from torch import Tensor
 
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.index import Index
-from nemo_rpo.megatron.checkpoint.sharded import sharded
+from nemo_rpo.megatron.checkpoint.run_tensors import sharded
 from nemo_rpo.megatron.compat.megatron_optimizer import Moved, moved_numbers, parts_of
 
 _PREFIX, _MOMENTS = "optimizer.", ("exp_avg", "exp_avg_sq")
