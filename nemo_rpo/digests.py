@@ -20,10 +20,11 @@ _DIGEST = re.compile(r'"digest": "([0-9a-f]{64})"(?=\n}\n$)')
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Of files by name, hexadecimal; reads each whole. May raise :class:`OSError`."""
-    return {name: _sha256(folder / name) for name in names}
+    return {name: digest_of(folder / name) for name in names}
 
 
-def _sha256(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; read in blocks. May raise :class:`OSError`."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -35,7 +36,7 @@ def damage(folder: Path, files: dict[str, str]) -> str | None:
     """What is wrong with the first of ``files`` (name → digest) that is not as it was written; None of whole ones."""
     for name, wanted in files.items():
         try:
-            found = _sha256(folder / name)
+            found = digest_of(folder / name)
         except OSError as exc:
             return f"{folder / name} cannot be read ({exc.strerror})"
         if found != wanted:

@@ -7,7 +7,6 @@ annotators; with ``estimator: buffer`` ``rpo_margins.npy`` has the margins, floa
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.data.annotator_table import Annotator, AnnotatorTable
+from nemo_rpo.digests import digest_of
 from nemo_rpo.em import AnnotatorReliability, BufferedReliability
 from nemo_rpo.errors import CheckpointError, DataError
 
@@ -65,7 +65,7 @@ def save_state(folder: Path, saved: dict[str, Any]) -> None:
     margins = saved.pop("margins", None)
     if margins is not None:
         np.save(folder / MARGINS_FILE, margins.numpy())
-        saved["margins_digest"] = _digest(folder / MARGINS_FILE)
+        saved["margins_digest"] = digest_of(folder / MARGINS_FILE)
     text = json.dumps(saved, indent=1, ensure_ascii=False)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -86,16 +86,12 @@ def load_state(folder: Path) -> tuple[AnnotatorTable, dict[str, Any]]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if "data" in saved:
             path = folder / MARGINS_FILE
-            if _digest(path) != saved["margins_digest"]:
+            if digest_of(path) != saved["margins_digest"]:
                 raise ValueError("its digest is not the one it was saved with")
             saved["margins"] = torch.from_numpy(np.load(path, allow_pickle=False))
         return unpacked(saved)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CheckpointError(f"{path} is damaged ({exc!r}): resume from an earlier checkpoint") from exc
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def continued(saved: AnnotatorTable, data: AnnotatorTable, allow_new: bool, block: str) -> AnnotatorTable:

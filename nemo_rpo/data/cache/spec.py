@@ -11,7 +11,7 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.truncation import TRUNCATION_RULE
-from nemo_rpo.digests import digests_of
+from nemo_rpo.digests import digest_of
 from nemo_rpo.errors import ConfigError, DataError
 
 INVALID_PAIRS = ("error", "drop")
@@ -76,6 +76,6 @@ def cache_key(ingredients: dict) -> str:
 
 def _content(path: Path) -> str:
     try:
-        return digests_of(path.parent, [path.name])[path.name]
+        return digest_of(path)
     except OSError as exc:
         raise DataError(f"data file {path} cannot be read ({exc.strerror or exc})") from exc

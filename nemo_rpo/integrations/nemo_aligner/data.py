@@ -6,7 +6,6 @@ of the training files; B pairs of a batch; a batch of packs has B packs of up to
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from nemo_rpo.data.annotator_table import VIRTUAL, AnnotatorTable
 from nemo_rpo.data.files.read import Record, as_paths, read_records
 from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.digests import digest_of
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
@@ -117,7 +117,7 @@ def training_labels(cfg: Any) -> TrainingLabels:
         first[str(file)] = len(pairs)
         for identity, where in ids_of(file, key):
             pairs.add(where, [(identity, 1)])
-    content = (hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in first)
+    content = (digest_of(Path(file)) for file in first)
     return TrainingLabels(pairs, pairs.table(), first, fingerprint([key, *content]))
 
 
