@@ -27,7 +27,7 @@ from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.laplace import curvature, log_marginal
 
 # Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
-_KNOWN = 1e4
+KNOWN = 1e4
 # Iterations from one refit of the population to the next.
 _REFIT_EVERY = 3
 # Log-odds of the share of truths stay within this.
@@ -65,8 +65,8 @@ class PairPrior:
     def joint(self, sums: PairSums) -> PairSums:
         """log P(z) P(votes | z) for both truths; one is ruled out where the truth is known."""
         log_odds = self.margin + self.share * self.slot
-        if_chosen = sums.if_chosen + F.logsigmoid(log_odds) - _KNOWN * (self.gold < 0)
-        if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - _KNOWN * (self.gold > 0)
+        if_chosen = sums.if_chosen + F.logsigmoid(log_odds) - KNOWN * (self.gold < 0)
+        if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - KNOWN * (self.gold > 0)
         return PairSums(if_chosen, if_rejected)
 
     def with_share_of(self, w: Tensor, table: VoteTable) -> PairPrior:
