@@ -23,7 +23,7 @@ class MergedPair:
         pair_id: the file's, ``None`` without one.
         first, second: the completions, ``first`` being what that row calls chosen.
         votes: in the order of the file, ties (sign 0) among them.
-        gold: +1, -1 or ``None``.
+        gold: +1, -1 or ``None``. topic: the first that a row names.
         columns: numeric side information, the mean over the rows that have it.
         given: what the chat template is given beside the messages, as in a row.
     """
@@ -35,6 +35,7 @@ class MergedPair:
     second: Text
     votes: list[Vote]
     gold: int | None
+    topic: str | None
     columns: dict[str, float]
     given: Given = field(default_factory=dict)
 
@@ -80,13 +81,23 @@ class MergedPairs:
         """The pair with that index in the order of first rows, of which ``row`` is the first."""
         table = self._table
         votes = [
-            Vote(None if table.unnamed[v] else self._names[table.annotator[v]], int(table.sign[v]))
+            Vote(None if table.unnamed[v] else self._names[table.annotator[v]], int(table.sign[v]), table.details.of(v))
             for v in self._votes[text]
         ]
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
         columns = {name: total / number for name, (total, number) in known.items()}
-        gold = int(table.gold[text]) or None
-        return MergedPair(row.where, row.pair_id, row.prompt, row.chosen, row.rejected, votes, gold, columns, row.given)
+        return MergedPair(
+            row.where,
+            row.pair_id,
+            row.prompt,
+            row.chosen,
+            row.rejected,
+            votes,
+            int(table.gold[text]) or None,
+            table.topics[table.topic[text]] if table.topic[text] >= 0 else None,
+            columns,
+            row.given,
+        )
 
     def _add_columns(self, row: PreferenceRow, sighting: Sighting) -> None:
         columns = _turned(row.columns) if sighting.turned else row.columns

@@ -64,7 +64,7 @@ def annotator_rows(fit: CrowdFit, settings: CrowdSettings | None = None) -> list
     labels, all_votes = table.labels(signed=True), table.labels(signed=False)
     agreed, compared = agreement_with_others(table)
     first, ordered = _says_first(table)
-    drift, seconds = _drift(fit), _median_by(table.annotator, table.seconds, len(table.annotators))
+    drift, seconds = _drift(fit), _median_by(table.annotator, table.detail("seconds"), len(table.annotators))
     repeats, same = _repeats(table)
     rows = []
     for k, name in enumerate(table.annotators.ids):
@@ -137,7 +137,7 @@ def agreement_with_others(table: VoteTable) -> tuple[np.ndarray, np.ndarray]:
     signed = table.sign != 0
     pair, annotator, sign = table.pair[signed], table.annotator[signed], table.sign[signed].astype(np.int64)
     total = np.bincount(pair, weights=sign, minlength=table.pairs)
-    _, mine, of = np.unique(pair * len(table.annotators) + annotator, return_index=True, return_inverse=True)
+    _, of = np.unique(pair * len(table.annotators) + annotator, return_inverse=True)
     own = np.bincount(of, weights=sign)[of]  # all that this annotator says of the pair, should he say it twice
     own = np.where(table.unnamed[signed], sign, own)
     others = total[pair] - own
@@ -149,8 +149,9 @@ def agreement_with_others(table: VoteTable) -> tuple[np.ndarray, np.ndarray]:
 
 def _says_first(table: VoteTable) -> tuple[np.ndarray, np.ndarray]:
     """Signed labels of each annotator for the response shown first, and those whose order is known, int64 [K] each."""
-    known = (table.sign != 0) & (table.shown_first != 0)
-    first = known & (table.sign == table.shown_first)
+    shown_first = table.detail("shown_first")
+    known = (table.sign != 0) & (shown_first != 0)
+    first = known & (table.sign == shown_first)
     size = len(table.annotators)
     return np.bincount(table.annotator[first], minlength=size), np.bincount(table.annotator[known], minlength=size)
 
@@ -158,8 +159,9 @@ def _says_first(table: VoteTable) -> tuple[np.ndarray, np.ndarray]:
 def _drift(fit: CrowdFit) -> list[Difference]:
     """Mean probability right of the later half of each annotator's labels less that of the earlier half."""
     table = fit.table
-    known = np.flatnonzero((table.sign != 0) & ~np.isnan(table.time))
-    order = known[np.lexsort((table.time[known], table.annotator[known]))]
+    time = table.detail("time")
+    known = np.flatnonzero((table.sign != 0) & ~np.isnan(time))
+    order = known[np.lexsort((time[known], table.annotator[known]))]
     ends = np.cumsum(np.bincount(table.annotator[order], minlength=len(table.annotators)))
     nothing = Difference(np.nan, np.nan, np.nan)
     found = []

@@ -37,14 +37,8 @@ class CrowdFit:
 
     @property
     def warnings(self) -> list[Warned]:
-        """Of the label model, families named by their annotators' ids, and of the table; most serious first."""
-        found = [Warned(guard, self._named(text)) for guard, text in self.model.warnings]
-        several = self.table.several_families
-        if several:
-            names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
-            text = f"annotators with more than one family count as having none: {names}; give each annotator one"
-            found.append(Warned("several_families", text))
-        return found
+        """Of the label model, families named by their annotators' ids; most serious first."""
+        return [Warned(guard, self._named(text)) for guard, text in self.model.warnings]
 
     def families_found(self) -> list[list[str]]:
         """Groups of annotators whose errors hang together, by id."""
@@ -76,14 +70,12 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
     columns = VoteColumns(
         **{name: _known(table, name) for name in ("shown_first", "strength", "confidence", "seconds", "time")},
         lengths=torch.from_numpy(table.lengths.copy()),
-        topic=torch.from_numpy(table.topic.astype(np.int64)) if table.topics else None,
+        topic=torch.from_numpy(table.topic) if table.topics else None,
         topic_names=table.topics,
     )
     gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
     features = vote_features(votes, columns, settings)
-    model = fit_label_model(
-        votes, int(voice.max()) + 1, features, gold=gold, families=families, settings=settings
-    )
+    model = fit_label_model(votes, int(voice.max()) + 1, features, gold=gold, families=families, settings=settings)
     w = model.w.numpy()
     labelled = table.labels(signed=True) > 0
     eta, low, high = (
@@ -127,4 +119,4 @@ def _families(table: VoteTable, voices: int) -> Tensor | None:
 
 
 def _known(table: VoteTable, name: str) -> Tensor | None:
-    return torch.from_numpy(getattr(table, name).copy()) if table.knows(name) else None
+    return torch.from_numpy(table.detail(name).copy()) if table.knows(name) else None

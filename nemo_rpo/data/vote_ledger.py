@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable
 
@@ -15,10 +14,9 @@ from nemo_rpo.data.formats import read_parsed
 from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
 from nemo_rpo.data.pairs import share_of_ranking
 from nemo_rpo.data.rows import PreferenceRow, Text
-from nemo_rpo.data.vote_table import DETAILS, VoteTable
+from nemo_rpo.data.vote_details import DetailLedger
+from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import DataError, RowError
-
-_SEVERAL = -2  # an annotator of more than one family
 
 
 def read_votes(
@@ -53,13 +51,11 @@ class VoteLedger:
     def __init__(self) -> None:
         self._integers = {name: array("q") for name in ("pair", "annotator", "file", "row")}
         self._small = {name: array("b") for name in ("sign", "said", "unnamed", "size")}
-        self._details = {name: (array("q"), array("d")) for name in DETAILS}  # votes that have a value, and the value
-        self._gold, self._topic, self._lengths = array("b"), array("i"), array("i")
+        self._details = DetailLedger()
+        self._gold, self._topic, self._lengths = array("b"), array("q"), array("i")
         self._annotators: dict[str, int] = {}
-        self._family: dict[int, int] = {}
         self._files: dict[str, int] = {}
         self._topics: dict[str, int] = {}
-        self._families: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._small["sign"])
@@ -87,6 +83,7 @@ class VoteLedger:
             }
             for column, value in small.items():
                 self._small[column].append(value)
+            self._details.add(vote.details, sighting.turned)
 
     def _add_pair(self, row: PreferenceRow, sighting: Sighting, orientation: int) -> None:
         if sighting.new:
@@ -100,36 +97,36 @@ class VoteLedger:
             raise RowError(row.file, row.row, problem, "gold_conflict")
         if gold:
             self._gold[sighting.text] = gold
+        if row.topic is not None and self._topic[sighting.text] < 0:
+            self._topic[sighting.text] = self._topics.setdefault(row.topic, len(self._topics))
 
     def close(self, pairs: PairIndex) -> VoteTable:
         """The table; ``pairs`` is the index that the sightings came from."""
-        votes = len(self)
         integers = {name: np.array(values, dtype=np.int64) for name, values in self._integers.items()}
         small = {name: np.array(values, dtype=np.int8) for name, values in self._small.items()}
         sizes = small.pop("size")
         place, annotators = self._sorted_annotators(integers, small["sign"], share_of_ranking(sizes))
-        family = np.full(len(annotators), -1, dtype=np.int32)
-        for annotator, known in self._family.items():
-            family[place[annotator]] = max(known, -1)
+        annotator, details = place[integers["annotator"]], self._details.close()
+        families = {name: i for i, name in enumerate(details.families)}
+        family = [families.get(name, -1) for name in details.family_of(annotator, len(annotators))]
         where = [pairs.first_row(pair) for pair in range(len(pairs))]
         return VoteTable(
-            **integers | {"annotator": place[integers["annotator"]]},
+            **integers | {"annotator": annotator},
             **small | {"unnamed": small["unnamed"].astype(bool)},
             weight=share_of_ranking(sizes).astype(np.float32),
-            **{name: self._detail(name, votes) for name in DETAILS},
+            details=details,
             gold=np.array(self._gold, dtype=np.int8),
-            topic=np.array(self._topic, dtype=np.int32),
+            topic=np.array(self._topic, dtype=np.int64),
             lengths=np.array(self._lengths, dtype=np.int32).reshape(-1, 2),
             pair_id=list(pairs.ids),
             pair_file=np.array([self._files[file] for file, _ in where], dtype=np.int64),
             pair_row=np.array([row for _, row in where], dtype=np.int64),
             content_turned=pairs.content_turned(),
-            family=family,
+            family=np.array(family, dtype=np.int64),
             annotators=annotators,
             topics=list(self._topics),
-            families=list(self._families),
+            families=details.families,
             files=list(self._files),
-            several_families=[name for name, k in self._annotators.items() if self._family.get(k) == _SEVERAL],
         )
 
     def _sorted_annotators(
@@ -145,13 +142,6 @@ class VoteLedger:
             for name, k in self._annotators.items()
         )
         return np.array([table.index(name) for name in self._annotators], dtype=np.int64), table
-
-    def _detail(self, name: str, votes: int) -> np.ndarray:
-        at, values = self._details[name]
-        dtype = {"shown_first": np.int8, "time": np.float64}.get(name, np.float32)
-        column = np.zeros(votes, dtype) if name == "shown_first" else np.full(votes, math.nan, dtype)
-        column[np.array(at, dtype=np.int64)] = np.array(values, dtype=dtype)
-        return column
 
 
 def _characters(text: Text) -> int:

@@ -9,10 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nemo_rpo.data.annotator_table import AnnotatorTable
-
-# Columns of votes that change sign when their pair is turned round.
-_SIGNED = ("sign", "shown_first")
-DETAILS = ("shown_first", "strength", "confidence", "seconds", "time")
+from nemo_rpo.data.vote_details import DTYPES, UNKNOWN, DetailTable
 
 
 @dataclass(frozen=True)
@@ -27,19 +24,16 @@ class VoteTable:
         weight: float32 [v], 1; of a ranking of K responses, one label on K(K-1)/2 pairs, the inverse of that number.
         unnamed: bool [v], votes without an annotator, who share the id ``all``.
         file, row: int64 [v], where the vote stands; ``file`` is an index into ``files``.
-        shown_first: int8 [v], +1 where the pair's first response was shown first, -1 the second, 0 not known.
-        strength, confidence, seconds: float32 [v], as stated; NaN not known.
-        time: float64 [v], seconds since 1970; NaN not known.
+        details: what else is known of them [v], relative to the pair's canonical order; see :meth:`detail`.
         gold: int8 [n], +1 the first response is better, -1 the second, 0 not known.
-        topic: int32 [n], index into ``topics``, -1 without one.
+        topic: int64 [n], index into ``topics``, -1 without one.
         lengths: int32 [n, 2], characters of the first and the second response.
         pair_id: [n], the files' ids or hashes of the content.
         pair_file, pair_row: int64 [n], where the pair is shown first.
         content_turned: bool [n], whether the responses stand in the other order when sorted by a hash of their texts.
-        family: int32 [K], index into ``families``, -1 without one or with several.
+        family: int64 [K], index into ``families``, -1 without one; the first that a vote names.
         annotators: sorted by id; those who only called ties have no label.
         topics, families, files: names.
-        several_families: annotators who are said to be of more than one family, and therefore are of none here.
     """
 
     pair: np.ndarray
@@ -50,11 +44,7 @@ class VoteTable:
     unnamed: np.ndarray
     file: np.ndarray
     row: np.ndarray
-    shown_first: np.ndarray
-    strength: np.ndarray
-    confidence: np.ndarray
-    seconds: np.ndarray
-    time: np.ndarray
+    details: DetailTable
     gold: np.ndarray
     topic: np.ndarray
     lengths: np.ndarray
@@ -67,7 +57,6 @@ class VoteTable:
     topics: list[str]
     families: list[str]
     files: list[str]
-    several_families: list[str]
 
     def __len__(self) -> int:
         return len(self.pair)
@@ -131,16 +120,20 @@ class VoteTable:
         if not which.any():
             return self
         of_vote = which[self.pair]
-        columns = {name: np.where(of_vote, -getattr(self, name), getattr(self, name)) for name in _SIGNED}
         return replace(
             self,
-            **columns,
+            sign=np.where(of_vote, -self.sign, self.sign),
+            details=self.details.take(np.arange(len(self)), of_vote),
             gold=np.where(which, -self.gold, self.gold),
             lengths=np.where(which[:, None], self.lengths[:, ::-1], self.lengths),
             content_turned=self.content_turned ^ which,
         )
 
     def knows(self, name: str) -> bool:
-        """Whether any vote has a value in the column ``name`` (one of :data:`DETAILS`)."""
-        values = getattr(self, name)
-        return bool((values != 0).any() if name in _SIGNED else (~np.isnan(values)).any())
+        """Whether any vote has the detail ``name``, a field of :class:`nemo_rpo.data.rows.VoteDetails`."""
+        return name in self.details.columns
+
+    def detail(self, name: str) -> np.ndarray:
+        """The detail ``name`` of every vote [v]: NaN, 0 for ``shown_first``, -1 for ``family`` where not known."""
+        known = self.details.columns.get(name)
+        return np.full(len(self), UNKNOWN.get(name, np.nan), DTYPES[name]) if known is None else known

@@ -87,7 +87,7 @@ def test_turned_round_twice_is_the_table(tmp_path):
     assert (there.sign.tolist(), there.gold.tolist(), there.lengths[0].tolist()) == ([-1, -1], [1, 0], [4, 3])
     back = there.turned_round(which)
     arrays = [name for name, value in vars(table).items() if isinstance(value, np.ndarray)]
-    assert len(arrays) > 15
+    assert len(arrays) > 12
     for name in arrays:
         np.testing.assert_array_equal(getattr(back, name), getattr(table, name))
 
@@ -113,3 +113,15 @@ def test_opposite_gold_labels_name_the_row(tmp_path):
     seen: list[DataError] = []
     assert len(read_votes(file, on_error=seen.append)) == 1
     assert len(seen) == 1
+
+
+def test_details_turn_with_their_pair(tmp_path):
+    rows = [voted("x", ("w", "a"), topic="code"), voted("y", ("v", "b"))]
+    rows[0]["votes"][0] |= {"shown_first": "b", "seconds": 7, "family": "f"}
+    table = read_votes(write(tmp_path / "votes.jsonl", rows))
+    assert table.detail("shown_first").tolist() == [-1, 0]
+    assert table.turned_round(np.array([True, True])).detail("shown_first").tolist() == [1, 0]
+    assert (table.knows("seconds"), table.knows("time")) == (True, False)
+    np.testing.assert_array_equal(table.detail("time"), [np.nan, np.nan])
+    assert (table.topics, table.topic.tolist()) == (["code"], [0, -1])
+    assert (table.annotators.ids, table.family.tolist(), table.families) == (["v", "w"], [-1, 0], ["f"])
