@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import PairLosses, PairStep, Votes, posterior
+from nemo_rpo.em import PairLosses, PairStep, Votes
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -21,7 +21,7 @@ from nemo_rpo.losses import PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
-LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
+EVIDENCE = "pair_evidence"  # float32, log-odds that all but the policy gives the pair's chosen
 WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
 PAIR = "em_pair"  # int64, index of the pair in the global batch
 STATISTIC = "em_mean_statistic"  # float32, mean over the global batch of what the loss's reduction divides by
@@ -60,20 +60,23 @@ def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = N
 
 @dataclass(frozen=True)
 class CarriedReliability:
-    """The E-step in a worker: reliabilities that came with the batch, one a row.
+    """The E-step in a worker: what the driver has looked up for each pair came with the batch.
 
     Attributes:
-        logit_eta: float32 [n], of each pair's annotator. warming_up: bool [n], the model is to be ignored.
+        evidence: float32 [n], of each pair, see :meth:`nemo_rpo.em.AnnotatorReliability.evidence`.
+        warming_up: bool [n], the model is to be ignored.
         link_tau: τ.
     """
 
-    logit_eta: Tensor
+    evidence: Tensor
     warming_up: Tensor
     link_tau: float
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
-        """w [n]; the annotators of ``votes`` are places in ``logit_eta``. The driver has looked up the ``pair``."""
-        return posterior(torch.where(self.warming_up, 0.0, delta), votes, self.logit_eta, self.link_tau)
+        """w [n]; the driver has looked at ``votes`` and ``pair``."""
+        dtype = torch.promote_types(delta.dtype, torch.float32)
+        margin = torch.where(self.warming_up, 0.0, delta.detach().to(dtype))
+        return torch.sigmoid(margin / self.link_tau + self.evidence.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,9 @@ class RobustLoss:
         """With the η that the step began with; None without the EM, where every label is believed."""
         if not self.robust.enabled:
             return None
-        if LOGIT_ETA not in data:
+        if EVIDENCE not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        return CarriedReliability(data[LOGIT_ETA][::2], data[WARMING_UP][::2], self.robust.link_tau)
+        return CarriedReliability(data[EVIDENCE][::2], data[WARMING_UP][::2], self.robust.link_tau)
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class AnnotatorRow:
         start: the η it started from.
         standard_error: of ``eta``; nan where nothing has been fitted.
         running: η before the last sweep replaced it.
+        coefficients: (coefficient, standard error) by feature of the label model, the skill first; empty while it is
+            not in force. The same features in every row.
     """
 
     annotator: str
@@ -34,6 +36,7 @@ class AnnotatorRow:
     start: float
     standard_error: float
     running: float
+    coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
