@@ -24,7 +24,7 @@ class MergedPair:
         pair_id: the file's, ``None`` without one.
         first, second: the completions, ``first`` being what that row calls chosen.
         votes: in the order of the file, ties (sign 0) among them.
-        gold: +1, -1 or ``None``.
+        gold: +1, -1 or ``None``. topic: the first that a row names.
         columns: numeric side information, the mean over the rows that have it.
         given: what the chat template is given beside the messages, as in a row.
     """
@@ -36,6 +36,7 @@ class MergedPair:
     second: Text
     votes: list[Vote]
     gold: int | None
+    topic: str | None
     columns: dict[str, float]
     given: Given = field(default_factory=dict)
 
@@ -57,6 +58,7 @@ class MergedPairs:
     def __init__(self, rows: Iterable[PreferenceRow]) -> None:
         self.rows = 0
         self._gold: dict[int, int] = {}
+        self._topic: dict[int, str] = {}
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
         pairs, ledger = PairIndex(), VoteLedger()
         self._first = array("q")
@@ -65,6 +67,8 @@ class MergedPairs:
             self._first.append(sighting.text if sighting.new else -1)
             ledger.add(row, sighting)
             self._add_gold(row, sighting)
+            if row.topic is not None:
+                self._topic.setdefault(sighting.text, row.topic)
             self._add_columns(row, sighting)
             self.rows += 1
         self._table = ledger.close(len(pairs))
@@ -82,13 +86,27 @@ class MergedPairs:
         """The pair with that index in the order of first rows, of which ``row`` is the first."""
         table = self._table
         votes = [
-            Vote(None if table.annotator[v] == UNNAMED else table.annotators[table.annotator[v]], int(table.sign[v]))
+            Vote(
+                None if table.annotator[v] == UNNAMED else table.annotators[table.annotator[v]],
+                int(table.sign[v]),
+                table.details.of(v),
+            )
             for v in self._votes[text]
         ]
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
         columns = {name: total / number for name, (total, number) in known.items()}
-        gold = self._gold.get(text)
-        return MergedPair(row.where, row.pair_id, row.prompt, row.chosen, row.rejected, votes, gold, columns, row.given)
+        return MergedPair(
+            row.where,
+            row.pair_id,
+            row.prompt,
+            row.chosen,
+            row.rejected,
+            votes,
+            self._gold.get(text),
+            self._topic.get(text),
+            columns,
+            row.given,
+        )
 
     def _add_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
         if not row.gold:

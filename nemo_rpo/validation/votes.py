@@ -11,6 +11,7 @@ import numpy as np
 
 from nemo_rpo.data.identity import Sighting
 from nemo_rpo.data.rows import PreferenceRow
+from nemo_rpo.data.vote_details import DetailLedger, DetailTable
 
 UNNAMED = 0  # the index of labels without an annotator
 _WORDS = {1: "the first completion", -1: "the second completion", 0: "a tie"}
@@ -33,6 +34,7 @@ class VoteTable:
         sign: int8 [v], +1 for the completion that the pair's first row calls chosen, -1 for the other, 0 for a tie.
         said: int8 [v], the same relative to the row's own chosen.
         file, row: int64 [v], where the vote stands; ``file`` is an index into ``files``.
+        details: what else is known of them [v], relative to the pair's first row.
         annotators, files: names; annotator 0 is the unnamed one.
         texts: T.
     """
@@ -43,6 +45,7 @@ class VoteTable:
     said: np.ndarray
     file: np.ndarray
     row: np.ndarray
+    details: DetailTable
     annotators: list[str]
     files: list[str]
     texts: int
@@ -94,6 +97,7 @@ class VoteLedger:
     def __init__(self) -> None:
         self._integers = {name: array("q") for name in ("text", "annotator", "file", "row")}
         self._signs = {name: array("b") for name in ("sign", "said")}
+        self._details = DetailLedger()
         self._annotators: dict[str | None, int] = {None: UNNAMED}
         self._files: dict[str, int] = {}
 
@@ -107,6 +111,7 @@ class VoteLedger:
                 self._integers[name].append(value)
             self._signs["sign"].append(-vote.sign if sighting.turned else vote.sign)
             self._signs["said"].append(vote.sign)
+            self._details.add(vote.details, sighting.turned)
 
     def __len__(self) -> int:
         return len(self._signs["sign"])
@@ -116,6 +121,7 @@ class VoteLedger:
         return VoteTable(
             **{name: np.array(values, dtype=np.int64) for name, values in self._integers.items()},
             **{name: np.array(values, dtype=np.int8) for name, values in self._signs.items()},
+            details=self._details.close(),
             annotators=["" if name is None else name for name in self._annotators],
             files=list(self._files),
             texts=texts,
