@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import Objective
+from nemo_rpo.em.votes import Votes
 
 if TYPE_CHECKING:
     from nemo_rpo.losses import LossTerms
@@ -44,6 +45,29 @@ def robust_loss(terms: LossTerms, w: Tensor, objective: Objective = "induced") -
     if terms.anchor_rejected is not None:
         loss = loss + _weighted(1 - w, _at_least_float32(terms.anchor_rejected))
     return loss
+
+
+def label_loss(delta: Tensor, votes: Votes) -> Tensor:
+    """−s log σ(Δ) − (1−s) log σ(−Δ) [P]: the log loss of the labels as recorded, whatever an EM thinks of them.
+
+    What a policy is measured by on held-out pairs: under a loss that weighs labels by its own w, a policy that denies
+    the labels looks good to itself.
+
+    Args:
+        delta: Δ [P]. votes: the labels; s is the share of a pair's signed ones that say chosen.
+    """
+    delta, share = _at_least_float32(delta), votes.share()
+    return _weighted(share, -F.logsigmoid(delta)) + _weighted(1 - share, -F.logsigmoid(-delta))
+
+
+def agreement(delta: Tensor, better: Tensor) -> Tensor:
+    """How right margins [P] are about which response is ``better`` [P] (+1 chosen, −1 rejected, 0 neither): 1 or 0, and
+    ½ where either takes no side, as all margins at the first step do.
+
+    >>> agreement(torch.tensor([0.3, -0.3, 0.0, 0.3]), torch.tensor([1, 1, 1, 0]))
+    tensor([1.0000, 0.0000, 0.5000, 0.5000])
+    """
+    return 0.5 + 0.5 * torch.sign(delta) * better
 
 
 def _weighted(weight: Tensor, loss: Tensor) -> Tensor:
