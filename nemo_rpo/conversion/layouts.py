@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nemo_rpo.conversion.details import known, of_multipref
 from nemo_rpo.conversion.merged import MergedPair
 from nemo_rpo.data.rows import Messages, Text, Vote
 from nemo_rpo.errors import DataError
@@ -18,14 +19,13 @@ GOLD = "gold labels (the layout has no place for them)"
 UNLABELLED = "pairs without a label (the layout has a row a label)"
 
 _WORDS = {1: "a", -1: "b", 0: "tie"}
-# How strongly somebody preferred is not known; "clearly" is what readers of MultiPref count as one full vote.
-_MULTIPREF_WORDS = {1: "A-is-clearly-better", -1: "B-is-clearly-better", 0: "Tie"}
+_SIDES = {1: "chosen", -1: "rejected"}
 _A_B_NAMES = {"chosen_reward": "reward_a", "rejected_reward": "reward_b"}
 
 
 def votes(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
-    """A row a pair: ``prompt``, ``response_a``, ``response_b``, ``votes``, and ``gold`` where it is known."""
-    cast = [{**_named(vote), "vote": _WORDS[vote.sign]} for vote in pair.votes]
+    """A row a pair: ``prompt``, ``response_a``, ``response_b``, ``votes``; ``gold`` and ``topic`` where known."""
+    cast = [{**_named(vote), "vote": _WORDS[vote.sign], **known(vote.details, _WORDS)} for vote in pair.votes]
     gold = {} if pair.gold is None else {"gold": _WORDS[pair.gold]}
     yield {
         **_identified(pair),
@@ -34,6 +34,7 @@ def votes(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
         "response_b": pair.second,
         "votes": cast,
         **gold,
+        **_of_topic(pair),
         **_a_b(pair.columns),
         **pair.given,
     }
@@ -42,7 +43,7 @@ def votes(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
 def multipref(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
     """A row a pair, all labels among the normal workers'; the evaluator of a label without an annotator is null."""
     lost[GOLD] += pair.gold is not None
-    labels = [{"evaluator": vote.annotator, "overall_pref": _MULTIPREF_WORDS[vote.sign]} for vote in pair.votes]
+    labels = [{"evaluator": vote.annotator, **of_multipref(vote, lost)} for vote in pair.votes]
     yield {
         **({} if pair.pair_id is None else {"comparison_id": pair.pair_id}),
         "text": pair.prompt,
@@ -50,6 +51,7 @@ def multipref(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
         "completion_b": pair.second,
         "normal_worker_annotations": labels,
         "expert_worker_annotations": [],
+        **_of_topic(pair),
         **_a_b(pair.columns),
         **pair.given,
     }
@@ -65,7 +67,7 @@ def nemo_rl(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "context": _as_messages(pair.prompt, "user"),
             "completions": [{"rank": rank, "completion": _as_messages(text, "assistant")} for rank, text in ranked],
             **_named(vote),
-            **pair.columns_for(vote.sign),
+            **_said_of(pair, vote),
             **pair.given,
         }
 
@@ -80,7 +82,7 @@ def nemo_aligner(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "chosen_response": chosen,
             "rejected_response": rejected,
             **_named(vote),
-            **pair.columns_for(vote.sign),
+            **_said_of(pair, vote),
             **pair.given,
         }
 
@@ -99,7 +101,7 @@ def hf(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "chosen": chosen,
             "rejected": rejected,
             **_named(vote),
-            **pair.columns_for(vote.sign),
+            **_said_of(pair, vote),
             **pair.given,
         }
 
@@ -112,7 +114,7 @@ def rankings(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
             "prompt": pair.prompt,
             "responses": list(_sides(pair, vote)),
             **_named(vote),
-            **pair.columns_for(vote.sign),
+            **_said_of(pair, vote),
             **pair.given,
         }
 
@@ -128,7 +130,6 @@ WRITERS: dict[str, Writer] = {
 
 
 def _labels(pair: MergedPair, lost: Counter) -> list[Vote]:
-    lost[GOLD] += pair.gold is not None
     lost[UNLABELLED] += not pair.votes
     return pair.votes
 
@@ -141,6 +142,17 @@ def _signed(pair: MergedPair, lost: Counter) -> list[Vote]:
 
 def _sides(pair: MergedPair, vote: Vote) -> tuple[Text, Text]:
     return (pair.second, pair.first) if vote.sign < 0 else (pair.first, pair.second)
+
+
+def _said_of(pair: MergedPair, vote: Vote) -> Fields:
+    """Side columns, topic, gold and details in a row whose ``chosen`` is what the vote prefers."""
+    gold = {} if pair.gold is None else {"gold": _SIDES[pair.gold * (vote.sign or 1)]}
+    details = vote.details.turned() if vote.sign < 0 else vote.details
+    return {**pair.columns_for(vote.sign), **known(details, _SIDES), **gold, **_of_topic(pair)}
+
+
+def _of_topic(pair: MergedPair) -> Fields:
+    return {} if pair.topic is None else {"topic": pair.topic}
 
 
 def _identified(pair: MergedPair) -> Fields:

@@ -13,6 +13,7 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
 from nemo_rpo.data.layouts import every, ranked, voted, winner
+from nemo_rpo.data.layouts.details import OF_VOTE
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError, DataError, RowError
@@ -31,7 +32,7 @@ class Layout:
         marks: the fields whose presence in a row tells its layout.
         fields: those that it reads, beside what every layout reads.
         inner: of fields that are lists of objects, what is read of each object.
-        labelled: whether a row has one label, whose annotator is a field of the row and which ``tie`` makes a tie.
+        labelled: whether a row has one label, of which fields of the row speak: the annotator, ``tie``, details.
         without_votes: how to drop some of several votes of a row.
     """
 
@@ -48,7 +49,7 @@ class Layout:
 
     def reads(self, keys: RowFormat) -> frozenset[str]:
         """The fields of a row that mean something."""
-        own = {keys.annotator_key, every.TIE} if self.labelled else set()
+        own = {keys.annotator_key, *every.OF_LABELLED} if self.labelled else set()
         return self.fields | every.READ | ALIASES.keys() | own | {keys.pair_id_key}
 
 
@@ -56,8 +57,8 @@ def _marks(*alternatives: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(names.split()) for names in alternatives)
 
 
-_OF_VOTE = frozenset(("vote", "tie"))
-_OF_ANNOTATION = frozenset(("evaluator", "overall_pref"))
+_OF_VOTE = OF_VOTE | {"vote", "tie"}
+_OF_ANNOTATION = frozenset(("evaluator", "overall_pref", "overall_confidence", "time_spent", "timestamp"))
 
 # In the order of detection: the more particular marks first.
 LAYOUTS: dict[str, Layout] = {
@@ -113,7 +114,7 @@ def parse(record: Record, keys: RowFormat, layout: str) -> PreferenceRow:
     """One record under a named layout; :class:`DataError` with file, row and field where it does not fit."""
     try:
         row = LAYOUTS[layout].parse(record, keys)
-        return every.complete(row, Fields(record), says_tie=LAYOUTS[layout].labelled)
+        return every.complete(row, Fields(record), labelled=LAYOUTS[layout].labelled)
     except RecursionError:
         raise RowError(record.file, record.row, "objects nested too deep in a field", "bad_json") from None
 

@@ -17,6 +17,7 @@ from nemo_rpo.data import columns as side_columns
 from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
 from nemo_rpo.data.identity import PairIndex, comparisons, content_id
 from nemo_rpo.data.rows import PreferenceRow
+from nemo_rpo.data.vote_details import DetailLedger, DetailTable
 from nemo_rpo.errors import DataError
 
 
@@ -33,7 +34,12 @@ class PairTable:
         annotator: int64 [v], index into ``annotators``.
         sign: int8 [v], +1 for chosen and −1 for rejected; ties are left out.
         tie: bool [n], True where nobody prefers either response and somebody called a tie.
+        details: of the votes [v], relative to the pair's chosen.
         gold: int8 [n], +1 chosen, −1 rejected, 0 unknown.
+        chosen_first: int8 [n], +1 where chosen comes first in an order that does not depend on what was said of the
+            pair, else −1: the order of the files, or of a hash of the texts where a file always records the winner
+            first.
+        topic: int64 [n], index into ``topics``, -1 without one.
         columns: float32 [n] each, NaN where a pair has no value.
         source: int64 [n, 2], index into ``files`` and row number of the first row that speaks of the pair.
         files: names as in the rows, in the order they were first read.
@@ -49,7 +55,11 @@ class PairTable:
     annotator: np.ndarray
     sign: np.ndarray
     tie: np.ndarray
+    details: DetailTable
     gold: np.ndarray
+    chosen_first: np.ndarray
+    topic: np.ndarray
+    topics: list[str]
     columns: dict[str, np.ndarray]
     source: np.ndarray
     files: list[str]
@@ -109,6 +119,9 @@ class PairLedger:
         self._row_first, self._row_second, self._row_size = array("b"), array("b"), array("b")
         self._row_file, self._row_number = array("q"), array("q")
         self._vote_row, self._vote_annotator, self._vote_sign = array("q"), array("q"), array("b")
+        self._details = DetailLedger()
+        self._with_order: set[int] = set()  # files that do not always record the winner first
+        self._row_topic, self._topics = array("q"), {}
         self._annotators: dict[str, int] = {}
         self._annotator_seen: list[str] = []
         self._columns: dict[str, tuple[array, array]] = {}
@@ -158,6 +171,7 @@ class PairLedger:
         self._row_size.append(size)
         self._row_turned.append(turned)
         self._row_gold.append((row.gold or 0) * orientation)
+        self._row_topic.append(-1 if row.topic is None else self._topics.setdefault(row.topic, len(self._topics)))
         self._row_file.append(self._files.setdefault(row.file, len(self._files)))
         self._row_number.append(row.row)
         for vote in row.votes:
@@ -168,6 +182,9 @@ class PairLedger:
             self._vote_row.append(entry)
             self._vote_annotator.append(index)
             self._vote_sign.append(vote.sign * orientation)
+            self._details.add(vote.details, turned)
+            if vote.sign < 0:
+                self._with_order.add(self._row_file[entry])
         for name, value in row.columns.items():
             rows, values = self._columns.setdefault(name, (array("q"), array("f")))
             rows.append(entry)
@@ -185,14 +202,16 @@ class PairLedger:
         order, annotators = self._sorted_annotators(counts_for * (sign != 0))
         annotator = order[_as(self._vote_annotator, np.int64)]
         votes, ties = round(counts_for.sum()), round(counts_for[sign == 0].sum())
+        kept = np.arange(len(sign))
         if not (self.group_votes or self.keep_ties):
-            vote_row, sign, annotator = (values[sign != 0] for values in (vote_row, sign, annotator))
+            kept = np.flatnonzero(sign)
+            vote_row, sign, annotator = vote_row[kept], sign[kept], annotator[kept]
         entry, member = self._group(vote_row) if self.group_votes else self._split(vote_row)
         called_tie = np.bincount(member[sign == 0], minlength=len(entry)) > 0
-        member, sign, annotator = (values[sign != 0] for values in (member, sign, annotator))
+        member, kept, annotator, sign = (values[sign != 0] for values in (member, kept, annotator, sign))
 
         by_pair = np.argsort(member, kind="stable")
-        member, sign, annotator = member[by_pair], sign[by_pair], annotator[by_pair]
+        member, sign, annotator, kept = member[by_pair], sign[by_pair], annotator[by_pair], kept[by_pair]
         balance = np.bincount(member, weights=sign, minlength=len(entry))
         votes_of_pair = np.bincount(member, minlength=len(entry))
         turned = balance < 0
@@ -208,7 +227,11 @@ class PairLedger:
             annotator=annotator,
             sign=(sign * np.where(turned, -1, 1)[member]).astype(np.int8),
             tie=called_tie & (votes_of_pair == 0),
+            details=self._details.close().take(kept, turned[member]),
             gold=gold.astype(np.int8),
+            chosen_first=self._chosen_first(entry, pair, turned),
+            topic=self._pair_topic()[pair],
+            topics=list(self._topics),
             columns=side_columns.turned(self._pair_columns(entry, pair), turned),
             source=np.stack([_as(self._row_file, np.int64)[entry], _as(self._row_number, np.int64)[entry]], axis=1),
             files=list(self._files),
@@ -255,6 +278,21 @@ class PairLedger:
                 raise DataError(f"{self._where(entry)}: pair '{name}' has the opposite gold label in an earlier row")
             gold[pair] = value or gold[pair]
         return gold
+
+    def _chosen_first(self, entry: np.ndarray, pair: np.ndarray, turned: np.ndarray) -> np.ndarray:
+        """:attr:`PairTable.chosen_first` of the pairs that come from rows ``entry``; pairs of rankings take turns."""
+        other_order = np.arange(len(self._pair_id)) % 2 == 1
+        other_order[_as(self._pair_of_sighting, np.int64)] = self._sightings.content_turned()
+        winner_first = ~np.isin(np.arange(len(self._files)), list(self._with_order))
+        of_hash = winner_first[_as(self._row_file, np.int64)[entry]]
+        return np.where(turned ^ (of_hash & other_order[pair]), -1, 1).astype(np.int8)
+
+    def _pair_topic(self) -> np.ndarray:
+        """Topic of each pair, the first that one of its rows names; int64, -1 without one."""
+        topic, said = np.full(len(self._pair_id), -1, dtype=np.int64), _as(self._row_topic, np.int64)
+        named = np.flatnonzero(said >= 0)[::-1]  # backwards: the first row of a pair is written last
+        topic[_as(self._row_pair, np.int64)[named]] = said[named]
+        return topic
 
     def _pair_columns(self, entry: np.ndarray, pair: np.ndarray) -> dict[str, np.ndarray]:
         """Columns in the text's own order, float32 [n]; grouped rows give the mean of the values they have."""

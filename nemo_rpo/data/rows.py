@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,11 +11,43 @@ Text = str | Messages
 Given = dict[str, Any]
 
 
+class VoteDetails(NamedTuple):
+    """What is known of a vote beside who said what; NaN, 0 or ``None`` where it is not.
+
+    Attributes:
+        shown_first: +1 if the pair's ``chosen`` was shown first, −1 if ``rejected`` was; changes sign with the pair.
+        strength: how much better the preferred response is, ≥ 0, on the file's own scale.
+        confidence: how sure the annotator was, on the file's own scale.
+        seconds: time spent.
+        time: when, seconds since 1970.
+        family: annotators whose errors hang together, the model that a judge is built on, say.
+    """
+
+    shown_first: int = 0
+    strength: float = math.nan
+    confidence: float = math.nan
+    seconds: float = math.nan
+    time: float = math.nan
+    family: str | None = None
+
+    def turned(self) -> VoteDetails:
+        """The same of the pair with ``chosen`` and ``rejected`` exchanged."""
+        return self._replace(shown_first=-self.shown_first) if self.shown_first else self
+
+
+NOTHING_ELSE = VoteDetails()
+
+
 class Vote(NamedTuple):
     """One annotator's label on one pair: ``sign`` +1 for the row's ``chosen``, −1 for its ``rejected``, 0 for a tie."""
 
     annotator: str | None
     sign: int
+    details: VoteDetails = NOTHING_ELSE
+
+    def turned(self) -> Vote:
+        """The same of the pair with ``chosen`` and ``rejected`` exchanged."""
+        return Vote(self.annotator, -self.sign, self.details.turned())
 
 
 @dataclass(frozen=True)
@@ -31,6 +64,7 @@ class PreferenceRow:
         votes: the labels, one an annotator and utterance; ties have sign 0. A ranking has one: +1, or 0 where two
             responses were ranked equal.
         columns: numeric side information (:data:`nemo_rpo.data.columns.NAMES`), relative to ``chosen``.
+        topic: what the pair is about, ``None`` where that is not said.
         gold: +1 if the gold label is ``chosen``, −1 if ``rejected``, ``None`` without one.
         further: of a ranking, the responses after the first two, better ones first.
         rewards: of a ranking, one for each response; NaN for one without, empty where none has any.
@@ -48,6 +82,7 @@ class PreferenceRow:
     votes: tuple[Vote, ...]
     columns: dict[str, float] = field(default_factory=dict)
     gold: int | None = None
+    topic: str | None = None
     further: tuple[Text, ...] = ()
     rewards: tuple[float, ...] = ()
     given: Given = field(default_factory=dict)

@@ -14,11 +14,13 @@ from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
 from nemo_rpo.em.fit.standard_error import standard_errors
+from nemo_rpo.em.label_model.in_training import RunLabelModel
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 _FIRST_REFIT = 8
+_LABEL_MODEL, _EVIDENCE = "label_model.", "label_model.evidence"
 
 
 class MarginBuffer:
@@ -79,10 +81,16 @@ class BufferedReliability(AnnotatorReliability):
     fitted temperature belongs to the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins
     are those of today's policy.
 
+    Where the data know more of a vote than who cast it, a :attr:`label_model` is refitted with the margins as the
+    pairs' prior. While it is in force, η is what it says of an annotator over all his votes, and the E-step of a
+    training pair looks its evidence up by the pair's index.
+
     Every rank has to commit the same steps, since a refit issues collectives.
 
     Attributes:
         estimate: the last refit, or None before the first.
+        label_model: None where there is nothing for it to say.
+        pair_evidence: E of all pairs of the data, float32 [num_pairs]; None while the label model is not in force.
     """
 
     estimator: ClassVar[str] = "buffer"
@@ -103,8 +111,18 @@ class BufferedReliability(AnnotatorReliability):
             raise ConfigError(f"votes of {len(votes.sign)} pairs for a buffer of {len(buffer.margins)}")
         self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
         self.estimate: Estimate | None = None
+        self.label_model: RunLabelModel | None = None
+        self.pair_evidence: Tensor | None = None
         self._rows: list[Tensor] = []
         self._refitted_at = -1
+
+    @torch.no_grad()
+    def evidence(self, votes: Votes, pair: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """As :meth:`AnnotatorReliability.evidence`; of training pairs what the label model says, if it is in force."""
+        of_votes = super().evidence(votes, pair, dtype)
+        if pair is None or self.pair_evidence is None:
+            return of_votes
+        return torch.where(pair >= 0, self.pair_evidence[pair.clamp(min=0)].to(dtype), of_votes)
 
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
         """Nothing: the buffer recomputes the posteriors of all pairs at every refit."""
@@ -173,7 +191,28 @@ class BufferedReliability(AnnotatorReliability):
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
         self.estimate, self._refitted_at = found, self.step
+        if self.label_model is not None:
+            self.refit_label_model(self._policy_says(self.buffer.margins, found))
         return found
+
+    @torch.no_grad()
+    def refit_label_model(self, log_odds: Tensor) -> None:
+        """Fits the label model to the policy's ``log_odds`` float64 [block] of this rank's pairs (nan: not seen); where
+        it is in force, takes over its η and its evidence.
+
+        The collectives of :meth:`RunLabelModel.refit`, :meth:`~RunLabelModel.evidence` and
+        :meth:`~RunLabelModel.reliabilities`.
+        """
+        self.label_model.refit(log_odds)
+        if self.label_model.active:
+            self.pair_evidence = self.label_model.evidence()
+            eta, self.label_counts, self.right_sums = self.label_model.reliabilities(log_odds)
+            self.replace(eta)
+
+    def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
+        """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
+        log_odds = margins.double() / found.temperature.value
+        return log_odds if found.sweep is not None else torch.where(log_odds.isnan(), log_odds, 0.0)
 
     def _seen(self) -> tuple[Tensor, Votes]:
         """Margins and votes of this rank's pairs that have a margin."""
@@ -189,19 +228,33 @@ class BufferedReliability(AnnotatorReliability):
             return None
         fitted = self._as_fitted(self.estimate)
         seen, reduce = self._seen(), self.collectives.all_reduce
-        return standard_errors(*seen, self.eta, fitted, reduce), evidence_of(*seen, self.eta, fitted, reduce)
+        evidence = evidence_of(*seen, self.eta, fitted, reduce)
+        if self.pair_evidence is None:
+            return standard_errors(*seen, self.eta, fitted, reduce), evidence
+        errors = self.label_model.standard_errors(self._policy_says(self.buffer.margins, self.estimate))
+        return errors[:, 0] * self.eta * (1 - self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
+        """As :meth:`AnnotatorReliability.shared_state`, and under ``label_model.<name>`` what that needs to go on."""
         if self._rows:
             raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
-        return super().shared_state()
+        state = super().shared_state()
+        if self.label_model is not None:
+            state |= {f"{_LABEL_MODEL}{name}": of for name, of in self.label_model.state().items()}
+        return state if self.pair_evidence is None else {**state, _EVIDENCE: self.pair_evidence.clone()}
 
     def blocks(self) -> dict[str, MarginBuffer]:
         return {"margins": self.buffer}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Restores :meth:`shared_state`; one without a label model (of an earlier version) starts with a fresh one."""
         super().load_shared_state(state)
         self._rows = []
+        if self.label_model is not None:
+            own = {name.removeprefix(_LABEL_MODEL): of for name, of in state.items() if name.startswith(_LABEL_MODEL)}
+            evidence = own.pop("evidence", None)
+            self.label_model.load(own)
+            self.pair_evidence = None if evidence is None else evidence.to(self.eta.device, copy=True)
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`AnnotatorReliability.state_dict`, with the ``margins`` [num_pairs] of all ranks' blocks.

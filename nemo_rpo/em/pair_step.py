@@ -23,8 +23,9 @@ from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss, RankingLogp
 class EStep(Protocol):
     """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one."""
 
-    def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
-        """w [P], the probability that chosen is truly better, without gradient."""
+    def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
+        """w [P], the probability that chosen is truly better, without gradient; ``pair`` int64 [P]: the index of each
+        pair in the training data (negative: of none), or None for pairs that are not training pairs."""
         ...
 
 
@@ -76,11 +77,14 @@ class PairStep:
     ::
 
         Δ           = L(l≻w) - L(w≻l)                                the loss, both ways round
-        w           = σ(Δ/τ + Σ_v s_v logit η_v)                     the E-step; share of the votes without an estimator
+        w           = σ(Δ/τ + E)                                     the E-step; share of the votes without an estimator
         preference  = -w log σ(Δ) - (1-w) log σ(-Δ)                  induced, or
                        w L(w≻l) + (1-w) L(l≻w)                       weighted
         sft         = -w log π(chosen) - (1-w) log π(rejected)       summed over tokens, or their mean
         loss        = preference_weight · preference + sft_weight · sft
+
+    E is the evidence of everything but the policy: Σ_v s_v logit η_v, or what the label model makes of the pair, which
+    an estimator looks up by the pair's index in the data (:meth:`EStep.posterior`).
 
     Two cases stand apart. A pair on which nobody took a side (a tie, which only some losses take) has no label to
     doubt, and the induced objective would learn nothing from it: its preference loss is the weighted one. And a loss of
@@ -117,13 +121,13 @@ class PairStep:
             x: the pairs as a loss sees them. votes: their labels.
             valid: bool [P]; other pairs carry no evidence and count nowhere, whatever they hold.
             em: gives the posteriors; None where the EM is off and every label is taken at its word.
-            learn_from: in training, the index of each pair in the data, int64 [P]: the step's evidence is then added to
-                ``em``, a :class:`Learner`. None in evaluation.
+            learn_from: in training, the index of each pair in the data, int64 [P], by which its evidence is looked up;
+                what the step teaches is added to ``em``, a :class:`Learner`. None in evaluation.
             ranking_size: responses of each ranking [prompts], where the pairs are those of rankings.
         """
         terms = self.loss.terms(x)
         delta = terms.delta.detach()
-        w = votes.share() if em is None else em.posterior(delta, votes)
+        w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
         preference = self._preference(x, terms, w, votes, em is not None, ranking_size)
         sft = torch.zeros_like(preference) if x.policy_chosen is None else self._sft(x, w)
         loss = self.preference_weight * preference

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.collectives import Collectives
-from nemo_rpo.em.e_step import posterior
+from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
 from nemo_rpo.em.votes import Votes, exactly_summable
@@ -71,13 +71,22 @@ class AnnotatorReliability:
         return self.step < self.settings.warmup_steps
 
     @torch.no_grad()
-    def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
-        """w [P], see :func:`nemo_rpo.em.e_step.posterior`; during warm-up with Δ = 0.
-
-        In evaluation, index K stands for whoever has no η here, and is as reliable as all were at the start.
+    def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
+        """w [P] = σ(Δ/τ + E), E being :meth:`evidence`; during warm-up with Δ = 0. In ``delta``'s dtype, at least
+        float32.
         """
-        evidence = torch.zeros_like(delta) if self.warming_up else delta
-        return posterior(evidence, votes, self._logit_eta_or_start, self.settings.link_tau)
+        dtype = torch.promote_types(delta.dtype, torch.float32)
+        margin = torch.zeros_like(delta) if self.warming_up else delta
+        return torch.sigmoid(margin.to(dtype) / self.settings.link_tau + self.evidence(votes, pair, dtype))
+
+    @torch.no_grad()
+    def evidence(self, votes: Votes, pair: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """E [P], the log-odds that all but the policy gives chosen: Σ_v s_v logit η_v of the ``votes`` [P, V].
+
+        In evaluation, index K stands for whoever has no η here, and is as reliable as all were at the start. A running
+        mean knows annotators, and no ``pair`` [P] (see :meth:`nemo_rpo.em.pair_step.EStep.posterior`).
+        """
+        return vote_evidence(votes, self._logit_eta_or_start, dtype)
 
     @torch.no_grad()
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:

@@ -119,7 +119,7 @@ def _verdict(vote: Vote, w: float, settings: ExportSettings) -> tuple[str, Vote 
         return "weighted", vote
     if w >= settings.threshold or settings.wrong == "keep":
         return "kept", vote
-    return ("dropped", None) if settings.wrong == "drop" else ("swapped", Vote(vote.annotator, -vote.sign))
+    return ("dropped", None) if settings.wrong == "drop" else ("swapped", vote._replace(sign=-vote.sign))
 
 
 def _rows(

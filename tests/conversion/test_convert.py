@@ -101,9 +101,46 @@ def test_side_columns_turn_with_the_pair(tmp_path):
 def test_what_a_layout_cannot_hold_is_counted(tmp_path):
     source = write(tmp_path / "source.jsonl", [pair("p", "w1:a", gold="a"), pair("q", "")])
     done = convert(source, "hf", tmp_path / "out.jsonl")
-    assert (done.lost[GOLD], done.lost[UNLABELLED], done.written) == (1, 1, 1)
+    assert (done.lost[GOLD], done.lost[UNLABELLED], done.written) == (0, 1, 1)
+    assert convert(source, "multipref", tmp_path / "multipref.jsonl").lost[GOLD] == 1
     done = convert(source, "votes", tmp_path / "votes.jsonl")
     assert not sum(done.lost.values()) and [row.gold for row in read_rows(tmp_path / "votes.jsonl")] == [1, None]
+
+
+DETAILS = {"strength": 0.1, "confidence": 2.0, "seconds": 12.25, "time": 1716319105.7351, "family": "llama"}
+
+
+def of_every_vote(path: Path) -> dict[tuple, tuple]:
+    """What stands beside each vote, and gold, told by texts: which was shown first, which is right."""
+    found = {}
+    for _, _, row in read_parsed(as_paths(path)):
+        side = {1: words(row.chosen), -1: words(row.rejected), 0: None, None: None}
+        for vote in row.votes:
+            shown = side[vote.details.shown_first]
+            found[row.pair_id, vote.annotator] = (shown, *vote.details[1:], side[row.gold], row.topic)
+    return found
+
+
+@pytest.mark.parametrize(("there", "back"), list(itertools.product(WRITERS, ["votes", "hf"])))
+def test_what_is_known_of_a_vote_goes_where_the_layout_can_say_it(there, back, tmp_path):
+    rows = [pair("p1", "w1:a w2:b", gold="b", topic="law"), pair("p2", "w1:b w3:a"), pair("p3", "w2:b", gold="a")]
+    for row in rows:
+        for i, vote in enumerate(row["votes"]):
+            vote |= DETAILS | {"shown_first": "ba"[i], "seconds": 10.0 + i}
+    source = write(tmp_path / "source.jsonl", rows)
+    done = convert(source, there, tmp_path / "there.jsonl")
+    convert(tmp_path / "there.jsonl", back, tmp_path / "back.jsonl")
+    expected, found = of_every_vote(source), of_every_vote(tmp_path / "back.jsonl")
+    assert of_every_vote(tmp_path / "there.jsonl") == found
+    if there != "multipref":
+        assert found == expected and not sum(done.lost.values())
+        return
+    names = {f"values of '{name}' (the layout has no place for them)": 5 for name in ("shown_first", "family")}
+    assert +done.lost == {GOLD: 2, "strengths of votes (multipref knows 1 and 2)": 5, **names}
+    for vote, (shown, _, confidence, seconds, time, family, gold, topic) in found.items():
+        assert (shown, family, gold) == (None, None, None)
+        assert (confidence, seconds, topic) == (expected[vote][2], expected[vote][3], expected[vote][7])
+        assert time == pytest.approx(expected[vote][4], abs=1e-6)
 
 
 def test_text_becomes_messages_for_nemo_rl(tmp_path):

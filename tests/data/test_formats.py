@@ -1,12 +1,13 @@
 """Every layout of the field gives the same row."""
 
 import gzip
+from unittest.mock import ANY
 
 import pytest
 
 from nemo_rpo.data.data_settings import RowFormat
-from nemo_rpo.data.formats import read_rows
-from nemo_rpo.data.rows import Vote
+from nemo_rpo.data.formats import read_parsed, read_rows, unread_fields
+from nemo_rpo.data.rows import NOTHING_ELSE, Vote, VoteDetails
 from nemo_rpo.errors import ConfigError, DataError
 
 from .conftest import write_jsonl
@@ -97,8 +98,56 @@ def test_multipref_reads_both_groups_of_annotators(tmp_path):
             ],
         },
     )
-    assert row.votes == (Vote("n1", -1), Vote("n2", 0), Vote("e1", 1))
+    assert [vote[:2] for vote in row.votes] == [("n1", -1), ("n2", 0), ("e1", 1)]
+    assert [vote.details[1:3] for vote in row.votes] == [(1.0, 2.0), (0.0, 0.0), (2.0, ANY)]
     assert row.pair_id == "c9"
+
+
+def test_details_are_read_in_every_layout(tmp_path):
+    said = {"strength": 2, "confidence": "0.5", "seconds": 9, "time": "2024-05-21T19:18:25Z", "family": 7}
+    when = 1716319105.0
+    expected = VoteDetails(-1, 2.0, 0.5, 9.0, when, "7")
+    for name in ("hf", "hf messages", "nemo_rl"):
+        row = one_row(
+            tmp_path, {**LAYOUTS[name], **said, "shown_first": "rejected", "gold": "rejected", "topic": "law"}
+        )
+        assert (row.votes[0].details, row.gold, row.topic) == (expected, -1, "law")
+    vote = {"vote": "b", "shown_first": "b", **said}
+    row = one_row(tmp_path, {**LAYOUTS["votes"], "votes": [vote, {"vote": "a"}], "topic": 3})
+    assert [of.details for of in row.votes] == [expected, NOTHING_ELSE] and row.topic == "3"
+    label = {"overall_pref": "A-is-slightly-better", "evaluator": "n", "overall_confidence": "fairly-confident"}
+    label |= {"time_spent": 9, "timestamp": "2024-05-21 19:18:25.000000"}
+    row = one_row(tmp_path, LAYOUTS["multipref"] | {"expert_worker_annotations": [label]})
+    assert row.votes[0].details == VoteDetails(strength=1.0, confidence=2.0, seconds=9.0, time=when)
+    [(record, layout, _)] = read_parsed([tmp_path / "data.jsonl"])
+    assert unread_fields(record, RowFormat(), layout) == []
+
+
+@pytest.mark.parametrize("time", [1716319105, 1716319105000, 1716319105e6, "1716319105", "2024-05-21 21:18:25+02:00"])
+def test_a_time_is_seconds_since_1970(tmp_path, time):
+    assert one_row(tmp_path, {**LAYOUTS["hf"], "time": time}).votes[0].details.time == 1716319105.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("shown_first", "left", "'chosen' or 'rejected'"),
+        ("strength", -2, "0 or more"),
+        ("time", "noon", "seconds since 1970"),
+        ("time", -1, "seconds since 1970"),
+        ("confidence", "high", "a number"),
+        ("gold", "Paris", "'chosen' or 'rejected'"),
+        ("topic", ["law"], "an id"),
+    ],
+)
+def test_a_detail_that_means_something_else_is_refused(tmp_path, field, value, problem):
+    with pytest.raises(DataError, match=rf"data\.jsonl:1: field '{field}' must be {problem}.*found"):
+        one_row(tmp_path, {**LAYOUTS["hf"], field: value})
+
+
+def test_a_ranking_of_three_has_no_response_shown_first(tmp_path):
+    with pytest.raises(DataError, match="field 'shown_first' speaks of two responses"):
+        one_row(tmp_path, {"prompt": "q", "responses": ["a", "b", "c"], "shown_first": "chosen"})
 
 
 def test_equal_ranks_are_a_tie(tmp_path):

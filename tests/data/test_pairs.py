@@ -2,13 +2,14 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nemo_rpo.data.columns import ALIASES
 from nemo_rpo.data.pairs import PairLedger
-from nemo_rpo.data.rows import PreferenceRow, Vote
+from nemo_rpo.data.rows import NOTHING_ELSE, PreferenceRow, Vote, VoteDetails
 from nemo_rpo.errors import DataError
 
 _numbers = itertools.count(1)
@@ -51,6 +52,35 @@ def test_equal_votes_leave_the_recorded_order():
     table, _ = close([row("a", "b", ("w1", -1), ("w2", 1))])
     assert table.turned.tolist() == [False]
     assert votes_of(table, 0) == [("w1", -1), ("w2", 1)]
+
+
+def test_the_order_shown_turns_with_the_pair():
+    def shown(annotator, sign, first):
+        return Vote(annotator, sign, VoteDetails(shown_first=first, strength=2.0, family=f"of {annotator}"))
+
+    rows = [row("a", "b", gold=1), row("b", "a"), row("a", "b")]
+    votes = [shown("w1", 1, 1), shown("w2", 1, 1), shown("w3", -1, -1)]  # a, b, b preferred; a, b, b shown first
+    rows = [replace(of, votes=(vote,)) for of, vote in zip(rows, votes, strict=True)]
+    rows[1] = replace(rows[1], topic="law")
+    table, _ = close(rows)
+    assert table.turned.tolist() == [True], "two of three prefer b"
+    assert table.sign.tolist() == [-1, 1, 1]
+    assert table.details.columns["shown_first"].tolist() == [-1, 1, 1], "relative to chosen, which is b"
+    assert table.details.of(0) == votes[0].details.turned()
+    assert table.details.family_of(table.annotator, 3) == ["of w1", "of w2", "of w3"]
+    assert [table.topics[i] for i in table.topic] == ["law"]
+    apart, _ = close(rows, group_votes=False)
+    assert apart.sign.tolist() == [1, 1, 1] and apart.details.columns["shown_first"].tolist() == [1, 1, 1]
+    assert apart.topic.tolist() == [0, 0, 0]
+
+
+def test_columns_of_details_exist_where_some_vote_has_them():
+    table, _ = close([row("a", "b", "w1"), row("a", "c", ("w2", 0))])
+    assert table.details.columns == {} and table.details.of(0) is NOTHING_ELSE
+    known = Vote("w3", 1, VoteDetails(seconds=3.5))
+    table, _ = close([row("a", "b", ("w2", 0)), row("a", "b", "w1"), replace(row("a", "b"), votes=(known,))])
+    np.testing.assert_array_equal(table.details.columns["seconds"], [np.nan, 3.5])
+    assert table.details.columns.keys() == {"seconds"}
 
 
 def test_ties_are_counted_and_carry_no_vote():
@@ -181,7 +211,7 @@ def test_against_a_plain_grouping_of_random_votes():
         expected = []
         for r in rows:
             if r.prompt == first.prompt and {r.chosen, r.rejected} == {first.chosen, first.rejected}:
-                annotator, sign = r.votes[0]
+                annotator, sign, _ = r.votes[0]
                 expected.append((annotator, sign if r.chosen == first.chosen else -sign))
         turn = -1 if sum(sign for _, sign in expected) < 0 else 1
         assert votes_of(table, i) == [(annotator, sign * turn) for annotator, sign in expected if sign]

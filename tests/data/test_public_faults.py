@@ -21,6 +21,7 @@ from nemo_rpo.data.files.read import as_paths, read_records
 from nemo_rpo.data.files.write import record_writer, without_quote, write_csv
 from nemo_rpo.data.formats import read_parsed, read_rows
 from nemo_rpo.data.rendering import EMPTY, IDENTICAL, OK, RawText
+from nemo_rpo.data.rows import Vote
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.errors import DataError, RowError
@@ -141,12 +142,12 @@ def test_a_system_message_stands_before_messages_once(tmp_path):
 
 
 def test_every_field_that_is_not_read_is_named_once(tmp_path, folders, caplog):
-    vote = {"annotator": "w1", "vote": "a", "seconds": 3}
+    vote = {"annotator": "w1", "vote": "a", "mood": 3}
     pair = {"prompt": "q", "response_a": "yes", "response_b": "no", "votes": [vote], "meta": {"x": 1}, "empty": None}
     path = write_jsonl(tmp_path / "v.jsonl", [pair | {"prompt": f"q{i}"} for i in range(3)])
     report = checked(path).report
-    assert report.unread == {"meta": 3, "votes[].seconds": 3} and not report.errors
-    assert "meta (3), votes[].seconds (3)" in as_text(report)
+    assert report.unread == {"meta": 3, "votes[].mood": 3} and not report.errors
+    assert "meta (3), votes[].mood (3)" in as_text(report)
     opened(path, folders["plain"])
     said = [record.getMessage() for record in caplog.records if "is not read" in record.getMessage()]
     assert len(said) == 2 and all("(3)" in line for line in said)
@@ -180,7 +181,7 @@ TIED = {
 @pytest.mark.parametrize(("said", "sign"), [(True, 0), ("true", 0), (1, 0), (False, 1), (None, 1), ("False", 1)])
 def test_tie_is_a_tie_in_every_layout(tmp_path, layout, said, sign):
     [row] = rows_of(tmp_path, TIED[layout] | {"tie": said})
-    assert [tuple(vote) for vote in row.votes] == [("w1", sign)]
+    assert row.votes == (Vote("w1", sign),)
 
 
 def test_tie_of_a_vote(tmp_path):
@@ -195,10 +196,10 @@ def test_tie_of_a_vote(tmp_path):
 
 @pytest.mark.parametrize("to", ["hf", "nemo_rl", "rankings", "votes", "multipref"])
 def test_convert_keeps_or_counts(tmp_path, to):
-    row = {"prompt": "q", "chosen": "a", "rejected": "b", "tools": [GET], "system": "Be kind", "seconds": 4}
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "tools": [GET], "system": "Be kind", "mood": 4}
     path = write_jsonl(tmp_path / "in.jsonl", [row])
     done = convert(path, to, tmp_path / "out.jsonl")
-    assert done.lost["values of field 'seconds' (not read)"] == 1
+    assert done.lost["values of field 'mood' (not read)"] == 1
     [before], [after] = read_rows(path), read_rows(tmp_path / "out.jsonl")
     assert after.given["tools"] == before.given["tools"]
     system = after.given.get("system") or after.prompt[0]["content"]

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from nemo_rpo.data.layouts.details import (
+    CHOSEN_REJECTED,
+    GOLD,
+    OF_VOTE,
+    SHOWN_FIRST,
+    TOPIC,
+    side,
+    vote_details,
+)
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.data.rows import Given, Messages, PreferenceRow, Text
+from nemo_rpo.data.rows import Given, Messages, PreferenceRow, Text, Vote
 
 SYSTEM, TOOLS, TEMPLATE_KWARGS, TIE = "system", "tools", "chat_template_kwargs", "tie"
-READ = frozenset((SYSTEM, TOOLS, TEMPLATE_KWARGS))  # in every layout
+READ = frozenset((SYSTEM, TOOLS, TEMPLATE_KWARGS, TOPIC))  # in every layout
+OF_LABELLED = OF_VOTE | {TIE, GOLD}  # in layouts with a single label a row, which these fields of the row speak of
 
 # Of apply_chat_template, and decided here: no row may set them.
 _RESERVED = frozenset(
@@ -20,9 +31,10 @@ _RESERVED = frozenset(
 _WORDS, _CHARACTERS = 3, 12
 
 
-def complete(row: PreferenceRow, fields: Fields, says_tie: bool) -> PreferenceRow:
-    """The row with what any layout may say: ``system``, ``tools``, ``chat_template_kwargs``, and ``tie`` where
-    ``says_tie`` (layouts with a single label a row); and without a prompt that the responses repeat at their head.
+def complete(row: PreferenceRow, fields: Fields, labelled: bool) -> PreferenceRow:
+    """The row with what any layout may say: ``system``, ``tools``, ``chat_template_kwargs``, ``topic``; where it is
+    ``labelled`` (one label a row) also :data:`OF_LABELLED`; and without a prompt that the responses repeat at their
+    head.
 
     Raises:
         RowError: one of them is of another type, or a response has no message of the assistant.
@@ -33,12 +45,26 @@ def complete(row: PreferenceRow, fields: Fields, says_tie: bool) -> PreferenceRo
     values, changes = fields.values, {}
     if values.get(SYSTEM) is not None or values.get(TOOLS) is not None or values.get(TEMPLATE_KWARGS) is not None:
         changes = _given(row, fields)
-    if says_tie and TIE in values and fields.flag(TIE):
-        changes["votes"] = tuple(vote._replace(sign=0) for vote in row.votes)
+    if values.get(TOPIC) is not None and row.topic is None:
+        changes["topic"] = fields.identity(TOPIC, required=False)
+    if labelled and not OF_LABELLED.isdisjoint(values):
+        changes |= _label(row, fields)
     if isinstance(row.prompt, str) and _is_repeated(row.prompt, row.responses):
         chosen, rejected, *further = (text[len(row.prompt) :] for text in row.responses)
         changes |= {"chosen": chosen, "rejected": rejected, "further": tuple(further), "prompt_repeated": True}
     return replace(row, **changes) if changes else row
+
+
+def _label(row: PreferenceRow, fields: Fields) -> dict[str, Any]:
+    """What the fields of the row say of its label and of the truth."""
+    details = vote_details(fields, CHOSEN_REJECTED)
+    gold = side(fields, GOLD, {**CHOSEN_REJECTED, TIE: 0}) or None
+    if row.further and (gold or details.shown_first):
+        name = GOLD if gold else SHOWN_FIRST
+        raise fields.error(f"field '{name}' speaks of two responses, and the ranking holds {len(row.responses)}")
+    tied = TIE in fields.values and fields.flag(TIE)
+    votes = tuple(Vote(vote.annotator, 0 if tied else vote.sign, details) for vote in row.votes)
+    return {"votes": votes, "gold": gold}
 
 
 def _check_response(fields: Fields, name: str, text: Messages) -> None:

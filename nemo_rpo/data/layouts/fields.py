@@ -219,10 +219,10 @@ class Fields:
         inner = Fields(self.record, named, self.path)
         return [inner.number(item) for item in named]
 
-    def wrong_type(self, name: str, expected: str, value: Any) -> DataError:
-        """The error of a field that holds another type than ``expected``."""
-        shown = _shown(value)
-        return self.error(f"field '{self.path}{name}' must be {expected}, found {type(value).__name__} {shown}")
+    def wrong_type(self, name: str, expected: str, value: Any, advice: str = "") -> DataError:
+        """The error of a field that holds another type than ``expected``; ``advice`` ends the line."""
+        found = f"{type(value).__name__} {_shown(value)}"
+        return self.error(f"field '{self.path}{name}' must be {expected}, found {found}{advice}")
 
 
 def without_nulls(value: Any) -> Any:

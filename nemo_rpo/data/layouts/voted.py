@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Record
+from nemo_rpo.data.layouts.details import A_B, at_least_0, vote_details, when
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.data.rows import PreferenceRow, Vote
+from nemo_rpo.data.rows import NOTHING_ELSE, PreferenceRow, Vote, VoteDetails
 
-_SIGNS = {"a": +1, "b": -1, "tie": 0}
+_SIGNS = {**A_B, "tie": 0}
+STRENGTHS = {"slightly": 1.0, "clearly": 2.0}
+# As MultiPref asked; the number is the place in the order.
+CONFIDENCES = {"random-guess": 0.0, "somewhat-confident": 1.0, "fairly-confident": 2.0, "absolutely-confident": 3.0}
+_OF_TIE = 0.0
 ANNOTATIONS = ("normal_worker_annotations", "expert_worker_annotations")
 
 
 def votes(record: Record, keys: RowFormat) -> PreferenceRow:
     """``{"pair_id", "prompt", "response_a", "response_b", "votes": [{"annotator": "w1", "vote": "a"|"b"|"tie"}, …]}``.
 
-    ``gold``, ``a`` or ``b``, may stand beside them; a gold ``tie`` says as little about either response as none.
+    ``gold``, ``a`` or ``b``, may stand beside them; a gold ``tie`` says as little about either response as none. Of a
+    vote may be said what :mod:`nemo_rpo.data.layouts.details` reads, ``shown_first`` being ``a`` or ``b``.
     """
     fields = Fields(record)
-    cast = tuple(Vote(vote.annotator(keys), _vote(vote)) for vote in fields.objects("votes"))
+    cast = tuple(Vote(vote.annotator(keys), _vote(vote), vote_details(vote, A_B)) for vote in fields.objects("votes"))
     gold = _sign(fields, "gold") if fields.values.get("gold") not in (None, "") else 0
     return PreferenceRow(
         record.file,
@@ -37,15 +44,15 @@ def votes(record: Record, keys: RowFormat) -> PreferenceRow:
 def multipref(record: Record, keys: RowFormat) -> PreferenceRow:
     """MultiPref (Miranda et al. 2024): ``text``, ``completion_a``, ``completion_b`` and two lists of annotations.
 
-    Each annotation has an ``evaluator`` (null where unknown) and an ``overall_pref``: ``A-is-clearly-better``,
-    ``A-is-slightly-better``, ``Tie``, …. The strength and ``overall_confidence`` of a label are not used: one annotator
-    is one reliability.
+    Each annotation has an ``evaluator`` (null where unknown) and an ``overall_pref``: ``A-is-clearly-better`` (strength
+    2), ``A-is-slightly-better`` (1), ``Tie`` (0), …; and may have ``overall_confidence``, from ``random-guess`` (0) to
+    ``absolutely-confident`` (3), ``time_spent`` in seconds, ``timestamp``.
     """
     fields = Fields(record)
     cast = []
     for name in ANNOTATIONS:
         if fields.values.get(name) is not None:
-            cast += [Vote(_evaluator(label, keys), _overall(label)) for label in fields.objects(name)]
+            cast += [_annotation(label, keys) for label in fields.objects(name)]
     return PreferenceRow(
         record.file,
         record.row,
@@ -86,12 +93,28 @@ def _vote(vote: Fields) -> int:
     return 0
 
 
-def _overall(label: Fields) -> int:
+def _annotation(label: Fields, keys: RowFormat) -> Vote:
     value = label.text("overall_pref")
-    side = value.split("-", 1)[0].lower()
+    side, *rest = value.lower().split("-")
     if side not in _SIGNS:
         raise label.wrong_type("overall_pref", "'A-is-…-better', 'B-is-…-better' or 'Tie'", value)
-    return _SIGNS[side]
+    said = next((STRENGTHS[word] for word in rest if word in STRENGTHS), math.nan)
+    details = VoteDetails(
+        strength=said if _SIGNS[side] else _OF_TIE,
+        confidence=_confidence(label),
+        seconds=at_least_0(label, "time_spent"),
+        time=when(label, "timestamp"),
+    )
+    return Vote(_evaluator(label, keys), _SIGNS[side], NOTHING_ELSE if details == NOTHING_ELSE else details)
+
+
+def _confidence(label: Fields) -> float:
+    said = label.values.get("overall_confidence")
+    if said is None or said == "":
+        return math.nan
+    if said not in CONFIDENCES:
+        raise label.wrong_type("overall_confidence", f"one of {', '.join(CONFIDENCES)}", said)
+    return CONFIDENCES[said]
 
 
 def _evaluator(label: Fields, keys: RowFormat) -> str | None:

@@ -19,7 +19,7 @@ from nemo_rpo.em.label_model.choose import (
     refitter,
     slot_of_pairs,
 )
-from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, VoteFeatures, VoteTable, vote_table
+from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, FlatVotes, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.coefficients import logits
 from nemo_rpo.em.label_model.dependence import (
     Dependence,
@@ -87,7 +87,7 @@ class LabelModelFit:
 
 @torch.no_grad()
 def fit_label_model(
-    votes: Votes,
+    votes: Votes | FlatVotes,
     num_annotators: int,
     features: VoteFeatures | None = None,
     gold: Tensor | None = None,
@@ -108,7 +108,7 @@ def fit_label_model(
        mixed with their mirror image.
 
     Args:
-        votes: labels [P, V].
+        votes: labels [P, V], or flat [M].
         num_annotators: K.
         features: what is known of each vote.
         gold: [P], +1 chosen is better, -1 rejected is, 0 not known.

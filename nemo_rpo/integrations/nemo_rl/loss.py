@@ -72,8 +72,8 @@ class CarriedReliability:
     warming_up: Tensor
     link_tau: float
 
-    def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
-        """w [n]; the annotators of ``votes`` are places in ``logit_eta``."""
+    def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
+        """w [n]; the annotators of ``votes`` are places in ``logit_eta``. The driver has looked up the ``pair``."""
         return posterior(torch.where(self.warming_up, 0.0, delta), votes, self.logit_eta, self.link_tau)
 
 
