@@ -9,7 +9,8 @@ import torch
 from nemo_rpo.em.buffer import BufferedReliability, MarginBuffer
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.em_settings import EMSettings
-from nemo_rpo.em.label_model.in_training import Crowd, RunLabelModel
+from nemo_rpo.em.label_model.in_training import RunLabelModel
+from nemo_rpo.em.label_model.training_crowd import Crowd
 from nemo_rpo.em.reliability import AnnotatorReliability
 from nemo_rpo.em.votes import Votes
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_rpo.em.votes import Votes
+
 if TYPE_CHECKING:
     from nemo_rpo.losses import LossTerms
 
@@ -47,9 +49,9 @@ def bounded_loss(terms: LossTerms, q: Tensor, sharpness: Tensor, w: Tensor) -> T
         log 2 - (2q - 1) tanh(uΔ/2) / u
 
     Up to a constant it is the expected share of wrong choices, q σ(-uΔ) + (1-q) σ(uΔ), over u/2. A loss whose two sides
-    add up to a constant has the same minimum whatever share of the labels is flipped at random (Ghosh, Kumar and Sastry,
-    AAAI 2017), so with one annotator nobody has to know that share; the induced loss needs it, and one label a pair
-    does not tell it from the scale of the margins. At Δ = 0 it has the gradient of the induced loss there, ½ - q, and
+    add up to a constant has the same minimum whatever share of the labels is flipped at random (Ghosh, Kumar and
+    Sastry, AAAI 2017), so with one annotator nobody has to know that share; the induced loss needs it, and one label a
+    pair does not tell it from the scale of the margins. At Δ = 0 it has the gradient of the induced loss there, ½ - q, and
     like that it lets go of pairs on which policy and label disagree for good; it is what the induced loss tends to as
     the labels' log-odds go to 0. u → 0 is the mean over all labels, linear in Δ.
 
@@ -71,6 +73,29 @@ def _with_anchors(loss: Tensor, terms: LossTerms, w: Tensor) -> Tensor:
     if terms.anchor_rejected is not None:
         loss = loss + _weighted(1 - w, _at_least_float32(terms.anchor_rejected))
     return loss
+
+
+def label_loss(delta: Tensor, votes: Votes) -> Tensor:
+    """−s log σ(Δ) − (1−s) log σ(−Δ) [P]: the log loss of the labels as recorded, whatever an EM thinks of them.
+
+    What a policy is measured by on held-out pairs: under a loss that weighs labels by its own w, a policy that denies
+    the labels looks good to itself.
+
+    Args:
+        delta: Δ [P]. votes: the labels; s is the share of a pair's signed ones that say chosen.
+    """
+    delta, share = _at_least_float32(delta), votes.share()
+    return _weighted(share, -F.logsigmoid(delta)) + _weighted(1 - share, -F.logsigmoid(-delta))
+
+
+def agreement(delta: Tensor, better: Tensor) -> Tensor:
+    """How right margins [P] are about which response is ``better`` [P] (+1 chosen, −1 rejected, 0 neither): 1 or 0, and
+    ½ where either takes no side, as all margins at the first step do.
+
+    >>> agreement(torch.tensor([0.3, -0.3, 0.0, 0.3]), torch.tensor([1, 1, 1, 0]))
+    tensor([1.0000, 0.0000, 0.5000, 0.5000])
+    """
+    return 0.5 + 0.5 * torch.sign(delta) * better
 
 
 def _weighted(weight: Tensor, loss: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.config.load import config_to_yaml
+from nemo_rpo.config.load import config_to_yaml, print_on_first_rank
+from nemo_rpo.config.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit
@@ -97,6 +98,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }
     startup_log(cfg, facts, world_size())
+    sched = cfg.model.optim.sched
+    for text in RateSchedule.of(sched, schedule.total_steps).warnings(sched):
+        print_on_first_rank(f"warning: {text}")
     if checkpoint is not None:
         run = store.load(checkpoint, model)
     else:

@@ -6,7 +6,6 @@ Shapes: N pairs of the data, P pairs of this rank's block, M votes, K annotators
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,32 +26,15 @@ from nemo_rpo.em.label_model.coefficients import (
 )
 from nemo_rpo.em.label_model.dependence import family_weights
 from nemo_rpo.em.label_model.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
-from nemo_rpo.em.label_model.features import LENGTH, VoteColumns, vote_features
+from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate
 from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
-# Anchored pairs are taken into the sample beside every n-th pair, up to this many: they are few and say most.
-_MOST_ANCHORS = 5_000
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
 _VOTES_FOR_LENGTH = 1.5
-
-
-class Crowd(NamedTuple):
-    """All that the training data say of votes and pairs; the same on every rank.
-
-    Attributes:
-        votes: of all pairs, [M]; annotators by index.
-        columns: what is known of them beside.
-        gold: [N], +1 chosen is better, -1 rejected is, 0 not known; None without any.
-        family: int64 [K], declared family of each annotator, -1 for none; None without any.
-    """
-
-    votes: FlatVotes
-    columns: VoteColumns = VoteColumns()
-    gold: Tensor | None = None
-    family: Tensor | None = None
 
 
 class RunLabelModel:
@@ -90,8 +72,7 @@ class RunLabelModel:
         whole = vote_table(crowd.votes, num_annotators, self._features(crowd))
         self._names = whole.names
         self._several = bool((whole.pair[1:] == whole.pair[:-1]).any())
-        self._sample, self._sample_pairs = _sample(whole, gold, settings.sample_votes)
-        self._sample_gold = gold[self._sample_pairs].double()
+        self._sample = draw_sample(whole, gold, crowd.chosen_first, settings.sample_votes)
         own = whole.where((whole.pair >= block.start) & (whole.pair < block.stop))
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
@@ -143,14 +124,14 @@ class RunLabelModel:
         seen = self._table.total(~margin.isnan()).item()
         if self.now is None or seen >= 2 * max(1, self._chosen_at):
             everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
-            self._choose(everywhere[self._sample_pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0))
+            self._choose(everywhere[self._sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0))
             self._chosen_at = int(seen)
         if self.active:
             self._fit(margin.nan_to_num(0.0))
 
     def _choose(self, margin: Tensor) -> None:
-        """``margin`` float64 of the sample's pairs."""
-        sample = self._sample
+        """``margin`` float64 [p] of the sample's pairs, for chosen."""
+        sample = self._sample.table
         present, annotator = torch.unique(sample.annotator, return_inverse=True)
         skills, names = sample.num_skill, sample.names
         # Errors hang together or they do not, whatever the policy learns: it is measured once.
@@ -162,9 +143,9 @@ class RunLabelModel:
                 {name: sample.design[:, j] for j, name in enumerate(names[:skills]) if j},
                 {name: sample.design[:, j] for j, name in enumerate(names[skills:], start=skills)},
             ),
-            self._sample_gold if self._anchored else None,
+            self._sample.gold if self._anchored else None,
             None if self.family is None else self.family.cpu()[present],
-            margin,
+            margin * self._sample.turn,
             replace(
                 LabelModelSettings(),
                 bootstrap=LabelModelSettings.bootstrap if measure else 0,
@@ -200,7 +181,7 @@ class RunLabelModel:
         if fit.matched is not None:
             found = found._replace(temperature=fit.matched.temperature, stretch=fit.matched.stretch)
         if fit.recommended == MAJORITY:
-            found = found._replace(grid=exchangeable_votes(self._sample).grid.to(device))
+            found = found._replace(grid=exchangeable_votes(self._sample.table).grid.to(device))
         return found
 
     def _fit(self, margin: Tensor) -> None:
@@ -250,7 +231,8 @@ class RunLabelModel:
         return everywhere
 
     def reliabilities(self, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """η, labels, and posterior sum of right labels of every annotator, float64 [K] each; the same bits on all ranks.
+        """η, labels, and posterior sum of right labels of every annotator, float64 [K] each; the same bits on every
+        rank.
 
         η is P(label right), a mean over the annotator's own votes; σ of the skill where there are none. ``margin`` as
         in :meth:`refit`. Collectives: three of 8 K bytes and a broadcast of 24 K.
@@ -297,17 +279,6 @@ class RunLabelModel:
             names = bytes(state["names"].tolist()).decode().split("\n")
             numbers = state["numbers"].to(self.device, copy=True)
             self.now, self._chosen_at = from_numbers(numbers, names, self.num_annotators), int(state["chosen_at"])
-
-
-def _sample(whole: VoteTable, gold: Tensor, most: int) -> tuple[VoteTable, Tensor]:
-    """Every n-th pair and anchored ones, renumbered, of about ``most`` votes; and the pairs' indices."""
-    stride = max(1, -(-len(whole.pair) // most))
-    taken = torch.zeros(whole.num_pairs, dtype=torch.bool)
-    taken[::stride] = True
-    taken[gold.nonzero().squeeze(-1)[:_MOST_ANCHORS]] = True
-    part = whole.where(taken[whole.pair])
-    pairs = taken.nonzero().squeeze(-1)
-    return part._replace(pair=(taken.cumsum(0) - 1)[part.pair], num_pairs=len(pairs)), pairs
 
 
 def _counted_of_pairs(table: VoteTable) -> Tensor:
