@@ -163,7 +163,8 @@ class AnnotatorBook:
             record.write_annotators(self.folder, step, rows, em.trajectory)
             logit_eta = torch.logit(em.eta).cpu().numpy()
             evidence = None if em.pair_evidence is None else em.pair_evidence.double().cpu().numpy()
-            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.settings.link_tau, evidence)
+            tau = em.voice.temperature()
+            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, tau, evidence)
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""

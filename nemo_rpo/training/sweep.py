@@ -93,9 +93,9 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     k = em.num_annotators
     packed = torch.zeros(4 * k + 4 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():
-        found, fitted = em.fit(delta, votes, COLLECTIVES)
+        found, fitted, scale_fitted = em.fit(delta, votes, COLLECTIVES)
         known = delta, votes, found.eta, fitted, COLLECTIVES.all_reduce
-        error, evidence = standard_errors(*known), evidence_of(*known)
+        error, evidence = standard_errors(*known, scale_fitted), evidence_of(*known)
         scalars = packed.new_tensor(
             [float(found.log_likelihood), found.iterations, found.converged, fitted.link_tau, *evidence]
         )

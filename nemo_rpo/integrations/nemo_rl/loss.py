@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import PairLosses, PairStep, Votes
+from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, auto_objective_of, label_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -22,7 +22,9 @@ from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
 EVIDENCE = "pair_evidence"  # float32, log-odds that all but the policy gives the pair's chosen
-WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
+VOICE = "em_voice"  # float32, what the policy's margin is multiplied with in the E-step; 0 where it is not believed
+LABEL, SHARPNESS = "em_label", "em_sharpness"  # float32, q and u of the bounded loss
+HELD_OUT = "em_held_out"  # bool, in evaluation alone: labels are taken at their word
 PAIR = "em_pair"  # int64, index of the pair in the global batch
 STATISTIC = "em_mean_statistic"  # float32, mean over the global batch of what the loss's reduction divides by
 # What the loss returns beside upstream's metrics, one value a valid pair: its index, w, Δ, and its statistic. The proxy
@@ -63,20 +65,26 @@ class CarriedReliability:
     """The E-step in a worker: what the driver has looked up for each pair came with the batch.
 
     Attributes:
-        evidence: float32 [n], of each pair, see :meth:`nemo_rpo.em.AnnotatorReliability.evidence`.
-        warming_up: bool [n], the model is to be ignored.
-        link_tau: τ.
+        evidence, voice, label, sharpness: float32 [n], see :data:`EVIDENCE` and its neighbours.
+        auto_objective: what ``objective: auto`` is with the driver's estimator.
     """
 
     evidence: Tensor
-    warming_up: Tensor
-    link_tau: float
+    voice: Tensor
+    label: Tensor
+    sharpness: Tensor
+    auto_objective: str
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
         """w [n]; the driver has looked at ``votes`` and ``pair``."""
         dtype = torch.promote_types(delta.dtype, torch.float32)
-        margin = torch.where(self.warming_up, 0.0, delta.detach().to(dtype))
-        return torch.sigmoid(margin / self.link_tau + self.evidence.to(dtype))
+        # where and not a product alone: a margin that is not believed may be infinite.
+        said = torch.where(self.voice == 0, 0.0, delta.detach().to(dtype) * self.voice.to(dtype))
+        return torch.sigmoid(said + self.evidence.to(dtype))
+
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q [n] and u [n] of :func:`nemo_rpo.em.objective.bounded_loss`."""
+        return self.label, self.sharpness
 
 
 @dataclass(frozen=True)
@@ -139,15 +147,18 @@ class RobustLoss:
         """
         x = self._pair_logprobs(next_token_logprobs, data)
         valid = data["sample_mask"][::2] > 0
-        losses = self.step(x, Votes.single(torch.arange(len(x), device=valid.device)), valid, self._e_step(data))
+        votes = Votes.single(torch.arange(len(x), device=valid.device))
+        losses = self.step(x, votes, valid, self._e_step(data))
         share = valid / (global_valid_seqs / 2).clamp(min=1)  # a batch of masked rows has 0, and a share of 0 each
         rewards = x.log_ratios(average=self.average_rewards)
         objective = self._objective(losses, data)
+        if HELD_OUT in data:  # a measure: the labels taken at their word, under the same loss for all
+            objective = label_loss(losses.delta, votes)
         metrics = {
             "loss": objective,
             "sft_loss": losses.sft if self.step.sft_weight else torch.zeros_like(losses.sft),
             "preference_loss": losses.preference,
-            "accuracy": (rewards[0] > rewards[1]).float(),
+            "accuracy": agreement(losses.delta, votes.better()),
             "rewards_chosen_mean": rewards[0],
             "rewards_rejected_mean": rewards[1],
         }
@@ -177,12 +188,13 @@ class RobustLoss:
         return surrogate - surrogate.detach() + reduction.value(surrogate.detach(), mean, torch.ones_like(mean))
 
     def _e_step(self, data: Any) -> CarriedReliability | None:
-        """With the η that the step began with; None without the EM, where every label is believed."""
-        if not self.robust.enabled:
+        """With the η that the step began with; None without the EM and in evaluation: every label is believed."""
+        if not self.robust.enabled or HELD_OUT in data:
             return None
         if EVIDENCE not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        return CarriedReliability(data[EVIDENCE][::2], data[WARMING_UP][::2], self.robust.link_tau)
+        carried = (data[name][::2] for name in (EVIDENCE, VOICE, LABEL, SHARPNESS))
+        return CarriedReliability(*carried, auto_objective_of(self.robust))
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

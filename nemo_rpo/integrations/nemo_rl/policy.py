@@ -19,7 +19,17 @@ from nemo_rpo.em import BufferedReliability, Collectives, Votes, add_evidence, b
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
 from nemo_rpo.integrations.nemo_rl.data import ROW_KEYS, data_fingerprint, id_code, labelled_pairs
-from nemo_rpo.integrations.nemo_rl.loss import EVIDENCE, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
+from nemo_rpo.integrations.nemo_rl.loss import (
+    EVIDENCE,
+    HELD_OUT,
+    LABEL,
+    PAIR,
+    SHARPNESS,
+    STATISTIC,
+    VECTORS,
+    VOICE,
+    RobustLoss,
+)
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, entry
 from nemo_rpo.losses.reduction import Mean
 
@@ -134,9 +144,15 @@ class RobustPolicy:
         batch = copy.copy(data)
         index = self._annotator_index(data, training)
         pair = self._row_index(data) if training and self.em.pair_evidence is not None else None
-        batch[EVIDENCE] = self.em.evidence(Votes.single(index), pair).repeat_interleave(2)
-        batch[WARMING_UP] = torch.full((2 * len(index),), self.em.warming_up)
-        batch[PAIR] = torch.arange(len(index)).repeat_interleave(2)
+        votes = Votes.single(index)
+        label, sharpness = self.em.bounded(votes, pair)
+        voice = torch.zeros(()) if self.em.warming_up else self.em.voice.weight.float()
+        of_pairs = {EVIDENCE: self.em.evidence(votes, pair), PAIR: torch.arange(len(index)), LABEL: label}
+        of_pairs |= {name: of.float().expand(len(index)) for name, of in ((VOICE, voice), (SHARPNESS, sharpness))}
+        for name, of in of_pairs.items():
+            batch[name] = of.repeat_interleave(2)
+        if not training:
+            batch[HELD_OUT] = torch.ones(2 * len(index), dtype=torch.bool)
         return batch
 
     def _annotator_index(self, data: Any, training: bool) -> Tensor:

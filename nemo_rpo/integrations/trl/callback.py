@@ -70,7 +70,7 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
     width = max(sign.shape[-1] for sign in signs)
     votes = Votes(_widened(annotators, width), _widened(signs, width))
     em, delta = trainer.em, torch.cat(deltas)
-    found, fitted = em.fit(delta, votes, trainer.collectives)
+    found, fitted, _ = em.fit(delta, votes, trainer.collectives)
     em.replace(found.eta)
     if em.label_model is not None:
         rows = torch.stack((torch.cat(pairs).double(), delta.double()), -1)
