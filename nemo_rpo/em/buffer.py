@@ -190,7 +190,7 @@ class BufferedReliability(AnnotatorReliability):
         The collectives of :func:`estimate`, and then those of no iteration of :func:`full_batch_em`.
         """
         found = estimate(delta, votes, self.eta, self._fitting, collectives or self.collectives)
-        fitted, scale_fitted = self._as_fitted(found), found.temperature.identified
+        fitted, scale_fitted = self._as_fitted(found), found.temperature.fitted
         if found.sweep is not None:
             return Fit(found.sweep, fitted, scale_fitted)
         still = replace(fitted, sweep_max_iterations=0)
@@ -214,7 +214,7 @@ class BufferedReliability(AnnotatorReliability):
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
-        self.voice.set_temperature(found.temperature.value)
+        self.voice.set_weight(found.temperature.weight)
         self.estimate, self._refitted_at = found, self.step
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
@@ -255,7 +255,7 @@ class BufferedReliability(AnnotatorReliability):
         seen, reduce = self._seen(), self.collectives.all_reduce
         evidence = evidence_of(*seen, self.eta, fitted, reduce)
         if self.pair_evidence is None:
-            scale_fitted = self.estimate.temperature.identified
+            scale_fitted = self.estimate.temperature.fitted
             return standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
         errors = self.label_model.standard_errors(self._policy_says(self.buffer.margins, self.estimate))
         return errors[:, 0] * self.eta * (1 - self.eta), evidence

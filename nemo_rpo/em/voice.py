@@ -44,9 +44,9 @@ class Voice:
         """voice(Δ) [P] in the dtype of ``delta`` [P]."""
         return delta * self.weight.to(delta.dtype)
 
-    def set_temperature(self, tau: float) -> None:
-        """A fit's τ; inf is a weight of 0."""
-        self.weight = torch.full_like(self.weight, 1.0 / tau)
+    def set_weight(self, weight: float) -> None:
+        """What a fit has found the policy to be worth."""
+        self.weight = torch.full_like(self.weight, weight)
 
     def temperature(self) -> float:
         """τ = 1/weight; inf where the policy is not believed. Waits for the device."""

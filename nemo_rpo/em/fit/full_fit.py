@@ -66,7 +66,7 @@ def estimate(
     collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)
-    unsaid = Temperature(math.inf, False, math.inf, "the margins carry too little information")
+    unsaid = Temperature(math.inf, False, math.nan, "the margins carry too little information")
     untouched = Estimate(eta, start.prior, unsaid, information, None)
     if information <= buffer.min_information:
         return untouched
@@ -81,7 +81,7 @@ def estimate(
         silence, votes, alone.sweep or sweep, Population(alone.prior, 1.0), collectives
     )
     if buffer.fit_temperature:
-        temperature = judge_temperature(population, gain, buffer.temperature_max_error)
+        temperature = judge_temperature(population, gain, buffer.temperature_max_error, len(eta))
     else:
         temperature = judge_set_temperature(settings.link_tau, gain)
     if math.isinf(temperature.value):

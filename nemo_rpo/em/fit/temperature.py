@@ -18,8 +18,8 @@ class Temperature(NamedTuple):
 
     Attributes:
         value: what the EM divides the margins by; inf where they are not believed at all.
-        identified: whether it was fitted.
-        log_error: standard error of log τ of the fit; inf without one.
+        identified: whether it was fitted, and the votes tell it.
+        log_error: standard error of log τ of the fit; inf where it has no maximum, nan where τ was not to be fitted.
         reason: why it was not fitted, or the margins are not believed, in a sentence; empty if they are, as fitted.
         gain: nats by which the margins make the votes more likely than no margins do; nan before a fit.
     """
@@ -31,42 +31,56 @@ class Temperature(NamedTuple):
     gain: float = math.nan
 
     @property
+    def fitted(self) -> bool:
+        """Whether the value comes from the votes."""
+        return math.isfinite(self.value) and not math.isnan(self.log_error)
+
+    @property
+    def weight(self) -> float:
+        """The policy's weight in the E-step: 1/τ; 0 where a fitted τ is not identified, or the margins say nothing."""
+        return 0.0 if self.fitted and not self.identified else 1.0 / self.value
+
+    @property
     def no_better_than_chance(self) -> bool:
         """Whether a fit was made, and the votes are as likely without the margins."""
         return self.gain < _LEAST_GAIN
 
 
-def judge_temperature(fit: Population, gain: float, max_error: float) -> Temperature:
-    """The fitted temperature where the margins say something and the votes identify their scale, else inf.
+def judge_temperature(fit: Population, gain: float, max_error: float, annotators: int) -> Temperature:
+    """What to make of a ``fit`` to the votes of some ``annotators``.
 
     With one label a pair, P(label) depends on the margin as ½ + (η-½) tanh(Δ/2τ). Where all margins are small this is
-    (2η-1)Δ/4τ: only the ratio of reliability and temperature is seen, and the fit drifts along it. Taking the margins
-    at some other scale then would move every reliability by as much as that scale is off.
+    (2η-1)Δ/4τ: only the ratio of reliability and temperature is seen, and the fit drifts along it. Of several
+    annotators the ratios to each other are seen all the same, and an estimate with a wide error is better than none; of
+    one there is nothing to be had, and the margins are left out.
 
-    >>> judge_temperature(Population((8.0, 2.0), 2.9, 0.08), gain=90.0, max_error=0.25).value
-    2.9
-    >>> judge_temperature(Population((8.0, 2.0), 2.9, 0.6), gain=9.0, max_error=0.25).reason
-    'the votes do not tell the scale of the margins (standard error of log τ 0.60, allowed 0.25)'
-    >>> judge_temperature(Population((8.0, 2.0), 2.9, 0.6), gain=0.4, max_error=0.25).value
+    >>> judge_temperature(Population((8.0, 2.0), 2.9, 0.08), 90.0, 0.25, 12).weight
+    0.3448275862068966
+    >>> unsure = judge_temperature(Population((8.0, 2.0), 2.9, 0.6), 9.0, 0.25, 12)
+    >>> unsure.value, unsure.weight, unsure.reason
+    (2.9, 0.0, 'the votes do not tell the scale of the margins (standard error of log τ 0.60, allowed 0.25)')
+    >>> judge_temperature(Population((8.0, 2.0), 2.9, 0.6), 9.0, 0.25, 1).value
+    inf
+    >>> judge_temperature(Population((8.0, 2.0), 2.9, 0.6), 0.4, 0.25, 12).value
     inf
     """
+    value = math.inf
     if not gain >= _LEAST_GAIN:
-        reason = (
-            f"the margins make the votes no more likely than chance does (gain {gain:.1f} nats, needed {_LEAST_GAIN:g})"
-        )
+        reason = f"the margins make the votes no more likely than chance does ({gain:.1f} nats, needed {_LEAST_GAIN:g})"
     elif not 1 / _EDGE < fit.tau < _EDGE:
         reason = f"the fit of the margins' scale ran to its edge (τ = {fit.tau:.3g}): votes and margins do not agree"
     elif not fit.log_tau_error <= max_error:
         error = f"standard error of log τ {fit.log_tau_error:.2f}, allowed {max_error}"
         reason = f"the votes do not tell the scale of the margins ({error})"
+        value = fit.tau if annotators > 1 else math.inf
     else:
         return Temperature(fit.tau, True, fit.log_tau_error, "", gain)
-    return Temperature(math.inf, False, fit.log_tau_error, reason, gain)
+    return Temperature(value, False, fit.log_tau_error, reason, gain)
 
 
 def judge_set_temperature(tau: float, gain: float) -> Temperature:
     """The configured temperature where it is not to be fitted, if margins at that scale say something."""
     if gain >= _LEAST_GAIN:
-        return Temperature(tau, False, math.inf, "model.rpo.buffer.fit_temperature is off", gain)
+        return Temperature(tau, False, math.nan, "model.rpo.buffer.fit_temperature is off", gain)
     reason = f"margins at τ = {tau:g} make the votes no more likely than chance does ({gain:.1f} nats)"
-    return Temperature(math.inf, False, math.inf, reason, gain)
+    return Temperature(math.inf, False, math.nan, reason, gain)
