@@ -100,7 +100,6 @@ class BufferedReliability(AnnotatorReliability):
     """
 
     estimator: ClassVar[str] = "buffer"
-    auto_objective: str = "bounded"
 
     def __init__(
         self,

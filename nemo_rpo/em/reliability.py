@@ -57,7 +57,6 @@ class AnnotatorReliability:
 
     estimator: ClassVar[str] = "ema"  # what ``model.rpo.estimator`` calls it
     estimate: Estimate | None = None  # the EMA fits nothing
-    auto_objective: str = "induced"  # and is the paper's
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
         if num_annotators < 1:

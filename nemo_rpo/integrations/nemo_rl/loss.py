@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss, posterior
+from nemo_rpo.em import (
+    PairLosses,
+    PairStep,
+    Votes,
+    agreement,
+    label_loss,
+    posterior,
+)
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -22,6 +29,8 @@ from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
 LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
+VOICE = "em_voice"  # float32, weight of the policy's own margin
+CERTAINTY, SHARPNESS = "em_certainty", "em_sharpness"  # float32, q and u of the bounded loss
 WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
 HELD_OUT = "em_held_out"  # bool, in evaluation alone: labels are taken at their word
 PAIR = "em_pair"  # int64, index of the pair in the global batch
@@ -65,16 +74,23 @@ class CarriedReliability:
 
     Attributes:
         logit_eta: float32 [n], of each pair's annotator. warming_up: bool [n], the model is to be ignored.
-        link_tau: τ.
+        voice: float32 [n], weight of the policy's margin. certainty, sharpness: float32 [n], q and u of the bounded
+            loss.
     """
 
     logit_eta: Tensor
     warming_up: Tensor
-    link_tau: float
+    voice: Tensor
+    certainty: Tensor
+    sharpness: Tensor
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
         """w [n]; the annotators of ``votes`` are places in ``logit_eta``. The driver has looked up the ``pair``."""
-        return posterior(torch.where(self.warming_up, 0.0, delta), votes, self.logit_eta, self.link_tau)
+        return posterior(torch.where(self.warming_up, 0.0, self.voice * delta), votes, self.logit_eta)
+
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q and u of the bounded loss, [n] each."""
+        return self.certainty, self.sharpness
 
 
 @dataclass(frozen=True)
@@ -183,7 +199,8 @@ class RobustLoss:
             return None
         if LOGIT_ETA not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        return CarriedReliability(data[LOGIT_ETA][::2], data[WARMING_UP][::2], self.robust.link_tau)
+        columns = (data[name][::2] for name in (LOGIT_ETA, WARMING_UP, VOICE, CERTAINTY, SHARPNESS))
+        return CarriedReliability(*columns)
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

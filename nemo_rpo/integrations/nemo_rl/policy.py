@@ -19,7 +19,18 @@ from nemo_rpo.em import BufferedReliability, Collectives, Votes, add_evidence, b
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
 from nemo_rpo.integrations.nemo_rl.data import ROW_KEYS, data_fingerprint, id_code, labelled_pairs
-from nemo_rpo.integrations.nemo_rl.loss import HELD_OUT, LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
+from nemo_rpo.integrations.nemo_rl.loss import (
+    CERTAINTY,
+    HELD_OUT,
+    LOGIT_ETA,
+    PAIR,
+    SHARPNESS,
+    STATISTIC,
+    VECTORS,
+    VOICE,
+    WARMING_UP,
+    RobustLoss,
+)
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, entry
 from nemo_rpo.losses.reduction import Mean
 
@@ -131,9 +142,14 @@ class RobustPolicy:
         """A copy of the batch with the keys that the loss reads, [B] each."""
         _fill_up(data)
         batch = copy.copy(data)
-        index = self._annotator_index(data, training).repeat_interleave(2)
+        annotator = self._annotator_index(data, training)
+        certainty, sharpness = self.em.bounded(Votes.single(annotator))
+        index = annotator.repeat_interleave(2)
         start = torch.tensor([self._robust.eta_init]).logit()
         batch[LOGIT_ETA] = torch.cat((self.em.logit_eta, start))[index]
+        batch[CERTAINTY] = certainty.float().repeat_interleave(2)
+        batch[SHARPNESS] = sharpness.float().expand(len(index)).clone()
+        batch[VOICE] = self.em.voice.weight.float().expand(len(index)).clone()
         batch[WARMING_UP] = torch.full_like(index, self.em.warming_up, dtype=torch.bool)
         batch[PAIR] = torch.arange(len(index)) // 2
         if not training:
