@@ -89,7 +89,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("training data", files if isinstance(files, str) else ", ".join(map(str, files))),
         (
             "loss",
-            f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else f"{loss}, every label believed",
+            f"re_{loss}, {model.rpo.objective_in_force} objective"
+            if model.rpo.enabled
+            else f"{loss}, every label believed",
         ),
         ("steps", f"{run.step:,} of {model.global_batch_size:,} pairs each"),
     ]
