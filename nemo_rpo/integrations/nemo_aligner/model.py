@@ -67,6 +67,7 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
 
     em: AnnotatorReliability
     labels: TrainingLabels
+    _held_out = False  # the batch under way measures: its labels are taken at their word
 
     def __init__(self, cfg: Any, trainer: Any) -> None:
         loss = base_loss(cfg)  # before minutes are spent on the weights
@@ -78,7 +79,6 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         self.step_metrics = StepMetrics(self.base_loss.reduction, torch.cuda.current_device())
         self.restored: dict[str, Any] | None = None
         self._labels: _Labels | None = None
-        self._held_out = False  # the batch under way measures: its labels are taken at their word
 
     def connect_labels(self, labels: TrainingLabels) -> None:
         """Starts the EM over the labels of the training data, or continues it where a checkpoint was restored.
