@@ -30,8 +30,9 @@ class LabelModelSettings:
         dependence_errors: standard deviations of the simulated crowds beyond which a statistic is warned of.
         min_spread: spread of z, relative to the simulated crowds', below which nothing is warned of however certain.
         min_correlation: the same for the mean correlation of errors.
-        outweighing_spread, outweighing_correlation: where both are exceeded, votes cannot tell shared errors from
-            truth, and the majority is reported instead of the model.
+        outweighing_ratio, outweighing_spread, outweighing_correlation: where all are exceeded (the spread of z relative
+            to the simulated crowds', the spread, the correlation), votes cannot tell shared errors from truth, and the
+            majority is reported instead of the model. Chosen on random worlds, ``benchmarks/label_model_thresholds.py``.
         wide_spread: spread of z, relative to the simulated crowds', beyond which intervals of reliabilities no longer
             take the majority for better than a coin.
         match_tolerance: how near, relative to it, the correlation of errors of a simulated crowd has to come to the
@@ -63,7 +64,8 @@ class LabelModelSettings:
     dependence_errors: float = 2.7
     min_spread: float = 1.1
     min_correlation: float = 0.005
-    outweighing_spread: float = 1.2
+    outweighing_ratio: float = 1.45
+    outweighing_spread: float = 1.15
     outweighing_correlation: float = 0.01
     wide_spread: float = 1.25
     match_tolerance: float = 0.3

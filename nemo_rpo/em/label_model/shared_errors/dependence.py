@@ -172,8 +172,8 @@ def judge_dependence(
     least = max(expected.correlation + limit * error.correlation, settings.min_correlation)
     together = observed.correlation > least
     outweighs = (
-        observed.spread > settings.outweighing_spread * max(1.0, expected.spread)
-        and spread
+        spread
+        and observed.spread > max(settings.outweighing_ratio * expected.spread, settings.outweighing_spread)
         and observed.correlation > max(least, settings.outweighing_correlation)
     )
     wide = spread and observed.spread > settings.wide_spread * expected.spread
