@@ -15,7 +15,7 @@ from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
 from nemo_rpo.launch import start_ranks
-from nemo_rpo.training.outputs.summary import format_table
+from nemo_rpo.text_table import format_table
 
 if TYPE_CHECKING:
     from nemo_rpo.evaluation.judgements import Comparison

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.errors import printable
+from nemo_rpo.text_table import format_table
 
 _LAST = 10  # a single batch says little about where a run ended
 _ENDS = 10  # annotators shown at each end of a long table
@@ -38,17 +38,6 @@ class AnnotatorRow:
     standard_error: float
     running: float
     coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart; the first is flush left, the others flush right."""
-    rows = [[printable(cell) for cell in row] for row in rows]  # ids are what a file says they are
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def annotator_table(annotators: Sequence[AnnotatorRow]) -> str:
