@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nemo_rpo.data import columns as side_columns
+from nemo_rpo.data.files.spool import Spool
+from nemo_rpo.data.formats import Parsed
 from nemo_rpo.data.identity import PairIndex, Sighting
 from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
 from nemo_rpo.errors import DataError
@@ -27,6 +28,7 @@ class MergedPair:
         gold: +1, -1 or ``None``. topic: the first that a row names.
         columns: numeric side information, the mean over the rows that have it.
         given: what the chat template is given beside the messages, as in a row.
+        key: the pair's id, or the hash of its content. layout: of that first row.
     """
 
     where: str
@@ -39,6 +41,8 @@ class MergedPair:
     topic: str | None
     columns: dict[str, float]
     given: Given = field(default_factory=dict)
+    key: str = ""
+    layout: str = ""
 
     def columns_for(self, sign: int) -> dict[str, float]:
         """The columns relative to the completion that a vote of that sign prefers."""
@@ -46,71 +50,60 @@ class MergedPair:
 
 
 class MergedPairs:
-    """What all rows say of their pairs, in some hundred bytes a pair and a vote; the texts come from a second reading.
+    """What all rows say of their pairs, in some hundred bytes a pair and a vote; the texts wait in a spool.
 
     Args:
-        rows: every row of the files.
+        rows: every row of the files, a ranking as its pairs.
+        spool: empty; holds the pairs' texts.
 
     Raises:
         DataError: a row that contradicts an earlier one of its pair in text or gold label.
     """
 
-    def __init__(self, rows: Iterable[PreferenceRow]) -> None:
+    def __init__(self, rows: Iterable[Parsed], spool: Spool) -> None:
         self.rows = 0
         self._gold: dict[int, int] = {}
         self._topic: dict[int, str] = {}
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
+        self._spool = spool
         pairs, ledger = PairIndex(), VoteLedger()
-        self._first = array("q")
-        for row in rows:
+        for _, layout, row in rows:
             sighting = pairs.find(row)
-            self._first.append(sighting.text if sighting.new else -1)
+            if sighting.new:
+                spool.add((row.where, row.pair_id, row.prompt, row.chosen, row.rejected, row.given, layout))
             ledger.add(row, sighting)
-            self._add_gold(row, sighting)
+            if row.gold:
+                self._add_gold(row, sighting)
             if row.topic is not None:
                 self._topic.setdefault(sighting.text, row.topic)
-            self._add_columns(row, sighting)
+            if row.columns:
+                self._add_columns(row, sighting)
             self.rows += 1
-        self._table = ledger.close(len(pairs))
-        ends = np.cumsum(np.bincount(self._table.text, minlength=len(pairs)))
-        self._votes = np.split(np.argsort(self._table.text, kind="stable"), ends[:-1])
+        self._ids, self._table = pairs.ids, ledger.close(len(pairs))
+        self._order = np.argsort(self._table.text, kind="stable")
+        self._ends = np.cumsum(np.bincount(self._table.text, minlength=len(pairs)))
 
     def __len__(self) -> int:
         return self._table.texts
 
-    def first_shown(self, row: int) -> int | None:
-        """The pair that the row, counted from 0, is the first to show."""
-        return None if self._first[row] < 0 else self._first[row]
+    def __iter__(self) -> Iterator[MergedPair]:
+        """The pairs in the order of their first rows."""
+        table, start = self._table, 0
+        names: list[str | None] = [None, *table.annotators[UNNAMED + 1 :]]
+        annotator, sign = table.annotator[self._order].tolist(), table.sign[self._order].tolist()
+        for text, (end, spooled) in enumerate(zip(self._ends.tolist(), self._spool, strict=True)):
+            where, pair_id, prompt, first, second, given, layout = spooled
+            votes = [Vote(names[annotator[v]], sign[v], table.details.of(self._order[v])) for v in range(start, end)]
+            start = end
+            columns = self._mean_columns(text) if self._columns else {}
+            about = (self._gold.get(text), self._topic.get(text), columns, given)
+            yield MergedPair(where, pair_id, prompt, first, second, votes, *about, self._ids[text], layout)
 
-    def pair(self, text: int, row: PreferenceRow) -> MergedPair:
-        """The pair with that index in the order of first rows, of which ``row`` is the first."""
-        table = self._table
-        votes = [
-            Vote(
-                None if table.annotator[v] == UNNAMED else table.annotators[table.annotator[v]],
-                int(table.sign[v]),
-                table.details.of(v),
-            )
-            for v in self._votes[text]
-        ]
+    def _mean_columns(self, text: int) -> dict[str, float]:
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
-        columns = {name: total / number for name, (total, number) in known.items()}
-        return MergedPair(
-            row.where,
-            row.pair_id,
-            row.prompt,
-            row.chosen,
-            row.rejected,
-            votes,
-            self._gold.get(text),
-            self._topic.get(text),
-            columns,
-            row.given,
-        )
+        return {name: total / number for name, (total, number) in known.items()}
 
     def _add_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
-        if not row.gold:
-            return
         gold = -row.gold if sighting.turned else row.gold
         if self._gold.setdefault(sighting.text, gold) != gold:
             raise DataError(f"{row.where}: the pair has the opposite gold label in an earlier row")

@@ -106,14 +106,16 @@ class _Reading:
             self._last = parsed.record
             self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
         number = len(self.exclusions.pair_of_row)
-        pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
+        rows = comparisons(parsed.row) if parsed.row.further else (parsed.row,)
+        pairs = [self._enter_pair(row, number) for row in rows]
         # A ranking is trained on whole: any pair of it that cannot be decides about the row.
         self.exclusions.pair_of_row.append(next((pair for pair in pairs if pair in self.exclusions.pairs), pairs[0]))
 
     def _enter_pair(self, row: PreferenceRow, number: int) -> int:
         try:
             sighting = self.pairs.find(row)
-            self._check_gold(row, sighting)
+            if row.gold:
+                self._check_gold(row, sighting)
         except RowError as exc:
             self.findings.add_error(exc)
             self.exclusions.rows[number] = exc.kind
@@ -139,8 +141,6 @@ class _Reading:
                     yield kind, problem
 
     def _check_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
-        if not row.gold:
-            return
         gold = -row.gold if sighting.turned else row.gold
         if self.gold.setdefault(sighting.text, gold) != gold:
             problem = f"pair '{self.pairs.ids[sighting.text]}' has the opposite gold label in an earlier row"

@@ -106,9 +106,11 @@ class VoteLedger:
         file = self._files.setdefault(row.file, len(self._files))
         for vote in row.votes:
             annotator = self._annotators.setdefault(vote.annotator, len(self._annotators))
-            place = {"text": sighting.text, "annotator": annotator, "file": file, "row": row.row}
-            for name, value in place.items():
-                self._integers[name].append(value)
+            text, who, files, rows = self._integers.values()
+            text.append(sighting.text)
+            who.append(annotator)
+            files.append(file)
+            rows.append(row.row)
             self._signs["sign"].append(-vote.sign if sighting.turned else vote.sign)
             self._signs["said"].append(vote.sign)
             self._details.add(vote.details, sighting.turned)
