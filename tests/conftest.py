@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 from paths import SHARED_DATA
 
+try:
+    from hypothesis import settings
+except ImportError:  # not in the environments of every host
+    pass
+else:
+    # The same examples on every machine, however busy: a failure is one of the code, and can be repeated.
+    settings.register_profile("nemo_rpo", deadline=None, derandomize=True)
+    settings.load_profile("nemo_rpo")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that run ranks, which are the long ones, come first: the last worker then has little left to do alone."""

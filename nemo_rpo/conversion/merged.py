@@ -12,8 +12,7 @@ from nemo_rpo.data.files.spool import Spool
 from nemo_rpo.data.formats import Parsed
 from nemo_rpo.data.identity import PairIndex, Sighting
 from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
-from nemo_rpo.errors import DataError
-from nemo_rpo.validation.votes import UNNAMED, VoteLedger
+from nemo_rpo.data.vote_ledger import VoteLedger
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,6 @@ class MergedPairs:
 
     def __init__(self, rows: Iterable[Parsed], spool: Spool) -> None:
         self.rows = 0
-        self._gold: dict[int, int] = {}
-        self._topic: dict[int, str] = {}
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
         self._spool = spool
         pairs, ledger = PairIndex(), VoteLedger()
@@ -72,41 +69,37 @@ class MergedPairs:
             if sighting.new:
                 spool.add((row.where, row.pair_id, row.prompt, row.chosen, row.rejected, row.given, layout))
             ledger.add(row, sighting)
-            if row.gold:
-                self._add_gold(row, sighting)
-            if row.topic is not None:
-                self._topic.setdefault(sighting.text, row.topic)
             if row.columns:
                 self._add_columns(row, sighting)
             self.rows += 1
-        self._ids, self._table = pairs.ids, ledger.close(len(pairs))
-        self._order = np.argsort(self._table.text, kind="stable")
-        self._ends = np.cumsum(np.bincount(self._table.text, minlength=len(pairs)))
+        self._ids, self._table = pairs.ids, ledger.close(pairs)
+        self._order = np.argsort(self._table.pair, kind="stable")
+        self._ends = np.cumsum(np.bincount(self._table.pair, minlength=len(pairs)))
 
     def __len__(self) -> int:
-        return self._table.texts
+        return self._table.pairs
 
     def __iter__(self) -> Iterator[MergedPair]:
         """The pairs in the order of their first rows."""
         table, start = self._table, 0
-        names: list[str | None] = [None, *table.annotators[UNNAMED + 1 :]]
-        annotator, sign = table.annotator[self._order].tolist(), table.sign[self._order].tolist()
+        ids, sign = table.annotators.ids, table.sign[self._order].tolist()
+        name = [None if none else ids[k] for k, none in zip(*self._who(), strict=True)]
+        gold, topic = table.gold.tolist(), table.topic.tolist()
         for text, (end, spooled) in enumerate(zip(self._ends.tolist(), self._spool, strict=True)):
             where, pair_id, prompt, first, second, given, layout = spooled
-            votes = [Vote(names[annotator[v]], sign[v], table.details.of(self._order[v])) for v in range(start, end)]
+            votes = [Vote(name[v], sign[v], table.details.of(self._order[v])) for v in range(start, end)]
             start = end
             columns = self._mean_columns(text) if self._columns else {}
-            about = (self._gold.get(text), self._topic.get(text), columns, given)
+            about = (gold[text] or None, table.topics[topic[text]] if topic[text] >= 0 else None, columns, given)
             yield MergedPair(where, pair_id, prompt, first, second, votes, *about, self._ids[text], layout)
+
+    def _who(self) -> tuple[list[int], list[bool]]:
+        """Of the votes by pair: the annotator, and whether that is nobody by name."""
+        return self._table.annotator[self._order].tolist(), self._table.unnamed[self._order].tolist()
 
     def _mean_columns(self, text: int) -> dict[str, float]:
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
         return {name: total / number for name, (total, number) in known.items()}
-
-    def _add_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
-        gold = -row.gold if sighting.turned else row.gold
-        if self._gold.setdefault(sighting.text, gold) != gold:
-            raise DataError(f"{row.where}: the pair has the opposite gold label in an earlier row")
 
     def _add_columns(self, row: PreferenceRow, sighting: Sighting) -> None:
         columns = _turned(row.columns) if sighting.turned else row.columns

@@ -13,9 +13,9 @@ _SWAPPED = {
     "chosen_preference_score": "rejected_preference_score",  # log-odds of the same
 }
 _PARTNER = {**_SWAPPED, **{rejected: chosen for chosen, rejected in _SWAPPED.items()}}
-_NEGATED = ("margin",)  # chosen's score minus rejected's
+_NEGATED = ("margin", "consensus")  # chosen's score minus rejected's; log-odds that chosen is the better one
 _COMPLEMENTED = ("win_rate",)  # the probability that chosen wins
-_UNCHANGED = ("strength",)  # how strong the preference is, whichever way it points
+_UNCHANGED = ("strength", "flip_rate")  # how strong or how doubtful the preference is, whichever way it points
 
 NAMES = (*_PARTNER, *_NEGATED, *_COMPLEMENTED, *_UNCHANGED)
 

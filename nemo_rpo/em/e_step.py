@@ -35,10 +35,19 @@ def posterior_logit(delta: Tensor, votes: Votes, logit_eta: Tensor, tau: float =
     tensor([2.7918])
     """
     dtype = torch.promote_types(delta.dtype, torch.float32)
+    return delta.detach().to(dtype) / tau + vote_evidence(votes, logit_eta, dtype)
+
+
+def vote_evidence(votes: Votes, logit_eta: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Σ_v s_v logit η_v, the log-odds [P] that the labels alone give chosen; without gradient, in ``dtype``.
+
+    Args:
+        votes: labels of the pairs [P, V].
+        logit_eta: logit of the reliability of every annotator [K]; ±inf (an oracle) is allowed.
+    """
     sign = votes.sign.to(dtype)
     # The mask, and not the product with 0, drops an abstention: 0 · inf would be NaN for an oracle annotator.
-    evidence = torch.where(sign == 0, 0.0, sign * logit_eta.detach().to(dtype)[votes.annotator])
-    return delta.detach().to(dtype) / tau + evidence.sum(-1)
+    return torch.where(sign == 0, 0.0, sign * logit_eta.detach().to(dtype)[votes.annotator]).sum(-1)
 
 
 def posterior(delta: Tensor, votes: Votes, logit_eta: Tensor, tau: float = 1.0) -> Tensor:

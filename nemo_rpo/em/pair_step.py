@@ -15,16 +15,27 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import Objective
-from nemo_rpo.em.objective import robust_loss
+from nemo_rpo.em.objective import bounded_loss, robust_loss
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss, RankingLogprobs
 
 
 class EStep(Protocol):
-    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one."""
+    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one.
 
-    def posterior(self, delta: Tensor, votes: Votes) -> Tensor:
-        """w [P], the probability that chosen is truly better, without gradient."""
+    Attributes:
+        auto_objective: what ``objective: auto`` is with it.
+    """
+
+    auto_objective: str
+
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q [P] and u [] of :func:`nemo_rpo.em.objective.bounded_loss`."""
+        ...
+
+    def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
+        """w [P], the probability that chosen is truly better, without gradient; ``pair`` int64 [P]: the index of each
+        pair in the training data (negative: of none), or None for pairs that are not training pairs."""
         ...
 
 
@@ -76,11 +87,15 @@ class PairStep:
     ::
 
         Δ           = L(l≻w) - L(w≻l)                                the loss, both ways round
-        w           = σ(Δ/τ + Σ_v s_v logit η_v)                     the E-step; share of the votes without an estimator
+        w           = σ(Δ/τ + E)                                     the E-step; share of the votes without an estimator
         preference  = -w log σ(Δ) - (1-w) log σ(-Δ)                  induced, or
-                       w L(w≻l) + (1-w) L(l≻w)                       weighted
+                       w L(w≻l) + (1-w) L(l≻w)                       weighted, or
+                       log 2 - (2q - 1) tanh(uΔ/2) / u               bounded, q = σ(E), u how large margins are
         sft         = -w log π(chosen) - (1-w) log π(rejected)       summed over tokens, or their mean
         loss        = preference_weight · preference + sft_weight · sft
+
+    E is the evidence of everything but the policy: Σ_v s_v logit η_v, or what the label model makes of the pair, which
+    an estimator looks up by the pair's index in the data (:meth:`EStep.posterior`).
 
     Two cases stand apart. A pair on which nobody took a side (a tie, which only some losses take) has no label to
     doubt, and the induced objective would learn nothing from it: its preference loss is the weighted one. And a loss of
@@ -91,7 +106,7 @@ class PairStep:
 
     Attributes:
         loss: the base loss.
-        objective: which of the two preference losses the EM minimises.
+        objective: which of the preference losses the EM minimises.
         preference_weight, sft_weight: of the two terms.
         average_sft: the SFT term is a mean over tokens.
     """
@@ -117,14 +132,14 @@ class PairStep:
             x: the pairs as a loss sees them. votes: their labels.
             valid: bool [P]; other pairs carry no evidence and count nowhere, whatever they hold.
             em: gives the posteriors; None where the EM is off and every label is taken at its word.
-            learn_from: in training, the index of each pair in the data, int64 [P]: the step's evidence is then added to
-                ``em``, a :class:`Learner`. None in evaluation.
+            learn_from: in training, the index of each pair in the data, int64 [P], by which its evidence is looked up;
+                what the step teaches is added to ``em``, a :class:`Learner`. None in evaluation.
             ranking_size: responses of each ranking [prompts], where the pairs are those of rankings.
         """
         terms = self.loss.terms(x)
         delta = terms.delta.detach()
-        w = votes.share() if em is None else em.posterior(delta, votes)
-        preference = self._preference(x, terms, w, votes, em is not None, ranking_size)
+        w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
+        preference = self._preference(x, terms, w, votes, em, learn_from, ranking_size)
         sft = torch.zeros_like(preference) if x.policy_chosen is None else self._sft(x, w)
         loss = self.preference_weight * preference
         if self.sft_weight:  # else a likelihood of 0 would still make the loss NaN
@@ -146,15 +161,29 @@ class PairStep:
         )
 
     def _preference(
-        self, x: PairLogprobs, terms: LossTerms, w: Tensor, votes: Votes, doubted: bool, ranking_size: Tensor | None
+        self,
+        x: PairLogprobs,
+        terms: LossTerms,
+        w: Tensor,
+        votes: Votes,
+        em: EStep | None,
+        pair: Tensor | None,
+        ranking_size: Tensor | None,
     ) -> Tensor:
-        preference = robust_loss(terms, w, self.objective if doubted else "weighted")
-        if self.loss.listwise and not doubted and ranking_size is not None:
+        objective = "weighted" if em is None else self._objective_with(em)
+        if objective == "bounded":
+            preference = bounded_loss(terms, *em.bounded(votes, pair), w)
+        else:
+            preference = robust_loss(terms, w, objective)
+        if self.loss.listwise and em is None and ranking_size is not None:
             of_rankings = self.loss.ranking(RankingLogprobs.joined(x, ranking_size))
             preference = of_rankings.repeat_interleave(len(w) // len(ranking_size))
         if self.loss.takes_ties:
             preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
         return preference
+
+    def _objective_with(self, em: EStep) -> str:
+        return em.auto_objective if self.objective == "auto" else self.objective
 
     def _sft(self, x: PairLogprobs, w: Tensor) -> Tensor:
         """The negative log-likelihood [P] of the response believed to be better."""

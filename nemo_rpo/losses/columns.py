@@ -45,6 +45,8 @@ _COLUMNS = (
     Column("win_rate_rejected", "label", "row", "probability that rejected beats the opponent policy [pairs]"),
     Column("preference_score_chosen", "label", "row", "log-odds score s(chosen ≻ π_t) [pairs]"),
     Column("preference_score_rejected", "label", "row", "log-odds score s(rejected ≻ π_t) [pairs]"),
+    Column("consensus", "label", "row", "log-odds that the recorded choice is right, by its annotators alone [pairs]"),
+    Column("flip_rate", "label", "row", "probability that the recorded choice was flipped, between 0 and 1 [pairs]"),
     Column("tie", "label", "row", "1 where the annotator called a tie, else 0 [pairs]"),
     Column("gate", "label", "forward", "scale of each block of the preference head, from the prompt [pairs, width/2]"),
 )

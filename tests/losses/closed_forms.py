@@ -240,6 +240,25 @@ def forward_corrected(r: Row, beta=0.1, label_smoothing=0.1):
     return -math.log(recorded), -math.log(1 - recorded)
 
 
+def udpo(r: Row, beta=0.1, a=1 / 9):
+    p = sigmoid(beta * h(r))
+    return -math.log((p + a * (1 - p)) / (1 + a)), -math.log((1 - p + a * p) / (1 + a))
+
+
+def rgpo(r: Row, beta=0.1, weight=1.0):
+    inferred = 1 if r.consensus > 0 else -1
+    sure = weight * abs(math.tanh(r.consensus))
+    return sure * softplus(-inferred * beta * h(r)), sure * softplus(inferred * beta * h(r))
+
+
+def fa_dpo(r: Row, beta=0.1, rate="features", intercept=-2.1972245773362196, length=0.0, perplexity=0.0):
+    gap = abs(r.reference_w / r.length_w - r.reference_l / r.length_l)
+    flip = sigmoid(intercept + length * abs(math.log(r.length_w / r.length_l)) + perplexity * gap)
+    flip = flip if rate == "features" else r.flip_rate
+    p = sigmoid(beta * h(r))
+    return -math.log((1 - flip) * p + flip * (1 - p)), -math.log(flip * p + (1 - flip) * (1 - p))
+
+
 def holder_dpo(r: Row, beta=0.1, gamma=2.0):
     def loss(p):
         return -(1 + gamma) * p**gamma + gamma * p ** (1 + gamma)

@@ -127,6 +127,9 @@ def test_losses_that_model_noise_or_need_a_temperature_say_so():
         "holder_dpo",
         "ropo",
         "dr_dpo",
+        "udpo",
+        "rgpo",
+        "fa_dpo",
     }
     assert {name for name, loss in losses.items() if loss.needs_link_tau} == {
         "sppo",

@@ -281,6 +281,26 @@ def test_gradient_weights_of_the_noise_models(name, options, table):
     torch.testing.assert_close(-gradient, torch.tensor(table), atol=6e-4, rtol=0)
 
 
+def test_udpo_is_forward_correction_at_the_same_odds_of_a_flip():
+    """The catalogue's alias: ε = a/(1+a), and the paper's own loss is less by log(1+a) = -log(1-ε)."""
+    udpo, corrected = build_loss("udpo", a=0.25).terms(X), build_loss("forward_corrected", label_smoothing=0.2).terms(X)
+    same(udpo, corrected)
+    p = dpo().delta.sigmoid()
+    torch.testing.assert_close(udpo.chosen + math.log(1 - 0.2), -torch.log(p + 0.25 * (1 - p)))
+
+
+def test_fa_dpo_without_features_is_forward_correction():
+    corrected = build_loss("forward_corrected", label_smoothing=0.1).terms(X)
+    same(build_loss("fa_dpo").terms(X), corrected)
+    same(build_loss("fa_dpo", rate="column").terms(with_pair(X, flip_rate=full(0.1))), corrected)
+
+
+def test_rgpo_of_a_certain_consensus_is_dpo_on_the_inferred_label():
+    same(build_loss("rgpo").terms(with_pair(X, consensus=full(40))), dpo())
+    same(build_loss("rgpo").terms(with_pair(X, consensus=full(-40))), dpo(X.swapped()))
+    assert not build_loss("rgpo")(with_pair(X, consensus=full(0))).any()  # annotators who cancel say nothing
+
+
 def test_redescending_losses_let_hopeless_pairs_go():
     s = torch.tensor([-30.0], requires_grad=True)
     zero = torch.zeros(1)

@@ -31,6 +31,7 @@ def rows() -> list[dict[str, Any]]:
         for name, (better, worse) in said.items():
             sides = "ab" if name == "reward_{}" else ("chosen", "rejected")
             row |= zip(map(name.format, sides), (better, worse) if first else (worse, better), strict=True)
+        row["consensus"] = (0.2 + low) * (1 if first else -1)
         row["strength"] = float(1 + int(3 * strength))
     for row in made[PAIRS:]:
         for vote in row["votes"]:

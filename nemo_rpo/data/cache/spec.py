@@ -15,7 +15,7 @@ from nemo_rpo.digests import digest_of
 from nemo_rpo.errors import ConfigError, DataError
 
 INVALID_PAIRS = ("error", "drop")
-CACHE_VERSION = 4  # raised whenever the same input would give other files
+CACHE_VERSION = 5  # raised whenever the same input would give other files
 
 
 @dataclass(frozen=True)

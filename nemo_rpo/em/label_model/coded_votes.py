@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,9 +18,37 @@ SLOT = "slot"
 _CHUNK = 1 << 18
 
 
+class FlatVotes(NamedTuple):
+    """Votes as flat columns, in any order: what a file holds, without padding.
+
+    Attributes:
+        pair, annotator: int64 [M].
+        sign: [M], +1 for chosen, -1 for rejected, 0 a tie.
+        num_pairs: P.
+        weight: [P] or None, see :class:`nemo_rpo.em.Votes`.
+    """
+
+    pair: Tensor
+    annotator: Tensor
+    sign: Tensor
+    num_pairs: int
+    weight: Tensor | None = None
+
+    @classmethod
+    def of(cls, votes: Votes) -> FlatVotes:
+        """The signed votes of padded ones, in order of the pairs.
+
+        >>> FlatVotes.of(Votes(torch.tensor([[0, 1], [2, 0]]), torch.tensor([[1, -1], [1, 0]]))).annotator
+        tensor([0, 1, 2])
+        """
+        pair, column = (votes.sign != 0).nonzero().unbind(-1)
+        return cls(pair, votes.annotator[pair, column].long(), votes.sign[pair, column], len(votes.sign), votes.weight)
+
+
 @dataclass(frozen=True)
 class VoteFeatures:
-    """What is known of each vote, by name; tensors [P] (the same for all votes of a pair) or [P, V].
+    """What is known of each vote, by name; tensors [P] (the same for all votes of a pair) or [P, V], of
+    :class:`FlatVotes` [M].
 
     Attributes:
         skill: φ, features that stay as they are when the pair is turned round: topic, stated confidence, time. They
@@ -38,8 +66,12 @@ class VoteFeatures:
         return [*self.skill, *self.leaning]
 
 
+def _alone(_: Tensor) -> None:
+    """A single process has the sum already."""
+
+
 class VoteTable(NamedTuple):
-    """The signed votes of all pairs, sorted by pair.
+    """The signed votes of all pairs, sorted by pair; of this rank's, where ranks hold different pairs.
 
     Attributes:
         pair, annotator: int64 [M].
@@ -50,6 +82,8 @@ class VoteTable(NamedTuple):
         names: of the columns of ``design``.
         num_skill: how many of them multiply the truth.
         num_pairs, num_annotators: P and K.
+        all_reduce: sums a tensor in place over the ranks that hold different pairs; every sum over annotators goes
+            through it.
     """
 
     pair: Tensor
@@ -62,6 +96,7 @@ class VoteTable(NamedTuple):
     num_skill: int
     num_pairs: int
     num_annotators: int
+    all_reduce: Callable[[Tensor], None] = _alone
 
     def select(self, names: Sequence[str]) -> VoteTable:
         """The table with the skill and the named features only."""
@@ -96,9 +131,17 @@ class VoteTable(NamedTuple):
             yield VoteTable(*(column[start : start + _CHUNK] for column in self[:6]), *self[6:])
 
     def per_annotator(self, values: Tensor) -> Tensor:
-        """Sums of ``values`` [M] over the votes of each annotator, float64 [K]."""
+        """Sums of ``values`` [M] over the votes of each annotator, float64 [K]. One all-reduce of 8 K bytes."""
         sums = torch.zeros(self.num_annotators, dtype=torch.float64, device=values.device)
-        return sums.index_add_(0, self.annotator, values.double())
+        sums.index_add_(0, self.annotator, values.double())
+        self.all_reduce(sums)
+        return sums
+
+    def total(self, *values: Tensor) -> Tensor:
+        """The sum of each of the ``values`` over all ranks, float64. One all-reduce of 8 bytes a value."""
+        sums = torch.stack([of.double().sum() for of in values])
+        self.all_reduce(sums)
+        return sums
 
     def per_pair(self, values: Tensor) -> Tensor:
         """Sums of ``values`` [M] over the votes of each pair, float64 [P]."""
@@ -110,7 +153,7 @@ class VoteTable(NamedTuple):
         return self.says_chosen.double() * 2 - 1
 
 
-def vote_table(votes: Votes, num_annotators: int, features: VoteFeatures | None = None) -> VoteTable:
+def vote_table(votes: Votes | FlatVotes, num_annotators: int, features: VoteFeatures | None = None) -> VoteTable:
     """Flat columns of the signed votes; two votes of one annotator on one pair become one, see below.
 
     Somebody (a judge that was shown a pair in both orders) who says the same twice has cast one vote, whose ``slot`` is
@@ -129,36 +172,57 @@ def vote_table(votes: Votes, num_annotators: int, features: VoteFeatures | None 
     for name in names:
         if names.count(name) > 1 or name == SKILL:
             raise DataError(f"the feature '{name}' is given twice")
-    pair, column = (votes.sign != 0).nonzero().unbind(-1)
-    sign = votes.sign[pair, column]
-    rows = [torch.ones(len(pair), device=sign.device)]
-    rows += [
-        _column(name, values, votes, pair, column) for name, values in {**features.skill, **features.leaning}.items()
-    ]
-    counted = torch.ones_like(rows[0]) if votes.weight is None else votes.weight[pair].float()
+    named = {**features.skill, **features.leaning}
+    if isinstance(votes, Votes):
+        flat = FlatVotes.of(votes)
+        pair, column = (votes.sign != 0).nonzero().unbind(-1)
+        rows = [_column(name, values, votes, pair, column) for name, values in named.items()]
+    else:
+        flat, kept = _signed_by_pair(votes)
+        rows = [_flat_column(name, values, votes)[kept] for name, values in named.items()]
+    ones = torch.ones(len(flat.pair), device=flat.sign.device)
     table = VoteTable(
-        pair,
-        votes.annotator[pair, column].long(),
-        sign > 0,
-        torch.stack(rows, -1),
-        torch.ones_like(rows[0]),
-        counted,
+        flat.pair,
+        flat.annotator,
+        flat.sign > 0,
+        torch.stack([ones, *rows], -1),
+        ones,
+        ones.clone() if flat.weight is None else flat.weight[flat.pair].float(),
         (SKILL, *names),
         1 + len(features.skill),
-        len(votes.sign),
+        flat.num_pairs,
         num_annotators,
     )
     return _one_vote_each(table)
+
+
+def _signed_by_pair(votes: FlatVotes) -> tuple[FlatVotes, Tensor]:
+    """The signed votes in order of the pairs, and their places among the given ones."""
+    kept = (votes.sign != 0).nonzero().squeeze(-1)
+    kept = kept[votes.pair[kept].argsort(stable=True)]
+    columns = (votes.pair[kept].long(), votes.annotator[kept].long(), votes.sign[kept])
+    return FlatVotes(*columns, votes.num_pairs, votes.weight), kept
 
 
 def _column(name: str, values: Tensor, votes: Votes, pair: Tensor, column: Tensor) -> Tensor:
     if values.shape not in (votes.sign.shape, votes.sign.shape[:1]):
         expected = f"{list(votes.sign.shape)} or {list(votes.sign.shape[:1])}"
         raise DataError(f"the feature '{name}' has shape {list(values.shape)}; expected {expected}")
-    taken = (values[pair] if values.dim() == 1 else values[pair, column]).float()
-    if not taken.isfinite().all():
+    return _finite(name, (values[pair] if values.dim() == 1 else values[pair, column]).float())
+
+
+def _flat_column(name: str, values: Tensor, votes: FlatVotes) -> Tensor:
+    if values.shape != votes.sign.shape:
+        raise DataError(
+            f"the feature '{name}' has shape {list(values.shape)}; expected {list(votes.sign.shape)}, one value a vote"
+        )
+    return _finite(name, values.float())
+
+
+def _finite(name: str, values: Tensor) -> Tensor:
+    if not values.isfinite().all():
         raise DataError(f"the feature '{name}' has values that are not finite; give 0 where it is not known")
-    return taken
+    return values
 
 
 def _one_vote_each(table: VoteTable) -> VoteTable:

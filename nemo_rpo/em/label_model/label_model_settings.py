@@ -21,9 +21,11 @@ class LabelModelSettings:
             below the tolerance.
         min_log_bayes_factor: by how much (in nats) the marginal likelihood has to rise for a further feature.
         search_votes: votes that features are searched on at most; of a larger crowd, a part of the pairs is taken.
+        max_topics: topics with a feature of their own at most, the most frequent ones.
         order_tolerance: the order shown counts as random where the share of pairs whose chosen was shown first is
             within this of one half, or within three binomial standard errors.
-        bootstrap: simulated crowds that give the dependence statistic its distribution under independence.
+        bootstrap: simulated crowds that give the dependence statistic its distribution under independence; 0 asks
+            for no dependence.
         bootstrap_votes: votes that a simulated crowd has at most; of a larger crowd a part of the pairs is taken.
         dependence_errors: standard deviations of the simulated crowds beyond which a statistic is warned of.
         min_spread: spread of z, relative to the simulated crowds', below which nothing is warned of however certain.
@@ -47,6 +49,7 @@ class LabelModelSettings:
     tolerance: float = 5e-4
     min_log_bayes_factor: float = 3.0
     search_votes: int = 400_000
+    max_topics: int = 5
     order_tolerance: float = 0.05
     bootstrap: int = 24
     bootstrap_votes: int = 40_000

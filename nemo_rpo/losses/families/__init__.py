@@ -1,6 +1,7 @@
 """The losses, one file a family; importing this package registers them all."""
 
 from nemo_rpo.losses.families import (
+    estimated_noise,
     fixed_noise,
     hinge,
     listwise,
@@ -17,6 +18,7 @@ from nemo_rpo.losses.families import (
 )
 
 __all__ = [
+    "estimated_noise",
     "fixed_noise",
     "hinge",
     "listwise",

@@ -100,9 +100,47 @@ class ForwardCorrectedDPO(LogRatioLoss, LogisticLoss):
     label_smoothing: float = number(0.1, above=0, below=0.5)
 
     def margin(self, x: PairLogprobs) -> Tensor:
-        won, lost = F.logsigmoid(self.implicit_margin(x)), F.logsigmoid(-self.implicit_margin(x))
-        right, wrong = math.log1p(-self.label_smoothing), math.log(self.label_smoothing)
-        return torch.logaddexp(right + won, wrong + lost) - torch.logaddexp(wrong + won, right + lost)
+        u = self.implicit_margin(x)
+        return recorded_log_odds(u, torch.full_like(u, math.log(self.label_smoothing / (1 - self.label_smoothing))))
+
+
+@register("udpo")
+@dataclass(frozen=True)
+class UncertainDPO(LogRatioLoss, LogisticLoss):
+    r"""UDPO (2607.03248), an alias of ``forward_corrected``.
+
+    L = -log[(σ(u) + a σ(-u)) / (1+a)]: the paper's -log[σ(u) + a σ(-u)] and a constant, log(1+a), that makes it a
+    likelihood. It is ``forward_corrected`` at ε = a/(1+a), the same gradients and the same link.
+
+    Options:
+        a: in (0, 1), odds of a flip.
+        beta, average_log_probs: see :class:`LogRatioLoss`.
+
+    >>> x = PairLogprobs(torch.tensor([-42.0]), torch.tensor([-51.5]), torch.tensor([-44.25]), torch.tensor([-50.0]))
+    >>> UncertainDPO(beta=0.1, a=1 / 9)(x)
+    tensor([0.5549])
+    """
+
+    models_noise: ClassVar[bool] = True
+
+    a: float = number(1 / 9, above=0, below=1)
+
+    def margin(self, x: PairLogprobs) -> Tensor:
+        u = self.implicit_margin(x)
+        return recorded_log_odds(u, torch.full_like(u, math.log(self.a)))
+
+
+def recorded_log_odds(u: Tensor, flip_log_odds: Tensor) -> Tensor:
+    """Log-odds of what is recorded [pairs], of a preference of log-odds ``u`` that is flipped at odds e^``flip``.
+
+    log[(1-ε) σ(u) + ε σ(-u)] - log[ε σ(u) + (1-ε) σ(-u)],  ε = σ(``flip_log_odds``).
+
+    >>> recorded_log_odds(torch.tensor([2.0, 50.0]), torch.tensor([-2.0, -2.0]))
+    tensor([1.3250, 2.0000])
+    """
+    won, lost = F.logsigmoid(u), F.logsigmoid(-u)
+    right, wrong = F.logsigmoid(-flip_log_odds), F.logsigmoid(flip_log_odds)
+    return torch.logaddexp(right + won, wrong + lost) - torch.logaddexp(wrong + won, right + lost)
 
 
 @register("holder_dpo")

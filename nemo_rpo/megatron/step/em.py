@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from nemo_rpo.em import (
     Votes,
     build_estimator,
 )
+from nemo_rpo.em.label_model import FlatVotes
+from nemo_rpo.em.label_model.training_crowd import Crowd
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.step.collectives import (
@@ -61,7 +64,15 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
         parallel.data_parallel_size(),
         COLLECTIVES,
         device,
+        partial(crowd_of, cache),
     )
+
+
+def crowd_of(cache: PreferenceCache) -> Crowd:
+    """All that ``cache`` says of its votes."""
+    votes = FlatVotes(*map(torch.from_numpy, cache.all_votes()), num_pairs=len(cache))
+    known = {name: torch.from_numpy(values) for name, values in cache.known_of_votes().items()}
+    return Crowd.of(votes, known, cache.topics)
 
 
 def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:

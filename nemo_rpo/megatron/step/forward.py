@@ -196,6 +196,8 @@ def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | N
 # Label columns of the losses, under the names the data room gives them.
 _LABEL_COLUMNS = {
     "strength": "strength",
+    "consensus": "consensus",
+    "flip_rate": "flip_rate",
     "tie": "tie",
     "win_rate_chosen": "chosen_win_rate",
     "win_rate_rejected": "rejected_win_rate",
