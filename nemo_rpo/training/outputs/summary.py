@@ -104,14 +104,12 @@ def final_report(
 
 def _next(run: Path, em: bool) -> str:
     folder = shlex.quote(str(run))
-    commands = [
-        (f"nemo-rpo report {folder}", "whom to believe, and what to do"),
-        (f"nemo-rpo export {folder} doubtful --out relabel.csv", "the labels to look at again"),
-        (f"nemo-rpo evaluate {folder} TEST.jsonl", "how good the policy is on labels it has not seen"),
-    ]
-    return format_table(
-        ["", ""], [[f"  {command}", says] for command, says in commands if em or "export" not in command]
-    )
+    commands = [(f"nemo-rpo report {folder}", "one page: what to do first" + ", and whom to believe" * em)]
+    if em:
+        commands.append((f"nemo-rpo export {folder} doubtful --out relabel.csv", "the labels to look at again"))
+    commands.append((f"nemo-rpo evaluate {folder} TEST.jsonl", "how good the policy is on labels it has not seen"))
+    width = max(len(command) for command, _ in commands)
+    return "\n".join(f"  {command:{width}}  # {says}" for command, says in commands)
 
 
 def _course(label: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
