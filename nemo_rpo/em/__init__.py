@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nemo_rpo.em.e_step import posterior_logit as posterior_logit
     from nemo_rpo.em.em_settings import BufferSettings as BufferSettings
     from nemo_rpo.em.em_settings import EMSettings as EMSettings
+    from nemo_rpo.em.estimators import auto_objective_of as auto_objective_of
     from nemo_rpo.em.estimators import build_estimator as build_estimator
     from nemo_rpo.em.fit.evidence import Evidence as Evidence
     from nemo_rpo.em.fit.evidence import evidence_of as evidence_of
@@ -42,7 +43,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "collectives": ("Collectives",),
         "e_step": ("posterior", "posterior_logit"),
         "em_settings": ("BufferSettings", "EMSettings"),
-        "estimators": ("build_estimator",),
+        "estimators": ("auto_objective_of", "build_estimator"),
         "fit.evidence": ("Evidence", "evidence_of"),
         "fit.full_fit": ("Estimate", "estimate"),
         "fit.standard_error": ("standard_errors",),

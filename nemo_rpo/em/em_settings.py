@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from nemo_rpo.errors import ConfigError
 
-Objective = Literal["induced", "weighted"]
+Objective = Literal["auto", "induced", "weighted", "bounded"]
 Estimator = Literal["ema", "buffer"]
 Sweep = Literal["none", "end", "epoch"]
 Margins = Literal["prequential", "latest"]
@@ -94,7 +94,9 @@ class EMSettings:
     Attributes:
         objective: ``induced`` is the paper's Eq. 5, ``-w log p - (1-w) log(1-p)`` with the preference probability p
             that the loss induces; ``weighted`` is ``w L(w≻l) + (1-w) L(l≻w)``. They differ by log Z, which is 0 in the
-            DPO family.
+            DPO family. ``bounded`` is ``log 2 - (2q-1) tanh(uΔ/2)/u``, q being what all but the policy says of the
+            pair, which does not pull at pairs for ever (:func:`nemo_rpo.em.objective.bounded_loss`). ``auto``:
+            ``bounded`` with ``estimator: buffer``, ``induced`` with ``ema``, which together are the paper's.
         estimator: ``buffer`` refits all annotators together from the kept margins of every pair, see
             :class:`BufferSettings`; ``ema`` is the paper's Eq. 7 over the annotators of each global batch, which mostly
             remembers its start where labels are few (``docs/estimators.md`` has the two side by side).
@@ -116,7 +118,7 @@ class EMSettings:
         label_model: what else than a reliability is known of an annotator.
     """
 
-    objective: Objective = "induced"
+    objective: Objective = "auto"
     estimator: Estimator = "buffer"
     eta_init: float = 0.9
     alpha: float = 0.1

@@ -1,21 +1,21 @@
-"""The M-step of the policy: the loss of a pair whose label is right with probability w."""
+"""The M-step of the policy: the loss of a pair whose label is right with probability w, or with evidence for it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_rpo.em.em_settings import Objective
 from nemo_rpo.em.votes import Votes
 
 if TYPE_CHECKING:
     from nemo_rpo.losses import LossTerms
 
 
-def robust_loss(terms: LossTerms, w: Tensor, objective: Objective = "induced") -> Tensor:
+def robust_loss(terms: LossTerms, w: Tensor, objective: Literal["induced", "weighted"] = "induced") -> Tensor:
     r"""The robustified loss of each pair, unreduced [P], float32 or wider.
 
     ::
@@ -40,6 +40,34 @@ def robust_loss(terms: LossTerms, w: Tensor, objective: Objective = "induced") -
         delta = _at_least_float32(terms.delta)
         chosen, rejected = -F.logsigmoid(delta), -F.logsigmoid(-delta)
     loss = _weighted(w, chosen) + _weighted(1 - w, rejected)
+    return _with_anchors(loss, terms, w)
+
+
+def bounded_loss(terms: LossTerms, q: Tensor, sharpness: Tensor, w: Tensor) -> Tensor:
+    r"""A loss of each pair, unreduced [P], float32 or wider, that no label can pull at for ever::
+
+        log 2 - (2q - 1) tanh(uΔ/2) / u
+
+    Up to a constant it is the expected share of wrong choices, q σ(-uΔ) + (1-q) σ(uΔ), over u/2. A loss whose two sides
+    add up to a constant has the same minimum whatever share of the labels is flipped at random (Ghosh, Kumar and
+    Sastry, AAAI 2017), so with one annotator nobody has to know that share; the induced loss needs it, and one label a
+    pair does not tell it from the scale of the margins. At Δ = 0 it has the gradient of the induced loss there, ½ - q, and
+    like that it lets go of pairs on which policy and label disagree for good; it is what the induced loss tends to as
+    the labels' log-odds go to 0. u → 0 is the mean over all labels, linear in Δ.
+
+    Args:
+        terms: of the base loss; only Δ and anchors are read.
+        q: probability that chosen is better by all that is known but the policy, [P].
+        sharpness: u, []: how soon a margin counts as large (:meth:`nemo_rpo.em.voice.Voice.sharpness`).
+        w: posterior that chosen is better [P], the weight of anchors.
+    """
+    delta = _at_least_float32(terms.delta)
+    q, u, w = q.detach().to(delta.dtype), sharpness.to(delta.dtype), w.detach()
+    loss = math.log(2) - (2 * q - 1) * torch.tanh(u * delta / 2) / u
+    return _with_anchors(loss, terms, w)
+
+
+def _with_anchors(loss: Tensor, terms: LossTerms, w: Tensor) -> Tensor:
     if terms.anchor_chosen is not None:
         loss = loss + _weighted(w, _at_least_float32(terms.anchor_chosen))
     if terms.anchor_rejected is not None:

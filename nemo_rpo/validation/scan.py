@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_rpo.data.files.read import Paths, as_paths
+from nemo_rpo.data.files.read import Paths, Record, as_paths
 from nemo_rpo.data.formats import Parsed, read_parsed, unread_fields
 from nemo_rpo.data.identity import PairIndex, comparisons
 from nemo_rpo.data.rows import PreferenceRow
@@ -93,6 +93,7 @@ class _Reading:
         self.tokens = _token_checks(settings)
         self.texts = TextChecks(judge=self.tokens is None)
         self.unread: Counter[str] = Counter()
+        self._last: Record | None = None
 
     def unreadable(self, error: DataError) -> None:
         if not isinstance(error, RowError):
@@ -102,7 +103,9 @@ class _Reading:
 
     def enter(self, parsed: Parsed) -> None:
         self.files.setdefault(parsed.row.file, parsed.layout)
-        self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
+        if parsed.record is not self._last:  # which may say several rows
+            self._last = parsed.record
+            self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
         number = len(self.exclusions.pair_of_row)
         pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
         # A ranking is trained on whole: any pair of it that cannot be decides about the row.

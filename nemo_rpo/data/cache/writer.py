@@ -106,9 +106,12 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
 
 def _new_texts(spec: CacheSpec, ledger: PairLedger, notes: Counter[str]) -> Iterator[RawText]:
     """The texts that no earlier row showed; ``notes`` count what is said of the rows."""
+    last = None
     for parsed in read_parsed(list(spec.paths), spec.keys):
         row = parsed.row
-        notes.update(f"field '{name}' is not read" for name in unread_fields(parsed.record, spec.keys, parsed.layout))
+        if parsed.record is not last:  # which may say several rows
+            last = parsed.record
+            notes.update(f"field '{name}' is not read" for name in unread_fields(last, spec.keys, parsed.layout))
         if row.prompt_repeated:
             notes["responses begin with the prompt: it was taken off them"] += 1
         if ledger.add(row) is not None:

@@ -27,7 +27,13 @@ STEP = "nemo_rpo.step"
 
 
 def write_posteriors(
-    folder: Path, step: int, cache: PreferenceCache, seen: np.ndarray, logit_eta: np.ndarray, tau: float
+    folder: Path,
+    step: int,
+    cache: PreferenceCache,
+    seen: np.ndarray,
+    logit_eta: np.ndarray,
+    tau: float,
+    evidence: np.ndarray | None = None,
 ) -> None:
     """``posteriors.parquet``, a row a signed label in the order of the data.
 
@@ -41,13 +47,15 @@ def write_posteriors(
         step: optimizer steps done; every file has it in its metadata.
         seen: float32 [n, 3], see :meth:`nemo_rpo.em.record.RecordedReliability.seen`.
         logit_eta: float64 [K], of the reliabilities now.
-        tau: temperature of the link.
+        tau: temperature of the policy's voice; inf where it has none.
+        evidence: float [n], what the label model gives chosen in the place of the sum of logit η; None without one.
     """
     pa, _ = pyarrow()
     pair, annotator, sign = cache.all_votes()
     first_delta, first_w, last_delta = seen.T
     last_delta = np.where(np.isfinite(last_delta), last_delta, np.nan)
-    evidence = np.bincount(pair, weights=sign * logit_eta[annotator], minlength=len(cache))
+    if evidence is None:
+        evidence = np.bincount(pair, weights=sign * logit_eta[annotator], minlength=len(cache))
     right = _sigmoid(sign * (last_delta.astype(np.float64) / tau + evidence)[pair])
     columns = {
         **_label_columns(cache, pair, annotator, sign),
@@ -63,7 +71,8 @@ def write_posteriors(
 def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], trajectory: Trajectory) -> None:
     """``annotators.parquet``, a row an annotator in the data's order: ``id``, ``labels``, ``eta``, ``standard_error``
     (null where nothing has been fitted), ``eta_running`` (before the last sweep), ``eta_start``, and the way of η over
-    the optimizer steps, ``trajectory_steps`` (the same in every row) and ``trajectory_eta`` (NaN before they joined).
+    the optimizer steps, ``trajectory_steps`` (the same in every row) and ``trajectory_eta`` (NaN before they joined);
+    with a label model in force ``skill`` and every further feature by its name, each with ``…_error``.
     """
     pa, _ = pyarrow()
     ways = np.stack([eta.cpu().numpy() for eta in trajectory.eta], 1) if trajectory.steps else np.empty((len(rows), 0))
@@ -77,6 +86,9 @@ def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], traj
         "trajectory_steps": pa.array([trajectory.steps] * len(rows), pa.list_(pa.int32())),
         "trajectory_eta": pa.array(list(ways.astype(np.float32)), pa.list_(pa.float32())),
     }
+    for name in rows[0].coefficients if rows else ():
+        known = np.array([row.coefficients[name] for row in rows])
+        columns |= {name: known[:, 0], f"{name}_error": known[:, 1]}
     _write(folder / ANNOTATORS, step, _table(columns))
 
 
