@@ -159,6 +159,7 @@ class AnnotatorBook:
     def _write(self, step: int, seen: np.ndarray | None) -> None:
         em, rows = self.model.em, self.rows()
         write_annotators(self.folder, rows)
+        self.log.annotators(step, rows)
         if seen is not None:
             record.write_annotators(self.folder, step, rows, em.trajectory)
             logit_eta = torch.logit(em.eta).cpu().numpy()

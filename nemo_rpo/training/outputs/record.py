@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nemo_rpo.data.annotator_table import VIRTUAL
-from nemo_rpo.data.cache.arrow import pair_ids, pyarrow, sources
+from nemo_rpo.data.cache.arrow import pair_ids, prompt_names, pyarrow, sources
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import CheckpointError
@@ -94,8 +94,9 @@ def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], traj
 
 def write_validation(folder: Path, step: int, sets: Mapping[str, tuple[PreferenceCache, np.ndarray]]) -> None:
     """``validation.parquet``, a row a signed label of the held-out pairs that were looked at: what it is
-    (:func:`_label_columns`), ``gold`` (+1 chosen, -1 rejected, 0 unknown) and ``delta`` of the pair at the weights the
-    run ended with. Labels of a pair whose margin is no finite number are left out.
+    (:func:`_label_columns`), ``prompt`` (equal for pairs of one prompt), ``gold`` (+1 chosen, -1 rejected, 0 unknown)
+    and ``delta`` of the pair at the weights the run ended with. Labels of a pair whose margin is no finite number are
+    left out.
 
     ``sets`` has pairs and their margins, float32 [n] (NaN: not looked at), by the name of the validation set, which is
     in column ``set``; a single set without a name ("") has no such column.
@@ -114,7 +115,8 @@ def _held_out_columns(cache: PreferenceCache, delta: np.ndarray) -> dict[str, An
     pair, annotator, sign = cache.all_votes()
     looked_at = np.isfinite(delta[pair])
     pair, annotator, sign = pair[looked_at], annotator[looked_at], sign[looked_at]
-    return {**_label_columns(cache, pair, annotator, sign), "gold": cache.gold[pair], "delta": delta[pair]}
+    of_labels = _label_columns(cache, pair, annotator, sign)
+    return {**of_labels, "prompt": prompt_names(cache)[pair], "gold": cache.gold[pair], "delta": delta[pair]}
 
 
 def _label_columns(cache: PreferenceCache, pair: np.ndarray, annotator: np.ndarray, sign: np.ndarray) -> dict[str, Any]:
