@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judging.add_argument(
         "--groups", type=Path, metavar="CSV", help="columns annotator and group: judge these alone too"
     )
+    help = "of a reward model with groups of taste (base_loss=pal): judge as this group, not as each annotator's own"
+    judging.add_argument("--group", type=int, metavar="G", help=help)
     judging.add_argument("--scores", type=Path, metavar="OUT", help="write the margins of all labels (.parquet)")
     help = "compare with the margins that another evaluation of the same data wrote"
     judging.add_argument("--compare", type=Path, metavar="SCORES", help=help)
@@ -99,7 +101,7 @@ def _judge(args: argparse.Namespace, target: Target) -> None:
     from nemo_rpo.evaluation.measurements import measure
     from nemo_rpo.evaluation.scores import read_scores, write_scores
 
-    scores, summary = measure(target)
+    scores, summary = measure(target, args.group)
     if os.environ.get("RANK", "0") != "0":
         return
     compared = compare(scores, read_scores(args.compare), args.bootstrap, args.seed) if args.compare else None

@@ -77,6 +77,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     validated = list(filter(is_validation, splits))
     for name in validated:
         splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
+    setup.check_groups(cfg, cache)
     origin = origin_of(cfg, cache)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)

@@ -12,11 +12,14 @@ from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import (
     AnnotatorReliability,
     Collectives,
+    MarginBuffer,
     PairRecord,
     RecordedReliability,
     Votes,
     build_estimator,
 )
+from nemo_rpo.em.groups import TasteReliability
+from nemo_rpo.em.groups.start import random_start
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.step.collectives import (
@@ -30,14 +33,15 @@ COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel, bro
 
 
 def build_reliability(
-    rpo: RPOConfig, cache: PreferenceCache, device: torch.device
+    rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int = 1, seed: int = 0
 ) -> AnnotatorReliability | RecordedReliability:
     """The reliabilities of the annotators of ``cache``, all at their start; recorded where ``rpo.record`` asks for it.
+    A loss with several ``groups`` has its own estimator, and ``seed`` draws where its weights begin.
 
     ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
     pair. No collective.
     """
-    em = estimator_of(rpo, cache, device)
+    em = estimator_of(rpo, cache, device) if groups == 1 else taste_of(rpo, cache, device, groups, seed)
     if not (rpo.enabled and rpo.record):
         return em
     pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
@@ -62,6 +66,25 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
         COLLECTIVES,
         device,
     )
+
+
+def taste_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int, seed: int) -> TasteReliability:
+    """The weights of the annotators of ``cache`` on ``groups`` groups, at their start. No collective."""
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    return TasteReliability(
+        rpo,
+        random_start(len(cache.annotators), groups, seed),
+        signed_labels(cache),
+        [MarginBuffer(len(cache), rank, ranks, device) for _ in range(groups)],
+        COLLECTIVES,
+        device,
+    )
+
+
+def signed_labels(cache: PreferenceCache) -> Tensor:
+    """Labels that take a side, of each annotator, int64 [K]."""
+    _, annotator, sign = cache.all_votes()
+    return torch.bincount(torch.from_numpy(annotator[sign != 0]).long(), minlength=len(cache.annotators))
 
 
 def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:

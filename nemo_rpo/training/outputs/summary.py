@@ -26,6 +26,7 @@ class AnnotatorRow:
         start: the η it started from.
         standard_error: of ``eta``; nan where nothing has been fitted.
         running: η before the last sweep replaced it.
+        weights: on each group of taste; none where there is one truth for all.
     """
 
     annotator: str
@@ -34,6 +35,7 @@ class AnnotatorRow:
     start: float
     standard_error: float
     running: float
+    weights: tuple[float, ...] = ()
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

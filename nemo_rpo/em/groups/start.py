@@ -1,0 +1,46 @@
+"""Where the weights of annotators on groups begin, and whether there is anything to tell the groups by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.errors import ConfigError
+
+# Wide enough that the heads part early, narrow enough that an annotator who began on the wrong side comes over.
+_SPREAD = 1.5
+_TWO = 2  # labels: with one comparison an annotator, every division into groups fits as well as any other
+
+
+def check_identifiable(labels: Tensor, groups: int) -> None:
+    """Refuses groups where the data cannot tell them: one comparison an annotator identifies no types (2510.15716).
+
+    Args:
+        labels: signed labels of each annotator [K].
+
+    Raises:
+        ConfigError: fewer than half of the labels come from annotators with two or more, or there are fewer such
+            annotators than two a group.
+    """
+    several = labels >= _TWO
+    share = labels[several].sum().item() / max(labels.sum().item(), 1)
+    if share < 0.5:
+        raise ConfigError(
+            f"model.rpo.loss_options.groups={groups} cannot be told apart: {1 - share:.0%} of the labels come from "
+            "annotators who gave a single one, which says nothing of whose taste they share. Set groups to 1, or "
+            "model.data.annotator_key to the field that names annotators"
+        )
+    if several.sum() < 2 * groups:
+        raise ConfigError(
+            f"model.rpo.loss_options.groups={groups} cannot be told apart: only {int(several.sum())} annotators gave "
+            f"two labels or more, and {groups} groups need {2 * groups}. Set groups to 1, or model.data.annotator_key "
+            "to the field that names annotators"
+        )
+
+
+def random_start(annotators: int, groups: int, seed: int) -> Tensor:
+    """Log-odds float64 [K, G] that favour a random group a little: equal weights would give all heads one gradient for
+    ever. The same on every rank and under every layout.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return _SPREAD * torch.randn(annotators, groups, generator=generator, dtype=torch.float64)
