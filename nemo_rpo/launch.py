@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from types import FrameType
 
 from nemo_rpo.errors import RPOError, printable
@@ -22,6 +23,8 @@ from nemo_rpo.process_tree import (
     let_children_die_with_us,
 )
 
+# The environment variable that tells a run the command it was started by.
+COMMAND = "NEMO_RPO_COMMAND"
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -44,7 +47,8 @@ def run_on_ranks(main: Callable[[], None]) -> int:
     ends them. Nothing is initialised here; a process group that ``main`` leaves open is closed.
 
     SIGTERM keeps its default action, and with several ranks so does SIGINT: a Python handler would wait for the
-    collective that a rank is in. Files are safe from that, as from a power cut: they appear under their name complete.
+    collective that a rank is in. (A run that takes steps listens to them: :mod:`nemo_rpo.training.process.stop`.)
+    Files are safe from that, as from a power cut: they appear under their name complete.
     Helper processes end with their rank, and ranks with the torchrun that started them, whatever ends it.
     """
     let_children_die_with_us()
@@ -75,7 +79,8 @@ def start_ranks(
 
     With ``rendezvous`` (``host:port`` of one of them) the launchers of ``nodes`` machines make one world. None is
     restarted: a run goes on from its last checkpoint when all are started again, which is for the batch system to do.
-    SIGUSR1, with which a run saves and stops, is passed on to the ranks.
+    SIGUSR1, with which a run saves and stops, is passed on to the ranks, and so is the first SIGINT or SIGTERM, as
+    SIGINT; the second one ends the ranks at once. (Torch before 2.9 gives them 30 seconds after the first.)
 
     Returns the exit status: 0, or that of the rank that failed first, whose own line has said why.
     """
@@ -88,15 +93,20 @@ def start_ranks(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     adopt_orphans()
     signal.signal(signal.SIGUSR1, _tell_ranks)
+    interrupts = _Interrupts()
     logging.disable(logging.ERROR)  # a failed rank has said what is wrong; torchrun would add its table and traceback
     where = ["--standalone"]
     if rendezvous is not None:
         where = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", rendezvous]
     try:
+        where += interrupts.left_to_us()
         launch = [*where, "--nproc-per-node", str(ranks), "--module", module, *arguments]
         torchrun.run(torchrun.parse_args(launch))
     except ChildFailedError as exc:
         rank, failure = exc.get_first_failure()
+        if failure.exitcode == -signal.SIGINT and interrupts.asked is not None:  # a rank that has nothing to save yet
+            print("interrupted", file=sys.stderr, flush=True)
+            return 128 + interrupts.asked
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             print(f"error: rank {rank} was ended by {name}", file=sys.stderr, flush=True)
@@ -112,6 +122,37 @@ def start_ranks(
         logging.disable(logging.NOTSET)
         end_descendants()
     return 0
+
+
+class _Interrupts:
+    """What a launcher does with Ctrl-C and SIGTERM: the first goes to the ranks, the second ends them.
+
+    Attributes:
+        asked: the first one's number.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+
+    def left_to_us(self) -> list[str]:
+        """torchrun's arguments that leave both signals to this object; none, and it keeps them, before torch 2.9."""
+        from torch.distributed.launcher.api import LaunchConfig
+
+        if "signals_to_handle" not in {field.name for field in fields(LaunchConfig)}:
+            return []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._received)
+        return ["--signals-to-handle", "SIGHUP,SIGQUIT"]
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        import psutil
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+
+        if self.asked is None and psutil.Process().children():
+            self.asked = number
+            return _tell_ranks(signal.SIGINT, frame)
+        end_descendants()
+        raise SignalException("interrupted", signal.Signals(number))
 
 
 def _tell_ranks(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     add = parser.add_argument
     add(
-        "data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, or saved Hugging Face data sets"
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="JSONL, JSONL.gz, JSON, CSV, TSV or Parquet files, or saved Hugging Face data sets",
     )
     add("--to", required=True, choices=tuple(WRITERS), help="layout to write")
     add(
@@ -22,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="OUT",
-        help="file to write (.jsonl, .jsonl.gz, .parquet), or without a suffix the folder of a Hugging Face data set",
+        help="file to write (.jsonl, .jsonl.gz, .json, .parquet, .csv), or without a suffix the folder of a Hugging "
+        "Face data set",
     )
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add_row_format(parser)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from nemo_rpo.evaluation.scores import Scores
 
 LAYOUTS = ("alpaca_eval", "arena_hard")
+_OWN_REFERENCE = (
+    "every margin is 0: the policy is its own reference, so that it is right half of the time whatever it has learnt. "
+    "Name the weights that it was trained from with --reference, or judge it, and what it is compared with, by a loss "
+    "that has no reference, such as model.dpo.preference_loss=simpo"
+)
 _RESAMPLES, _SEED, _NEW_TOKENS, _SHOWN = 1000, 0, 256, 20
 
 
@@ -126,6 +131,7 @@ def _result(args: argparse.Namespace, target: Target, scores: Scores, compared: 
         "labels": len(scores),
         "pairs": len(set(scores.pair_id)),
         "prompts": len(set(scores.prompt)),
+        "notes": [_OWN_REFERENCE] if not scores.delta.any() else [],
         **{name: estimate._asdict() for name, estimate in figures.items()},
         "annotators": [
             {"annotator": name, "labels": found.n, "accuracy": found.value, "low": found.low, "high": found.high}
@@ -149,6 +155,7 @@ def _text(result: dict[str, Any], summary: str, compared: Comparison | None) -> 
     yield f"{result['checkpoint']} on {result['data']}\n{summary}"
     counts = f"{result['labels']:,} labels of {result['pairs']:,} pairs, {result['prompts']:,} prompts"
     yield f"{counts}; link of {result['loss']}"
+    yield from (f"note: {note}" for note in result["notes"])
     yield format_table(["", "value", "95 % interval"], [[name, *_interval(result[name])] for name in FIGURES])
     if "groups" in result:
         rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.launch import start_ranks
+from nemo_rpo.launch import COMMAND, start_ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,7 @@ def run_on_ranks(
     read = partial(load_config, args.config_name, args.overrides, args.config_path, hydra=hydra)
     if "RANK" in os.environ:
         return _checked(read(), int(os.environ["WORLD_SIZE"]), body)
+    os.environ[COMMAND] = shlex.join(["nemo-rpo", command, *args.given])
     # Read once before there are ranks, so that a mistake is answered at once; the ranks print the notices.
     cfg = read(notify=lambda text: None)
     if cfg.trainer.num_nodes > 1 and args.rdzv_endpoint is None:

@@ -9,7 +9,7 @@ from nemo_rpo.data.formats import LAYOUTS
 
 
 def add_row_format(parser: argparse.ArgumentParser) -> None:
-    """``--layout``, ``--annotator-key``, ``--pair-id-key``."""
+    """``--layout``, ``--annotator-key``, ``--pair-id-key``, ``--columns``."""
     defaults = RowFormat()
     parser.add_argument(
         "--layout",
@@ -29,8 +29,27 @@ def add_row_format(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD",
         help=f"field with the pair's id ({defaults.pair_id_key})",
     )
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        default=defaults.columns,
+        metavar="NAME=COLUMN,…",
+        help="what the file calls the fields: annotator=WorkerId,prompt=text,response_a=…,response_b=…,vote=…",
+    )
 
 
 def row_format(args: argparse.Namespace) -> RowFormat:
     """How the rows of the files are to be read, from the parsed arguments."""
-    return RowFormat(args.layout, args.annotator_key, args.pair_id_key)
+    return RowFormat(args.layout, args.annotator_key, args.pair_id_key, args.columns)
+
+
+def _columns(text: str) -> dict[str, str]:
+    """``annotator=WorkerId,prompt=Input.text`` as a mapping.
+
+    >>> _columns("annotator=WorkerId,prompt=Input.text")
+    {'annotator': 'WorkerId', 'prompt': 'Input.text'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not name.strip() or not column.strip() for name, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of NAME=COLUMN, …")
+    return {name.strip(): column.strip() for name, _, column in pairs}

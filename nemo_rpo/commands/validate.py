@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = ValidationSettings()
     add = parser.add_argument
     add(
-        "data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, or saved Hugging Face data sets"
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="JSONL, JSONL.gz, JSON, CSV, TSV or Parquet files, or saved Hugging Face data sets",
     )
     add_row_format(parser)
     add("--tokenizer", metavar="DIR", help="a Hugging Face tokenizer folder: look at lengths and truncation too")

@@ -50,8 +50,10 @@ class TrainerConfig:
 class CheckpointCallbackConfig:
     """``exp_manager.checkpoint_callback_params``: which checkpoints a run keeps."""
 
-    monitor: str = "val_loss"  # any metric of a validation; of a named set val/NAME_loss
-    mode: Literal["min", "max"] = "min"
+    # Any metric of a validation; of a named set val/NAME_acc. acc: how often the policy is right, by the gold label
+    # where there is one, else by the recorded ones.
+    monitor: str = "val_acc"
+    mode: Literal["min", "max"] | None = None  # null: min of a loss, max of anything else
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
     save_hf_on_train_end: bool = True  # the final policy as a Hugging Face folder, beside the checkpoints

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_rpo.conversion.pieces import no_place
 from nemo_rpo.data.layouts.voted import CONFIDENCES, STRENGTHS
 from nemo_rpo.data.rows import NOTHING_ELSE, Vote, VoteDetails
 
@@ -42,7 +43,7 @@ def of_multipref(vote: Vote, lost: Counter) -> dict[str, Any]:
     if details.time == details.time:
         said["timestamp"] = timestamp(details.time)
     for name in ("shown_first", "family"):
-        lost[f"values of '{name}' (the layout has no place for them)"] += bool(getattr(details, name))
+        lost[no_place(name)] += bool(getattr(details, name))
     return said
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from nemo_rpo.data import columns as side_columns
 from nemo_rpo.data.identity import PairIndex, Sighting
 from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
-from nemo_rpo.errors import DataError
-from nemo_rpo.validation.votes import UNNAMED, VoteLedger
+from nemo_rpo.data.vote_ledger import VoteLedger
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,6 @@ class MergedPairs:
 
     def __init__(self, rows: Iterable[PreferenceRow]) -> None:
         self.rows = 0
-        self._gold: dict[int, int] = {}
-        self._topic: dict[int, str] = {}
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
         pairs, ledger = PairIndex(), VoteLedger()
         self._first = array("q")
@@ -66,17 +63,15 @@ class MergedPairs:
             sighting = pairs.find(row)
             self._first.append(sighting.text if sighting.new else -1)
             ledger.add(row, sighting)
-            self._add_gold(row, sighting)
-            if row.topic is not None:
-                self._topic.setdefault(sighting.text, row.topic)
             self._add_columns(row, sighting)
             self.rows += 1
-        self._table = ledger.close(len(pairs))
-        ends = np.cumsum(np.bincount(self._table.text, minlength=len(pairs)))
-        self._votes = np.split(np.argsort(self._table.text, kind="stable"), ends[:-1])
+        self._table = ledger.close(pairs)
+        self._names = self._table.annotators.ids
+        ends = np.cumsum(np.bincount(self._table.pair, minlength=len(pairs)))
+        self._votes = np.split(np.argsort(self._table.pair, kind="stable"), ends[:-1])
 
     def __len__(self) -> int:
-        return self._table.texts
+        return self._table.pairs
 
     def first_shown(self, row: int) -> int | None:
         """The pair that the row, counted from 0, is the first to show."""
@@ -86,11 +81,7 @@ class MergedPairs:
         """The pair with that index in the order of first rows, of which ``row`` is the first."""
         table = self._table
         votes = [
-            Vote(
-                None if table.annotator[v] == UNNAMED else table.annotators[table.annotator[v]],
-                int(table.sign[v]),
-                table.details.of(v),
-            )
+            Vote(None if table.unnamed[v] else self._names[table.annotator[v]], int(table.sign[v]), table.details.of(v))
             for v in self._votes[text]
         ]
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
@@ -102,18 +93,11 @@ class MergedPairs:
             row.chosen,
             row.rejected,
             votes,
-            self._gold.get(text),
-            self._topic.get(text),
+            int(table.gold[text]) or None,
+            table.topics[table.topic[text]] if table.topic[text] >= 0 else None,
             columns,
             row.given,
         )
-
-    def _add_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
-        if not row.gold:
-            return
-        gold = -row.gold if sighting.turned else row.gold
-        if self._gold.setdefault(sighting.text, gold) != gold:
-            raise DataError(f"{row.where}: the pair has the opposite gold label in an earlier row")
 
     def _add_columns(self, row: PreferenceRow, sighting: Sighting) -> None:
         columns = _turned(row.columns) if sighting.turned else row.columns

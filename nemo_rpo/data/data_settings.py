@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -16,13 +16,15 @@ class RowFormat:
     layout: str = "auto"  # auto: from the fields of the first row; or a name of nemo_rpo.data.formats.LAYOUTS
     annotator_key: str = "annotator"
     pair_id_key: str = "pair_id"
+    # What the file calls a field that this package knows under another name: {annotator: WorkerId, prompt: data.text}.
+    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def annotator_required(self) -> bool:
         """Whether a row without the annotator's field is an error: the key was named by the user."""
-        return self.annotator_key != RowFormat.annotator_key
+        return self.annotator_key != RowFormat.annotator_key or self.annotator_key in self.columns
 
     @property
     def pair_id_required(self) -> bool:
         """Whether a row without the pair's id is an error: the key was named by the user."""
-        return self.pair_id_key != RowFormat.pair_id_key
+        return self.pair_id_key != RowFormat.pair_id_key or self.pair_id_key in self.columns

@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nemo_rpo.data.columns import ALIASES
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
 from nemo_rpo.data.layouts import every, ranked, voted, winner
-from nemo_rpo.data.layouts.details import OF_VOTE
+from nemo_rpo.data.layouts.details import GOLD, OF_VOTE
 from nemo_rpo.data.layouts.fields import Fields
+from nemo_rpo.data.layouts.layout import Layout, marks
+from nemo_rpo.data.layouts.public.table import PUBLIC, VOTE_ROWS
+from nemo_rpo.data.layouts.renamed import check_columns, renamed
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
 log = logging.getLogger(__name__)
-
-Parser = Callable[[Record, RowFormat], PreferenceRow]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How rows of a layout are told from others, and read.
-
-    Attributes:
-        parse: the layout's parser.
-        marks: the fields whose presence in a row tells its layout.
-        fields: those that it reads, beside what every layout reads.
-        inner: of fields that are lists of objects, what is read of each object.
-        labelled: whether a row has one label, of which fields of the row speak: the annotator, ``tie``, details.
-        without_votes: how to drop some of several votes of a row.
-    """
-
-    parse: Parser
-    marks: tuple[frozenset[str], ...]
-    fields: frozenset[str]
-    inner: dict[str, frozenset[str]] = field(default_factory=dict)
-    labelled: bool = True
-    without_votes: Callable[[dict[str, Any], frozenset[int]], dict[str, Any]] | None = None
-
-    def recognises(self, fields: dict) -> bool:
-        """Whether a record with these fields is of this layout."""
-        return any(mark <= fields.keys() for mark in self.marks)
-
-    def reads(self, keys: RowFormat) -> frozenset[str]:
-        """The fields of a row that mean something."""
-        own = {keys.annotator_key, *every.OF_LABELLED} if self.labelled else set()
-        return self.fields | every.READ | ALIASES.keys() | own | {keys.pair_id_key}
-
-
-def _marks(*alternatives: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(names.split()) for names in alternatives)
-
 
 _OF_VOTE = OF_VOTE | {"vote", "tie"}
 _OF_ANNOTATION = frozenset(("evaluator", "overall_pref", "overall_confidence", "time_spent", "timestamp"))
@@ -64,15 +29,15 @@ _OF_ANNOTATION = frozenset(("evaluator", "overall_pref", "overall_confidence", "
 LAYOUTS: dict[str, Layout] = {
     "votes": Layout(
         voted.votes,
-        _marks("response_a response_b votes"),
-        frozenset(("prompt", "response_a", "response_b", "votes", "gold")),
+        marks("response_a response_b votes"),
+        frozenset(("prompt", "response_a", "response_b", "votes", GOLD)),
         {"votes": _OF_VOTE},
         labelled=False,
         without_votes=voted.without_votes,
     ),
     "multipref": Layout(
         voted.multipref,
-        _marks(
+        marks(
             "completion_a completion_b normal_worker_annotations", "completion_a completion_b expert_worker_annotations"
         ),
         frozenset(("text", "prompt", "completion_a", "completion_b", "comparison_id", *voted.ANNOTATIONS)),
@@ -82,17 +47,19 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "nemo_rl": Layout(
         ranked.nemo_rl,
-        _marks("context completions"),
+        marks("context completions"),
         frozenset(("context", "completions")),
         {"completions": frozenset(("rank", "completion", "reward"))},
     ),
-    "rankings": Layout(ranked.rankings, _marks("prompt responses"), frozenset(("prompt", "responses", "rewards"))),
+    **PUBLIC,
+    "rankings": Layout(ranked.rankings, marks("prompt responses"), frozenset(("prompt", "responses", "rewards"))),
     "nemo_aligner": Layout(
         winner.nemo_aligner,
-        _marks("chosen_response rejected_response"),
+        marks("chosen_response rejected_response"),
         frozenset(("prompt", "chosen_response", "rejected_response")),
     ),
-    "hf": Layout(winner.hf, _marks("chosen rejected"), frozenset(("prompt", "chosen", "rejected"))),
+    "hf": Layout(winner.hf, marks("chosen rejected"), frozenset(("prompt", "chosen", "rejected"))),
+    "vote_rows": VOTE_ROWS,
 }
 
 
@@ -105,34 +72,39 @@ def detect_layout(record: Record) -> str:
         record.file,
         record.row,
         f"no known layout has these fields: {', '.join(sorted(record.fields)) or 'none'}; "
-        f"rename them, or set model.data.layout to one of {', '.join(LAYOUTS)}",
+        "say which is which with --columns or model.data.columns (prompt, response_a, response_b, vote, annotator), "
+        f"or set model.data.layout to one of {', '.join(LAYOUTS)}",
         "unknown_layout",
     )
 
 
-def parse(record: Record, keys: RowFormat, layout: str) -> PreferenceRow:
-    """One record under a named layout; :class:`DataError` with file, row and field where it does not fit."""
+def rows_of(record: Record, keys: RowFormat, layout: str) -> list[PreferenceRow]:
+    """The comparisons of one record under a named layout; :class:`DataError` with file, row and field where it does
+    not fit.
+    """
+    of = LAYOUTS[layout]
     try:
-        row = LAYOUTS[layout].parse(record, keys)
-        return every.complete(row, Fields(record), labelled=LAYOUTS[layout].labelled)
+        found = of.parse(record, keys)
+        rows = found if isinstance(found, list) else [found]
+        fields = Fields(record)
+        return [every.complete(row, fields, labelled=of.labelled, public=of.public) for row in rows]
     except RecursionError:
         raise RowError(record.file, record.row, "objects nested too deep in a field", "bad_json") from None
 
 
 def unread_fields(record: Record, keys: RowFormat, layout: str) -> list[str]:
     """Names of the fields of a record that have a value and mean nothing in its layout; ``votes[].seconds`` is one of
-    the objects in a list.
+    the objects in a list. And what the layout leaves out of a record on purpose, once for each.
     """
     of, fields = LAYOUTS[layout], record.fields
-    reads = of.reads(keys)
+    reads = of.reads(keys, fields)
     unread = [name for name in fields if name not in reads and not _is_blank(fields[name])]
     for name, inner in of.inner.items():
         known = inner if of.labelled else inner | {keys.annotator_key}
-        found = {
-            key for item in fields.get(name) or () for key in item if key not in known and not _is_blank(item[key])
-        }
+        items = fields.get(name) or ()
+        found = {key for item in items for key in item if key not in known and not _is_blank(item[key])}
         unread += [f"{name}[].{key}" for key in sorted(found)]
-    return unread
+    return unread if of.ignored is None else [*unread, *of.ignored(fields)]
 
 
 def _is_blank(value: Any) -> bool:
@@ -140,7 +112,7 @@ def _is_blank(value: Any) -> bool:
 
 
 class Parsed(NamedTuple):
-    """A record, the layout it was read under, and the row it says."""
+    """A record, the layout it was read under, and a row that it says; some layouts say several."""
 
     record: Record
     layout: str
@@ -176,23 +148,39 @@ def read_pairs(paths: list[Path], keys: RowFormat | None = None) -> Iterator[Par
 def read_parsed(
     paths: list[Path], keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
 ) -> Iterator[Parsed]:
-    """:func:`read_rows` with the records themselves; ``paths`` come from :func:`nemo_rpo.data.files.read.as_paths`."""
+    """:func:`read_rows` with the records themselves; ``paths`` come from :func:`nemo_rpo.data.files.read.as_paths`.
+
+    Of a layout that holds several comparisons in a record, the same record comes once for each.
+    """
     keys = keys or RowFormat()
     if keys.layout != "auto" and keys.layout not in LAYOUTS:
         raise ConfigError(f"model.data.layout is '{keys.layout}'; it can be auto, {', '.join(LAYOUTS)}")
+    check_columns(keys.columns, LAYOUTS.values())
     for path in paths:
-        layout = None if keys.layout == "auto" else keys.layout
-        for record in read_records(path):
-            try:
-                if isinstance(record, DataError):
-                    raise record
-                if layout is None:
-                    layout = detect_layout(record)
-                    log.info("%s: layout '%s', from the fields of row %d", path, layout, record.row)
-                row = parse(record, keys, layout)
-            except DataError as exc:
-                if on_error is None:
-                    raise
-                on_error(exc)
-            else:
+        yield from _of_file(path, keys, on_error)
+
+
+def _of_file(path: Path, keys: RowFormat, on_error: Callable[[DataError], None] | None) -> Iterator[Parsed]:
+    records = read_records(path)
+    if keys.columns:
+        records = renamed(records, keys.columns, path)
+    layout = None if keys.layout == "auto" else keys.layout
+    gathered = False
+    while (record := next(records, None)) is not None:
+        try:
+            if isinstance(record, DataError):
+                raise record
+            if layout is None:
+                layout = detect_layout(record)
+                log.info("%s: layout '%s', from the fields of row %d", path, layout, record.row)
+            if not gathered and (gather := LAYOUTS[layout].gather):
+                records, gathered = gather(itertools.chain([record], records)), True
+                continue
+            rows = rows_of(record, keys, layout)
+        except DataError as exc:
+            if on_error is None:
+                raise
+            on_error(exc)
+        else:
+            for row in rows:
                 yield Parsed(record, layout, row)

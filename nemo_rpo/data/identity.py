@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+
 from nemo_rpo.data.rows import PreferenceRow, Text
 from nemo_rpo.errors import RowError
 
@@ -65,6 +67,11 @@ class PairIndex:
     def first_row(self, text: int) -> tuple[str, int]:
         """File and row that showed a pair first."""
         return self._first[text]
+
+    def content_turned(self) -> np.ndarray:
+        """Whether the responses of each pair stand in the other order when sorted by a hash of their texts, bool [n]:
+        a toss of a coin that every reading repeats."""
+        return np.array([digest[16:32] > digest[32:] for digest in self._digests], dtype=bool)
 
     def _is_turned(self, row: PreferenceRow, text: int, digests: tuple[bytes, bytes, bytes]) -> bool:
         prompt, chosen, rejected = digests

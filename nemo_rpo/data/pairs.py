@@ -36,6 +36,9 @@ class PairTable:
         tie: bool [n], True where nobody prefers either response and somebody called a tie.
         details: of the votes [v], relative to the pair's chosen.
         gold: int8 [n], +1 chosen, −1 rejected, 0 unknown.
+        chosen_first: int8 [n], +1 where chosen comes first in an order that does not depend on what was said of the
+            pair, else −1: the order of the files, or of a hash of the texts where a file always records the winner
+            first.
         topic: int64 [n], index into ``topics``, -1 without one.
         columns: float32 [n] each, NaN where a pair has no value.
         source: int64 [n, 2], index into ``files`` and row number of the first row that speaks of the pair.
@@ -54,6 +57,7 @@ class PairTable:
     tie: np.ndarray
     details: DetailTable
     gold: np.ndarray
+    chosen_first: np.ndarray
     topic: np.ndarray
     topics: list[str]
     columns: dict[str, np.ndarray]
@@ -116,6 +120,7 @@ class PairLedger:
         self._row_file, self._row_number = array("q"), array("q")
         self._vote_row, self._vote_annotator, self._vote_sign = array("q"), array("q"), array("b")
         self._details = DetailLedger()
+        self._with_order: set[int] = set()  # files that do not always record the winner first
         self._row_topic, self._topics = array("q"), {}
         self._annotators: dict[str, int] = {}
         self._annotator_seen: list[str] = []
@@ -178,6 +183,8 @@ class PairLedger:
             self._vote_annotator.append(index)
             self._vote_sign.append(vote.sign * orientation)
             self._details.add(vote.details, turned)
+            if vote.sign < 0:
+                self._with_order.add(self._row_file[entry])
         for name, value in row.columns.items():
             rows, values = self._columns.setdefault(name, (array("q"), array("f")))
             rows.append(entry)
@@ -222,6 +229,7 @@ class PairLedger:
             tie=called_tie & (votes_of_pair == 0),
             details=self._details.close().take(kept, turned[member]),
             gold=gold.astype(np.int8),
+            chosen_first=self._chosen_first(entry, pair, turned),
             topic=self._pair_topic()[pair],
             topics=list(self._topics),
             columns=side_columns.turned(self._pair_columns(entry, pair), turned),
@@ -270,6 +278,14 @@ class PairLedger:
                 raise DataError(f"{self._where(entry)}: pair '{name}' has the opposite gold label in an earlier row")
             gold[pair] = value or gold[pair]
         return gold
+
+    def _chosen_first(self, entry: np.ndarray, pair: np.ndarray, turned: np.ndarray) -> np.ndarray:
+        """:attr:`PairTable.chosen_first` of the pairs that come from rows ``entry``; pairs of rankings take turns."""
+        other_order = np.arange(len(self._pair_id)) % 2 == 1
+        other_order[_as(self._pair_of_sighting, np.int64)] = self._sightings.content_turned()
+        winner_first = ~np.isin(np.arange(len(self._files)), list(self._with_order))
+        of_hash = winner_first[_as(self._row_file, np.int64)[entry]]
+        return np.where(turned ^ (of_hash & other_order[pair]), -1, 1).astype(np.int8)
 
     def _pair_topic(self) -> np.ndarray:
         """Topic of each pair, the first that one of its rows names; int64, -1 without one."""

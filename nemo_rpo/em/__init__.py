@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nemo_rpo.em.fit.sweep import SweepResult as SweepResult
     from nemo_rpo.em.fit.sweep import full_batch_em as full_batch_em
     from nemo_rpo.em.guards import warn_all as warn_all
+    from nemo_rpo.em.objective import agreement as agreement
+    from nemo_rpo.em.objective import label_loss as label_loss
     from nemo_rpo.em.objective import robust_loss as robust_loss
     from nemo_rpo.em.pair_step import PairLosses as PairLosses
     from nemo_rpo.em.pair_step import PairStep as PairStep
@@ -46,7 +48,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "fit.standard_error": ("standard_errors",),
         "fit.sweep": ("SweepResult", "full_batch_em"),
         "guards": ("warn_all",),
-        "objective": ("robust_loss",),
+        "objective": ("agreement", "label_loss", "robust_loss"),
         "pair_step": ("PairLosses", "PairStep", "add_evidence"),
         "record": ("PairRecord", "RecordedReliability"),
         "reliability": ("AnnotatorReliability",),

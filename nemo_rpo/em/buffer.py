@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
 from nemo_rpo.em.fit.standard_error import standard_errors
+from nemo_rpo.em.fit.sweep import full_batch_em
+from nemo_rpo.em.label_model.in_training import RunLabelModel
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
 _FIRST_REFIT = 8
+_VOICE = "voice"
+_LABEL_MODEL, _EVIDENCE = "label_model.", "label_model.evidence"
 
 
 class MarginBuffer:
@@ -76,16 +81,26 @@ class BufferedReliability(AnnotatorReliability):
     Drop-in for :class:`AnnotatorReliability`: between refits η stands still, ``accumulate`` has nothing to add, and a
     step's rows travel as 12 bytes a pair (:meth:`observe`, :meth:`exchange`) whatever the number of annotators. At
     commits 8, 16, 32, … and every ``refit_every``, :func:`nemo_rpo.em.fit.full_fit.estimate` runs on the buffer. The
-    fitted temperature belongs to the buffered margins; the E-step of the policy keeps ``link_tau``, because its margins
-    are those of today's policy.
+    fitted temperature is the policy's in the E-step too: margins from before training show what it is worth, and where
+    they are no better than chance, or of a scale that the votes do not tell, it has no voice.
+
+    One annotator (labels without ids) is not told from his opposite by anything but the policy, so without known
+    answers his reliability is kept at ½ or above, and what the bounded loss learns from does not depend on it.
+
+    Where the data know more of a vote than who cast it, a :attr:`label_model` is refitted with the margins as the
+    pairs' prior. While it is in force, η is what it says of an annotator over all his votes, and the E-step of a
+    training pair looks its evidence up by the pair's index.
 
     Every rank has to commit the same steps, since a refit issues collectives.
 
     Attributes:
         estimate: the last refit, or None before the first.
+        label_model: None where there is nothing for it to say.
+        pair_evidence: E of all pairs of the data, float32 [num_pairs]; None while the label model is not in force.
     """
 
     estimator: ClassVar[str] = "buffer"
+    auto_objective: str = "bounded"
 
     def __init__(
         self,
@@ -101,10 +116,33 @@ class BufferedReliability(AnnotatorReliability):
         self.pending = self.pending[:, :0].clone()  # no sums per annotator travel
         if len(votes.sign) != len(buffer.margins):
             raise ConfigError(f"votes of {len(votes.sign)} pairs for a buffer of {len(buffer.margins)}")
+        self._fitting = settings
+        if num_annotators == 1 and settings.eta_floor is None:
+            self._fitting = replace(settings, eta_floor=0.5, eta_init=max(0.5, settings.eta_init))
         self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
         self.estimate: Estimate | None = None
+        self.label_model: RunLabelModel | None = None
+        self.pair_evidence: Tensor | None = None
         self._rows: list[Tensor] = []
         self._refitted_at = -1
+
+    @torch.no_grad()
+    def evidence(self, votes: Votes, pair: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """As :meth:`AnnotatorReliability.evidence`; of training pairs what the label model says, if it is in force."""
+        of_votes = super().evidence(votes, pair, dtype)
+        if pair is None or self.pair_evidence is None:
+            return of_votes
+        return torch.where(pair >= 0, self.pair_evidence[pair.clamp(min=0)].to(dtype), of_votes)
+
+    @torch.no_grad()
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`AnnotatorReliability.bounded`; of one annotator alone q is that of his start, because a factor on
+        all pairs alike teaches nothing, and one that follows his estimate could turn round with it.
+        """
+        if self.num_annotators > 1 or self.pair_evidence is not None:
+            return super().bounded(votes, pair)
+        start = self._logit_eta_or_start[-1:].expand_as(self._logit_eta_or_start)
+        return torch.sigmoid(vote_evidence(votes, start)), self.voice.sharpness()
 
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
         """Nothing: the buffer recomputes the posteriors of all pairs at every refit."""
@@ -131,6 +169,7 @@ class BufferedReliability(AnnotatorReliability):
             index, delta = rows[:, :2].reshape(-1).view(torch.int64), rows[:, 2].contiguous().view(torch.float32)
             keep_first = self.settings.buffer.margins == "prequential"
             self.buffer.record(index, delta, keep_first)
+            self.voice.hear(delta, index >= 0)
         self._rows = []
         self.step += 1
         if self._refit_is_due():
@@ -145,14 +184,17 @@ class BufferedReliability(AnnotatorReliability):
         self._rows = []
 
     def fit(self, delta: Tensor, votes: Votes, collectives: Collectives | None = None) -> Fit:
-        """As :meth:`AnnotatorReliability.fit`, with prior and temperature fitted too where the margins tell them.
+        """As :meth:`AnnotatorReliability.fit`, with prior and temperature fitted too where the margins tell them. Where
+        nothing is to be learnt from these margins, η as it is.
 
-        The collectives of :func:`estimate`.
+        The collectives of :func:`estimate`, and then those of no iteration of :func:`full_batch_em`.
         """
-        found = estimate(delta, votes, self.eta, self.settings, collectives or self.collectives)
-        if found.sweep is None:
-            return super().fit(delta, votes, collectives or self.collectives)
-        return found.sweep, self._as_fitted(found)
+        found = estimate(delta, votes, self.eta, self._fitting, collectives or self.collectives)
+        fitted, scale_fitted = self._as_fitted(found), found.temperature.identified
+        if found.sweep is not None:
+            return Fit(found.sweep, fitted, scale_fitted)
+        still = replace(fitted, sweep_max_iterations=0)
+        return Fit(full_batch_em(delta, votes, self.eta, still, (collectives or self.collectives).all_reduce), fitted)
 
     def _as_fitted(self, found: Estimate) -> EMSettings:
         """The settings with fitted values replacing configured ones."""
@@ -167,13 +209,35 @@ class BufferedReliability(AnnotatorReliability):
         """Fits all reliabilities to the margins so far, and takes them over if the margins carry information; the same
         bits on every rank. The collectives of :func:`estimate` and :func:`of_first_rank`.
         """
-        found = estimate(*self._seen(), self.eta, self.settings, self.collectives)
+        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives)
         found = of_first_rank(found, self.collectives.from_first)
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
+        self.voice.set_temperature(found.temperature.value)
         self.estimate, self._refitted_at = found, self.step
+        if self.label_model is not None:
+            self.refit_label_model(self._policy_says(self.buffer.margins, found))
         return found
+
+    @torch.no_grad()
+    def refit_label_model(self, log_odds: Tensor) -> None:
+        """Fits the label model to the policy's ``log_odds`` float64 [block] of this rank's pairs (nan: not seen); where
+        it is in force, takes over its η and its evidence.
+
+        The collectives of :meth:`RunLabelModel.refit`, :meth:`~RunLabelModel.evidence` and
+        :meth:`~RunLabelModel.reliabilities`.
+        """
+        self.label_model.refit(log_odds)
+        if self.label_model.active:
+            self.pair_evidence = self.label_model.evidence()
+            eta, self.label_counts, self.right_sums = self.label_model.reliabilities(log_odds)
+            self.replace(eta)
+
+    def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
+        """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
+        log_odds = margins.double() / found.temperature.value
+        return log_odds if found.sweep is not None else torch.where(log_odds.isnan(), log_odds, 0.0)
 
     def _seen(self) -> tuple[Tensor, Votes]:
         """Margins and votes of this rank's pairs that have a margin."""
@@ -189,19 +253,38 @@ class BufferedReliability(AnnotatorReliability):
             return None
         fitted = self._as_fitted(self.estimate)
         seen, reduce = self._seen(), self.collectives.all_reduce
-        return standard_errors(*seen, self.eta, fitted, reduce), evidence_of(*seen, self.eta, fitted, reduce)
+        evidence = evidence_of(*seen, self.eta, fitted, reduce)
+        if self.pair_evidence is None:
+            scale_fitted = self.estimate.temperature.identified
+            return standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
+        errors = self.label_model.standard_errors(self._policy_says(self.buffer.margins, self.estimate))
+        return errors[:, 0] * self.eta * (1 - self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
+        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [3], and under ``label_model.<name>`` what that
+        needs to go on.
+        """
         if self._rows:
             raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
-        return super().shared_state()
+        state = super().shared_state() | {_VOICE: self.voice.state()}
+        if self.label_model is not None:
+            state |= {f"{_LABEL_MODEL}{name}": of for name, of in self.label_model.state().items()}
+        return state if self.pair_evidence is None else {**state, _EVIDENCE: self.pair_evidence.clone()}
 
     def blocks(self) -> dict[str, MarginBuffer]:
         return {"margins": self.buffer}
 
     def load_shared_state(self, state: dict[str, Tensor]) -> None:
+        """Restores :meth:`shared_state`; one without a label model (of an earlier version) starts with a fresh one."""
         super().load_shared_state(state)
         self._rows = []
+        if _VOICE in state:
+            self.voice.load(state[_VOICE])
+        if self.label_model is not None:
+            own = {name.removeprefix(_LABEL_MODEL): of for name, of in state.items() if name.startswith(_LABEL_MODEL)}
+            evidence = own.pop("evidence", None)
+            self.label_model.load(own)
+            self.pair_evidence = None if evidence is None else evidence.to(self.eta.device, copy=True)
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`AnnotatorReliability.state_dict`, with the ``margins`` [num_pairs] of all ranks' blocks.

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 from nemo_rpo.errors import ConfigError
 
-Objective = Literal["induced", "weighted"]
+Objective = Literal["auto", "induced", "weighted", "bounded"]
 Estimator = Literal["ema", "buffer"]
 Sweep = Literal["none", "end", "epoch"]
 Margins = Literal["prequential", "latest"]
+FEATURES = ("slot", "length", "strength", "confidence", "seconds", "sequence", "topic")
 
 
 @dataclass
@@ -47,13 +48,55 @@ class BufferSettings:
 
 
 @dataclass
+class LabelModelInTraining:
+    """``label_model``, under ``estimator: buffer``: more than one number an annotator, where the data know more of a
+    vote than who cast it, and the votes ask for it (:mod:`nemo_rpo.em.label_model`). Where nothing is found, or the
+    data know nothing, reliabilities are all there is.
+
+    Attributes:
+        enabled: whether it is fitted at all.
+        features: ``auto`` tries what the data have (the order shown, topic, strength, confidence, times; the difference
+            of lengths where pairs have several votes or gold labels) and takes what raises the marginal likelihood;
+            ``none`` tries nothing; a list of names tries those: slot, length, strength, confidence, seconds, sequence,
+            topic.
+        gold: the data's gold labels are evidence, for their pairs and for the annotators.
+        families: annotators of a declared family count for fewer votes.
+        dependence: at the first refit, ask whether errors hang together where pairs have several votes, and believe
+            such votes less.
+        sample_votes: votes that features and dependence are searched on.
+    """
+
+    enabled: bool = True
+    features: Literal["auto", "none"] | list[str] = "auto"
+    gold: bool = True
+    families: bool = True
+    dependence: bool = True
+    sample_votes: int = 40_000
+
+    def validate(self) -> None:
+        """Raises :class:`ConfigError` with one line that names the first setting that is out of its range."""
+        wanted = [self.features] if isinstance(self.features, str) else self.features
+        known = FEATURES if isinstance(self.features, list) else ("auto", "none")
+        if not isinstance(wanted, list) or any(name not in known for name in wanted):
+            raise ConfigError(
+                f"model.rpo.label_model.features must be auto, none, or a list of {', '.join(FEATURES)}; "
+                f"got {self.features!r}"
+            )
+        _number(
+            self, "label_model.sample_votes", lambda x: x >= 1 and x == int(x), "a whole number of votes, 1 or more"
+        )
+
+
+@dataclass
 class EMSettings:
     """How annotators are believed, and how that belief is updated.
 
     Attributes:
         objective: ``induced`` is the paper's Eq. 5, ``-w log p - (1-w) log(1-p)`` with the preference probability p
             that the loss induces; ``weighted`` is ``w L(w≻l) + (1-w) L(l≻w)``. They differ by log Z, which is 0 in the
-            DPO family.
+            DPO family. ``bounded`` is ``log 2 - (2q-1) tanh(uΔ/2)/u``, q being what all but the policy says of the
+            pair, which does not pull at pairs for ever (:func:`nemo_rpo.em.objective.bounded_loss`). ``auto``:
+            ``bounded`` with ``estimator: buffer``, ``induced`` with ``ema``, which together are the paper's.
         estimator: ``buffer`` refits all annotators together from the kept margins of every pair, see
             :class:`BufferSettings`; ``ema`` is the paper's Eq. 7 over the annotators of each global batch, which mostly
             remembers its start where labels are few (``docs/estimators.md`` has the two side by side).
@@ -72,9 +115,10 @@ class EMSettings:
         sweep_max_iterations: bound on the M-steps of one sweep; 1 is a single M-step from the current η.
         sweep_tolerance: a sweep has converged once no reliability moves by more than this in one iteration.
         buffer: settings of ``estimator: buffer``.
+        label_model: what else than a reliability is known of an annotator.
     """
 
-    objective: Objective = "induced"
+    objective: Objective = "auto"
     estimator: Estimator = "buffer"
     eta_init: float = 0.9
     alpha: float = 0.1
@@ -92,6 +136,7 @@ class EMSettings:
     sweep_max_iterations: int = 1000
     sweep_tolerance: float = 1e-6
     buffer: BufferSettings = field(default_factory=BufferSettings)
+    label_model: LabelModelInTraining = field(default_factory=LabelModelInTraining)
 
     @property
     def eta_bounds(self) -> tuple[float, float]:
@@ -118,6 +163,7 @@ class EMSettings:
         _number(self, "sweep_max_iterations", lambda x: x >= 1 and x == int(x), "a whole number, 1 or more")
         _number(self, "sweep_tolerance", lambda x: x > 0, "above 0")
         self.buffer.validate()
+        self.label_model.validate()
         if self.estimator == "buffer" and min(self.prior) <= 0:
             raise ConfigError(f"model.rpo.prior must be above 0 twice under estimator: buffer; got {self.prior!r}")
 

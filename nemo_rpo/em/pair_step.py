@@ -16,13 +16,23 @@ from torch import Tensor
 
 from nemo_rpo.em.em_settings import Objective
 from nemo_rpo.em.groups.group_step import group_preference
-from nemo_rpo.em.objective import robust_loss
+from nemo_rpo.em.objective import bounded_loss, robust_loss
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss, RankingLogprobs
 
 
 class EStep(Protocol):
-    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one."""
+    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one.
+
+    Attributes:
+        auto_objective: what ``objective: auto`` is with it.
+    """
+
+    auto_objective: str
+
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q [P] and u [] of :func:`nemo_rpo.em.objective.bounded_loss`."""
+        ...
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
         """w [P], the probability that chosen is truly better, without gradient; ``pair`` int64 [P]: the index of each
@@ -80,7 +90,8 @@ class PairStep:
         Δ           = L(l≻w) - L(w≻l)                                the loss, both ways round
         w           = σ(Δ/τ + E)                                     the E-step; share of the votes without an estimator
         preference  = -w log σ(Δ) - (1-w) log σ(-Δ)                  induced, or
-                       w L(w≻l) + (1-w) L(l≻w)                       weighted
+                       w L(w≻l) + (1-w) L(l≻w)                       weighted, or
+                       log 2 - (2q - 1) tanh(uΔ/2) / u               bounded, q = σ(E), u how large margins are
         sft         = -w log π(chosen) - (1-w) log π(rejected)       summed over tokens, or their mean
         loss        = preference_weight · preference + sft_weight · sft
 
@@ -97,7 +108,7 @@ class PairStep:
 
     Attributes:
         loss: the base loss.
-        objective: which of the two preference losses the EM minimises.
+        objective: which of the preference losses the EM minimises.
         preference_weight, sft_weight: of the two terms.
         average_sft: the SFT term is a mean over tokens.
     """
@@ -133,7 +144,7 @@ class PairStep:
             preference, w = group_preference(self.loss, x, votes, valid, em, learn_from)
         else:
             w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
-            preference = self._preference(x, terms, w, votes, em is not None, ranking_size)
+            preference = self._preference(x, terms, w, votes, em, learn_from, ranking_size)
         sft = torch.zeros_like(preference) if x.policy_chosen is None else self._sft(x, w)
         loss = self.preference_weight * preference
         if self.sft_weight:  # else a likelihood of 0 would still make the loss NaN
@@ -155,15 +166,29 @@ class PairStep:
         )
 
     def _preference(
-        self, x: PairLogprobs, terms: LossTerms, w: Tensor, votes: Votes, doubted: bool, ranking_size: Tensor | None
+        self,
+        x: PairLogprobs,
+        terms: LossTerms,
+        w: Tensor,
+        votes: Votes,
+        em: EStep | None,
+        pair: Tensor | None,
+        ranking_size: Tensor | None,
     ) -> Tensor:
-        preference = robust_loss(terms, w, self.objective if doubted else "weighted")
-        if self.loss.listwise and not doubted and ranking_size is not None:
+        objective = "weighted" if em is None else self._objective_with(em)
+        if objective == "bounded":
+            preference = bounded_loss(terms, *em.bounded(votes, pair), w)
+        else:
+            preference = robust_loss(terms, w, objective)
+        if self.loss.listwise and em is None and ranking_size is not None:
             of_rankings = self.loss.ranking(RankingLogprobs.joined(x, ranking_size))
             preference = of_rankings.repeat_interleave(len(w) // len(ranking_size))
         if self.loss.takes_ties:
             preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
         return preference
+
+    def _objective_with(self, em: EStep) -> str:
+        return em.auto_objective if self.objective == "auto" else self.objective
 
     def _sft(self, x: PairLogprobs, w: Tensor) -> Tensor:
         """The negative log-likelihood [P] of the response believed to be better."""

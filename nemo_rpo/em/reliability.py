@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
+from nemo_rpo.em.voice import Voice
 from nemo_rpo.em.votes import Votes, exactly_summable
 from nemo_rpo.errors import CheckpointError, ConfigError
 
@@ -27,7 +28,15 @@ if TYPE_CHECKING:
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
 
-Fit = tuple[SweepResult, EMSettings]
+
+class Fit(NamedTuple):
+    """What the full-batch EM found, the settings (prior, ``link_tau``) that it ended with, and whether the temperature
+    among them was fitted to the same margins.
+    """
+
+    result: SweepResult
+    settings: EMSettings
+    scale_fitted: bool = False
 
 
 class AnnotatorReliability:
@@ -48,6 +57,7 @@ class AnnotatorReliability:
 
     estimator: ClassVar[str] = "ema"  # what ``model.rpo.estimator`` calls it
     estimate: Estimate | None = None  # the EMA fits nothing
+    auto_objective: str = "induced"  # and is the paper's
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
         if num_annotators < 1:
@@ -58,6 +68,7 @@ class AnnotatorReliability:
         self.label_counts = torch.zeros(num_annotators, dtype=torch.float64, device=device)
         self.right_sums = torch.zeros(num_annotators, dtype=torch.float64, device=device)
         self.step = 0
+        self.voice = Voice(settings.link_tau, device)
         self.replace(torch.full((num_annotators,), settings.eta_init, dtype=torch.float64, device=device))
 
     @property
@@ -72,12 +83,17 @@ class AnnotatorReliability:
 
     @torch.no_grad()
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
-        """w [P] = σ(Δ/τ + E), E being :meth:`evidence`; during warm-up with Δ = 0. In ``delta``'s dtype, at least
+        """w [P] = σ(voice(Δ) + E), E being :meth:`evidence`; during warm-up with Δ = 0. In ``delta``'s dtype, at least
         float32.
         """
         dtype = torch.promote_types(delta.dtype, torch.float32)
         margin = torch.zeros_like(delta) if self.warming_up else delta
-        return torch.sigmoid(margin.to(dtype) / self.settings.link_tau + self.evidence(votes, pair, dtype))
+        return torch.sigmoid(self.voice(margin.to(dtype)) + self.evidence(votes, pair, dtype))
+
+    @torch.no_grad()
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q = σ(E) [P] and u [] of :func:`nemo_rpo.em.objective.bounded_loss`, E being :meth:`evidence`."""
+        return torch.sigmoid(self.evidence(votes, pair)), self.voice.sharpness()
 
     @torch.no_grad()
     def evidence(self, votes: Votes, pair: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -144,12 +160,12 @@ class AnnotatorReliability:
     def fit(self, delta: Tensor, votes: Votes, collectives: Collectives | None = None) -> Fit:
         """The exact full-batch EM on all margins [P] and labels [P, V] of this rank, taken at one set of weights.
 
-        η itself stays as it is. Returns what was found, and the settings (prior, ``link_tau``) that it ended with.
+        η itself stays as it is.
 
         The collectives of :func:`nemo_rpo.em.fit.sweep.full_batch_em`.
         """
         all_reduce = (collectives or Collectives()).all_reduce
-        return full_batch_em(delta, votes, self.eta, self.settings, all_reduce), self.settings
+        return Fit(full_batch_em(delta, votes, self.eta, self.settings, all_reduce), self.settings)
 
     def settle(self) -> None:
         """After the last step of a run: takes in what the steps since the last fit have brought; the EMA has none."""

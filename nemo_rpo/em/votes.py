@@ -60,6 +60,14 @@ class Votes(NamedTuple):
         cast = sign.abs().sum(-1)
         return torch.where(cast > 0, 0.5 + 0.5 * sign.sum(-1) / cast.clamp(min=1), 0.5)
 
+    def better(self) -> Tensor:
+        """Which response most signed votes prefer, float32 [P]: +1 chosen, −1 rejected, 0 as many for either.
+
+        >>> Votes(torch.tensor([[0, 1, 2], [0, 1, 2]]), torch.tensor([[1, -1, -1], [1, -1, 0]])).better()
+        tensor([-1.,  0.])
+        """
+        return torch.sign(self.sign.float().sum(-1))
+
     def counted(self, values: Tensor) -> Tensor:
         """``values`` of pairs or of their labels, [P, …], times what each counts for.
 

@@ -16,7 +16,7 @@ import numpy as np
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.scores import Scores
 from nemo_rpo.report.calibration_bins import BINS
-from nemo_rpo.report.shares import Share, share
+from nemo_rpo.shares import Share, share
 
 _CHUNK = 100  # resamples held at once
 _FLIPS = 10_000  # of the permutation test

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nemo_rpo.export.tables import write_table
 from nemo_rpo.report.run import Run
-from nemo_rpo.report.shares import logit_interval
+from nemo_rpo.shares import logit_interval
 
 
 def write_annotator_weights(run: Run, out: Path, overwrite: bool = False) -> int:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemo_rpo.data.files.read import Record, as_paths, read_records
-from nemo_rpo.data.files.write import without_quote
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import DataError, RowError
 from nemo_rpo.export.doubtful import BY, RELABEL
@@ -62,7 +61,7 @@ def _row(record: Record, run: Run) -> int:
 
 
 def _pair_id(record: Record) -> str:
-    return str(without_quote(record.fields.get("pair_id")))
+    return str(record.fields.get("pair_id"))
 
 
 def _problem(record: Record, text: str) -> RowError:

@@ -42,7 +42,7 @@ def packed(em: AnnotatorReliability, table: AnnotatorTable, data: str | None = N
     ]
     saved = {"format": 1, "step": state["step"], "annotators": annotators}
     if isinstance(em, BufferedReliability):
-        saved |= {"data": data, "margins": state["margins"].cpu()}
+        saved |= {"data": data, "margins": state["margins"].cpu(), "voice": state["voice"].tolist()}
     return saved
 
 
@@ -55,6 +55,8 @@ def unpacked(saved: dict[str, Any]) -> tuple[AnnotatorTable, dict[str, Any]]:
         for name, column in _PER_ANNOTATOR.items()
     }
     of_pairs = {name: saved[name] for name in ("data", "margins") if name in saved}
+    if "voice" in saved:
+        of_pairs["voice"] = torch.tensor(saved["voice"], dtype=torch.float64)
     return table, {**state, "step": saved["step"], **of_pairs}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -183,19 +184,22 @@ class MegatronGPTRPOModel:
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
         """What each pair adds to the step's objective ``[pairs]``, see :class:`nemo_rpo.em.PairLosses`. Adds to the
-        step's metrics and, in training, to the evidence.
+        step's metrics and, in training, to the evidence; held-out labels are taken at their word.
 
         No collective, no wait for the device.
         """
+        votes, em = votes_of(batch), self.em if self.cfg.model.rpo.enabled else None
         losses = self.pair_step(
             x,
-            votes_of(batch),
+            votes,
             batch["valid"],
-            em=self.em if self.cfg.model.rpo.enabled else None,
+            em=em if collect_evidence else None,
             learn_from=batch["pair_index"] if collect_evidence else None,
             ranking_size=batch.get("ranking_size"),
         )
-        self.metrics.add(x, losses)
+        if not collect_evidence and em is not None:
+            losses = replace(losses, w=em.posterior(losses.delta, votes))  # for the metrics alone
+        self.metrics.add(x, losses, votes, gold=None if collect_evidence else batch["gold"])
         return losses.objective
 
     # --- one global batch
@@ -325,7 +329,7 @@ class MegatronGPTRPOModel:
         Collectives: :func:`reduce_to_all_ranks` over the metrics.
         """
         reduce_to_all_ranks(self.metrics.sums)
-        return self.metrics.means()
+        return self.metrics.means(held_out=True)
 
     def gather_weights(self) -> None:
         """Gathers the policy's new weights. Call it before anything but a training step reads them: a checkpoint, an

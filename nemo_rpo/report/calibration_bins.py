@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nemo_rpo.report.shares import Share, share
+from nemo_rpo.shares import Share, share
 
 BINS = 10
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nemo_rpo.report.run import Labels
-from nemo_rpo.report.shares import Difference, Share, difference, share_of
+from nemo_rpo.shares import Difference, Share, difference, share_of
 
 
 def most_doubtful(labels: Labels, count: int, per_annotator: int | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from nemo_rpo.report.reliability import Groups
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Run
-from nemo_rpo.report.shares import Share, share
+from nemo_rpo.shares import Share, share
 
 
 def section(run: Run, groups: Groups | None) -> Section:

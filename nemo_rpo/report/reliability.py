@@ -7,7 +7,7 @@ import numpy as np
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Annotators, Run
-from nemo_rpo.report.shares import logit_interval
+from nemo_rpo.shares import logit_interval
 
 _SHOWN = 25
 _CROWD = 40

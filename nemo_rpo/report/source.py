@@ -50,7 +50,7 @@ class Source:
 
     def __init__(self, run: Run, data: Sequence[Path] = ()) -> None:
         settings = run.cfg.model.data
-        self._keys = RowFormat(settings.layout, settings.annotator_key, settings.pair_id_key)
+        self._keys = RowFormat(settings.layout, settings.annotator_key, settings.pair_id_key, settings.columns)
         self._paths = as_paths(list(data) or settings.data_prefix["train"], setting="--data", folders=True)
         self._run = run
         order = np.argsort(run.labels.pair_id, kind="stable")

@@ -147,7 +147,7 @@ class AnnotatorBook:
         if seen is not None:
             record.write_annotators(self.folder, step, rows, em.trajectory)
             logit_eta = torch.logit(em.eta).cpu().numpy()
-            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.settings.link_tau, groups)
+            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.voice.temperature(), groups)
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""

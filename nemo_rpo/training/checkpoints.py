@@ -182,7 +182,8 @@ class CheckpointStore:
         step, value = int(_NAME.fullmatch(path.name)[1]), read_run(path)["metrics"].get(self.settings.monitor)
         if value is None or not math.isfinite(value):
             return math.inf, -step
-        return (value if self.settings.mode == "min" else -value), step
+        mode = self.settings.mode or ("min" if self.settings.monitor.endswith("loss") else "max")
+        return (value if mode == "min" else -value), step
 
 
 @dataclass(frozen=True)

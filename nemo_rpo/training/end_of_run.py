@@ -59,7 +59,7 @@ def finish(cfg: RunConfig, trainer: RPOTrainer, log: RunLog) -> None:
     files += exports.write(cfg, trainer.model, trainer.folder)
     log.close()
     if dist.get_rank() == 0:
-        print_on_first_rank("\n" + final_report(rows, read_metrics(trainer.folder), files))
+        print_on_first_rank("\n" + final_report(rows, read_metrics(trainer.folder), files, trainer.folder))
 
 
 def _held_out(trainer: RPOTrainer) -> Path:

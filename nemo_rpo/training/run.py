@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.config.load import config_to_yaml
+from nemo_rpo.config.load import config_to_yaml, print_on_first_rank
+from nemo_rpo.config.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit
@@ -40,12 +41,12 @@ def train(cfg: RunConfig) -> int:
     from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
     from nemo_rpo.training.setup import run_folder
 
-    stop = StopRequest(started, time_limit(cfg))
-    device = parallel.initialize(cfg)
-    folder = run_folder(cfg)
-    with claimed(folder):
-        ended = _train_in(folder, cfg, device, stop)
-    parallel.finalize()
+    with StopRequest(started, time_limit(cfg)) as stop:
+        device = parallel.initialize(cfg)
+        folder = run_folder(cfg)
+        with claimed(folder):
+            ended = _train_in(folder, cfg, device, stop)
+        parallel.finalize()
     return 0 if ended else STOPPED_EARLY
 
 
@@ -94,10 +95,14 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
         **{f"{name} data": split.cache.summary() for name, split in splits.items() if name != "sweep"},
         "annotators": f"{len(cache.annotators):,}",
+        **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
         **kernel_facts(cfg),
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }
     startup_log(cfg, facts, world_size())
+    sched = cfg.model.optim.sched
+    for text in RateSchedule.of(sched, schedule.total_steps).warnings(sched):
+        print_on_first_rank(f"warning: {text}")
     if checkpoint is not None:
         run = store.load(checkpoint, model)
     else:
@@ -109,6 +114,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     first_step = run["step"] if run else None
     if first_step is None or first_step < schedule.total_steps:
         drop_results(folder, fresh=run is None)
+    else:
+        print_on_first_rank(_complete(folder, first_step))
     on_first_rank(partial(_write_config, cfg, folder))
     with RunLog(cfg, folder, schedule.total_steps, first_step) as log:
         trainer = RPOTrainer(cfg, model, splits, references, schedule, store, log, folder, origin, stop)
@@ -118,6 +125,13 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         if ended:
             finish(cfg, trainer, log)
     return ended
+
+
+def _complete(folder: Path, step: int) -> str:
+    return (
+        f"this run is complete: {folder} has its last step, {step:,}, and nothing is trained now. To train on raise "
+        "trainer.dpo.max_epochs or max_steps; for a new run give exp_manager.explicit_log_dir another folder"
+    )
 
 
 def _write_config(cfg: RunConfig, folder: Path) -> None:

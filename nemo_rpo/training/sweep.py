@@ -91,9 +91,9 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     k = model.em.num_annotators
     packed = torch.zeros(4 * k + 3 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():
-        found, fitted = model.em.fit(delta, votes, COLLECTIVES)
+        found, fitted, scale_fitted = model.em.fit(delta, votes, COLLECTIVES)
         known = delta, votes, found.eta, fitted, COLLECTIVES.all_reduce
-        error, evidence = standard_errors(*known), evidence_of(*known)
+        error, evidence = standard_errors(*known, scale_fitted), evidence_of(*known)
         scalars = packed.new_tensor([float(found.log_likelihood), found.iterations, found.converged, *evidence])
         packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, error, scalars)))
     broadcast_from_last_stage(packed)

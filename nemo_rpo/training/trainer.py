@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from nemo_rpo.config.flops import step_flops
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.errors import TrainingError
+from nemo_rpo.launch import COMMAND
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
@@ -21,7 +23,7 @@ from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
-from nemo_rpo.training.process.stop import StopRequest
+from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
 from nemo_rpo.training.profiling import StepProfiler
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
@@ -66,6 +68,7 @@ class RPOTrainer:
         if not steps and self._has_diverged(self.step):  # started again, where there is nothing left to make it good
             raise self._divergence(self.step)
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
+        self.stop.stepping = True
         for step, batch in zip(steps, batches, strict=True):
             with self.profiler.step(step):
                 self.train_single_step(step, batch)
@@ -89,9 +92,12 @@ class RPOTrainer:
                 self._say_saved(self.store.finish(wait=False))
             if reason and step < self.schedule.total_steps:
                 self._say_saved(self.store.finish(wait=True))
-                self.log.note(f"stopped at step {step}: {reason}; start again to go on")
+                self.log.note(
+                    f"stopped at step {step}: {reason}; start again to go on{_by_what()} (status {STOPPED_EARLY})"
+                )
                 return False
         self._say_saved(self.store.finish(wait=True))
+        self.stop.stepping = False
         return True
 
     def train_single_step(self, step: int, batch: Batch) -> None:
@@ -210,3 +216,8 @@ class RPOTrainer:
     def _say_saved(self, checkpoints: list[Path]) -> None:
         for path in checkpoints:
             self.log.note(f"saved {path}")
+
+
+def _by_what() -> str:
+    command = os.environ.get(COMMAND)
+    return f": {command}" if command else " with the same command"

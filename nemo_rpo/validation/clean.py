@@ -48,6 +48,11 @@ def write_clean(validation: Validation, out: Path, overwrite: bool = False) -> L
     layouts = set(validation.report.files.values())
     if len(layouts) > 1:
         raise ConfigError(f"the files have different layouts ({', '.join(sorted(layouts))}); clean them one by one")
+    for layout in layouts:
+        if LAYOUTS[layout].public:
+            raise ConfigError(
+                f"--fix does not write layout '{layout}': nemo-rpo convert … --to votes first, then --fix what it wrote"
+            )
     left_out = LeftOut(rows=Counter(validation.exclusions.unreadable))
     with record_writer(out, overwrite) as write:
         number = vote = 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.validation.agreement import krippendorff_alpha
 from nemo_rpo.validation.findings import CHECKS, SEVERITIES, Findings
-from nemo_rpo.validation.votes import UNNAMED, VoteTable
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ValidationReport:
 def vote_counts(table: VoteTable) -> dict[str, int]:
     """How many votes of each kind the files hold."""
     first, second, ties = table.counts().sum(0).tolist()
-    unnamed = int((table.annotator == UNNAMED).sum())
+    unnamed = int(table.unnamed.sum())
     return {"all": len(table), "first": first, "second": second, "ties": ties, "without_annotator": unnamed}
 
 

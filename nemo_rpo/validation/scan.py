@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_rpo.data.files.read import Paths, as_paths
+from nemo_rpo.data.files.read import Paths, Record, as_paths
 from nemo_rpo.data.formats import Parsed, read_parsed, unread_fields
-from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
+from nemo_rpo.data.identity import PairIndex, comparisons
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.data.vote_ledger import VoteLedger
+from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import DataError, RowError
 from nemo_rpo.validation import crowd
 from nemo_rpo.validation.findings import CHECKS, Findings
@@ -24,7 +26,7 @@ from nemo_rpo.validation.report import ValidationReport, agreement, spread, vote
 from nemo_rpo.validation.texts import Problem, TextChecks
 from nemo_rpo.validation.tokens import TokenChecks
 from nemo_rpo.validation.validation_settings import ValidationSettings
-from nemo_rpo.validation.votes import VoteLedger, VoteTable
+from nemo_rpo.validation.votes import repeats
 
 NO_PAIR = -1
 _ONCE = ("no_chat_template",)  # what is the tokenizer's fault and the same in every row
@@ -87,11 +89,11 @@ class _Reading:
         self.pairs = PairIndex()
         self.votes = VoteLedger()
         self.files: dict[str, str] = {}
-        self.gold: dict[int, int] = {}
         self.languages = LanguageChecks() if settings.languages else None
         self.tokens = _token_checks(settings)
         self.texts = TextChecks(judge=self.tokens is None)
         self.unread: Counter[str] = Counter()
+        self._last: Record | None = None
 
     def unreadable(self, error: DataError) -> None:
         if not isinstance(error, RowError):
@@ -101,7 +103,9 @@ class _Reading:
 
     def enter(self, parsed: Parsed) -> None:
         self.files.setdefault(parsed.row.file, parsed.layout)
-        self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
+        if parsed.record is not self._last:  # which may say several rows
+            self._last = parsed.record
+            self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
         number = len(self.exclusions.pair_of_row)
         pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
         # A ranking is trained on whole: any pair of it that cannot be decides about the row.
@@ -110,12 +114,11 @@ class _Reading:
     def _enter_pair(self, row: PreferenceRow, number: int) -> int:
         try:
             sighting = self.pairs.find(row)
-            self._check_gold(row, sighting)
+            self.votes.add(row, sighting)
         except RowError as exc:
             self.findings.add_error(exc)
             self.exclusions.rows[number] = exc.kind
             return NO_PAIR
-        self.votes.add(row, sighting)
         if sighting.new:
             for kind, problem in self._problems(row):
                 if kind not in _ONCE or not self.findings.counts[kind]:
@@ -135,16 +138,8 @@ class _Reading:
                     usable &= CHECKS[kind].severity != "error"
                     yield kind, problem
 
-    def _check_gold(self, row: PreferenceRow, sighting: Sighting) -> None:
-        if not row.gold:
-            return
-        gold = -row.gold if sighting.turned else row.gold
-        if self.gold.setdefault(sighting.text, gold) != gold:
-            problem = f"pair '{self.pairs.ids[sighting.text]}' has the opposite gold label in an earlier row"
-            raise RowError(row.file, row.row, problem, "gold_conflict")
-
     def close(self) -> ValidationReport:
-        table = self.votes.close(len(self.pairs))
+        table = self.votes.close(self.pairs)
         repeated = self._repeats(table)
         crowd.check(self.findings, table, self.settings.min_labels)
         for pair in np.flatnonzero(table.counts()[:, :2].sum(1) == 0):
@@ -157,11 +152,11 @@ class _Reading:
             pairs=len(self.pairs),
             votes=vote_counts(table),
             votes_per_pair=votes_per_pair(table),
-            annotators=len(table.annotators) - 1,
-            labels_per_annotator=spread(table.labels(signed=False)[1:]),
-            signed_labels_per_annotator=spread(table.labels(signed=True)[1:]),
+            annotators=int(table.named().sum()),
+            labels_per_annotator=spread(table.labels(signed=False)[table.named()]),
+            signed_labels_per_annotator=spread(table.labels(signed=True)[table.named()]),
             agreement=agreement(table, repeated),
-            gold=len(self.gold),
+            gold=int((table.gold != 0).sum()),
             longest=self.tokens.longest if self.tokens and self.tokens.longest["prompt"] else {},
             languages=dict(self.languages.prompts.most_common()) if self.languages else {},
             not_checked=self.texts.not_checked,
@@ -173,10 +168,10 @@ class _Reading:
     def _repeats(self, table: VoteTable) -> np.ndarray:
         """Reports votes given twice; returns which votes repeat an annotator's own, bool [v]."""
         repeated = np.zeros(len(table), dtype=bool)
-        for repeat in table.repeats():
+        for repeat in repeats(table):
             kind, problem = crowd.describe(table, repeat)
-            self.findings.add(kind, *table.where(repeat.vote), problem)
-            named = table.annotator[repeat.vote] != crowd.UNNAMED
+            self.findings.add(kind, *table.place(repeat.vote), problem)
+            named = not table.unnamed[repeat.vote]
             repeated[repeat.vote] = named
             if kind == "contradiction":
                 self.exclusions.votes[repeat.earlier] = kind

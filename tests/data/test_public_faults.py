@@ -17,8 +17,9 @@ from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.encoder import encode_chunk
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.files.formulas import without_quote
 from nemo_rpo.data.files.read import as_paths, read_records
-from nemo_rpo.data.files.write import record_writer, without_quote, write_csv
+from nemo_rpo.data.files.write import record_writer, write_csv
 from nemo_rpo.data.formats import read_parsed, read_rows
 from nemo_rpo.data.rendering import EMPTY, IDENTICAL, OK, RawText
 from nemo_rpo.data.rows import Vote

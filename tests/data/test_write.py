@@ -43,7 +43,7 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rows.txt", r"must end in \.jsonl, \.jsonl\.gz, \.parquet, or in none"),
+        ("rows.txt", r"must end in \.jsonl, \.jsonl\.gz, \.json, \.parquet, \.csv, or in none"),
         ("there.jsonl", "exists; name another file, or say --overwrite"),
         ("missing/rows.jsonl", "folder .*missing does not exist"),
     ],

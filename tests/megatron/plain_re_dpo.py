@@ -56,10 +56,10 @@ def logprobs(model: torch.nn.Module, batch: list[Pair]) -> tuple[Tensor, Tensor]
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up to ``LR``, then half a cosine to ``MIN_LR``; ``step`` counts from 1."""
+    """Linear warm-up to ``LR``, then half a cosine to ``MIN_LR`` after the last step; ``step`` counts from 1."""
     if step <= WARMUP:
         return LR * step / WARMUP
-    return MIN_LR + (LR - MIN_LR) * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
+    return MIN_LR + (LR - MIN_LR) * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps + 1 - WARMUP)))
 
 
 def trajectory(world: Path) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ def test_two_runs_and_annotators(world: World, unbroken: Path, tmp_path: Path) -
     found = judged(*start, "--groups", groups)
     # The start is its own reference: no margin, every pair half right.
     assert found["accuracy"]["value"] == 0.5 and found["margin"]["value"] == 0
+    assert "the policy is its own reference" in found["notes"][0] and first["notes"] == []
     assert found["comparison"]["labels"] == first["labels"] == found["labels"]
     difference = found["comparison"]["differences"]["accuracy"]["value"]
     assert difference == pytest.approx(0.5 - first["accuracy"]["value"])

@@ -136,9 +136,11 @@ def test_two_ranks_stopped_by_ctrl_c_and_by_kill(world: World, tmp_path: Path) -
     unbroken, out = tmp_path / "unbroken", tmp_path / "run"
     world.train(unbroken, ranks=2)
     interrupted = world.train(out, stop_at=f"interrupt os.rename .writing-{step(4)}", ranks=2, check=False)
-    assert interrupted.returncode == 128 + signal.SIGINT
-    assert interrupted.stderr.endswith("interrupted\n") and "Traceback" not in interrupted.stderr
-    assert whole(out) == [step(2)]
+    assert interrupted.returncode == STOPPED_EARLY and "Traceback" not in interrupted.stderr
+    said = interrupted.stderr.splitlines()[-1]
+    assert said.startswith("stopped at step 4: SIGINT asks for it; start again to go on: nemo-rpo train --config-name ")
+    assert said.endswith(f"exp_manager.explicit_log_dir={out} (status 75)")
+    assert whole(out) == [step(2), step(4)]
     killed = world.train(out, stop_at=f"kill open .writing-{step(6)}/__1_0.distcp", ranks=2, check=False)
     assert (killed.returncode, killed.stderr.splitlines()[-1]) == (128 + 9, "error: rank 1 was ended by SIGKILL")
     world.train(out, ranks=2)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_rpo.config.schema import DPOTrainerConfig
+from nemo_rpo.config.rate import RateSchedule
+from nemo_rpo.config.schema import DPOTrainerConfig, RunConfig, SchedConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.training.schedule import Schedule, batches_of
 
@@ -85,3 +87,59 @@ def test_every_epoch_visits_each_of_its_batches_once(batches: int, epochs: int, 
     # A run that is given more epochs has had the same steps so far: resuming is arithmetic.
     more = Schedule.of(replace(settings, max_epochs=epochs + longer), batches)
     assert [more.data_step(step) for step in range(1, schedule.total_steps + 1)] == visited
+
+
+def rates(total: int, name: str = "CosineAnnealing", **sched: float) -> list[float]:
+    """The rate that the engine's optimizer runs each of ``total`` steps at, relative to the peak."""
+    from nemo_rpo.megatron.optim.optimizer import build_scheduler
+
+    cfg = RunConfig()
+    cfg.model.optim.lr, cfg.model.optim.sched = 1.0, SchedConfig(name=name, **sched)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer.param_groups[0] |= {"max_lr": 1.0, "min_lr": cfg.model.optim.sched.min_lr}
+    scheduler, found = build_scheduler(optimizer, cfg, total), []
+    for _ in range(total):
+        scheduler.step(1)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.parametrize("name", ["CosineAnnealing", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 3, 40])
+@pytest.mark.parametrize("total", [1, 2, 5, 30])
+def test_every_step_trains(name: str, warmup: int, total: int) -> None:
+    """Whatever the length: no step at rate 0, one at the peak if the warm-up ends, and then it only falls."""
+    found = rates(total, name, warmup_steps=warmup)
+    peak = max(warmup, 1)
+    assert min(found) > 0
+    assert found[:peak] == pytest.approx([step / peak for step in range(1, total + 1)][:peak])
+    assert found[peak:] == sorted(found[peak:], reverse=True) and (
+        name == "constant" or all(x < 1 for x in found[peak:])
+    )
+
+
+def test_constant_steps_are_as_many_at_min_lr() -> None:
+    found = rates(20, warmup_steps=2, constant_steps=4, min_lr=0.1)
+    assert found[-4:] == pytest.approx([0.1] * 4) and found[-5] > 0.1
+    assert rates(20, warmup_steps=2, min_lr=0.1)[-1] > 0.1  # without any, the rate would be there at step 21
+
+
+@pytest.mark.parametrize(
+    ("total", "settings", "says"),
+    [
+        (8, {}, "never reaches model.optim.lr: model.optim.sched.warmup_steps=10, and the run has 8 steps"),
+        (1, {"warmup_steps": 2}, "the run has 1 step, the last at 50% of it"),
+        (20, {"warmup_steps": 5, "constant_steps": 100, "min_lr": 1e-7}, "leaves model.optim.lr after one step"),
+        (20, {"constant_steps": 5}, "the last 5 steps train nothing: model.optim.sched.min_lr is 0 there"),
+        (20, {"max_steps": 12}, "the last 8 steps train nothing"),
+        (20, {"max_steps": 12, "min_lr": 1e-7}, None),
+        (20, {"max_steps": 40}, None),
+        (20, {}, None),
+        (1, {"warmup_steps": 0}, None),
+        (20, {"name": "constant", "constant_steps": 100}, None),
+    ],
+)
+def test_what_hardly_was_meant_is_said(total: int, settings: dict, says: str | None) -> None:
+    sched = SchedConfig(**settings)
+    found = RateSchedule.of(sched, total).warnings(sched)
+    assert found == [] if says is None else any(says in text for text in found), found

@@ -15,7 +15,7 @@ from nemo_rpo.digests import digest_of
 from nemo_rpo.errors import ConfigError, DataError
 
 INVALID_PAIRS = ("error", "drop")
-CACHE_VERSION = 4  # raised whenever the same input would give other files
+CACHE_VERSION = 5  # raised whenever the same input would give other files
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class CacheSpec:
             # Names, not folders: errors and reports quote them, and moving the data must not cost a build.
             "data": [[path.name, _content(path)] for path in self.paths],
             "keys": [self.keys.layout, self.keys.annotator_key, self.keys.pair_id_key],
+            "columns": dict(self.keys.columns),
             "tokenizer": self.tokenizer.fingerprint(),
             "use_chat_template": self.tokenizer.use_chat_template,
             "truncation": TRUNCATION_RULE,

@@ -15,6 +15,9 @@ Shapes: n pairs, r rankings, v votes, K annotators. A cache folder holds
     runs.npy          int32, of all responses         run_bounds.npy     int64 [n, 2, 2], of chosen and rejected in it
                       (both only where a response has several turns)
     ranking_start.npy int64 [r+1], where the pairs of each ranking begin (only where one has more than two responses)
+    vote_shown_first.npy  int8 [v]      chosen_first.npy  int8 [n]
+    vote_strength.npy, vote_confidence.npy, vote_seconds.npy  float32 [v]      vote_time.npy  float64 [v]
+    topic.npy         int32 [n]        family.npy  int32 [K]   (each only where a row has it)
     annotators.jsonl  meta.json
 """
 
@@ -34,6 +37,16 @@ from nemo_rpo.errors import DataError, first_line, printable
 
 # What files raise that are readable and do not fit together.
 _MISFITS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+# What is known of a vote beside who said what, and how it is stored.
+OF_VOTES = {
+    "shown_first": np.int8,
+    "strength": np.float32,
+    "confidence": np.float32,
+    "seconds": np.float32,
+    "time": np.float64,
+}
 
 
 class TokenizedPair(NamedTuple):
@@ -123,6 +136,10 @@ class PreferenceCache:
         self._runs = self._array("runs") if several_turns else None
         self._run_bounds = self._array("run_bounds") if several_turns else None
         self._ranking_start = self._array("ranking_start") if (self.folder / "ranking_start.npy").exists() else None
+        self.topics: list[str] = meta["topics"]
+        self.families: list[str] = meta["families"]
+        names = (*(f"vote_{name}" for name in OF_VOTES), "chosen_first", "topic", "family")
+        self._known = {name: self._array(name) for name in names if (self.folder / f"{name}.npy").exists()}
         self.max_responses, self.ranking_lengths = 2, self.lengths
         if self._ranking_start is not None:
             self.max_responses = responses_of(int(np.diff(self._ranking_start).max()))
@@ -136,7 +153,7 @@ class PreferenceCache:
         """Raises :class:`ValueError` where an array points outside of another; reads no tokens."""
         if not all(isinstance(self.report[name], kind) for name, kind in _REPORT.items()):
             raise ValueError("the report in meta.json is of another type")
-        n, votes = len(self), len(self._annotator)
+        n, votes, annotators = len(self), len(self._annotator), len(self._own_annotators)
         shapes = {
             "offsets": (self._offsets, (n, 3)),
             "lengths": (self.lengths, (n, 3)),
@@ -145,6 +162,10 @@ class PreferenceCache:
             "source": (self._source, (n, 2)),
             "sign": (self._sign, (votes,)),
             **{name: (values, (n,)) for name, values in self.columns.items()},
+            **{
+                name: (values, ({"chosen_first": n, "topic": n, "family": annotators}.get(name, votes),))
+                for name, values in self._known.items()
+            },
         }
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
@@ -153,8 +174,9 @@ class PreferenceCache:
             "offsets": n == 0 or (self._offsets.min() >= 0 and (self._offsets + self.lengths).max() <= tokens),
             "lengths": n > 0 and self.lengths.min() >= 0,
             "vote_start": _is_partition(self._vote_start, n, votes),
-            "annotator": votes == 0
-            or (self._annotator.min() >= 0 and self._annotator.max() < len(self._own_annotators)),
+            "annotator": votes == 0 or (self._annotator.min() >= 0 and self._annotator.max() < annotators),
+            "topic": _indexes(self._known.get("topic"), len(self.topics)),
+            "family": _indexes(self._known.get("family"), len(self.families)),
             "sign": bool(np.isin(self._sign, (-1, 1)).all()),
             "pair_id_start": _within(self._pair_id_start, (n + 1,), len(self._pair_ids)),
             "source": n == 0 or 0 <= self._source[:, 0].min() <= self._source[:, 0].max() < len(self.files),
@@ -241,12 +263,33 @@ class PreferenceCache:
         annotator[filled], sign[filled] = self._position[self._annotator[votes]], self._sign[votes]
         return annotator, sign
 
+    def known_of_votes(self) -> dict[str, np.ndarray]:
+        """What is known of votes and pairs beside who said what, by name; only what some row has, but for the lengths.
+
+        ``shown_first`` int8 [v], +1 where the pair's chosen was shown first, −1 rejected, 0 unknown; ``strength``,
+        ``confidence``, ``seconds`` float32 [v] and ``time`` float64 [v], NaN unknown; ``gold`` int8 [n] and
+        ``chosen_first`` int8 [n] as in :class:`nemo_rpo.data.pairs.PairTable`; ``topic`` int32 [n], an index into
+        ``topics``, −1 without one; ``family`` int32 [K] of the annotators in force, an index into ``families``, −1
+        without one; ``lengths`` int64 [n, 2], tokens of chosen and rejected; ``weight`` float32 [n], of rankings.
+        """
+        known = {name.removeprefix("vote_"): np.array(values) for name, values in self._known.items()}
+        if "family" in known:
+            of_annotators = np.full(len(self.annotators), -1, dtype=np.int32)
+            there = self._position < len(self.annotators)
+            of_annotators[self._position[there]] = known["family"][there]
+            known["family"] = of_annotators
+        if self.gold.any():
+            known["gold"] = np.array(self.gold)
+        share = self.share_of_ranking(slice(None))
+        return {**known, "lengths": self.scored_lengths(), **({} if share is None else {"weight": share})}
+
     def fingerprint(self) -> str:
         """Equal for the same pairs in the same order with the same labels, whatever the files are called and whichever
         release of the tokenizer library made the tokens: SHA-256, hexadecimal.
         """
         digest = hashlib.sha256()
-        for column in (self.content_hash, *self.all_votes(), *self.columns.values(), *self.grouping()):
+        known = (values for name, values in sorted(self._known.items()) if name != "chosen_first")
+        for column in (self.content_hash, *self.all_votes(), *self.columns.values(), *self.grouping(), *known):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -325,6 +368,11 @@ class PreferenceCache:
 
 def _damaged(folder: Path, how: str | Exception) -> str:
     return f"the token cache {folder} is damaged ({how}); delete that folder and start again"
+
+
+def _indexes(values: np.ndarray | None, size: int) -> bool:
+    """Whether ``values`` are places in a list of that size, or -1."""
+    return values is None or not values.size or bool(-1 <= values.min() and values.max() < size)
 
 
 def _is_partition(starts: np.ndarray, parts: int, length: int) -> bool:

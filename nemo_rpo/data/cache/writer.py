@@ -14,6 +14,7 @@ import numpy as np
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.cache.encoder import encode
 from nemo_rpo.data.cache.spec import CacheSpec
+from nemo_rpo.data.cache.store import OF_VOTES
 from nemo_rpo.data.columns import TIE
 from nemo_rpo.data.files.read import count_rows
 from nemo_rpo.data.formats import read_parsed, unread_fields
@@ -83,6 +84,8 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
         "report": report,
         "files": table.files,
         "columns": list(table.columns),
+        "topics": table.topics,
+        "families": table.details.families,
         "tokens": encoded.tokens,
         "max_token_id": encoded.max_token_id,
         "max_votes": max(int(np.diff(table.vote_start)[keep].max()), 1),
@@ -103,9 +106,12 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
 
 def _new_texts(spec: CacheSpec, ledger: PairLedger, notes: Counter[str]) -> Iterator[RawText]:
     """The texts that no earlier row showed; ``notes`` count what is said of the rows."""
+    last = None
     for parsed in read_parsed(list(spec.paths), spec.keys):
         row = parsed.row
-        notes.update(f"field '{name}' is not read" for name in unread_fields(parsed.record, spec.keys, parsed.layout))
+        if parsed.record is not last:  # which may say several rows
+            last = parsed.record
+            notes.update(f"field '{name}' is not read" for name in unread_fields(last, spec.keys, parsed.layout))
         if row.prompt_repeated:
             notes["responses begin with the prompt: it was taken off them"] += 1
         if ledger.add(row) is not None:
@@ -222,6 +228,7 @@ def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray
         "content_hash": texts.content_hash[texts.hash_start[text] + _orientation(sides, size)],
         "source": table.source[keep],
         "pair_id_start": np.concatenate([[0], np.cumsum([len(name) for name in names])]),
+        **_known_of_votes(table, kept_votes, keep),
         **_runs(texts, text, sides),
         **_rankings(text, size),
     }
@@ -234,6 +241,25 @@ def _write_pairs(folder: Path, table: PairTable, texts: _Texts, keep: np.ndarray
     AnnotatorTable(replace(known, labels=int(labels[k])) for k, known in enumerate(table.annotators.annotators)).save(
         folder / "annotators.jsonl"
     )
+
+
+def _known_of_votes(table: PairTable, votes: np.ndarray, pairs: np.ndarray) -> dict[str, np.ndarray]:
+    """The files of what is known beside who said what, of the kept ``votes`` and ``pairs``; none that no row has."""
+    details = table.details.take(votes)
+    known = {
+        f"vote_{name}": details.columns[name].astype(dtype)
+        for name, dtype in OF_VOTES.items()
+        if name in details.columns
+    }
+    if "shown_first" in details.columns:
+        known["chosen_first"] = table.chosen_first[pairs]
+    if table.topics:
+        known["topic"] = table.topic[pairs].astype(np.int32)
+    if details.families:
+        place = {name: k for k, name in enumerate(details.families)} | {None: -1}
+        of = table.details.family_of(table.annotator, len(table.annotators))
+        known["family"] = np.array([place[name] for name in of], dtype=np.int32)
+    return known
 
 
 def _orientation(sides: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from typing import Any
 
 from nemo_rpo.data.files import saved_dataset
 from nemo_rpo.data.files.arrow import plain_rows
+from nemo_rpo.data.files.formulas import without_quote
 from nemo_rpo.errors import DataError, RowError, first_line, missing_extra
 
 Paths = str | Path | Sequence[str | Path]
 INDEX = "(unnamed)"  # the column that pandas writes first unless told not to
 _CSV_FIELD = 2**31 - 1
+_BETWEEN = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ def is_folder(path: Path) -> bool:
 def read_records(path: Path) -> Iterator[Record | DataError]:
     """The rows of one file in order; a line that is no JSON object is yielded as its error, and reading goes on.
 
-    The name decides the format: ``.parquet``, ``.csv`` (a header line; every value is a string, an empty one absent), a
-    folder (a saved Hugging Face data set), anything else JSONL, gzipped if it ends in ``.gz``.
+    The name decides the format: ``.parquet``, ``.csv`` and ``.tsv`` (a header line; every value is a string, an empty
+    one absent), a folder (a saved Hugging Face data set), ``.json`` (one array of objects, or JSONL), anything else
+    JSONL, gzipped if it ends in ``.gz``. Of an array, rows are counted from 1.
 
     Damage that ends the file (a truncated gzip or Parquet, an unreadable disk) and a file without rows are raised.
     """
@@ -94,8 +98,8 @@ def count_rows(path: Path) -> int:
     if path.suffix == ".parquet":
         with _open_parquet(path) as file:
             return file.metadata.num_rows
-    if path.suffix == ".csv":
-        return sum(1 for _ in _csv_rows(path))
+    if path.suffix in _BY_SUFFIX:
+        return sum(1 for _ in _BY_SUFFIX[path.suffix](path))
     return sum(not line.isspace() for line in _lines(path))
 
 
@@ -110,6 +114,45 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}:{line + 1}: damaged or truncated gzip ({exc}); copy the file again") from exc
     except OSError as exc:
         raise DataError(f"{path}:{line + 1}: cannot be read ({exc.strerror or exc})") from exc
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """The objects of one array, of which the file's text is held; a file that begins otherwise is JSONL."""
+    first = next((line for line in _lines(path) if not line.isspace()), b"")
+    if not first.decode("utf-8-sig", "replace").lstrip().startswith("["):
+        yield from _jsonl_rows(path)
+        return
+    try:
+        text = b"".join(_lines(path)).decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{path} is not UTF-8 ({exc.reason} at byte {exc.start}); save it as UTF-8") from exc
+    decode, end, row = json.JSONDecoder().raw_decode, text.index("[") + 1, 0
+    while True:
+        row += 1
+        begin = _BETWEEN.match(text, end).end()
+        if text[begin : begin + 1] == "]" and (row == 1 or "," not in text[end:begin]):
+            break
+        if row > 1 and text[end:begin].count(",") != 1:
+            raise _cut(path, row, "no comma between two objects" if begin < len(text) else "the array does not end")
+        try:
+            fields, end = decode(text, begin)
+        except RecursionError:
+            raise _cut(path, row, "nested too deep") from None
+        except ValueError as exc:
+            raise _cut(path, row, first_line(exc).split(";")[0]) from exc
+        yield row, _as_object(path, row, fields)
+    if text[begin + 1 :].strip():
+        raise _cut(path, row, "something stands behind the array")
+
+
+def _cut(path: Path, row: int, problem: str) -> DataError:
+    return DataError(f"{path}:{row}: bad JSON ({problem})")
+
+
+def _as_object(path: Path, row: int, fields: Any) -> dict[str, Any] | DataError:
+    if isinstance(fields, dict):
+        return fields
+    return RowError(str(path), row, f"expected a JSON object, found a {type(fields).__name__}", "bad_json")
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
@@ -135,17 +178,21 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """Rows are numbered as their last line is, the header being line 1. A column without a name is a table's index."""
+    """Rows are numbered as their last line is, the header being line 1. A column without a name is a table's index.
+
+    The quote that keeps a spreadsheet from running a text as a formula is taken off.
+    """
     csv.field_size_limit(_CSV_FIELD)  # the module's own is 131,072 characters, which a dialogue may have
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, delimiter="\t" if path.suffix == ".tsv" else ",")
             names = next(reader, [])
             for name in (name for i, name in enumerate(names) if name and name in names[:i]):
                 raise DataError(f"{path}:1: two columns are called '{name}'; rename one")
             for values in reader:
                 if len(values) == len(names):
-                    yield reader.line_num, {name or INDEX: v for name, v in zip(names, values, strict=True) if v}
+                    cells = zip(names, values, strict=True)
+                    yield reader.line_num, {name or INDEX: without_quote(cell) for name, cell in cells if cell}
                 elif values:
                     difference, which = len(values) - len(names), "more" if len(values) > len(names) else "fewer"
                     problem = f"{abs(difference)} values {which} than the header has columns"
@@ -173,7 +220,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path}:{row + 1}: damaged Parquet ({reason}); copy the file again") from exc
 
 
-_BY_SUFFIX = {".parquet": _parquet_rows, ".csv": _csv_rows}
+_BY_SUFFIX = {".parquet": _parquet_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".json": json_rows}
 
 
 def _open_parquet(path: Path) -> Any:

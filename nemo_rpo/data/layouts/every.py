@@ -31,10 +31,10 @@ _RESERVED = frozenset(
 _WORDS, _CHARACTERS = 3, 12
 
 
-def complete(row: PreferenceRow, fields: Fields, labelled: bool) -> PreferenceRow:
+def complete(row: PreferenceRow, fields: Fields, labelled: bool, public: bool) -> PreferenceRow:
     """The row with what any layout may say: ``system``, ``tools``, ``chat_template_kwargs``, ``topic``; where it is
     ``labelled`` (one label a row) also :data:`OF_LABELLED`; and without a prompt that the responses repeat at their
-    head.
+    head. Of a ``public`` layout only the last.
 
     Raises:
         RowError: one of them is of another type, or a response has no message of the assistant.
@@ -42,7 +42,7 @@ def complete(row: PreferenceRow, fields: Fields, labelled: bool) -> PreferenceRo
     for place, text in enumerate(row.responses):
         if not isinstance(text, str):
             _check_response(fields, ("chosen", "rejected", "further")[min(place, 2)], text)
-    values, changes = fields.values, {}
+    values, changes = {} if public else fields.values, {}
     if values.get(SYSTEM) is not None or values.get(TOOLS) is not None or values.get(TEMPLATE_KWARGS) is not None:
         changes = _given(row, fields)
     if values.get(TOPIC) is not None and row.topic is None:

@@ -30,7 +30,7 @@ def hf(record: Record, keys: RowFormat) -> PreferenceRow:
             prompt, chosen, rejected = _split_dialogue(fields, chosen, rejected)
     elif prompt is None or chosen[0]["role"] != "assistant":
         # Data sets in the manner of UltraFeedback repeat the prompt at the head of both sides.
-        shared, chosen, rejected = _split_messages(fields, chosen, rejected)
+        shared, chosen, rejected = split_messages(fields, chosen, rejected)
         if prompt is not None and not _says(shared, prompt):
             raise fields.error(
                 "'chosen' and 'rejected' are whole conversations, and field 'prompt' is not in them", _PROMPTS_DIFFER
@@ -52,20 +52,30 @@ def _says(conversation: Messages, prompt: Text) -> bool:
     return all(message in conversation for message in prompt)
 
 
-def _split_messages(fields: Fields, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+def split_messages(
+    fields: Fields, chosen: Messages, rejected: Messages, names: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[Messages, Messages, Messages]:
+    """Two whole conversations as the prompt that they share, and what each answers.
+
+    Args:
+        names: of the fields that hold them, for messages.
+
+    Raises:
+        RowError: they differ before the assistant's turn, or share nothing.
+    """
     shared = 0
     # The last message of either side is a response, also when the two are the same.
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
+    for name, side in zip(names, (chosen, rejected), strict=True):
         if side[shared]["role"] != "assistant":
             raise fields.error(
-                f"'chosen' and 'rejected' answer different prompts: message {shared + 1} of '{name}' is the first that "
-                f"differs and is the {side[shared]['role']}'s",
+                f"'{names[0]}' and '{names[1]}' answer different prompts: message {shared + 1} of '{name}' is "
+                f"the first that differs and is the {side[shared]['role']}'s",
                 _PROMPTS_DIFFER,
             )
     if shared == 0:
-        raise fields.error("field 'prompt' is missing, and 'chosen' and 'rejected' start with the response")
+        raise fields.error(f"field 'prompt' is missing, and '{names[0]}' and '{names[1]}' start with the response")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 

@@ -60,6 +60,11 @@ def fit_population(
     return Population((mean * concentration, (1 - mean) * concentration), tau, error)
 
 
+def log_tau_precision() -> float:
+    """Inverse variance of the hyperprior of log τ."""
+    return _SPREAD[-1] ** -2
+
+
 def _logits(prior: tuple[float, float], tau: float) -> Tensor:
     """(logit mean, log concentration) of Beta(a, b), and log τ."""
     a, b = prior

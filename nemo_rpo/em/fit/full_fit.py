@@ -13,9 +13,9 @@ from torch import Tensor
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
-from nemo_rpo.em.fit.marginal import vote_columns
+from nemo_rpo.em.fit.marginal import adapt_quadrature, log_marginal, vote_columns
 from nemo_rpo.em.fit.sweep import SweepResult, full_batch_em
-from nemo_rpo.em.fit.temperature import Temperature, judge_temperature
+from nemo_rpo.em.fit.temperature import Temperature, judge_set_temperature, judge_temperature
 from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 
 # Alternations of EM and population fit. Two do where every pair has one label; the rest is for plugged-in
@@ -30,11 +30,12 @@ class Estimate(NamedTuple):
     """What :func:`estimate` found; the same on every rank.
 
     Attributes:
-        eta: float64 [K]; the start, untouched, where ``information`` was too low.
+        eta: float64 [K]; the start, untouched, where ``sweep`` is None.
         prior: (a, b) of the population's Beta.
         temperature: of the margins.
         information: mean of (2m-1)² over the votes, at the start's reliabilities; 0 says nothing, 1 everything.
-        sweep: the closing EM, or None where there was too little information for one.
+        sweep: the closing EM, or None where there was too little information for one: neither other votes of the pairs
+            nor margins that are believed.
     """
 
     eta: Tensor
@@ -48,31 +49,58 @@ class Estimate(NamedTuple):
 def estimate(
     delta: Tensor, votes: Votes, eta: Tensor, settings: EMSettings, collectives: Collectives | None = None
 ) -> Estimate:
-    """Alternates a full EM with a fit of the population, until both stand still.
+    """Alternates a full EM with a fit of the population, until both stand still; with the margins and without.
+
+    The margins are believed where they make the votes more likely than no margins do, and the votes tell their scale
+    (:func:`nemo_rpo.em.fit.temperature.judge_temperature`). Else the EM without a model is the answer, τ is inf, and
+    where there is one label a pair, which says nothing about anybody alone, every reliability stays at its start.
 
     Args:
         delta, votes: margins [P] and labels [P, V] of this rank's pairs; those whose margin is not finite are left out.
         eta: start [K], the same on every rank.
-        settings: ``prior`` is what is expected of annotators before any is seen, ``link_tau`` the temperature where
-            none is identified; see also :class:`nemo_rpo.em.em_settings.BufferSettings`.
+        settings: ``prior`` is what is expected of annotators before any is seen, ``link_tau`` where the search for the
+            temperature begins; see also :class:`nemo_rpo.em.em_settings.BufferSettings`.
         collectives: per round those of :func:`full_batch_em` and one gather of at most 1.6 MB. None is differentiable.
     """
     delta, votes = with_finite_margin(delta, votes)
     collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)
+    unsaid = Temperature(math.inf, False, math.inf, "the margins carry too little information")
+    untouched = Estimate(eta, start.prior, unsaid, information, None)
     if information <= buffer.min_information:
-        untouched = Temperature(start.tau, False, math.inf, "the margins carry too little information")
-        return Estimate(eta, start.prior, untouched, information, None)
+        return untouched
 
     sweep, population = _alternate(delta, votes, eta, settings, start, buffer.fit_temperature, collectives)
+    silence, alone = torch.zeros_like(delta), untouched
+    votes_alone = vote_information(silence, votes, eta, collectives)
+    if votes_alone > buffer.min_information:
+        without, of_votes = _alternate(silence, votes, eta, settings, start._replace(tau=1.0), False, collectives)
+        alone = Estimate(without.eta, of_votes.prior, unsaid, votes_alone, without)
+    gain = _log_likelihood(delta, votes, sweep, population, collectives) - _log_likelihood(
+        silence, votes, alone.sweep or sweep, Population(alone.prior, 1.0), collectives
+    )
     if buffer.fit_temperature:
-        temperature = judge_temperature(population, settings.link_tau, buffer.temperature_max_error)
+        temperature = judge_temperature(population, gain, buffer.temperature_max_error)
     else:
-        temperature = Temperature(settings.link_tau, False, math.inf, "model.rpo.buffer.fit_temperature is off")
-    if buffer.fit_temperature and not temperature.identified:
-        sweep, population = _alternate(delta, votes, eta, settings, start, False, collectives)
+        temperature = judge_set_temperature(settings.link_tau, gain)
+    if math.isinf(temperature.value):
+        return alone._replace(temperature=temperature)
     return Estimate(sweep.eta, population.prior, temperature, information, sweep)
+
+
+def _log_likelihood(
+    delta: Tensor, votes: Votes, sweep: SweepResult, population: Population, collectives: Collectives
+) -> float:
+    """Of the votes with the reliabilities integrated out, the same on every rank: whether margins are believed decides
+    which collectives follow. One gather as in :func:`vote_columns` and one all-reduce of 16 bytes.
+    """
+    columns = vote_columns(delta, votes, sweep.eta, sweep.counts, collectives.gather_rows)
+    quadrature = adapt_quadrature(columns, population.prior, population.tau)
+    a, b, tau = torch.tensor([*population.prior, population.tau], dtype=torch.float64)
+    likelihood = torch.stack((log_marginal(columns, quadrature, a, b, tau), torch.ones_like(tau))).to(delta.device)
+    collectives.all_reduce(likelihood)
+    return (likelihood[0] / likelihood[1]).item()
 
 
 @torch.no_grad()
@@ -80,19 +108,19 @@ def of_first_rank(found: Estimate, from_first: Callable[[Tensor], None]) -> Esti
     """The first rank's ``found``, to the bit. Ranks that hold copies of the same pairs fit each for itself, and one
     whose processor rounds otherwise would keep another η for the rest of the run.
 
-    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 10) bytes, whatever each
+    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 11) bytes, whatever each
     rank has found. The temperature's ``reason``, a sentence for the log, stays each rank's own.
     """
     eta, sweep, nothing = found.eta, found.sweep, torch.zeros_like(found.eta)
     fitted = (nothing, nothing) if sweep is None else (sweep.counts, sweep.right_sums)
-    figures = (*found.prior, *found.temperature[:3], found.information, sweep is not None)
+    figures = (*found.prior, *found.temperature[:3], found.temperature.gain, found.information, sweep is not None)
     closing = (0.0, 0, False) if sweep is None else (float(sweep.log_likelihood), sweep.iterations, sweep.converged)
     packed = torch.cat((eta, *fitted, eta.new_tensor([*map(float, figures), *map(float, closing)])))
     from_first(packed)
     eta, counts, right_sums = packed[: 3 * len(eta)].view(3, -1)
     figures = packed[3 * len(eta) :].tolist()
-    a, b, tau, identified, error, information, swept, likelihood, iterations, converged = figures
-    temperature = Temperature(tau, bool(identified), error, found.temperature.reason)
+    a, b, tau, identified, error, gain, information, swept, likelihood, iterations, converged = figures
+    temperature = Temperature(tau, bool(identified), error, found.temperature.reason, gain)
     if swept:
         at = packed.new_tensor(likelihood)
         sweep = SweepResult(eta, at, int(iterations), bool(converged), counts, right_sums)

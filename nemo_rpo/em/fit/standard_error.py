@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.fit.empirical_bayes import log_tau_precision
 from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 
 # Above this many annotators the K × K matrix is not formed (32 MB, and an inversion of seconds, at the limit).
@@ -23,6 +24,7 @@ def standard_errors(
     eta: Tensor,
     settings: EMSettings,
     all_reduce: Callable[[Tensor], None] | None = None,
+    scale_fitted: bool = False,
 ) -> Tensor:
     r"""Standard error of every reliability, float64 [K]: 0.62 ± 0.05 rather than 0.62.
 
@@ -34,42 +36,80 @@ def standard_errors(
     with R, W the posterior sums of right and wrong labels. Annotators of one pair share its latent answer, so with
     several labels a pair I is not diagonal, and the errors are of η with all other reliabilities unknown too. Above
     2,048 annotators only the diagonal is formed: errors are then those for known co-annotators, somewhat too small.
-    What the policy's margins are off by is not in them.
+
+    Where the temperature was fitted to the same votes, it is one more unknown. With m_i = Δ_i/τ, p_i = σ(m_i) and
+    log τ as the last parameter, I grows by a row and a column::
+
+        I[k, τ] = Σ_i w_i (1-w_i) m_i d_ik
+        I[τ, τ] = Σ_i p_i (1-p_i) m_i² - (w_i - p_i) m_i - w_i (1-w_i) m_i²
+
+    and the errors are those of η with τ unknown: with one label a pair I is an arrow, and its Schur complement in τ
+    costs no more than the diagonal. A scale of the margins and a reliability are told apart by the curvature of the
+    link alone, so with one annotator this can be most of the error.
+
+    What the policy's margins are off by otherwise is not in them.
 
     Args:
         delta, votes: margins [P] and labels [P, V] of this rank; pairs whose margin is not finite are left out.
         eta: fixed point of the EM [K].
         settings: ``prior`` and ``link_tau`` that the EM ran with.
-        all_reduce: sums in place over the ranks that hold different pairs. One collective of 8 K bytes, or of 8 K²
-            where pairs have several labels and the matrix is formed.
+        all_reduce: sums in place over the ranks that hold different pairs. One collective of 8 (2K + 1) bytes, or of
+            8 (K² + K + 1) where pairs have several labels and the matrix is formed.
+        scale_fitted: τ was fitted to these votes.
     """
     delta, votes = with_finite_margin(delta, votes)
     reduce = all_reduce or (lambda _: None)
     a, b = settings.prior
     eta = eta.double()
-    dense = votes.sign.shape[-1] > 1 and eta.numel() <= _DENSE_LIMIT
-    information = torch.zeros(eta.numel() ** 2 if dense else eta.numel(), dtype=torch.float64, device=eta.device)
+    size = eta.numel()
+    dense = votes.sign.shape[-1] > 1 and size <= _DENSE_LIMIT
+    cells = size**2 if dense else size
+    packed = torch.zeros(cells + size + 1, dtype=torch.float64, device=eta.device)
+    information, border, corner = packed[:cells], packed[cells:-1], packed[-1:]
     for margin, chunk in chunks(delta, votes):
-        _add_chunk(information, margin / settings.link_tau, chunk, eta, dense)
-    reduce(information)
+        _add_chunk(information, border, corner, margin / settings.link_tau, chunk, eta, dense)
+    reduce(packed)
     prior = a / eta**2 + b / (1 - eta) ** 2
     if not dense:
-        return (information + prior).clamp(min=0).rsqrt()
-    matrix = information.view(eta.numel(), -1) + torch.diag(prior)
+        variance = (information + prior).clamp(min=0).reciprocal()
+        return _with_unknown_scale(variance, variance * border, border, corner, scale_fitted).sqrt()
+    matrix = information.view(size, -1) + torch.diag(prior)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:  # no maximum in every direction: reliabilities held by the clamp, or a flat likelihood without a prior
         return matrix.diagonal().clamp(min=0).rsqrt()
-    return torch.cholesky_inverse(factor).diagonal().sqrt()
+    solved = torch.cholesky_solve(border.unsqueeze(-1), factor).squeeze(-1)
+    variance = torch.cholesky_inverse(factor).diagonal()
+    return _with_unknown_scale(variance, solved, border, corner, scale_fitted).sqrt()
 
 
-def _add_chunk(information: Tensor, margin: Tensor, votes: Votes, eta: Tensor, dense: bool) -> None:
+def _with_unknown_scale(variance: Tensor, solved: Tensor, border: Tensor, corner: Tensor, fitted: bool) -> Tensor:
+    """Variances [K] with log τ unknown too, from those with τ known: the inverse of a bordered matrix.
+
+    ``solved``: I⁻¹ border. Where the Schur complement is not positive the votes do not hold log τ, and only its prior
+    does, which is the one that the fit of the population gives it.
+    """
+    if not fitted:
+        return variance
+    schur = (corner - (border * solved).sum()).clamp(min=0) + log_tau_precision()
+    return variance + solved**2 / schur
+
+
+def _add_chunk(
+    information: Tensor, border: Tensor, corner: Tensor, margin: Tensor, votes: Votes, eta: Tensor, dense: bool
+) -> None:
     sign = votes.sign.double()
     logit_eta, eta_of_vote = torch.logit(eta)[votes.annotator], eta[votes.annotator]
-    w = torch.sigmoid(margin + (sign * logit_eta).sum(-1)).unsqueeze(-1)
+    p = torch.sigmoid(margin)
+    w = torch.sigmoid(margin + (sign * logit_eta).sum(-1))
+    unsure = w * (1 - w)
+    corner += votes.counted((p * (1 - p) - unsure) * margin**2 - (w - p) * margin).sum()
+    w = w.unsqueeze(-1)
     right = torch.where(sign > 0, w, 1 - w)
     complete = votes.counted(sign.abs() * (right / eta_of_vote**2 + (1 - right) / (1 - eta_of_vote) ** 2))
     direction = sign / (eta_of_vote * (1 - eta_of_vote))
-    lost = votes.counted(w * (1 - w))
+    across = votes.counted(unsure * margin).unsqueeze(-1) * direction
+    border.index_add_(0, votes.annotator.flatten(), across.flatten())
+    lost = votes.counted(unsure).unsqueeze(-1)
     if not dense:
         information.index_add_(0, votes.annotator.flatten(), (complete - lost * direction**2).flatten())
         return

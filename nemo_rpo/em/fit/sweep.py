@@ -64,7 +64,8 @@ def full_batch_em(
             infinite counts neither for nor against its annotators.
         votes: their labels [P, V]; pairs to be left out have sign 0 throughout.
         eta: start [K], the same on every rank.
-        settings: prior, τ, clamp, tolerance, bound on the iterations.
+        settings: prior, τ (inf: the margins are not believed), clamp, tolerance, bound on the iterations (0: only sums
+            and likelihood at ``eta``).
         all_reduce: sums a tensor in place over the ranks that hold different pairs. One collective of 8 K bytes for the
             counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same
             iteration with the same bits in η, however the pairs are spread over them.
@@ -88,7 +89,7 @@ def full_batch_em(
         right, risen = _e_step(delta, votes, moved, settings, reduce)
         _check_rise(objective.item(), risen.item(), iterations)
         eta, objective, iterations = moved, risen, iterations + 1
-    if not converged:
+    if iterations and not converged:
         logger.warning(
             "the EM sweep stopped after %d iterations with reliabilities still moving; "
             "raise model.rpo.sweep_max_iterations",

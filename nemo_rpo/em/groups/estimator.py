@@ -61,9 +61,11 @@ class TasteReliability(AnnotatorReliability):
         buffers: list[MarginBuffer],
         collectives: Collectives | None = None,
         device: torch.device | str = "cpu",
+        begun: str = "",
     ) -> None:
         """``start`` [K, G]: log-odds of the groups to begin with; equal ones could never part. ``labels`` [K]: signed
         labels of each annotator in the data. ``buffers``: of each group, for the margins of this rank's pairs.
+        ``begun``: where ``start`` comes from, for people.
         """
         annotators, self.groups = start.shape
         super().__init__(annotators, settings, device)
@@ -72,6 +74,7 @@ class TasteReliability(AnnotatorReliability):
         self.buffers, self.collectives = buffers, collectives or Collectives()
         self.labels = labels.to(self.label_counts)
         self.pending = torch.zeros(2 + self.groups, annotators, dtype=torch.float64, device=device)
+        self.begun = begun
         self.share = torch.full((self.groups,), 1 / self.groups, dtype=torch.float64, device=device)
         self._rows: list[Tensor] = []
         self._set_log_odds(start.to(self.label_counts))

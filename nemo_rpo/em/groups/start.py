@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.label_model import FlatVotes
+from nemo_rpo.em.taste import fit_tastes
 from nemo_rpo.errors import ConfigError
 
 # Wide enough that the heads part early, narrow enough that an annotator who began on the wrong side comes over.
 _SPREAD = 1.5
+_LEAST = 0.02  # weight at the start: whoever the votes misplace comes over later
 _TWO = 2  # labels: with one comparison an annotator, every division into groups fits as well as any other
 
 
@@ -36,6 +41,24 @@ def check_identifiable(labels: Tensor, groups: int) -> None:
             f"two labels or more, and {groups} groups need {2 * groups}. Set groups to 1, or model.data.annotator_key "
             "to the field that names annotators"
         )
+
+
+class Start(NamedTuple):
+    """Log-odds float64 [K, G] of each annotator's group, and a sentence on where they come from."""
+
+    log_odds: Tensor
+    said: str
+
+
+def start_of(votes: FlatVotes, annotators: int, groups: int, seed: int) -> Start:
+    """Where votes on shared pairs tell ``groups`` tastes apart, the weights begin there; else at random. On the CPU."""
+    found = fit_tastes(votes, annotators, max_groups=groups, seed=seed)
+    if found.groups == groups:
+        shares = ", ".join(f"{share:.0%}" for share in found.share.tolist())
+        said = f"begin where the votes put the annotators ({shares})"
+        return Start(found.membership.clamp(min=_LEAST).log(), said)
+    why = found.refused or f"the votes alone tell {found.groups} group{'s' * (found.groups > 1)} apart"
+    return Start(random_start(annotators, groups, seed), f"begin at random: {why}")
 
 
 def random_start(annotators: int, groups: int, seed: int) -> Tensor:

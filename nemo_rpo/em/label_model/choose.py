@@ -76,6 +76,15 @@ def slot_of_pairs(table: VoteTable) -> Tensor:
     return table.per_pair(slot) / table.per_pair(known).clamp(min=1)
 
 
+def free_means(table: VoteTable, order: OrderShown | None, anchors: int, settings: LabelModelSettings) -> list[str]:
+    """Skill features; the slot where the order was random; every leaning where anchors tell it from the truth."""
+    free = list(table.names[1 : table.num_skill])
+    for name in table.names[table.num_skill :]:
+        if anchors >= settings.min_anchors or (name == SLOT and order is not None and order.random):
+            free.append(name)
+    return free
+
+
 class Fitter:
     """Fits members to one set of pairs and anchors; kept apart from the search so that every fit is made one way."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,8 +66,12 @@ class VoteFeatures:
         return [*self.skill, *self.leaning]
 
 
+def _alone(_: Tensor) -> None:
+    """A single process has the sum already."""
+
+
 class VoteTable(NamedTuple):
-    """The signed votes of all pairs, sorted by pair.
+    """The signed votes of all pairs, sorted by pair; of this rank's, where ranks hold different pairs.
 
     Attributes:
         pair, annotator: int64 [M].
@@ -78,6 +82,8 @@ class VoteTable(NamedTuple):
         names: of the columns of ``design``.
         num_skill: how many of them multiply the truth.
         num_pairs, num_annotators: P and K.
+        all_reduce: sums a tensor in place over the ranks that hold different pairs; every sum over annotators goes
+            through it.
     """
 
     pair: Tensor
@@ -90,6 +96,7 @@ class VoteTable(NamedTuple):
     num_skill: int
     num_pairs: int
     num_annotators: int
+    all_reduce: Callable[[Tensor], None] = _alone
 
     def select(self, names: Sequence[str]) -> VoteTable:
         """The table with the skill and the named features only."""
@@ -124,9 +131,17 @@ class VoteTable(NamedTuple):
             yield VoteTable(*(column[start : start + _CHUNK] for column in self[:6]), *self[6:])
 
     def per_annotator(self, values: Tensor) -> Tensor:
-        """Sums of ``values`` [M] over the votes of each annotator, float64 [K]."""
+        """Sums of ``values`` [M] over the votes of each annotator, float64 [K]. One all-reduce of 8 K bytes."""
         sums = torch.zeros(self.num_annotators, dtype=torch.float64, device=values.device)
-        return sums.index_add_(0, self.annotator, values.double())
+        sums.index_add_(0, self.annotator, values.double())
+        self.all_reduce(sums)
+        return sums
+
+    def total(self, *values: Tensor) -> Tensor:
+        """The sum of each of the ``values`` over all ranks, float64. One all-reduce of 8 bytes a value."""
+        sums = torch.stack([of.double().sum() for of in values])
+        self.all_reduce(sums)
+        return sums
 
     def per_pair(self, values: Tensor) -> Tensor:
         """Sums of ``values`` [M] over the votes of each pair, float64 [P]."""

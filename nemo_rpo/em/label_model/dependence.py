@@ -142,7 +142,7 @@ def judge_dependence(
     """
     observed = statistic(table, member)
     nothing = Statistic(float("nan"), float("nan"))
-    if math.isnan(observed.spread):
+    if math.isnan(observed.spread) or not settings.bootstrap:
         return Dependence(observed, nothing, nothing, False, False, False)
     generator = torch.Generator().manual_seed(seed)
     drawn = []

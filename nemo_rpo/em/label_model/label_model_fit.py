@@ -15,6 +15,7 @@ from nemo_rpo.em.label_model.choose import (
     Fitter,
     OrderShown,
     choose_member,
+    free_means,
     order_shown,
     refitter,
     slot_of_pairs,
@@ -129,7 +130,7 @@ def fit_label_model(
     order = order_shown(slot, settings) if SLOT in table.names else None
     prior = PairPrior(zero if margin is None else margin.double(), gold, slot)
     anchors = int((gold != 0).sum())
-    free = _free_means(table, order, anchors, settings)
+    free = free_means(table, order, anchors, settings)
     correlation = None
     if families is not None and (families >= 0).any():
         table, correlation = _discount(table, families, Fitter(prior, free, settings))
@@ -186,15 +187,6 @@ def _check(table: VoteTable, gold: Tensor | None, families: Tensor | None, margi
     ):
         if values is not None and values.shape != (length,):
             raise DataError(f"{name} has shape {list(values.shape)}; expected [{length}]")
-
-
-def _free_means(table: VoteTable, order: OrderShown | None, anchors: int, settings: LabelModelSettings) -> list[str]:
-    """Skill features; the slot where the order was random; every leaning where anchors tell it from the truth."""
-    free = list(table.names[1 : table.num_skill])
-    for name in table.names[table.num_skill :]:
-        if anchors >= settings.min_anchors or (name == SLOT and order is not None and order.random):
-            free.append(name)
-    return free
 
 
 def _choose(

@@ -24,7 +24,8 @@ class LabelModelSettings:
         max_topics: topics with a feature of their own at most, the most frequent ones.
         order_tolerance: the order shown counts as random where the share of pairs whose chosen was shown first is
             within this of one half, or within three binomial standard errors.
-        bootstrap: simulated crowds that give the dependence statistic its distribution under independence.
+        bootstrap: simulated crowds that give the dependence statistic its distribution under independence; 0 asks
+            for no dependence.
         bootstrap_votes: votes that a simulated crowd has at most; of a larger crowd a part of the pairs is taken.
         dependence_errors: standard deviations of the simulated crowds beyond which a statistic is warned of.
         min_spread: spread of z, relative to the simulated crowds', below which nothing is warned of however certain.

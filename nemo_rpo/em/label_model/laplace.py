@@ -63,25 +63,28 @@ def _joint_information(
 ) -> Tensor:
     d, size = theta.shape[-1], int(voted.sum()) * theta.shape[-1]
     place = voted.cumsum(0) - 1
-    matrix = torch.block_diag(*(own.information[voted] + torch.diag(1 / population.variance)))
+    complete = torch.block_diag(*(own.information[voted] + torch.diag(1 / population.variance)))
+    lost = torch.zeros_like(complete)
     pairs_at_once = max(1, (1 << 22) // size)
-    first = torch.searchsorted(table.pair, torch.arange(0, table.num_pairs + pairs_at_once, pairs_at_once))
+    bounds = torch.arange(0, table.num_pairs + pairs_at_once, pairs_at_once, device=table.pair.device)
+    first = torch.searchsorted(table.pair, bounds)
     for i, start in enumerate(range(0, table.num_pairs, pairs_at_once)):
         chunk = table.where(slice(int(first[i]), int(first[i + 1])))
         rows = _evidence_gradient(chunk, theta)
-        gradient = torch.zeros(min(pairs_at_once, table.num_pairs - start), size, dtype=torch.float64)
-        columns = place[chunk.annotator].unsqueeze(-1) * d + torch.arange(d)
+        gradient = lost.new_zeros(min(pairs_at_once, table.num_pairs - start), size)
+        columns = place[chunk.annotator].unsqueeze(-1) * d + torch.arange(d, device=place.device)
         gradient.index_put_(((chunk.pair - start).unsqueeze(-1).expand_as(columns), columns), rows, accumulate=True)
         at = w[start : start + pairs_at_once]
         spread = (at * (1 - at)).unsqueeze(-1)
-        matrix -= gradient.T @ (gradient * spread)
-    return matrix
+        lost += gradient.T @ (gradient * spread)
+    table.all_reduce(lost)
+    return complete - lost
 
 
 def _evidence_gradient(chunk: VoteTable, theta: Tensor) -> Tensor:
     a, b = logits(chunk, theta)
     up, down, says = torch.sigmoid(b + a), torch.sigmoid(b - a), chunk.says_chosen.double()
-    is_skill = torch.arange(theta.shape[-1]) < chunk.num_skill
+    is_skill = torch.arange(theta.shape[-1], device=theta.device) < chunk.num_skill
     slope = torch.where(is_skill, (2 * says - up - down).unsqueeze(-1), (down - up).unsqueeze(-1))
     weight = chunk.weight.double() * chunk.counted.double().sqrt()
     return chunk.design.double() * slope * weight.unsqueeze(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.laplace import curvature, log_marginal
 
 # Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
-_KNOWN = 1e4
+KNOWN = 1e4
 # Iterations from one refit of the population to the next.
 _REFIT_EVERY = 3
 # Log-odds of the share of truths stay within this.
@@ -64,16 +65,17 @@ class PairPrior:
     def joint(self, sums: PairSums) -> PairSums:
         """log P(z) P(votes | z) for both truths; one is ruled out where the truth is known."""
         log_odds = self.margin + self.share * self.slot
-        if_chosen = sums.if_chosen + F.logsigmoid(log_odds) - _KNOWN * (self.gold < 0)
-        if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - _KNOWN * (self.gold > 0)
+        if_chosen = sums.if_chosen + F.logsigmoid(log_odds) - KNOWN * (self.gold < 0)
+        if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - KNOWN * (self.gold > 0)
         return PairSums(if_chosen, if_rejected)
 
-    def with_share_of(self, w: Tensor) -> PairPrior:
-        """One Newton step of the share of truths towards the posteriors ``w`` [P]."""
+    def with_share_of(self, w: Tensor, table: VoteTable) -> PairPrior:
+        """One Newton step of the share of truths towards the posteriors ``w`` [P] of the pairs of ``table``."""
         p = torch.sigmoid(self.margin + self.share * self.slot)
+        gradient, information = table.total(self.slot * (w - p), self.slot.square() * p * (1 - p)).tolist()
         # One pair each way draws it to one half.
-        gradient = (self.slot * (w - p)).sum().item() + 0.5 - torch.sigmoid(torch.tensor(self.share)).item()
-        information = (self.slot.square() * p * (1 - p)).sum().item() + 0.25
+        gradient += 0.5 - torch.sigmoid(torch.tensor(self.share)).item()
+        information += 0.25
         step = max(-1.0, min(1.0, gradient / information))
         return replace(self, share=max(-_LARGEST_SHARE, min(_LARGEST_SHARE, self.share + step)))
 
@@ -122,11 +124,53 @@ def expected_population(
     return Population(mean.clone(), width**2, mean.clone(), spread**2, width**2)
 
 
+class FixedPoint(NamedTuple):
+    """Where :func:`iterate` ended: as in :class:`Member`; ``voted`` bool [K], who has votes."""
+
+    theta: Tensor
+    population: Population
+    prior: PairPrior
+    w: Tensor
+    voted: Tensor
+    iterations: int
+    converged: bool
+
+
+@torch.no_grad()
+def iterate(
+    table: VoteTable, prior: PairPrior, population: Population, theta: Tensor, w: Tensor, settings: LabelModelSettings
+) -> FixedPoint:
+    """The EM from coefficients ``theta`` [K, d] and posteriors ``w`` [P]: one Newton step an M-step, the population
+    refitted on the way.
+
+    Collectives, where ranks hold different pairs: one of 8 K bytes, then an iteration those of
+    :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, and 16 bytes where the share of truths is fitted.
+    """
+    voted = table.per_annotator(table.counted) > 0
+    converged, iteration, quiet = False, 0, 0
+    while not converged and iteration < settings.max_iterations:
+        refit = iteration % _REFIT_EVERY == _REFIT_EVERY - 1
+        sums = annotator_sums(table, theta, w, louis=refit)
+        if refit:
+            variances = coefficient_variances(sums, population)
+            population = refit_population(theta, variances, voted, population, settings.spread_votes)
+        if prior.learn_share:
+            prior = prior.with_share_of(w, table)
+        moved = newton_step(theta, sums, population)
+        step = (moved - theta)[voted].square().mean().sqrt().item() if voted.any() else 0.0
+        theta, iteration = moved, iteration + 1
+        w = posterior(prior.joint(pair_sums(table, theta)))
+        # A refit may move the population after quiet steps, so stillness has to last from one refit to the next.
+        quiet = quiet + 1 if step < settings.tolerance else 0
+        converged = quiet > _REFIT_EVERY
+    return FixedPoint(theta, population, prior, w, voted, iteration, converged)
+
+
 @torch.no_grad()
 def fit_member(
     table: VoteTable, prior: PairPrior, population: Population, start: Tensor, settings: LabelModelSettings
 ) -> Member:
-    """EM from the posteriors ``start`` [P]: one Newton step an M-step, the population refitted on the way.
+    """:func:`iterate` from the population's means and the posteriors ``start`` [P], with standard errors and evidence.
 
     Args:
         table: votes with this member's features.
@@ -135,26 +179,9 @@ def fit_member(
         start: float64 [P].
         settings: bounds and hyperprior's weight.
     """
-    voted = table.per_annotator(table.counted) > 0
     theta = population.mean.expand(table.num_annotators, -1).clone()
-    w, converged, iteration, quiet = start, False, 0, 0
-    while not converged and iteration < settings.max_iterations:
-        refit = iteration % _REFIT_EVERY == _REFIT_EVERY - 1
-        sums = annotator_sums(table, theta, w, louis=refit)
-        if refit:
-            variances = coefficient_variances(sums, population)
-            population = refit_population(theta, variances, voted, population, settings.spread_votes)
-        if prior.learn_share:
-            prior = prior.with_share_of(w)
-        moved = newton_step(theta, sums, population)
-        step = (moved - theta)[voted].square().mean().sqrt().item() if voted.any() else 0.0
-        theta, iteration = moved, iteration + 1
-        w = posterior(prior.joint(pair_sums(table, theta)))
-        # A refit may move the population after quiet steps, so stillness has to last from one refit to the next.
-        quiet = quiet + 1 if step < settings.tolerance else 0
-        converged = quiet > _REFIT_EVERY
+    theta, population, prior, w, voted, iteration, converged = iterate(table, prior, population, theta, start, settings)
     joint = prior.joint(pair_sums(table, theta))
-    w = posterior(joint)
     at = curvature(table, theta, w, population, voted)
     evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)
     # A share that is fitted is charged like a mean of the population, by the pairs that it was fitted to.

@@ -6,6 +6,7 @@ Shapes: n pairs of a micro-batch, K annotators.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from nemo_rpo.config.loss import pair_step
 from nemo_rpo.config.schema import DPOConfig, ModelConfig, RPOConfig
 from nemo_rpo.data.annotator_table import AnnotatorTable
-from nemo_rpo.em import AnnotatorReliability, PairLosses
+from nemo_rpo.em import AnnotatorReliability, PairLosses, agreement, label_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.megatron_bridge.model import score
 from nemo_rpo.integrations.megatron_bridge.reference import ReferenceLogprobs
@@ -110,31 +111,35 @@ class RPOForwardStep:
         valid = batch["valid"]
         if training:
             self._begin_pass()
+        votes, em = votes_of(batch), self.em if self.rpo.enabled else None
         losses = self.pair_step(
             pairs,
-            votes_of(batch),
+            votes,
             valid,
-            em=self.em if self.rpo.enabled else None,
+            em=em if training else None,  # held-out labels are a measure: taken at their word
             learn_from=batch["pair_index"] if training else None,
         )
+        if not training:
+            losses = replace(losses, loss=label_loss(losses.delta, votes))
+            losses = losses if em is None else replace(losses, w=em.posterior(losses.delta, votes))
         count = valid.sum()
         sums = {
             name: torch.stack((torch.where(valid, value.detach().float(), 0.0).sum(), count.float()))
-            for name, value in self._metrics(pairs, losses).items()
+            for name, value in self._metrics(pairs, losses, votes.better()).items()
         }
         if self.rpo.enabled:  # one element: the same on all ranks, and not summed over them
             sums |= {"em/eta_mean": self.em.eta.mean().float(), "em/eta_min": self.em.eta.min().float()}
         return losses.objective.sum(), count.int(), sums
 
-    def _metrics(self, x: PairLogprobs, losses: PairLosses) -> dict[str, Tensor]:
-        """What is logged of each pair, [n]."""
+    def _metrics(self, x: PairLogprobs, losses: PairLosses, better: Tensor) -> dict[str, Tensor]:
+        """What is logged of each pair, [n], under the engine's names (:class:`nemo_rpo.megatron.step.metrics`)."""
         rewards = x.log_ratios() if self.reference is not None else x.policy()
         return {
             "loss": losses.loss,
             "preference_loss": losses.preference,
             **({"sft_loss": losses.sft} if self.dpo.sft_loss_weight else {}),
-            "acc": rewards[0] > rewards[1],
-            "margin": rewards[0] - rewards[1],
+            "acc": agreement(losses.delta, better),
+            "margin": better * losses.delta,
             "rewards_chosen_mean": rewards[0],
             "rewards_rejected_mean": rewards[1],
             "em/posterior_mean": losses.w,

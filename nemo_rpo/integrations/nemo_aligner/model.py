@@ -67,6 +67,7 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
 
     em: AnnotatorReliability
     labels: TrainingLabels
+    _held_out = False  # the batch under way measures: its labels are taken at their word
 
     def __init__(self, cfg: Any, trainer: Any) -> None:
         loss = base_loss(cfg)  # before minutes are spent on the weights
@@ -143,10 +144,11 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         """
         x = self._pair_logprobs(pi_logprobs, ref_logprobs, labels, gt_rewards, cu_seqlens)
         annotator, valid, pair_index = (None if of is None else of[: len(x)] for of in self._labels)
-        losses = self.pair_step(
-            x, Votes.single(annotator), valid, em=self.em if self.rpo.enabled else None, learn_from=pair_index
-        )
-        self.step_metrics.add(x, losses)
+        votes, em = Votes.single(annotator), self.em if self.rpo.enabled else None
+        losses = self.pair_step(x, votes, valid, em=None if self._held_out else em, learn_from=pair_index)
+        if self._held_out and em is not None:
+            losses = replace(losses, w=em.posterior(losses.delta, votes))  # for the metrics alone
+        self.step_metrics.add(x, losses, votes)
         share = losses.objective.sum() * self._scale
         return share, torch.zeros_like(share)
 
@@ -181,6 +183,7 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         Raises:
             DataError: a pair to be trained on is not in the training files, or names no annotator of theirs.
         """
+        self._held_out = forward_only
         if self.rpo.enabled and not forward_only:
             self._check_labels(batch)
         pairs = batch["valid"].sum().float().cuda()
@@ -191,7 +194,7 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
             self._pass_over(batch, scale, forward_only=True)
             scale = scale * self.step_metrics.gradient_scale()
         self._pass_over(batch, scale, forward_only)
-        metrics = self.step_metrics.means()
+        metrics = self.step_metrics.means(held_out=forward_only)
         return metrics["loss"], metrics
 
     def _pass_over(self, batch: dict[str, Tensor], scale: Tensor, forward_only: bool) -> None:

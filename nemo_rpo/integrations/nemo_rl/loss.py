@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import PairLosses, PairStep, Votes, posterior
+from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss, posterior
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -23,6 +23,7 @@ from nemo_rpo.losses.reduction import Mean
 # What the policy's proxy adds to a batch, one value a row [B].
 LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
 WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
+HELD_OUT = "em_held_out"  # bool, in evaluation alone: labels are taken at their word
 PAIR = "em_pair"  # int64, index of the pair in the global batch
 STATISTIC = "em_mean_statistic"  # float32, mean over the global batch of what the loss's reduction divides by
 # What the loss returns beside upstream's metrics, one value a valid pair: its index, w, Δ, and its statistic. The proxy
@@ -136,15 +137,18 @@ class RobustLoss:
         """
         x = self._pair_logprobs(next_token_logprobs, data)
         valid = data["sample_mask"][::2] > 0
-        losses = self.step(x, Votes.single(torch.arange(len(x), device=valid.device)), valid, self._e_step(data))
+        votes = Votes.single(torch.arange(len(x), device=valid.device))
+        losses = self.step(x, votes, valid, self._e_step(data))
         share = valid / (global_valid_seqs / 2).clamp(min=1)  # a batch of masked rows has 0, and a share of 0 each
         rewards = x.log_ratios(average=self.average_rewards)
         objective = self._objective(losses, data)
+        if HELD_OUT in data:  # a measure: the labels taken at their word, under the same loss for all
+            objective = label_loss(losses.delta, votes)
         metrics = {
             "loss": objective,
             "sft_loss": losses.sft if self.step.sft_weight else torch.zeros_like(losses.sft),
             "preference_loss": losses.preference,
-            "accuracy": (rewards[0] > rewards[1]).float(),
+            "accuracy": agreement(losses.delta, votes.better()),
             "rewards_chosen_mean": rewards[0],
             "rewards_rejected_mean": rewards[1],
         }
@@ -174,8 +178,8 @@ class RobustLoss:
         return surrogate - surrogate.detach() + reduction.value(surrogate.detach(), mean, torch.ones_like(mean))
 
     def _e_step(self, data: Any) -> CarriedReliability | None:
-        """With the η that the step began with; None without the EM, where every label is believed."""
-        if not self.robust.enabled:
+        """With the η that the step began with; None without the EM and in evaluation: every label is believed."""
+        if not self.robust.enabled or HELD_OUT in data:
             return None
         if LOGIT_ETA not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")

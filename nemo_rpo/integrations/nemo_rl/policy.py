@@ -19,7 +19,7 @@ from nemo_rpo.em import BufferedReliability, Collectives, Votes, add_evidence, b
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
 from nemo_rpo.integrations.nemo_rl.data import ROW_KEYS, data_fingerprint, id_code, labelled_pairs
-from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
+from nemo_rpo.integrations.nemo_rl.loss import HELD_OUT, LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, entry
 from nemo_rpo.losses.reduction import Mean
 
@@ -136,6 +136,8 @@ class RobustPolicy:
         batch[LOGIT_ETA] = torch.cat((self.em.logit_eta, start))[index]
         batch[WARMING_UP] = torch.full_like(index, self.em.warming_up, dtype=torch.bool)
         batch[PAIR] = torch.arange(len(index)) // 2
+        if not training:
+            batch[HELD_OUT] = torch.ones_like(index, dtype=torch.bool)
         return batch
 
     def _annotator_index(self, data: Any, training: bool) -> Tensor:

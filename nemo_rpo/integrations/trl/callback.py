@@ -67,7 +67,7 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
         trainer.model.train(training)
     width = max(sign.shape[-1] for sign in signs)
     votes = Votes(_widened(annotators, width), _widened(signs, width))
-    found, _ = trainer.em.fit(torch.cat(deltas), votes, trainer.collectives)
+    found = trainer.em.fit(torch.cat(deltas), votes, trainer.collectives).result
     trainer.em.replace(found.eta)
     return found
 

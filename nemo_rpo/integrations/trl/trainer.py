@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from nemo_rpo.config.loss import pair_step
 from nemo_rpo.config.schema import DPOConfig as LossSettings
 from nemo_rpo.config.schema import RPOConfig
-from nemo_rpo.em import AnnotatorReliability, BufferedReliability, SweepResult, build_estimator
+from nemo_rpo.em import AnnotatorReliability, BufferedReliability, SweepResult, build_estimator, label_loss
 from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
 from nemo_rpo.integrations.rpo_block import log_prob_loss, rpo_config
 from nemo_rpo.integrations.trl.callback import EMCallback, sweep_reliabilities
@@ -181,15 +181,17 @@ class RPOTrainer(DPOTrainer):
         return (loss * share, stock[1]) if return_outputs else loss * share
 
     def _pair_objectives(self, x: PairLogprobs, labels: Labels) -> Tensor:
-        """The robust loss of each pair [n], 0 where not valid; in training its evidence is added to the step's. No
-        collective.
+        """The robust loss of each pair [n], 0 where not valid; in training its evidence is added to the step's. In
+        evaluation −log σ(Δ) of the recorded labels, which no w weighs. No collective.
         """
-        em, learn_from = self.em if self.rpo.enabled else None, labels.pair if self.model.training else None
+        if not self.model.training:
+            delta = self.loss.terms(x).delta
+            return torch.where(labels.valid, label_loss(delta, labels.votes), 0.0)
+        em, learn_from = self.em if self.rpo.enabled else None, labels.pair
         losses = self.pair_step(x, labels.votes, labels.valid, em, learn_from)
-        if self.model.training:
-            w = losses.w
-            rows = torch.stack((torch.ones_like(w), w, (w < 0.5).float(), losses.delta.abs())).double()
-            self._sums += torch.where(labels.valid, rows, 0.0).sum(-1)
+        w = losses.w
+        rows = torch.stack((torch.ones_like(w), w, (w < 0.5).float(), losses.delta.abs())).double()
+        self._sums += torch.where(labels.valid, rows, 0.0).sum(-1)
         return losses.objective
 
     def _scored(self, output: Any, inputs: Mapping[str, Tensor]) -> PairLogprobs:

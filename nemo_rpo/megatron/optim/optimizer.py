@@ -12,6 +12,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nemo_rpo.config.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.compat.megatron_optimizer import step_if
 from nemo_rpo.megatron.optim.adam import install_where_needed
@@ -76,18 +77,17 @@ def build_optimizer(chunks: list[DistributedDataParallel], cfg: RunConfig) -> An
 def build_scheduler(optimizer: Any, cfg: RunConfig, total_steps: int) -> OptimizerParamScheduler:
     """Linear warm-up, then cosine, linear or constant; ``constant_steps`` at ``min_lr`` close the run.
 
-    The engine advances it *before* an optimizer step, so that step n runs at the rate of n: the first step is not spent
-    at rate 0, and the last one reaches ``min_lr``.
+    The engine advances it *before* an optimizer step, so that step n runs at the rate of n. The steps are those of
+    :class:`nemo_rpo.config.rate.RateSchedule`.
     """
-    sched = cfg.model.optim.sched
-    decay_end = max((sched.max_steps or total_steps) - sched.constant_steps, sched.warmup_steps + 1)
+    sched, steps = cfg.model.optim.sched, RateSchedule.of(cfg.model.optim.sched, total_steps)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=cfg.model.optim.lr,
         min_lr=sched.min_lr,
-        lr_warmup_steps=sched.warmup_steps,
-        lr_decay_steps=decay_end,
+        lr_warmup_steps=steps.peak,
+        lr_decay_steps=steps.end,
         lr_decay_style=_DECAY_STYLES[sched.name],
         start_wd=cfg.model.optim.weight_decay,
         end_wd=cfg.model.optim.weight_decay,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from nemo_rpo.em import (
     build_estimator,
 )
 from nemo_rpo.em.groups import TasteReliability
-from nemo_rpo.em.groups.start import random_start
+from nemo_rpo.em.groups.start import random_start, start_of
+from nemo_rpo.em.label_model import FlatVotes
+from nemo_rpo.em.label_model.training_crowd import Crowd
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.step.collectives import (
@@ -65,19 +68,29 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
         parallel.data_parallel_size(),
         COLLECTIVES,
         device,
+        partial(crowd_of, cache),
     )
 
 
 def taste_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int, seed: int) -> TasteReliability:
-    """The weights of the annotators of ``cache`` on ``groups`` groups, at their start. No collective."""
+    """The weights of the annotators of ``cache`` on ``groups`` groups, at their start. One broadcast of 8 G K bytes
+    from rank 0, where the EM is on: another machine's arithmetic might begin elsewhere.
+    """
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    start, said = random_start(len(cache.annotators), groups, seed), ""
+    if rpo.enabled:
+        votes = FlatVotes(*map(torch.from_numpy, cache.all_votes()), num_pairs=len(cache))
+        start, said = start_of(votes, len(cache.annotators), groups, seed)
+    start = start.to(device)
+    COLLECTIVES.from_first(start)
     return TasteReliability(
         rpo,
-        random_start(len(cache.annotators), groups, seed),
+        start,
         signed_labels(cache),
         [MarginBuffer(len(cache), rank, ranks, device) for _ in range(groups)],
         COLLECTIVES,
         device,
+        said,
     )
 
 
@@ -85,6 +98,13 @@ def signed_labels(cache: PreferenceCache) -> Tensor:
     """Labels that take a side, of each annotator, int64 [K]."""
     _, annotator, sign = cache.all_votes()
     return torch.bincount(torch.from_numpy(annotator[sign != 0]).long(), minlength=len(cache.annotators))
+
+
+def crowd_of(cache: PreferenceCache) -> Crowd:
+    """All that ``cache`` says of its votes."""
+    votes = FlatVotes(*map(torch.from_numpy, cache.all_votes()), num_pairs=len(cache))
+    known = {name: torch.from_numpy(values) for name, values in cache.known_of_votes().items()}
+    return Crowd.of(votes, known, cache.topics)
 
 
 def check_ranks_agree(em: AnnotatorReliability | RecordedReliability) -> None:

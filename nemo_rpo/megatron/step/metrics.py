@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nemo_rpo.em import PairLosses
+from nemo_rpo.em import PairLosses, Votes, agreement, label_loss
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.losses.reduction import Reduction
@@ -16,7 +16,7 @@ from nemo_rpo.losses.reduction import Reduction
 # Sums over the valid pairs of the global batch, those of a ranking together counting as one; `means` turns them into
 # the names that a person reads.
 _SUMS = (
-    "pairs", "surrogate", "statistic", "preference_loss", "sft_loss", "acc",
+    "pairs", "surrogate", "statistic", "label_loss", "preference_loss", "sft_loss", "acc", "margin",
     "rewards_chosen", "rewards_rejected", "rewards_squared", "logps_chosen", "logps_rejected",
     "posterior", "flipped", "abs_delta",
 )  # fmt: skip
@@ -41,14 +41,20 @@ class StepMetrics:
         self.sums.zero_()
 
     @torch.no_grad()
-    def add(self, x: PairLogprobs, losses: PairLosses) -> None:
-        """Adds one micro-batch: its pairs ``x``, and what the step made of them."""
+    def add(self, x: PairLogprobs, losses: PairLosses, votes: Votes, gold: Tensor | None = None) -> None:
+        """Adds one micro-batch: its pairs ``x``, what the step made of them, their labels and, where a policy is
+        measured and not trained, their ``gold`` labels int64 [pairs], 0 where unknown.
+        """
         chosen, rejected = _rewards(x, losses.delta)
+        better = votes.better()
+        if gold is not None:
+            better = torch.where(gold != 0, gold.to(better.dtype), better)
         policy = x.policy() if self.logps else (torch.zeros_like(losses.loss),) * 2
         rows = torch.stack(
             [
                 torch.ones_like(losses.loss), losses.surrogate, losses.statistic,
-                losses.preference, losses.sft, (chosen > rejected).float(),
+                label_loss(losses.delta, votes), losses.preference, losses.sft,
+                agreement(losses.delta, better), better * losses.delta,
                 chosen, rejected, chosen.square() + rejected.square(), *policy,
                 losses.w, (losses.w < 0.5).float(), losses.delta.abs(),
             ]
@@ -63,10 +69,18 @@ class StepMetrics:
         total = dict(zip(_SUMS, self.sums.tolist(), strict=True))
         return total["pairs"] / total["statistic"]
 
-    def means(self) -> dict[str, float]:
-        """NeMo-Aligner's metric names. Rewards are log-ratios to the reference without β (to the previous iterate where
-        that is the only frozen policy, plain log-probs where there is none), a reward model's scores, or Δ and 0 of
-        one that scores pairs alone; ``margin`` is their difference.
+    def means(self, held_out: bool = False) -> dict[str, float]:
+        """NeMo-Aligner's metric names.
+
+        ``loss`` is what training minimises; of ``held_out`` pairs it is −log σ(Δ) of the recorded labels (of several
+        votes, by their share), the same measure for every loss and every estimator. ``margin`` is Δ of the better
+        response over the other one, in the units of the loss's link (under DPO β times the difference of the
+        log-ratios), as everywhere in this package; ``acc`` the share of pairs with a positive one, a margin of 0
+        counting half. The better response is what most labels say, of held-out pairs the gold label where there is one.
+
+        Rewards are log-ratios to the reference *without* β, as NeMo-Aligner's are (to the previous iterate where that
+        is the only frozen policy, plain log-probs where there is none), a reward model's scores, or Δ and 0 of one that
+        scores pairs alone.
 
         Waits for the device, once.
         """
@@ -76,7 +90,7 @@ class StepMetrics:
         rewards_all = (mean["rewards_chosen"] + mean["rewards_rejected"]) / 2
         variance = mean["rewards_squared"] / 2 - rewards_all**2
         return {
-            "loss": self._loss(total),
+            "loss": mean["label_loss"] if held_out else self._loss(total),
             "preference_loss": mean["preference_loss"],
             "sft_loss": mean["sft_loss"],
             "acc": mean["acc"],
@@ -84,7 +98,7 @@ class StepMetrics:
             "rewards_rejected_mean": mean["rewards_rejected"],
             "rewards_all_mean": rewards_all,
             "rewards_all_std": max(variance, 0.0) ** 0.5,
-            "margin": mean["rewards_chosen"] - mean["rewards_rejected"],
+            "margin": mean["margin"],
             **{f"{name}_mean": mean[name] for name in ("logps_chosen", "logps_rejected") if self.logps},
             "em/posterior_mean": mean["posterior"],
             "em/frac_flipped": mean["flipped"],

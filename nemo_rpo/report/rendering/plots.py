@@ -16,7 +16,7 @@ from nemo_rpo.errors import missing_extra, printable
 from nemo_rpo.report.calibration_bins import Calibration
 from nemo_rpo.report.doubt import Leaning
 from nemo_rpo.report.run import Annotators, Labels
-from nemo_rpo.report.shares import logit_interval
+from nemo_rpo.shares import logit_interval
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#767676"
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56b4e9", "#000000", GREY)

@@ -53,7 +53,7 @@ def write_posteriors(
         step: optimizer steps done; every file has it in its metadata.
         seen: float32 [n, 3], see :meth:`nemo_rpo.em.record.RecordedReliability.seen`.
         logit_eta: float64 [K], of the reliabilities now.
-        tau: temperature of the link.
+        tau: temperature of the policy's voice; inf where it has none.
     """
     pa, _ = pyarrow()
     pair, annotator, sign = cache.all_votes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,12 @@ def course_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def final_report(
-    annotators: Sequence[AnnotatorRow], metrics: Sequence[Mapping[str, Any]], files: Sequence[str | Path]
+    annotators: Sequence[AnnotatorRow],
+    metrics: Sequence[Mapping[str, Any]],
+    files: Sequence[str | Path],
+    run: Path | None = None,
 ) -> str:
-    """The closing text of a run; ``metrics`` are the rows of its ``metrics.jsonl``."""
+    """The closing text of a run; ``metrics`` are the rows of its ``metrics.jsonl``, ``run`` its folder."""
     parts = []
     if annotators:
         parts.append(f"Annotators ({len(annotators):,}), by reliability η\n{annotator_table(annotators)}")
@@ -95,7 +99,21 @@ def final_report(
         parts.append(f"Course of the run\n{course_table(metrics)}")
     if files:
         parts.append("Files written\n" + "\n".join(f"  {file}" for file in files))
+    if run is not None:
+        parts.append(f"What next\n{_next(run, bool(annotators))}")
     return "\n\n".join(parts)
+
+
+def _next(run: Path, em: bool) -> str:
+    folder = shlex.quote(str(run))
+    commands = [
+        (f"nemo-rpo report {folder}", "whom to believe, and what to do"),
+        (f"nemo-rpo export {folder} doubtful --out relabel.csv", "the labels to look at again"),
+        (f"nemo-rpo evaluate {folder} TEST.jsonl", "how good the policy is on labels it has not seen"),
+    ]
+    return format_table(
+        ["", ""], [[f"  {command}", says] for command, says in commands if em or "export" not in command]
+    )
 
 
 def _course(label: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

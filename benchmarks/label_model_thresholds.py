@@ -1,0 +1,126 @@
+"""Random crowds whose errors hang together, for choosing when the label model gives way to the majority.
+
+    python benchmarks/label_model_thresholds.py [--worlds 150] [--seed 50000] [--save FILE]
+
+Worlds other than those of ``label_model.py``: 8 to 24 judges, mean logit skill .3 to 1.3, spread .3 to .8, 250 to 800
+pairs, of which every judge votes on a half or all; a family of 3 judges to all of them (one world in four: none), drawn
+at random, weakest or strongest, whose errors correlate by ρ in {.1, .2, .3, .45, .6, .8}.
+
+Printed: for pairs of thresholds (spread of z, mean correlation of errors), the share of worlds where what is reported
+is more than .01 below the majority, the mean gain over it, and how often the majority is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import replace
+
+import numpy as np
+import torch
+from crowd_gold import accuracy
+from label_model import World
+from markdown_table import table
+
+from nemo_rpo.em import Votes
+from nemo_rpo.em.label_model import LabelModelSettings, fit_label_model
+
+SPREADS, CORRELATIONS = (1.1, 1.15, 1.2, 1.3), (0.004, 0.006, 0.008, 0.01, 0.012, 0.015)
+
+
+def draw(seed: int) -> tuple[World, dict[str, float]]:
+    """A world and its description; ``rho`` 0 where judges err apart."""
+    rng = np.random.default_rng(seed)
+    judges, pairs = int(rng.integers(8, 25)), int(rng.integers(250, 801))
+    eta = 1 / (1 + np.exp(-(rng.uniform(0.3, 1.3) + rng.uniform(0.3, 0.8) * rng.normal(size=judges))))
+    size = int(rng.integers(3, judges + 1)) if rng.random() < 0.75 else 0
+    rho = float(rng.choice([0.1, 0.2, 0.3, 0.45, 0.6, 0.8])) if size else 0.0
+    kind = int(rng.integers(3))
+    eta = eta if kind == 0 else np.sort(eta)[:: 1 if kind == 1 else -1]
+    votes = judges if rng.random() < 0.5 else max(3, judges // 2)
+    annotator = np.argsort(rng.random((pairs, judges)), 1)[:, :votes]
+    truth = np.where(rng.random((pairs, 1)) < 0.5, 1, -1)
+    shared = (annotator < size) & (rng.random(annotator.shape) < np.sqrt(rho))
+    draws = np.where(shared, rng.random((pairs, 1)), rng.random(annotator.shape))
+    sign = np.where(draws < eta[annotator], truth, -truth)
+    world = World(
+        Votes(torch.from_numpy(annotator), torch.from_numpy(sign)),
+        judges,
+        torch.from_numpy((truth[:, 0] > 0).astype(int)),
+        None,
+        torch.from_numpy(eta.copy()),
+    )
+    return world, {"judges": judges, "pairs": pairs, "votes": votes, "family": size, "rho": rho, "kind": kind}
+
+
+def measure(seed: int, settings: LabelModelSettings) -> dict[str, float]:
+    world, row = draw(seed)
+    fit = fit_label_model(world.votes, world.annotators, settings=settings)
+    found = fit.dependence
+    low, high = fit.eta_interval.unbind(-1)
+    row |= {
+        "seed": seed,
+        "spread": found.observed.spread,
+        "spread_apart": found.expected.spread,
+        "spread_error": found.error.spread,
+        "correlation": found.observed.correlation,
+        "correlation_apart": found.expected.correlation,
+        "correlation_error": found.error.correlation,
+        "apart": float(found.apart),
+        "together": float(found.together),
+        "model": accuracy(fit.estimates["label model"], world.gold),
+        "majority": accuracy(fit.estimates["majority"], world.gold),
+        "covered": ((low <= world.eta) & (world.eta <= high)).double().mean().item(),
+        "width": (high - low).mean().item(),
+        "upside_down": float(any(warned.guard == "upside_down" for warned in fit.warnings)),
+        "below_half": float((world.eta < 0.5).double().mean()),
+    }
+    return row
+
+
+def thresholds(rows: list[dict[str, float]]) -> str:
+    """What each pair of thresholds would do; only worlds with shared errors."""
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    shared = columns["rho"] > 0
+    lines = {}
+    for spread in SPREADS:
+        for correlation in CORRELATIONS:
+            gives_way = (
+                (columns["spread"] > spread * np.maximum(1, columns["spread_apart"]))
+                & (columns["apart"] > 0)
+                & (columns["correlation"] > correlation)
+            )
+            gain = np.where(gives_way, 0.0, columns["model"] - columns["majority"])
+            lines[f"{spread}, {correlation}"] = [
+                f"{(gain[shared] < -0.01).mean():.3f}",
+                f"{gain[shared].min():+.3f}",
+                f"{gain[shared].mean():+.4f}",
+                f"{gives_way[shared].mean():.2f}",
+                f"{gives_way[~shared].mean():.2f}",
+            ]
+    heads = ("below by more than .01", "worst", "mean gain", "majority reported", "of them that err apart")
+    return table("spread, correlation", heads, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=50_000)
+    parser.add_argument("--save", help="CSV of every world")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # The model is always kept, so that both estimates of every world are seen.
+    settings = replace(LabelModelSettings(), outweighing_spread=1e9)
+    rows = []
+    for seed in range(arguments.seed, arguments.seed + arguments.worlds):
+        rows.append(measure(seed, settings))
+        if arguments.save:
+            with open(arguments.save, "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(rows)
+    print(thresholds(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The label model fitted to a table of votes. Shapes: v votes, n pairs, K annotators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_rpo.data.vote_table import VoteTable
+from nemo_rpo.em.guards import Warned
+from nemo_rpo.em.label_model import FlatVotes, LabelModelFit, VoteColumns, fit_label_model, vote_features
+from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
+from nemo_rpo.errors import DataError
+
+
+@dataclass(frozen=True)
+class CrowdFit:
+    """Votes, and what the label model makes of them.
+
+    Attributes:
+        table: the votes, pairs in an order that does not depend on what was said of them.
+        model: the fit. Its annotators are those of the table; further unnamed votes on one pair stand behind them.
+        w: float64 [n], probability that a pair's first response is better.
+        right: float64 [v], probability that each vote is right; NaN of a tie.
+        eta, low, high: float64 [K], reliability and its 95 % interval; NaN of annotators without a signed label.
+    """
+
+    table: VoteTable
+    model: LabelModelFit
+    w: np.ndarray
+    right: np.ndarray
+    eta: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def warnings(self) -> list[Warned]:
+        """Of the label model, families named by their annotators' ids; most serious first."""
+        return [Warned(guard, self._named(text)) for guard, text in self.model.warnings]
+
+    def families_found(self) -> list[list[str]]:
+        """Groups of annotators whose errors hang together, by id."""
+        ids = self.table.annotators.ids
+        return [[ids[k] for k in group if k < len(ids)] for group in self.model.families]
+
+    def _named(self, text: str) -> str:
+        for group, names in zip(self.model.families, self.families_found(), strict=True):
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            text = text.replace(str(group), f"[{listed}]")
+        return text
+
+
+def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> CrowdFit:
+    """Fits the label model to all signed votes of a table, with every feature that the table has.
+
+    Raises:
+        DataError: no vote prefers either response.
+    """
+    table = table.neutral()
+    if not (table.sign != 0).any():
+        raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
+    annotators = len(table.annotators)
+    voice = _voices(table)
+    votes = FlatVotes(
+        torch.from_numpy(table.pair), torch.from_numpy(voice), torch.from_numpy(table.sign), table.pairs, _weight(table)
+    )
+    families = _families(table, int(voice.max()) + 1)
+    columns = VoteColumns(
+        **{name: _known(table, name) for name in ("shown_first", "strength", "confidence", "seconds", "time")},
+        lengths=torch.from_numpy(table.lengths.copy()),
+        topic=torch.from_numpy(table.topic) if table.topics else None,
+        topic_names=table.topics,
+    )
+    gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
+    features = vote_features(votes, columns, settings)
+    model = fit_label_model(votes, int(voice.max()) + 1, features, gold=gold, families=families, settings=settings)
+    w = model.w.numpy()
+    labelled = table.labels(signed=True) > 0
+    eta, low, high = (
+        np.where(labelled, values[:annotators], np.nan)
+        for values in (model.eta.numpy(), model.eta_interval[:, 0].numpy(), model.eta_interval[:, 1].numpy())
+    )
+    chosen = w[table.pair]
+    right = np.where(table.sign > 0, chosen, 1 - chosen)
+    return CrowdFit(table, model, w, np.where(table.sign == 0, np.nan, right), eta, low, high)
+
+
+def _voices(table: VoteTable) -> np.ndarray:
+    """Who speaks in each vote, int64 [v]: unnamed votes on one pair are of several people, though they share an id."""
+    voice = table.annotator.copy()
+    unnamed = np.flatnonzero(table.unnamed & (table.sign != 0))
+    if not len(unnamed):
+        return voice
+    order = unnamed[np.argsort(table.pair[unnamed], kind="stable")]
+    pair = table.pair[order]
+    begins = np.flatnonzero(np.r_[True, pair[1:] != pair[:-1]])
+    rank = np.arange(len(order)) - np.repeat(begins, np.diff(np.r_[begins, len(order)]))
+    later = rank > 0
+    voice[order[later]] = len(table.annotators) + rank[later] - 1
+    return voice
+
+
+def _weight(table: VoteTable) -> Tensor | None:
+    if (table.weight == 1).all():
+        return None
+    count = np.bincount(table.pair, minlength=table.pairs)
+    mean = np.bincount(table.pair, weights=table.weight, minlength=table.pairs) / np.maximum(count, 1)
+    return torch.from_numpy(np.where(count > 0, mean, 1.0).astype(np.float32))
+
+
+def _families(table: VoteTable, voices: int) -> Tensor | None:
+    if not (table.family >= 0).any():
+        return None
+    families = np.full(voices, -1, dtype=np.int64)
+    families[: len(table.family)] = table.family
+    return torch.from_numpy(families)
+
+
+def _known(table: VoteTable, name: str) -> Tensor | None:
+    return torch.from_numpy(table.detail(name).copy()) if table.knows(name) else None

@@ -1,0 +1,254 @@
+"""Where records go while they are written: one class a file format."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from nemo_rpo.data.files import saved_dataset
+from nemo_rpo.data.files.formulas import with_quote
+from nemo_rpo.errors import DataError, first_line, missing_extra
+
+log = logging.getLogger(__name__)
+_BATCH = 1024  # rows that a Parquet schema is looked for in at a time
+
+
+class Sink(ABC):
+    """Writes records into a folder of its own."""
+
+    @abstractmethod
+    def __init__(self, folder: Path) -> None: ...
+
+    @abstractmethod
+    def write(self, fields: dict[str, Any]) -> None:
+        """Adds a record."""
+
+    @abstractmethod
+    def finish(self) -> Path:
+        """The finished file or folder."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives up whatever is open."""
+
+
+class Lines(Sink):
+    """JSONL."""
+
+    opened = staticmethod(open)
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "rows.jsonl"
+        self._file = self.opened(self.path, "wt", encoding="utf-8")
+
+    def write(self, fields: dict[str, Any]) -> None:
+        self._file.write(line(fields))
+
+    def finish(self) -> Path:
+        self._file.close()
+        return self.path
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class GzippedLines(Lines):
+    """JSONL, gzipped."""
+
+    opened = staticmethod(gzip.open)
+
+
+class Array(Lines):
+    """JSON: one array with an object a line."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._between = "["
+
+    def write(self, fields: dict[str, Any]) -> None:
+        self._file.write(f"{self._between}\n{line(fields)[:-1]}")
+        self._between = ","
+
+    def finish(self) -> Path:
+        self._file.write("\n]\n")
+        return super().finish()
+
+
+class Csv(Lines):
+    """CSV, by way of lines: a column may come up in the last row."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._names: dict[str, None] = {}
+
+    def write(self, fields: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            if isinstance(value, dict | list):
+                raise DataError(
+                    f"a CSV file holds texts and numbers, and '{name}' has more to it; write .jsonl instead"
+                )
+        self._names |= dict.fromkeys(fields)
+        super().write(fields)
+
+    def finish(self) -> Path:
+        lines, path, quoted = super().finish(), self.path.with_name("rows.csv"), 0
+        with lines.open(encoding="utf-8") as read, path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(self._names))
+            writer.writeheader()
+            for text in read:
+                fields = json.loads(text)
+                safe = {name: with_quote(value) for name, value in fields.items()}
+                quoted += sum(safe[name] is not value for name, value in fields.items())
+                try:
+                    writer.writerow(safe)
+                except UnicodeEncodeError as exc:  # half an emoji
+                    raise DataError(f"a text cannot be written as UTF-8 ({exc.reason}); write .jsonl instead") from exc
+        if quoted:
+            log.warning(
+                "%d texts that a spreadsheet would run as a formula have a ' in front; reading takes it off", quoted
+            )
+        return path
+
+
+class Parquet(Sink):
+    """Parquet, by way of Arrow's own format: the type of a column may show in the last batch only."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import pyarrow
+        except ImportError as exc:
+            raise missing_extra("pyarrow", "hf") from exc
+        self._folder, self._held, self._batches = folder, [], []
+        self._schema = pyarrow.schema([])
+
+    def write(self, fields: dict[str, Any]) -> None:
+        self._held.append(fields)
+        if len(self._held) == _BATCH:
+            self._set_down()
+
+    def finish(self) -> Path:
+        import pyarrow
+        from pyarrow import parquet
+
+        if self._held:
+            self._set_down()
+        path = self._folder / "rows.parquet"
+        try:
+            with parquet.ParquetWriter(path, self._schema) as writer:
+                for batch in self._batches:
+                    with pyarrow.memory_map(str(batch)) as file:
+                        writer.write_batch(_as(pyarrow.ipc.open_file(file).get_batch(0), self._schema))
+        except (pyarrow.ArrowException, OverflowError, UnicodeError) as exc:
+            raise _no_table(exc) from exc
+        return path
+
+    def close(self) -> None:
+        self._held = []
+
+    def _set_down(self) -> None:
+        """Writes the held rows as one Arrow file and widens the schema to theirs."""
+        import pyarrow
+
+        try:
+            # from_pylist takes its columns from the first row alone.
+            names = dict.fromkeys(name for fields in self._held for name in fields)
+            columns = [_column([fields.get(name) for fields in self._held]) for name in names]
+            batch = pyarrow.RecordBatch.from_arrays(columns, list(names))
+            self._schema = pyarrow.unify_schemas([self._schema, batch.schema], promote_options="permissive")
+        except (pyarrow.ArrowException, OverflowError, UnicodeError) as exc:  # integers of 64 bits, half an emoji
+            raise _no_table(exc) from exc
+        path = self._folder / f"{len(self._batches)}.arrow"
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        self._batches.append(path)
+        self._held = []
+
+
+class SavedDataset(Parquet):
+    """A folder as Hugging Face ``datasets`` writes it."""
+
+    def finish(self) -> Path:
+        saved = self._folder / "saved"
+        saved_dataset.write(super().finish(), saved)
+        return saved
+
+
+SINKS: dict[str, type[Sink]] = {
+    ".jsonl": Lines,
+    ".jsonl.gz": GzippedLines,
+    ".json": Array,
+    ".parquet": Parquet,
+    ".csv": Csv,
+    "": SavedDataset,
+}
+
+
+def line(fields: dict[str, Any]) -> str:
+    """One line of JSON; dates and decimals as strings, and half an emoji, which no file can hold, as its escape."""
+    text = json.dumps(fields, ensure_ascii=False, default=_spelt) + "\n"
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(fields, default=_spelt) + "\n"
+    return text
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _column(values: list[Any]) -> Any:
+    """Values as Arrow has them, those that JSON has no type for as JSON spells them: the two formats hold the same."""
+    import pyarrow
+
+    array = pyarrow.array(values)
+    if _is_plain(array.type):
+        return array
+    return pyarrow.array([json.loads(json.dumps(value, default=_spelt)) for value in values])
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return all(_is_plain(kind.field(i).type) for i in range(kind.num_fields))
+    if types.is_list(kind):
+        return _is_plain(kind.value_type)
+    return (
+        types.is_string(kind)
+        or types.is_null(kind)
+        or types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+    )
+
+
+def _as(batch: Any, schema: Any) -> Any:
+    """The batch under the schema of all of them."""
+    import pyarrow
+
+    if batch.schema.equals(schema):
+        return batch
+    columns = []
+    for field in schema:
+        place = batch.schema.get_field_index(field.name)
+        if place < 0:
+            columns.append(pyarrow.nulls(len(batch), field.type))
+        elif batch.column(place).type.equals(field.type):
+            columns.append(batch.column(place))
+        else:
+            columns.append(pyarrow.array(batch.column(place).to_pylist(), type=field.type))
+    return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _no_table(exc: BaseException) -> DataError:
+    return DataError(f"rows do not fit one Parquet table ({first_line(exc)}); write .jsonl instead")

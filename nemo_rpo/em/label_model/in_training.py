@@ -1,0 +1,285 @@
+"""The label model of a run: chosen on a sample, fitted to all pairs at every refit, and what it says of each pair.
+
+Shapes: N pairs of the data, P pairs of this rank's block, M votes, K annotators, d coefficients each, F families.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nemo_rpo.em.collectives import Collectives
+from nemo_rpo.em.em_settings import LabelModelInTraining
+from nemo_rpo.em.guards import Warned
+from nemo_rpo.em.label_model.choose import slot_of_pairs
+from nemo_rpo.em.label_model.coded_votes import FlatVotes, VoteFeatures, VoteTable, vote_table
+from nemo_rpo.em.label_model.coefficients import (
+    Population,
+    annotator_sums,
+    coefficient_variances,
+    logits,
+    pair_sums,
+    posterior,
+    with_population_unknown,
+)
+from nemo_rpo.em.label_model.dependence import family_weights
+from nemo_rpo.em.label_model.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
+from nemo_rpo.em.label_model.features import LENGTH, vote_features
+from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
+from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
+from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate
+from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
+
+# With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
+_VOTES_FOR_LENGTH = 1.5
+
+
+class RunLabelModel:
+    """The label model beside the margin buffer: every refit gives it the margins of this rank's pairs.
+
+    Which features are in is chosen by :func:`fit_label_model` on a sample of the pairs, the same on every rank, at the
+    first refit and again whenever twice as many pairs have margins. Every refit then runs the EM over all pairs of all
+    ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes are
+    evidence of their annotators too.
+
+    Attributes:
+        now: the model in force; None before the first refit.
+        reasons, warnings: of the last choice made in this process.
+    """
+
+    def __init__(
+        self,
+        crowd: Crowd,
+        num_annotators: int,
+        block: slice,
+        settings: LabelModelInTraining,
+        collectives: Collectives,
+        bounds: tuple[float, float],
+        device: torch.device | str,
+    ) -> None:
+        """``block``: this rank's pairs. ``bounds``: of η, within which skills are kept. No collective."""
+        self.settings, self.collectives, self.device = settings, collectives, torch.device(device)
+        self.num_annotators = num_annotators
+        self._bounds = torch.logit(torch.tensor(bounds, dtype=torch.float64)).tolist()
+        known = settings.gold and crowd.gold is not None
+        gold = crowd.gold if known else torch.zeros(crowd.votes.num_pairs)
+        self._anchored = bool((gold != 0).any())
+        declared = settings.families and crowd.family is not None and bool((crowd.family >= 0).any())
+        self.family = crowd.family.to(self.device) if declared else None
+        whole = vote_table(crowd.votes, num_annotators, self._features(crowd))
+        self._names = whole.names
+        self._several = bool((whole.pair[1:] == whole.pair[:-1]).any())
+        self._sample = draw_sample(whole, gold, crowd.chosen_first, settings.sample_votes)
+        own = whole.where((whole.pair >= block.start) & (whole.pair < block.stop))
+        own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
+        columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
+        self._table = own._replace(**columns, all_reduce=collectives.all_reduce)
+        self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(self._table)
+        self.now: ModelInForce | None = None
+        self.reasons: list[str] = []
+        self.warnings: list[Warned] = []
+        self._chosen_at = 0  # pairs that had a margin when it was chosen
+
+    def _features(self, crowd: Crowd) -> VoteFeatures:
+        wanted = self.settings.features
+        if wanted == "none":
+            return VoteFeatures()
+        found = vote_features(crowd.votes, crowd.columns)
+        votes_a_pair = (crowd.votes.sign != 0).sum().item() / max(1, crowd.votes.num_pairs)
+
+        def taken(name: str) -> bool:
+            if wanted != "auto":
+                return name in wanted or name.partition(":")[0] in wanted
+            return name != LENGTH or self._anchored or votes_a_pair >= _VOTES_FOR_LENGTH
+
+        skill, leaning = ({n: x for n, x in of.items() if taken(n)} for of in (found.skill, found.leaning))
+        return VoteFeatures(skill, leaning)
+
+    @property
+    def useful(self) -> bool:
+        """Whether these data can ever make it say more than reliabilities do."""
+        more = len(self._names) > 1 or self._anchored or self.family is not None
+        return more or (self.settings.dependence and self._several)
+
+    @property
+    def active(self) -> bool:
+        """Whether it says more of a pair than Σ s logit η."""
+        now = self.now
+        if now is None:
+            return False
+        doubted = now.temperature != 1.0 or len(now.grid) > 0
+        return len(now.names) > 1 or now.learn_share or doubted or self._anchored or self.family is not None
+
+    def refit(self, margin: Tensor) -> None:
+        """Fits the model to the ``margin`` float64 [P] of this rank's pairs, log-odds that chosen is better; nan where
+        a pair was not seen.
+
+        Collectives: where a choice is due, one gather of 4 bytes a pair; those of
+        :func:`nemo_rpo.em.label_model.member.iterate`; those of
+        :func:`nemo_rpo.em.label_model.model_in_force.of_first_rank`, twice.
+        """
+        seen = self._table.total(~margin.isnan()).item()
+        if self.now is None or seen >= 2 * max(1, self._chosen_at):
+            everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
+            self._choose(everywhere[self._sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0))
+            self._chosen_at = int(seen)
+        if self.active:
+            self._fit(margin.nan_to_num(0.0))
+
+    def _choose(self, margin: Tensor) -> None:
+        """``margin`` float64 [p] of the sample's pairs, for chosen."""
+        sample = self._sample.table
+        present, annotator = torch.unique(sample.annotator, return_inverse=True)
+        skills, names = sample.num_skill, sample.names
+        # Errors hang together or they do not, whatever the policy learns: it is measured once.
+        measure = self.settings.dependence and self._several and self.now is None
+        fit = fit_label_model(
+            FlatVotes(sample.pair, annotator, sample.sign(), sample.num_pairs, _counted_of_pairs(sample)),
+            len(present),
+            VoteFeatures(
+                {name: sample.design[:, j] for j, name in enumerate(names[:skills]) if j},
+                {name: sample.design[:, j] for j, name in enumerate(names[skills:], start=skills)},
+            ),
+            self._sample.gold if self._anchored else None,
+            None if self.family is None else self.family.cpu()[present],
+            margin * self._sample.turn,
+            replace(
+                LabelModelSettings(),
+                bootstrap=LabelModelSettings.bootstrap if measure else 0,
+                bootstrap_votes=min(LabelModelSettings.bootstrap_votes, self.settings.sample_votes),
+            ),
+        )
+        self.reasons, self.warnings = fit.reasons(), fit.warnings
+        self._take(self._from(fit, present))
+
+    def _from(self, fit: LabelModelFit, present: Tensor) -> ModelInForce:
+        """What a fit to the sample, of the annotators ``present`` in it, comes to for all; on the device."""
+        member, before = fit.member, self.now
+        device = self.device
+        population = Population(*(of.to(device) for of in member.population))
+        theta = population.mean.expand(self.num_annotators, -1).clone()
+        theta[present.to(device)] = member.theta.to(device)
+        correlation = theta.new_zeros(0)
+        if self.family is not None:  # families of which nobody is in the sample have 0
+            correlation = theta.new_zeros(int(self.family.max()) + 1)
+            correlation[: len(fit.family_correlation)] = fit.family_correlation.to(device)
+        found = ModelInForce(
+            member.names,
+            theta,
+            population,
+            correlation,
+            theta.new_zeros(0) if before is None else before.grid,
+            member.prior.share,
+            member.prior.learn_share,
+            fit.recommended == ANCHORS,
+            1.0 if before is None else before.temperature,
+            1.0 if before is None else before.stretch,
+        )
+        if fit.matched is not None:
+            found = found._replace(temperature=fit.matched.temperature, stretch=fit.matched.stretch)
+        if fit.recommended == MAJORITY:
+            found = found._replace(grid=exchangeable_votes(self._sample.table).grid.to(device))
+        return found
+
+    def _fit(self, margin: Tensor) -> None:
+        now = self.now
+        table, prior = self._votes(), self._prior(margin)
+        start = posterior(prior.joint(pair_sums(table, now.theta)))
+        if now.from_anchors:
+            table = table.where((self._gold != 0)[table.pair])
+        found = iterate(table, prior, now.population, now.theta, start, LabelModelSettings())
+        theta = found.theta.clone()
+        theta[:, 0].clamp_(*self._bounds)
+        self._take(now._replace(theta=theta, population=found.population, share=found.prior.share))
+
+    def _take(self, found: ModelInForce) -> None:
+        self.now = of_first_rank(found, self._names, self.collectives.from_first, GRID_POINTS)
+
+    def _votes(self) -> VoteTable:
+        """This rank's votes with the features in force, families discounted."""
+        table = self._table.select(self.now.names)
+        if self.family is None:
+            return table
+        return table._replace(weight=family_weights(table, self.family, self.now.correlation).to(self.device))
+
+    def _prior(self, margin: Tensor) -> PairPrior:
+        return PairPrior(margin, self._gold, self._slot, self.now.share, self.now.learn_share)
+
+    def _own_evidence(self) -> Tensor:
+        """E float64 [P] of this rank's pairs."""
+        now = self.now
+        if len(now.grid) and self._table.num_pairs:
+            # Errors that all share leave no trace in the votes: what they agree on is as likely error as truth.
+            of_votes = torch.logit(0.5 + 0.5 * (posterior_given(self._table, now.grid) - 0.5))
+        else:
+            sums = pair_sums(self._votes(), now.theta)
+            of_votes = (sums.if_chosen - sums.if_rejected) / now.temperature + now.share * self._slot
+        return torch.where(self._gold != 0, self._gold * KNOWN, of_votes)
+
+    def evidence(self) -> Tensor:
+        """E float32 [N] of all pairs of the data: what votes, gold labels and the order shown say for chosen; the same
+        bits on every rank.
+
+        Collectives: one gather and one broadcast from the first rank, of 4 bytes a pair each.
+        """
+        everywhere = self.collectives.gather_rows(self._own_evidence().float().unsqueeze(-1))
+        everywhere = everywhere.squeeze(-1).contiguous()
+        self.collectives.from_first(everywhere)
+        return everywhere
+
+    def reliabilities(self, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """η, labels, and posterior sum of right labels of every annotator, float64 [K] each; the same bits on every
+        rank.
+
+        η is P(label right), a mean over the annotator's own votes; σ of the skill where there are none. ``margin`` as
+        in :meth:`refit`. Collectives: three of 8 K bytes and a broadcast of 24 K.
+        """
+        now, table = self.now, self._votes()
+        w = torch.sigmoid(margin.nan_to_num(0.0) + self._own_evidence())[table.pair]
+        said_right = torch.where(table.says_chosen, w, 1 - w)
+        a, b = logits(table, now.theta)
+        first = torch.sigmoid(now.share * self._slot)[table.pair]
+        right = first * torch.sigmoid(a + b) + (1 - first) * torch.sigmoid(a - b)
+        counted = table.counted.double()
+        cast, sums = table.per_annotator(counted), table.per_annotator(counted * said_right)
+        eta = table.per_annotator(counted * right) / cast.clamp(min=1e-9)
+        if len(now.grid):  # of the majority's posteriors: a vote each way, so that few votes are not certain
+            eta = (sums + 1) / (cast + 2)
+        packed = torch.stack((torch.where(cast > 0, eta, torch.sigmoid(now.theta[:, 0])), cast, sums))
+        self.collectives.from_first(packed)
+        eta, cast, sums = packed
+        return eta, cast, sums
+
+    def standard_errors(self, margin: Tensor) -> Tensor:
+        """Of every coefficient, float64 [K, d], annotators apart; ``margin`` as in :meth:`refit`.
+
+        Collectives: those of :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, and one of 8 K bytes.
+        """
+        now, table, prior = self.now, self._votes(), self._prior(margin.nan_to_num(0.0))
+        w = posterior(prior.joint(pair_sums(table, now.theta)))
+        variances = coefficient_variances(annotator_sums(table, now.theta, w, louis=True), now.population)
+        voted = table.per_annotator(table.counted) > 0
+        weight = LabelModelSettings.spread_votes
+        return now.stretch * with_population_unknown(variances, now.theta, voted, now.population, weight).sqrt()
+
+    def state(self) -> dict[str, Tensor]:
+        """By name, the same on every rank; nothing before the first choice. ``names`` is UTF-8, uint8."""
+        if self.now is None:
+            return {}
+        names = torch.tensor(list("\n".join(self.now.names).encode()), dtype=torch.uint8)
+        return {"names": names, "numbers": self.now.numbers(), "chosen_at": torch.tensor([self._chosen_at])}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restores :meth:`state`, to the bit; with nothing in it the next refit chooses anew."""
+        self.now, self._chosen_at = None, 0
+        if state:
+            names = bytes(state["names"].tolist()).decode().split("\n")
+            numbers = state["numbers"].to(self.device, copy=True)
+            self.now, self._chosen_at = from_numbers(numbers, names, self.num_annotators), int(state["chosen_at"])
+
+
+def _counted_of_pairs(table: VoteTable) -> Tensor:
+    return torch.ones(table.num_pairs).index_put((table.pair,), table.counted)
