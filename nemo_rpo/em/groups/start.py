@@ -51,14 +51,22 @@ class Start(NamedTuple):
 
 
 def start_of(votes: FlatVotes, annotators: int, groups: int, seed: int) -> Start:
-    """Where votes on shared pairs tell ``groups`` tastes apart, the weights begin there; else at random. On the CPU."""
+    """Where votes on shared pairs tell ``groups`` tastes apart, the weights begin there; else at random, whoever agrees
+    with the others least being likelier to begin outside the first group. On the CPU.
+    """
     found = fit_tastes(votes, annotators, max_groups=groups, seed=seed)
     if found.groups == groups:
         shares = ", ".join(f"{share:.0%}" for share in found.share.tolist())
         said = f"begin where the votes put the annotators ({shares})"
         return Start(found.membership.clamp(min=_LEAST).log(), said)
-    why = found.refused or f"the votes alone tell {found.groups} group{'s' * (found.groups > 1)} apart"
-    return Start(random_start(annotators, groups, seed), f"begin at random: {why}")
+    start = random_start(annotators, groups, seed)
+    if found.refused:
+        return Start(start, f"begin at random: {found.refused}")
+    # One truth for all leaves those who share another taste with the lowest reliabilities.
+    logit = found.eta.clamp(0.02, 0.98).logit()
+    start[:, 0] += 2 * _SPREAD * (logit - logit.mean()) / logit.std().clamp(min=1e-9)
+    told = f"{found.groups} group{'s' * (found.groups > 1)}"
+    return Start(start, f"begin near how far each annotator agrees with the others: the votes alone tell {told} apart")
 
 
 def random_start(annotators: int, groups: int, seed: int) -> Tensor:
