@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ class AnnotatorRow:
         start: the η it started from.
         standard_error: of ``eta``; nan where nothing has been fitted.
         running: η before the last sweep replaced it.
+        coefficients: (coefficient, standard error) by feature of the label model, the skill first; empty while it is
+            not in force. The same features in every row.
+        weights: on each group of taste; none where there is one truth for all.
     """
 
     annotator: str
@@ -35,6 +38,8 @@ class AnnotatorRow:
     start: float
     standard_error: float
     running: float
+    coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
 
 def annotator_table(annotators: Sequence[AnnotatorRow]) -> str:
