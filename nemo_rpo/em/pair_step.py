@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import Objective
+from nemo_rpo.em.groups.group_step import group_preference
 from nemo_rpo.em.objective import bounded_loss, robust_loss
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss, RankingLogprobs
@@ -92,7 +93,8 @@ class PairStep:
     an estimator looks up by the pair's index in the data (:meth:`EStep.posterior`).
 
     Two cases stand apart. A pair on which nobody took a side (a tie, which only some losses take) has no label to
-    doubt, and the induced objective would learn nothing from it: its preference loss is the weighted one. And a loss of
+    doubt, and the induced objective would learn nothing from it: its preference loss is the weighted one. A loss with
+    several groups has a truth for each (:func:`nemo_rpo.em.groups.group_preference`). And a loss of
     rankings, with no estimator to doubt their pairs, takes each ranking as a whole; every pair of a ranking then has
     the ranking's loss, of which its weight is its share.
 
@@ -132,8 +134,11 @@ class PairStep:
         """
         terms = self.loss.terms(x)
         delta = terms.delta.detach()
-        w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
-        preference = self._preference(x, terms, w, votes, em, learn_from, ranking_size)
+        if em is not None and self.loss.groups > 1:
+            preference, w = group_preference(self.loss, x, votes, valid, em, learn_from)
+        else:
+            w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
+            preference = self._preference(x, terms, w, votes, em, learn_from, ranking_size)
         sft = torch.zeros_like(preference) if x.policy_chosen is None else self._sft(x, w)
         loss = self.preference_weight * preference
         if self.sft_weight:  # else a likelihood of 0 would still make the loss NaN

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import (
-    PairLosses,
-    PairStep,
-    Votes,
-    agreement,
-    label_loss,
-    posterior,
-)
+from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -28,10 +21,9 @@ from nemo_rpo.losses import PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
-LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
-VOICE = "em_voice"  # float32, weight of the policy's own margin
-CERTAINTY, SHARPNESS = "em_certainty", "em_sharpness"  # float32, q and u of the bounded loss
-WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
+EVIDENCE = "pair_evidence"  # float32, log-odds that all but the policy gives the pair's chosen
+VOICE = "em_voice"  # float32, what the policy's margin is multiplied with in the E-step; 0 where it is not believed
+LABEL, SHARPNESS = "em_label", "em_sharpness"  # float32, q and u of the bounded loss
 HELD_OUT = "em_held_out"  # bool, in evaluation alone: labels are taken at their word
 PAIR = "em_pair"  # int64, index of the pair in the global batch
 STATISTIC = "em_mean_statistic"  # float32, mean over the global batch of what the loss's reduction divides by
@@ -70,27 +62,27 @@ def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = N
 
 @dataclass(frozen=True)
 class CarriedReliability:
-    """The E-step in a worker: reliabilities that came with the batch, one a row.
+    """The E-step in a worker: what the driver has looked up for each pair came with the batch.
 
     Attributes:
-        logit_eta: float32 [n], of each pair's annotator. warming_up: bool [n], the model is to be ignored.
-        voice: float32 [n], weight of the policy's margin. certainty, sharpness: float32 [n], q and u of the bounded
-            loss.
+        evidence, voice, label, sharpness: float32 [n], see :data:`EVIDENCE` and its neighbours.
     """
 
-    logit_eta: Tensor
-    warming_up: Tensor
+    evidence: Tensor
     voice: Tensor
-    certainty: Tensor
+    label: Tensor
     sharpness: Tensor
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
-        """w [n]; the annotators of ``votes`` are places in ``logit_eta``. The driver has looked up the ``pair``."""
-        return posterior(torch.where(self.warming_up, 0.0, self.voice * delta), votes, self.logit_eta)
+        """w [n]; the driver has looked at ``votes`` and ``pair``."""
+        dtype = torch.promote_types(delta.dtype, torch.float32)
+        # where and not a product alone: a margin that is not believed may be infinite.
+        said = torch.where(self.voice == 0, 0.0, delta.detach().to(dtype) * self.voice.to(dtype))
+        return torch.sigmoid(said + self.evidence.to(dtype))
 
     def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """q and u of the bounded loss, [n] each."""
-        return self.certainty, self.sharpness
+        """q [n] and u [n] of :func:`nemo_rpo.em.objective.bounded_loss`."""
+        return self.label, self.sharpness
 
 
 @dataclass(frozen=True)
@@ -197,10 +189,9 @@ class RobustLoss:
         """With the η that the step began with; None without the EM and in evaluation: every label is believed."""
         if not self.robust.enabled or HELD_OUT in data:
             return None
-        if LOGIT_ETA not in data:
+        if EVIDENCE not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        columns = (data[name][::2] for name in (LOGIT_ETA, WARMING_UP, VOICE, CERTAINTY, SHARPNESS))
-        return CarriedReliability(*columns)
+        return CarriedReliability(*(data[name][::2] for name in (EVIDENCE, VOICE, LABEL, SHARPNESS)))
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def test_validation_fills_up_the_last_batch_and_teaches_nothing(version, tmp_pat
 def test_strangers_in_validation_are_believed_as_all_were_at_the_start(version, tmp_path):
     validation = rows(8, seed=7, annotator="somebody else") + rows(8, seed=8, annotator=None)
     found = run(recipe(version, tmp_path, validation=validation, robust={"eta_init": 0.8}, max_steps=2))
-    seen = found.workers.seen[-1]["annotator_logit_eta"]
+    seen = found.workers.seen[-1]["pair_evidence"]
     torch.testing.assert_close(seen, torch.full_like(seen, 0.8).logit())
 
 
