@@ -1,13 +1,14 @@
 """Random crowds whose errors hang together, for choosing when the label model gives way to the majority.
 
-    python benchmarks/label_model_thresholds.py [--worlds 150] [--seed 50000] [--save FILE] [--write docs/label_model.md]
+    python benchmarks/label_model_thresholds.py [--worlds 160] [--seed 50000] [--save FILE] [--write FILE]
 
 Worlds other than those of ``label_model.py``: 8 to 24 judges, mean logit skill .3 to 1.3, spread .3 to .8, 250 to 800
 pairs, of which every judge votes on a half or all; a family of 3 judges to all of them (one world in four: none), drawn
 at random, weakest or strongest, whose errors correlate by ρ in {.1, .2, .3, .45, .6, .8}.
 
-Printed: for thresholds (spread of z, alone and by that of independent crowds; correlation of errors), the share of worlds where what is reported
-is more than .01 below the majority, the mean gain over it, and how often the majority is reported.
+Printed: for thresholds (spread of z, alone and by that of independent crowds; correlation of errors), the share of
+worlds where what is reported is more than .01 below the majority, the mean gain over it, and how often the majority is
+reported; and how often worlds are warned of.
 """
 
 from __future__ import annotations
