@@ -2,8 +2,8 @@ r"""Does an annotator get better or worse over the own sequence of labels? A tes
 
 With t ∈ [-√3, √3] the place of a vote in its annotator's own order of time
 (:func:`nemo_rpo.em.label_model.features.sequence`) and c the probability that the vote is right, taken from the *other*
-votes on its pair, the score of annotator k is S_k = Σ_v (c_v - c̄_k) t_v. Without drift any order of an annotator's votes
-is as likely as any other, which gives its variance exactly::
+votes on its pair, the score of annotator k is S_k = Σ_v (c_v - c̄_k) t_v. Without drift any order of an annotator's
+votes is as likely as any other, which gives its variance exactly::
 
     V_k = Σ (c_v - c̄_k)² Σ (t_v - t̄_k)² / (n_k - 1)        z_k = S_k / √V_k
 
@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_rpo.em.label_model.choose import Fitter
@@ -28,7 +29,7 @@ from nemo_rpo.em.label_model.coefficients import logits
 from nemo_rpo.em.label_model.features import SEQUENCE, SEQUENCE_MIDDLE, middle_of_sequence
 from nemo_rpo.em.label_model.label_model_fit import LabelModelFit
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.em.label_model.member import Member, share_start
+from nemo_rpo.em.label_model.member import Member
 from nemo_rpo.em.votes import Votes
 
 # Ends of the sequence: √3 either way.
@@ -41,7 +42,7 @@ class Drift(NamedTuple):
     Attributes:
         p_value: of the crowd, small where somebody drifts.
         found: whether it is below ``settings.drift_level``.
-        z: float64 [K], of each annotator's score, + better with time; 0 with fewer than ``settings.drift_labels`` labels.
+        z: float64 [K], of each annotator's score, + better with time; 0 with fewer than ``drift_labels`` labels.
         surely: bool [K], drifts beyond chance, with all annotators looked at; nobody where ``found`` is False.
         place: float64 [T], from 0 (first label) to 1 (last).
         curve, low, high: float64 [K, T], P(label right) there, with its 95 % interval.
@@ -97,10 +98,8 @@ def _member(table: VoteTable, names: list[str], fit: LabelModelFit, settings: La
     """The member with these features, under the truths that ``fit`` knows; means of skill features are free."""
     prior = fit.member.prior
     free = [*table.names[1 : table.num_skill], *names]
-    start = share_start(table, prior.gold)
-    return Fitter(replace(prior, learn_share=False), free, settings).fit(
-        table.select(names), prior.learn_share, [start]
-    )
+    fitter = Fitter(replace(prior, learn_share=False), free, settings)
+    return fitter.fit(table.select(names), prior.learn_share, [])
 
 
 def _scores(
@@ -109,7 +108,7 @@ def _scores(
     """(S, V, z) of every annotator [K]; 0 where there are too few labels."""
     a, b = logits(table.select(member.names), member.theta)
     sign = table.sign()
-    effect = torch.nn.functional.logsigmoid(sign * (b + a)) - torch.nn.functional.logsigmoid(sign * (b - a))
+    effect = F.logsigmoid(sign * (b + a)) - F.logsigmoid(sign * (b - a))
     rest = torch.logit(member.w, eps=1e-9)[table.pair] - effect
     rest = torch.where(member.prior.gold[table.pair] != 0, torch.logit(member.w, eps=1e-9)[table.pair], rest)
     right = torch.sigmoid(sign * rest)
