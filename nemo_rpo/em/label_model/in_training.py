@@ -265,6 +265,12 @@ class RunLabelModel:
         weight = LabelModelSettings.spread_votes
         return now.stretch * with_population_unknown(variances, now.theta, voted, now.population, weight).sqrt()
 
+    def coefficients(self, margin: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """By feature, the skill first: the coefficients and their standard errors, float64 [K] each. ``margin`` as in
+        :meth:`refit`; the collectives of :meth:`standard_errors`."""
+        errors = self.standard_errors(margin)
+        return {name: (self.now.theta[:, j], errors[:, j]) for j, name in enumerate(self.now.names)}
+
     def state(self) -> dict[str, Tensor]:
         """By name, the same on every rank; nothing before the first choice. ``names`` is UTF-8, uint8."""
         if self.now is None:
