@@ -85,9 +85,7 @@ def adjusted_rand_index(one: np.ndarray, other: np.ndarray) -> float:
 
 def two(seeds: int) -> str:
     rows = {}
-    for labels, votes, part in (
-        (10, 10, 0.5), (10, 20, 0.5), (20, 10, 0.5), (20, 20, 0.5), (20, 10, 0.25), (40, 10, 0.25), (40, 5, 0.5)
-    ):  # fmt: skip
+    for labels, votes, part in ((10, 20, 0.5), (20, 10, 0.5), (20, 20, 0.5), (40, 10, 0.25)):
         found, best, groups = [], [], []
         for seed in range(seeds):
             world = draw(seed, labels, votes, part=part)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -129,14 +130,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=160)
     parser.add_argument("--seed", type=int, default=50_000)
-    parser.add_argument("--save", help="CSV of every world")
+    parser.add_argument("--save", help="CSV of every world; a run goes on from it")
     parser.add_argument("--write", help="replace the blocks in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # The model is always kept, so that both estimates of every world are seen.
     settings = replace(LabelModelSettings(), outweighing_spread=1e9)
     rows = []
+    if arguments.save and Path(arguments.save).exists():
+        with open(arguments.save, newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    done = {int(row["seed"]) for row in rows}
     for seed in range(arguments.seed, arguments.seed + arguments.worlds):
+        if seed in done:
+            continue
         rows.append(measure(seed, settings))
         if arguments.save:
             with open(arguments.save, "w", newline="") as file:
