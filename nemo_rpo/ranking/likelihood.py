@@ -27,6 +27,28 @@ class Terms(NamedTuple):
     probability: np.ndarray
 
 
+class Scores(NamedTuple):
+    """Slopes of every comparison in (d, logit η, log ν), float32 [n], and whom they are about."""
+
+    likelihood: Likelihood
+    gap: np.ndarray
+    skill: np.ndarray
+    tie: np.ndarray
+    i: np.ndarray
+    j: np.ndarray
+    k: np.ndarray
+
+    def of(self, weights: np.ndarray) -> np.ndarray:
+        """Σ weight × score, [m]; without the prior's."""
+        size, by_gap = self.likelihood.size, weights * self.gap
+        gradient = np.bincount(self.i, by_gap, size) - np.bincount(self.j, by_gap, size)
+        if self.likelihood.crowd:
+            gradient += np.bincount(self.k, weights * self.skill, size)
+        if self.likelihood.modelled_ties:
+            gradient[-1] += float(weights @ self.tie)
+        return gradient
+
+
 class Likelihood:
     """Comparisons in cells; every method takes counts [c, 3], of i's wins, j's wins and ties.
 
@@ -99,7 +121,13 @@ class Likelihood:
             gradient += np.bincount(self.k, by_cell[:, 1], self.size)
         if self.modelled_ties:
             gradient[-1] += by_cell[:, 2].sum()
-        return gradient + self._prior_score(theta)
+        return gradient + self.prior_score(theta)
+
+    def scores(self, terms: Terms) -> Scores:
+        """The score of every comparison by itself, for sums of many weightings at one θ."""
+        by_code = terms.slope.reshape(-1, 3)[self._code].astype(np.float32)
+        cell = self._code // 3
+        return Scores(self, *by_code.T.copy(), self.i[cell], self.j[cell], self.k[cell])
 
     def information(self, counts: np.ndarray, terms: Terms) -> np.ndarray:
         """Expected information of every cell in (d, logit η, log ν), float64 [c, 3, 3]."""
@@ -128,7 +156,8 @@ class Likelihood:
             diagonal[-1] = 0.0
         return diagonal
 
-    def _prior_score(self, theta: np.ndarray) -> np.ndarray:
+    def prior_score(self, theta: np.ndarray) -> np.ndarray:
+        """The prior's share of the gradient [m]."""
         p = 1 / (1 + np.exp(-theta))
         a, b = self.eta_prior
         gradient = self.prior * (1 - 2 * p)

@@ -15,7 +15,7 @@ from nemo_rpo.ranking import others
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.fitting import Fit, bootstrap, fit
 from nemo_rpo.ranking.ranking_settings import RankSettings
-from nemo_rpo.ranking.schedule import Schedule
+from nemo_rpo.ranking.schedule import connected_parts
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ def leaderboard(
 def _parts(comparisons: Comparisons, settings: RankSettings) -> list[list[str]]:
     """See :class:`Leaderboard`; warns where there are several."""
     met = comparisons.take(comparisons.outcome != 0) if settings.ties == "drop" else comparisons
-    schedule = Schedule(met.first, met.second, len(met.players))
-    parts = [[comparisons.players[i] for i in members] for members in schedule.parts()]
+    found = connected_parts(met.first, met.second, len(met.players))
+    parts = [[comparisons.players[i] for i in members] for members in found]
     if len(parts) > 1:
         shown = "; ".join(_some(part) for part in parts[:_SHOWN]) + (" …" if len(parts) > _SHOWN else "")
         logger.warning(
