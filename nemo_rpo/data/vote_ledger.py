@@ -88,21 +88,18 @@ class VoteLedger:
         """
         orientation = -1 if sighting.turned else 1
         self._add_pair(row, sighting, orientation)
-        file = self._files.setdefault(row.file, len(self._files))
+        file, integers, small = self._files.setdefault(row.file, len(self._files)), self._integers, self._small
         for vote in row.votes:
             name = VIRTUAL if vote.annotator is None else vote.annotator
             annotator = self._annotators.setdefault(name, len(self._annotators))
-            place = {"pair": sighting.text, "annotator": annotator, "file": file, "row": row.row}
-            for column, value in place.items():
-                self._integers[column].append(value)
-            small = {
-                "sign": vote.sign * orientation,
-                "said": vote.sign,
-                "unnamed": vote.annotator is None,
-                "size": size,
-            }
-            for column, value in small.items():
-                self._small[column].append(value)
+            integers["pair"].append(sighting.text)
+            integers["annotator"].append(annotator)
+            integers["file"].append(file)
+            integers["row"].append(row.row)
+            small["sign"].append(vote.sign * orientation)
+            small["said"].append(vote.sign)
+            small["unnamed"].append(vote.annotator is None)
+            small["size"].append(size)
             self._details.add(vote.details, sighting.turned)
 
     def _add_pair(self, row: PreferenceRow, sighting: Sighting, orientation: int) -> None:

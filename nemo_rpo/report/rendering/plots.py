@@ -189,7 +189,7 @@ def reliability_diagram(found: Calibration) -> str:
         axes.errorbar(x, y, lengths, fmt="o", color=BLUE, ecolor=GREY, capsize=2.5, label="policy")
         axes.set_ylim(min(0.45, low.min() - 0.03), 1.02)
         axes.set_ylabel("right (95 % interval)")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)  # above: no point is there
         counts.bar([b.low for b in found.bins], [b.right.n for b in found.bins], 0.05, align="edge", color=BLUE)
         counts.set_ylabel("labels")
         counts.set_xlim(0.5, 1)
