@@ -144,7 +144,7 @@ def _check_next(args: argparse.Namespace) -> None:
 
 def _write_next(result: Reliability, args: argparse.Namespace) -> str:
     from nemo_rpo.conversion.relabelling import TOOL_OF, read_prices, write_next
-    from nemo_rpo.crowd.next_labels import next_labels
+    from nemo_rpo.crowd.buying import next_labels
 
     tool = args.next_format or TOOL_OF.get(args.next_out.suffix)
     if tool is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_rpo.conversion.tasks import LabelTask, write_tasks
-from nemo_rpo.crowd.next_labels import NextLabel, checked_prices
+from nemo_rpo.crowd.buying import NextLabel, checked_prices
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.formulas import without_quote
 from nemo_rpo.data.files.read import as_paths, read_records

@@ -40,7 +40,7 @@ def test_every_kind_of_table_is_the_file(tmp_path):
     result = tables["pandas"]
     assert len(result.to_pandas()) == len(crowds.CARE)
     assert len(result.to_pandas("labels")) == len(votes) and len(result.to_pandas("pairs")) == 50
-    assert "<table>" in result._repr_html_() and "retrain" in str(result)
+    assert "<table>" in result._repr_html_() and "most doubtful labels" in str(result)
 
 
 @pytest.mark.parametrize(
