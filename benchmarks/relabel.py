@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from markdown_table import replace_block, table
 
+from nemo_rpo.crowd.buying import next_labels
 from nemo_rpo.crowd.crowd_fit import CrowdFit, fit_crowd
 from nemo_rpo.crowd.long_form import vote_table
-from nemo_rpo.crowd.buying import next_labels
 
 PAIRS, ANNOTATORS, VOTES = 600, 30, 3
 BOUGHT = (60, 120, 240)
