@@ -109,7 +109,9 @@ def _next(run: Path, em: bool) -> str:
         (f"nemo-rpo export {folder} doubtful --out relabel.csv", "the labels to look at again"),
         (f"nemo-rpo evaluate {folder} TEST.jsonl", "how good the policy is on labels it has not seen"),
     ]
-    return format_table(["", ""], [[f"  {command}", says] for command, says in commands if em or "export" not in command])
+    return format_table(
+        ["", ""], [[f"  {command}", says] for command, says in commands if em or "export" not in command]
+    )
 
 
 def _course(label: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
