@@ -60,6 +60,14 @@ COMMANDS = {
             "nemo-rpo validate train.parquet --strict --fix clean.parquet --json > report.json",
         ),
     ),
+    "annotators": Command(
+        "find careless annotators and doubtful labels, from votes alone",
+        "nemo_rpo.commands.annotators",
+        (
+            "nemo-rpo annotators votes.jsonl",
+            "nemo-rpo annotators votes.jsonl --gold gold.csv --html annotators.html --csv annotators.csv",
+        ),
+    ),
     "convert": Command(
         "write a preference file in another layout or file format",
         "nemo_rpo.commands.convert",

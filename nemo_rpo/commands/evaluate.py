@@ -15,7 +15,7 @@ from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
 from nemo_rpo.launch import start_ranks
-from nemo_rpo.training.outputs.summary import format_table
+from nemo_rpo.text_table import format_table
 
 if TYPE_CHECKING:
     from nemo_rpo.evaluation.judgements import Comparison
@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judging.add_argument(
         "--groups", type=Path, metavar="CSV", help="columns annotator and group: judge these alone too"
     )
+    help = "of a reward model with groups of taste (base_loss=pal): judge as this group, not as each annotator's own"
+    judging.add_argument("--group", type=int, metavar="G", help=help)
     judging.add_argument("--scores", type=Path, metavar="OUT", help="write the margins of all labels (.parquet)")
     help = "compare with the margins that another evaluation of the same data wrote"
     judging.add_argument("--compare", type=Path, metavar="SCORES", help=help)
@@ -114,8 +116,8 @@ def _judge(args: argparse.Namespace, target: Target, beside: Target | None) -> N
     from nemo_rpo.evaluation.measurements import measure
     from nemo_rpo.evaluation.scores import read_scores, write_scores
 
-    scores, summary = measure(target)
-    theirs = None if beside is None else measure(beside)[0]
+    scores, summary = measure(target, args.group)
+    theirs = None if beside is None else measure(beside, args.group)[0]
     if os.environ.get("RANK", "0") != "0":
         return
     theirs = read_scores(args.compare) if args.compare else theirs

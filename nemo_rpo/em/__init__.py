@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from nemo_rpo.em.e_step import posterior_logit as posterior_logit
     from nemo_rpo.em.em_settings import BufferSettings as BufferSettings
     from nemo_rpo.em.em_settings import EMSettings as EMSettings
-    from nemo_rpo.em.estimators import auto_objective_of as auto_objective_of
     from nemo_rpo.em.estimators import build_estimator as build_estimator
     from nemo_rpo.em.fit.evidence import Evidence as Evidence
     from nemo_rpo.em.fit.evidence import evidence_of as evidence_of
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from nemo_rpo.em.fit.sweep import full_batch_em as full_batch_em
     from nemo_rpo.em.guards import warn_all as warn_all
     from nemo_rpo.em.objective import agreement as agreement
+    from nemo_rpo.em.objective import bounded_loss as bounded_loss
     from nemo_rpo.em.objective import label_loss as label_loss
     from nemo_rpo.em.objective import robust_loss as robust_loss
     from nemo_rpo.em.pair_step import PairLosses as PairLosses
@@ -43,13 +43,13 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "collectives": ("Collectives",),
         "e_step": ("posterior", "posterior_logit"),
         "em_settings": ("BufferSettings", "EMSettings"),
-        "estimators": ("auto_objective_of", "build_estimator"),
+        "estimators": ("build_estimator",),
         "fit.evidence": ("Evidence", "evidence_of"),
         "fit.full_fit": ("Estimate", "estimate"),
         "fit.standard_error": ("standard_errors",),
         "fit.sweep": ("SweepResult", "full_batch_em"),
         "guards": ("warn_all",),
-        "objective": ("agreement", "label_loss", "robust_loss"),
+        "objective": ("agreement", "bounded_loss", "label_loss", "robust_loss"),
         "pair_step": ("PairLosses", "PairStep", "add_evidence"),
         "record": ("PairRecord", "RecordedReliability"),
         "reliability": ("AnnotatorReliability",),

@@ -102,7 +102,6 @@ class BufferedReliability(AnnotatorReliability):
     """
 
     estimator: ClassVar[str] = "buffer"
-    auto_objective: str = "bounded"
 
     def __init__(
         self,
@@ -192,7 +191,7 @@ class BufferedReliability(AnnotatorReliability):
         The collectives of :func:`estimate`, and then those of no iteration of :func:`full_batch_em`.
         """
         found = estimate(delta, votes, self.eta, self._fitting, collectives or self.collectives)
-        fitted, scale_fitted = self._as_fitted(found), found.temperature.identified
+        fitted, scale_fitted = self._as_fitted(found), found.temperature.fitted
         if found.sweep is not None:
             return Fit(found.sweep, fitted, scale_fitted)
         still = replace(fitted, sweep_max_iterations=0)
@@ -216,7 +215,7 @@ class BufferedReliability(AnnotatorReliability):
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
-        self.voice.set_temperature(found.temperature.value)
+        self.voice.set_weight(found.temperature.weight)
         self.estimate, self._refitted_at = found, self.step
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
@@ -271,7 +270,7 @@ class BufferedReliability(AnnotatorReliability):
         evidence = evidence_of(*seen, self.eta, fitted, reduce)
         if self.coefficients:
             return self._eta_errors(), evidence
-        scale_fitted = self.estimate.temperature.identified
+        scale_fitted = self.estimate.temperature.fitted
         return standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
 
     def shared_state(self) -> dict[str, Tensor]:

@@ -15,12 +15,6 @@ from nemo_rpo.em.reliability import AnnotatorReliability
 from nemo_rpo.em.votes import Votes
 
 
-def auto_objective_of(settings: EMSettings) -> str:
-    """What ``objective: auto`` is with the estimator that the settings ask for."""
-    kinds = (AnnotatorReliability, BufferedReliability)
-    return next(kind.auto_objective for kind in kinds if kind.estimator == settings.estimator)
-
-
 def build_estimator(
     settings: EMSettings,
     num_annotators: int,

@@ -59,7 +59,6 @@ class AnnotatorReliability:
 
     estimator: ClassVar[str] = "ema"  # what ``model.rpo.estimator`` calls it
     estimate: Estimate | None = None  # the EMA fits nothing
-    auto_objective: str = "induced"  # and is the paper's
     label_model: RunLabelModel | None = None
     pair_evidence: Tensor | None = None
     coefficients: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})

@@ -9,7 +9,7 @@ import numpy as np
 
 from nemo_rpo import __version__
 from nemo_rpo.errors import DataError
-from nemo_rpo.report import doubtful, policy, reliability
+from nemo_rpo.report import doubtful, policy, reliability, tastes
 from nemo_rpo.report.disagreement import taste
 from nemo_rpo.report.groups import bands, read_groups
 from nemo_rpo.report.rendering.document import Document, Note, Section, Text
@@ -57,6 +57,7 @@ def build_report(run: Run, settings: ReportSettings | None = None) -> Document:
         sections[1].blocks = _warnings(run)
         sections += [
             reliability.annotators_section(run),
+            *tastes.sections(run),
             reliability.labels_section(run, groups),
             policy.section(run, groups),
             doubtful.quotes_section(run, doubted, texts, missing),
@@ -90,7 +91,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("training data", files if isinstance(files, str) else ", ".join(map(str, files))),
         (
             "loss",
-            f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else f"{loss}, every label believed",
+            f"re_{loss}, {model.rpo.objective_in_force} objective"
+            if model.rpo.enabled
+            else f"{loss}, every label believed",
         ),
         ("steps", f"{run.step:,} of {model.global_batch_size:,} pairs each"),
     ]

@@ -19,6 +19,7 @@ from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, write_annotators
 from nemo_rpo.training.outputs.summary import AnnotatorRow
+from nemo_rpo.training.outputs.tastes import GroupsSeen
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.sweep import sweep_reliabilities
 
@@ -34,7 +35,7 @@ class AnnotatorBook:
 
     def __init__(self, model: MegatronGPTRPOModel, cache: PreferenceCache, folder: Path, log: RunLog) -> None:
         self.model, self.cache, self.folder, self.log = model, cache, folder, log
-        self.enabled = model.cfg.model.rpo.enabled
+        self.enabled, self.groups = model.cfg.model.rpo.enabled, model.loss.groups
         self.running_eta = model.em.eta
         self.standard_error = torch.full_like(model.em.eta, math.nan)
         self.coefficients: dict[str, list[list[float]]] = {}
@@ -48,7 +49,12 @@ class AnnotatorBook:
         if not self.enabled:
             return {}
         mean, least = torch.stack((self.model.em.eta.mean(), self.model.em.eta.min())).tolist()
-        return {"em/eta_mean": mean, "em/eta_min": least}
+        shares = self.model.em.share.tolist() if self.groups > 1 else []
+        return {
+            "em/eta_mean": mean,
+            "em/eta_min": least,
+            **{f"em/share_of_group_{g}": share for g, share in enumerate(shares, start=1)},
+        }
 
     def note_refit(self, step: int) -> None:
         """Logs the refit that step's commit made, if it made one. Collectives: those of ``em.findings()``."""
@@ -152,11 +158,12 @@ class AnnotatorBook:
             paths += [self.folder / record.ANNOTATORS, self.folder / record.POSTERIORS]
         if step != self._written:
             seen = em.seen().cpu().numpy() if recorded else None
-            on_first_rank(partial(self._write, step, seen))
+            groups = GroupsSeen.of(em) if recorded and self.groups > 1 else None
+            on_first_rank(partial(self._write, step, seen, groups))
             self._written = step
         return paths
 
-    def _write(self, step: int, seen: np.ndarray | None) -> None:
+    def _write(self, step: int, seen: np.ndarray | None, groups: GroupsSeen | None) -> None:
         em, rows = self.model.em, self.rows()
         write_annotators(self.folder, rows)
         self.log.annotators(step, rows)
@@ -165,14 +172,16 @@ class AnnotatorBook:
             logit_eta = torch.logit(em.eta).cpu().numpy()
             evidence = None if em.pair_evidence is None else em.pair_evidence.double().cpu().numpy()
             tau = em.voice.temperature()
-            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, tau, evidence)
+            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, tau, evidence, groups)
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""
         columns = (self.model.em.eta.tolist(), self.standard_error.tolist(), self.running_eta.tolist())
         start = self.model.em.settings.eta_init
+        weights = map(tuple, self.model.em.weight.tolist()) if self.groups > 1 else [()] * len(columns[0])
         known = {name: list(zip(*pair, strict=True)) for name, pair in self.coefficients.items()}
+        people = zip(self.cache.annotators.annotators, *columns, weights, strict=True)
         return [
-            AnnotatorRow(a.id, a.labels, eta, start, error, running, {name: of[k] for name, of in known.items()})
-            for k, (a, eta, error, running) in enumerate(zip(self.cache.annotators.annotators, *columns, strict=True))
+            AnnotatorRow(a.id, a.labels, eta, start, error, running, {n: of[k] for n, of in known.items()}, of_groups)
+            for k, (a, eta, error, running, of_groups) in enumerate(people)
         ]

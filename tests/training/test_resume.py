@@ -149,7 +149,10 @@ def test_two_ranks_stopped_by_ctrl_c_and_by_kill(world: World, tmp_path: Path) -
 
 def test_the_margin_buffer_is_resumed(world: World, tmp_path: Path) -> None:
     """Reliabilities that are refitted every two steps from all margins so far: to the bit, and on two ranks."""
-    buffer = [f"model.rpo.{setting}" for setting in ("estimator=buffer", "sweep=none", "buffer.min_information=0")]
+    buffer = [
+        f"model.rpo.{setting}"
+        for setting in ("estimator=buffer", "sweep=none", "buffer.min_information=0", "buffer.min_gain=-1e9")
+    ]
     buffer += ["model.rpo.buffer.refit_every=2", "model.rpo.buffer.margins=latest"]
     unbroken, out, other = tmp_path / "unbroken", tmp_path / "run", tmp_path / "other"
     world.train(unbroken, *buffer)
@@ -174,7 +177,7 @@ def refit_of_the_record(run: Path) -> dict[str, float]:
     labels, annotators = (parquet.read_table(run / name).to_pydict() for name in RECORD[:2])
     votes = Votes.single(torch.tensor([annotators["id"].index(name) for name in labels["annotator"]]))
     start = torch.tensor(annotators["trajectory_eta"], dtype=torch.float64)[:, -2]
-    settings = EMSettings(buffer=BufferSettings(min_information=0.0))
+    settings = EMSettings(buffer=BufferSettings(min_information=0.0, min_gain=-1e9))
     found = estimate(torch.tensor(labels["delta_last"]), votes, start, settings)
     return dict(zip(annotators["id"], found.eta.tolist(), strict=True))
 
@@ -328,7 +331,8 @@ def test_rankings_are_resumed(world: World, tmp_path: Path) -> None:
     data = tmp_path / "rankings.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in made))
     settings = [f"model.data.data_prefix.train={data}", "model.rpo.base_loss=plackett_luce"]
-    settings += ["model.rpo.estimator=buffer", "model.rpo.buffer.refit_every=2", "model.rpo.buffer.min_information=0"]
+    settings += ["model.rpo.estimator=buffer", "model.rpo.buffer.refit_every=2"]
+    settings += ["model.rpo.buffer.min_information=0", "model.rpo.buffer.min_gain=-1e9"]
     settings += ["model.rpo.reference=cached", f"model.rpo.reference_cache={tmp_path}/reference"]
     unbroken, out = tmp_path / "unbroken", tmp_path / "run"
     world.train(unbroken, *settings)

@@ -24,13 +24,13 @@ from nemo_rpo.em.label_model.coefficients import (
     posterior,
     with_population_unknown,
 )
-from nemo_rpo.em.label_model.dependence import family_weights
-from nemo_rpo.em.label_model.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
 from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate
 from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
+from nemo_rpo.em.label_model.shared_errors.families import family_weights
 from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, auto_objective_of, label_loss
+from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -66,14 +66,12 @@ class CarriedReliability:
 
     Attributes:
         evidence, voice, label, sharpness: float32 [n], see :data:`EVIDENCE` and its neighbours.
-        auto_objective: what ``objective: auto`` is with the driver's estimator.
     """
 
     evidence: Tensor
     voice: Tensor
     label: Tensor
     sharpness: Tensor
-    auto_objective: str
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
         """w [n]; the driver has looked at ``votes`` and ``pair``."""
@@ -193,8 +191,7 @@ class RobustLoss:
             return None
         if EVIDENCE not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        carried = (data[name][::2] for name in (EVIDENCE, VOICE, LABEL, SHARPNESS))
-        return CarriedReliability(*carried, auto_objective_of(self.robust))
+        return CarriedReliability(*(data[name][::2] for name in (EVIDENCE, VOICE, LABEL, SHARPNESS)))
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
         batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     loss = model.rpo.base_loss or model.dpo.preference_loss
     return {
-        "loss": f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else loss,
+        "loss": f"re_{loss}, {model.rpo.objective_in_force} objective" if model.rpo.enabled else loss,
         "ranks": f"{world_size} ({cfg.trainer.accelerator}): {layout}",
         "precision": cfg.trainer.precision,
         "pairs a step": f"{model.global_batch_size:,} = {batch}",

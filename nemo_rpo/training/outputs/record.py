@@ -16,11 +16,13 @@ from nemo_rpo.data.cache.arrow import pair_ids, prompt_names, pyarrow, sources
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.training.outputs.results import NO_ROOM
+from nemo_rpo.training.outputs import tastes
+from nemo_rpo.training.outputs.results import NO_ROOM, weight_names
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 
 if TYPE_CHECKING:
     from nemo_rpo.em.record import Trajectory
+    from nemo_rpo.training.outputs.tastes import GroupsSeen
 
 POSTERIORS, ANNOTATORS, VALIDATION = "posteriors.parquet", "annotators.parquet", "validation.parquet"
 STEP = "nemo_rpo.step"
@@ -34,6 +36,7 @@ def write_posteriors(
     logit_eta: np.ndarray,
     tau: float,
     evidence: np.ndarray | None = None,
+    groups: GroupsSeen | None = None,
 ) -> None:
     """``posteriors.parquet``, a row a signed label in the order of the data.
 
@@ -42,6 +45,10 @@ def write_posteriors(
     (probability that this label is right: as the E-step had it at first sight, and of the last Δ under the
     reliabilities of now), ``flipped`` (w_last < ½: the EM believes the opposite). Null where a pair was not seen, or
     its margin was no finite number.
+
+    A run with ``groups`` of taste has a truth of each pair for each of them: ``w_of_group_1``, … (probability that the
+    pair's chosen is better for that group, by the last Δ) are there too, ``w_last`` is right for whoever gave the
+    label, and ``w_first`` is null where several labels share the pair.
 
     Args:
         step: optimizer steps done; every file has it in its metadata.
@@ -57,6 +64,13 @@ def write_posteriors(
     if evidence is None:
         evidence = np.bincount(pair, weights=sign * logit_eta[annotator], minlength=len(cache))
     right = _sigmoid(sign * (last_delta.astype(np.float64) / tau + evidence)[pair])
+    by_group = {}
+    if groups is not None:
+        w = _sigmoid(groups.log_odds(pair, annotator, sign, logit_eta, tau))
+        right = tastes.right(groups, w, pair, annotator, sign)
+        by_group = dict(zip(tastes.group_names(w.shape[1]), w.astype(np.float32)[pair].T, strict=True))
+        shared = np.bincount(pair, minlength=len(cache)) > 1
+        first_w = np.where(shared, np.nan, first_w)
     columns = {
         **_label_columns(cache, pair, annotator, sign),
         "delta_first": first_delta[pair],
@@ -64,6 +78,7 @@ def write_posteriors(
         "delta_last": last_delta[pair],
         "w_last": right.astype(np.float32),
         "flipped": pa.array(right < 0.5, mask=np.isnan(right)),
+        **by_group,
     }
     _write(folder / POSTERIORS, step, _table(columns))
 
@@ -72,7 +87,8 @@ def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], traj
     """``annotators.parquet``, a row an annotator in the data's order: ``id``, ``labels``, ``eta``, ``standard_error``
     (null where nothing has been fitted), ``eta_running`` (before the last sweep), ``eta_start``, and the way of η over
     the optimizer steps, ``trajectory_steps`` (the same in every row) and ``trajectory_eta`` (NaN before they joined);
-    with a label model in force ``skill`` and every further feature by its name, each with ``…_error``.
+    with a label model in force ``skill`` and every further feature by its name, each with ``…_error``; of a run with
+    groups of taste ``weight_1``, …, the weight on each.
     """
     pa, _ = pyarrow()
     ways = np.stack([eta.cpu().numpy() for eta in trajectory.eta], 1) if trajectory.steps else np.empty((len(rows), 0))
@@ -83,6 +99,10 @@ def write_annotators(folder: Path, step: int, rows: Sequence[AnnotatorRow], traj
         "standard_error": np.array([row.standard_error for row in rows]),
         "eta_running": np.array([row.running for row in rows]),
         "eta_start": np.array([row.start for row in rows]),
+        **{
+            name: np.array([row.weights[g] for row in rows])
+            for g, name in enumerate(weight_names(len(rows[0].weights) if rows else 0))
+        },
         "trajectory_steps": pa.array([trajectory.steps] * len(rows), pa.list_(pa.int32())),
         "trajectory_eta": pa.array(list(ways.astype(np.float32)), pa.list_(pa.float32())),
     }

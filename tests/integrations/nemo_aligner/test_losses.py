@@ -113,7 +113,7 @@ def plainly(stage: SimpleNamespace, rpo: dict[str, Any], dpo: dict[str, Any]) ->
     terms = loss.terms(x)
     w = em.posterior(terms.delta, votes) if own.enabled else votes.share()
     em.accumulate(w, votes, torch.tensor(own.enabled).expand(len(kept)))
-    preference = robust_loss(terms, w, own.objective if own.enabled else "weighted")
+    preference = robust_loss(terms, w, own.objective_in_force if own.enabled else "weighted")
     chosen, rejected = x.mean_policy() if shared.sft_average_log_probs else x.policy()
     each = shared.preference_loss_weight * preference - shared.sft_loss_weight * (w * chosen + (1 - w) * rejected)
     reduction = loss.reduction

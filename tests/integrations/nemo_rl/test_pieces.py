@@ -156,7 +156,7 @@ def test_labels_without_ids_are_one_annotators(version, tmp_path):
     data = rows(16)
     for row in data:
         del row["annotator"]
-    robust = {"annotator_key": None, "base_loss": "cpo"}  # margins that say something from the first step on
+    robust = {"annotator_key": None, "estimator": "ema"}
     found = run(Recipe(version, tmp_path, data, robust=robust, max_steps=2))
     assert found.policy.annotators.ids == ["all"]
     found.policy.settle()

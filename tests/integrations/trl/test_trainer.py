@@ -196,7 +196,7 @@ def test_evaluation_moves_nothing(model, tmp_path):
     evaluation = Dataset.from_list(
         [{**row, "annotator": None if i % 2 else "x"} for i, row in enumerate(rows(7, seed=3))]
     )
-    rpo = {"buffer": {"refit_every": 2, "margins": "latest", "min_information": 0.0}}
+    rpo = {"buffer": {"refit_every": 2, "margins": "latest", "min_information": 0.0, "min_gain": -1e9}}
     quiet = trainer(model, arguments(tmp_path, max_steps=3), data, rpo)
     often = arguments(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=1, eval_on_start=True)
     watched = trainer(model, often, data, rpo, eval_dataset=evaluation)
