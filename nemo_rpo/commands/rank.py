@@ -15,7 +15,7 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import ComparisonFormat, Leaderboard, RankSettings, Standing, leaderboard, read_comparisons
 from nemo_rpo.ranking.ranking_settings import Resample, Ties
 from nemo_rpo.ranking.standings import COMPARE
-from nemo_rpo.training.outputs.summary import format_table
+from nemo_rpo.text_table import format_table
 
 _NAMES = {"elo": "Elo ratings", "trueskill": "TrueSkill ratings"}
 _SHOWN = 100  # players and annotators a terminal is given; --json and --csv have all

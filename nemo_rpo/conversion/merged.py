@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nemo_rpo.data import columns as side_columns
+from nemo_rpo.data.files.spool import Spool
+from nemo_rpo.data.formats import Parsed
 from nemo_rpo.data.identity import PairIndex, Sighting
 from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
 from nemo_rpo.data.vote_ledger import VoteLedger
@@ -26,6 +27,7 @@ class MergedPair:
         gold: +1, -1 or ``None``. topic: the first that a row names.
         columns: numeric side information, the mean over the rows that have it.
         given: what the chat template is given beside the messages, as in a row.
+        key: the pair's id, or the hash of its content. layout: of that first row.
     """
 
     where: str
@@ -38,6 +40,8 @@ class MergedPair:
     topic: str | None
     columns: dict[str, float]
     given: Given = field(default_factory=dict)
+    key: str = ""
+    layout: str = ""
 
     def columns_for(self, sign: int) -> dict[str, float]:
         """The columns relative to the completion that a vote of that sign prefers."""
@@ -45,59 +49,57 @@ class MergedPair:
 
 
 class MergedPairs:
-    """What all rows say of their pairs, in some hundred bytes a pair and a vote; the texts come from a second reading.
+    """What all rows say of their pairs, in some hundred bytes a pair and a vote; the texts wait in a spool.
 
     Args:
-        rows: every row of the files.
+        rows: every row of the files, a ranking as its pairs.
+        spool: empty; holds the pairs' texts.
 
     Raises:
         DataError: a row that contradicts an earlier one of its pair in text or gold label.
     """
 
-    def __init__(self, rows: Iterable[PreferenceRow]) -> None:
+    def __init__(self, rows: Iterable[Parsed], spool: Spool) -> None:
         self.rows = 0
         self._columns: dict[tuple[int, str], tuple[float, int]] = {}  # sum and number of values
+        self._spool = spool
         pairs, ledger = PairIndex(), VoteLedger()
-        self._first = array("q")
-        for row in rows:
+        for _, layout, row in rows:
             sighting = pairs.find(row)
-            self._first.append(sighting.text if sighting.new else -1)
+            if sighting.new:
+                spool.add((row.where, row.pair_id, row.prompt, row.chosen, row.rejected, row.given, layout))
             ledger.add(row, sighting)
-            self._add_columns(row, sighting)
+            if row.columns:
+                self._add_columns(row, sighting)
             self.rows += 1
-        self._table = ledger.close(pairs)
-        self._names = self._table.annotators.ids
-        ends = np.cumsum(np.bincount(self._table.pair, minlength=len(pairs)))
-        self._votes = np.split(np.argsort(self._table.pair, kind="stable"), ends[:-1])
+        self._ids, self._table = pairs.ids, ledger.close(pairs)
+        self._order = np.argsort(self._table.pair, kind="stable")
+        self._ends = np.cumsum(np.bincount(self._table.pair, minlength=len(pairs)))
 
     def __len__(self) -> int:
         return self._table.pairs
 
-    def first_shown(self, row: int) -> int | None:
-        """The pair that the row, counted from 0, is the first to show."""
-        return None if self._first[row] < 0 else self._first[row]
+    def __iter__(self) -> Iterator[MergedPair]:
+        """The pairs in the order of their first rows."""
+        table, start = self._table, 0
+        ids, sign = table.annotators.ids, table.sign[self._order].tolist()
+        name = [None if none else ids[k] for k, none in zip(*self._who(), strict=True)]
+        gold, topic = table.gold.tolist(), table.topic.tolist()
+        for text, (end, spooled) in enumerate(zip(self._ends.tolist(), self._spool, strict=True)):
+            where, pair_id, prompt, first, second, given, layout = spooled
+            votes = [Vote(name[v], sign[v], table.details.of(self._order[v])) for v in range(start, end)]
+            start = end
+            columns = self._mean_columns(text) if self._columns else {}
+            about = (gold[text] or None, table.topics[topic[text]] if topic[text] >= 0 else None, columns, given)
+            yield MergedPair(where, pair_id, prompt, first, second, votes, *about, self._ids[text], layout)
 
-    def pair(self, text: int, row: PreferenceRow) -> MergedPair:
-        """The pair with that index in the order of first rows, of which ``row`` is the first."""
-        table = self._table
-        votes = [
-            Vote(None if table.unnamed[v] else self._names[table.annotator[v]], int(table.sign[v]), table.details.of(v))
-            for v in self._votes[text]
-        ]
+    def _who(self) -> tuple[list[int], list[bool]]:
+        """Of the votes by pair: the annotator, and whether that is nobody by name."""
+        return self._table.annotator[self._order].tolist(), self._table.unnamed[self._order].tolist()
+
+    def _mean_columns(self, text: int) -> dict[str, float]:
         known = {name: self._columns[text, name] for name in side_columns.NAMES if (text, name) in self._columns}
-        columns = {name: total / number for name, (total, number) in known.items()}
-        return MergedPair(
-            row.where,
-            row.pair_id,
-            row.prompt,
-            row.chosen,
-            row.rejected,
-            votes,
-            int(table.gold[text]) or None,
-            table.topics[table.topic[text]] if table.topic[text] >= 0 else None,
-            columns,
-            row.given,
-        )
+        return {name: total / number for name, (total, number) in known.items()}
 
     def _add_columns(self, row: PreferenceRow, sighting: Sighting) -> None:
         columns = _turned(row.columns) if sighting.turned else row.columns

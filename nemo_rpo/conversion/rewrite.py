@@ -1,4 +1,4 @@
-"""Reads files twice, once for who said what and once for the texts, and writes them in another layout."""
+"""Reads files once, the texts waiting on disk until it is known who said what, and writes them in another layout."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nemo_rpo.conversion.layouts import WRITERS
 from nemo_rpo.conversion.merged import MergedPairs
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
+from nemo_rpo.data.files.spool import Spool
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import Parsed, read_pairs, unread_fields
-from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError
 
 
@@ -32,8 +32,8 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
 
     Rows that speak of one pair are brought together: layouts with votes get one row a pair, the others a row a label,
     in the order of the pairs' first rows. Pair ids, annotator ids, side columns, system messages and tools are kept;
-    fields that no layout knows are not, and are counted. Memory grows by some hundred bytes a pair and a vote; texts
-    are never held.
+    fields that no layout knows are not, and are counted. Memory grows by some hundred bytes a pair and a vote; the
+    texts wait on the disk of ``out``.
 
     Args:
         to: one of :data:`nemo_rpo.conversion.layouts.WRITERS`.
@@ -46,24 +46,22 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
     if to not in WRITERS:
         raise ConfigError(f"--to is '{to}'; it can be {', '.join(WRITERS)}")
     checked = as_paths(paths, setting="the path", folders=True)
-    with record_writer(out, overwrite) as write:
+    with record_writer(out, overwrite) as write, Spool(out.parent) as spool:
         unread: Counter[str] = Counter()
-        merged = MergedPairs(_counting(read_pairs(checked, keys), keys or RowFormat(), unread))
+        merged = MergedPairs(_counting(read_pairs(checked, keys), keys or RowFormat(), unread), spool)
         done = Converted(merged.rows, len(merged), lost=unread)
-        for row, parsed in enumerate(read_pairs(checked, keys)):
-            text = merged.first_shown(row)
-            if text is not None:
-                for fields in WRITERS[to](merged.pair(text, parsed.row), done.lost):
-                    write(fields)
-                    done.written += 1
+        for pair in merged:
+            for fields in WRITERS[to](pair, done.lost):
+                write(fields)
+                done.written += 1
     return done
 
 
-def _counting(pairs: Iterable[Parsed], keys: RowFormat, unread: Counter[str]) -> Iterator[PreferenceRow]:
-    """The rows of the pairs; counts the rows with a value in a field that is not read."""
+def _counting(pairs: Iterable[Parsed], keys: RowFormat, unread: Counter[str]) -> Iterator[Parsed]:
+    """The pairs as they are; counts the rows with a value in a field that is not read."""
     last = None
     for parsed in pairs:
         if parsed.record is not last:  # a ranking is several pairs
             last = parsed.record
             unread.update(f"values of field '{name}' (not read)" for name in unread_fields(last, keys, parsed.layout))
-        yield parsed.row
+        yield parsed

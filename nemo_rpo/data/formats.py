@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -12,11 +13,11 @@ from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
 from nemo_rpo.data.layouts import every, ranked, voted, winner
+from nemo_rpo.data.layouts.column_names import check_columns, renamed
 from nemo_rpo.data.layouts.details import GOLD, OF_VOTE
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.layouts.layout import Layout, marks
 from nemo_rpo.data.layouts.public.table import PUBLIC, VOTE_ROWS
-from nemo_rpo.data.layouts.renamed import check_columns, renamed
 from nemo_rpo.data.rows import PreferenceRow
 from nemo_rpo.errors import ConfigError, DataError, RowError
 
@@ -97,7 +98,10 @@ def unread_fields(record: Record, keys: RowFormat, layout: str) -> list[str]:
     the objects in a list. And what the layout leaves out of a record on purpose, once for each.
     """
     of, fields = LAYOUTS[layout], record.fields
-    reads = of.reads(keys, fields)
+    if of.reads_more is None:
+        reads = _reads(layout, keys.annotator_key, keys.pair_id_key, keys.annotator_required)
+    else:
+        reads = of.reads(keys, fields)
     unread = [name for name in fields if name not in reads and not _is_blank(fields[name])]
     for name, inner in of.inner.items():
         known = inner if of.labelled else inner | {keys.annotator_key}
@@ -105,6 +109,13 @@ def unread_fields(record: Record, keys: RowFormat, layout: str) -> list[str]:
         found = {key for item in items for key in item if key not in known and not _is_blank(item[key])}
         unread += [f"{name}[].{key}" for key in sorted(found)]
     return unread if of.ignored is None else [*unread, *of.ignored(fields)]
+
+
+@functools.lru_cache(maxsize=len(LAYOUTS))
+def _reads(layout: str, annotator_key: str, pair_id_key: str, annotator_required: bool) -> frozenset[str]:
+    """The same for all rows of a file."""
+    columns = {annotator_key: annotator_key} if annotator_required else {}
+    return LAYOUTS[layout].reads(RowFormat(layout, annotator_key, pair_id_key, columns), {})
 
 
 def _is_blank(value: Any) -> bool:

@@ -22,13 +22,7 @@ from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss, RankingLogp
 
 
 class EStep(Protocol):
-    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one.
-
-    Attributes:
-        auto_objective: what ``objective: auto`` is with it.
-    """
-
-    auto_objective: str
+    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one."""
 
     def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q [P] and u [] of :func:`nemo_rpo.em.objective.bounded_loss`."""
@@ -175,7 +169,7 @@ class PairStep:
         pair: Tensor | None,
         ranking_size: Tensor | None,
     ) -> Tensor:
-        objective = "weighted" if em is None else self._objective_with(em)
+        objective = "weighted" if em is None else self.objective
         if objective == "bounded":
             preference = bounded_loss(terms, *em.bounded(votes, pair), w)
         else:
@@ -186,9 +180,6 @@ class PairStep:
         if self.loss.takes_ties:
             preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
         return preference
-
-    def _objective_with(self, em: EStep) -> str:
-        return em.auto_objective if self.objective == "auto" else self.objective
 
     def _sft(self, x: PairLogprobs, w: Tensor) -> Tensor:
         """The negative log-likelihood [P] of the response believed to be better."""

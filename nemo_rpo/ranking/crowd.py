@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +13,15 @@ from torch import Tensor
 
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior, standard_errors
 from nemo_rpo.ranking.comparisons import Comparisons
+from nemo_rpo.ranking.likelihood import Likelihood
 from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import Results, Schedule
+from nemo_rpo.ranking.scoring import maximise
 from nemo_rpo.ranking.strengths import Strengths, bradley_terry
 
 logger = logging.getLogger(__name__)
+
+_NEAR = 1e-2  # strengths move by less than this a round once the EM is at its mode
 
 
 class Reliabilities(NamedTuple):
@@ -31,7 +37,6 @@ def crowd_bt(
     schedule: Schedule,
     settings: RankSettings,
     em: EMSettings | None = None,
-    start: tuple[Strengths, Reliabilities] | None = None,
 ) -> tuple[Strengths, Reliabilities]:
     r"""The Bradley-Terry model seen through annotators who are right with probability η_k.
 
@@ -49,21 +54,50 @@ def crowd_bt(
     em = em or EMSettings()
     labels = _Labels(comparisons)
     strengths, eta = None, torch.full((len(comparisons.annotators),), em.eta_init, dtype=torch.float64)
-    if start is not None:
-        strengths, eta = start[0], torch.from_numpy(start[1].eta)
+    likelihood, bounds = crowd_likelihood(comparisons, settings, em)
+    # Where the system is small enough to be solved, rounds only have to find the right mode.
+    dense = likelihood.size <= settings.refit_parameters
+    tolerance = max(settings.crowd_tolerance, _NEAR) if dense else settings.crowd_tolerance
+    inner = replace(settings, tolerance=max(settings.tolerance, 0.1 * tolerance))
+    sweep = replace(em, sweep_tolerance=max(em.sweep_tolerance, 0.1 * tolerance))
     right = posterior(labels.margin(strengths), labels.votes, eta.logit())
     for _ in range(settings.crowd_max_iterations):
         before = strengths
-        strengths = bradley_terry(schedule, labels.results(right, schedule, settings), settings, before)
-        eta = full_batch_em(labels.margin(strengths), labels.votes, eta, em).eta
+        strengths = bradley_terry(schedule, labels.results(right, schedule, settings), inner, before)
+        eta = full_batch_em(labels.margin(strengths), labels.votes, eta, sweep).eta
         right = posterior(labels.margin(strengths), labels.votes, eta.logit())
         moved = np.inf if before is None else np.abs(strengths.log_strength - before.log_strength).max()
-        if moved < settings.crowd_tolerance:
+        if moved < tolerance:
             break
     else:
         logger.warning("Crowd-BT stopped with strengths still moving by %.1e a round", moved)
+    if dense:
+        strengths, eta = _solved(likelihood, bounds, strengths, eta, settings)
     error = standard_errors(labels.margin(strengths), labels.votes, eta, em)
     return strengths, Reliabilities(eta.numpy(), error.numpy(), labels.count())
+
+
+def crowd_likelihood(
+    comparisons: Comparisons, settings: RankSettings, em: EMSettings | None = None
+) -> tuple[Likelihood, tuple[float, float]]:
+    """The marginal likelihood of the model with its priors, and the bounds of logit η."""
+    em = em or EMSettings()
+    low, high = (math.log(bound / (1 - bound)) for bound in em.eta_bounds)
+    return Likelihood(comparisons, settings, em.prior), (low, high)
+
+
+def _solved(
+    likelihood: Likelihood, bounds: tuple[float, float], near: Strengths, eta: Tensor, settings: RankSettings
+) -> tuple[Strengths, Tensor]:
+    """The mode near an EM's estimate, by Fisher scoring."""
+    nu = [np.log([max(near.tie_strength, 1e-9)])] if likelihood.modelled_ties else []
+    theta = np.concatenate([near.log_strength, eta.logit().numpy(), *nu])
+    counts = likelihood.counts()
+    theta, converged = maximise(likelihood, theta, counts, bounds, settings.crowd_tolerance, settings.max_iterations)
+    players, annotators = likelihood.players, likelihood.annotators
+    nu = float(np.exp(theta[-1])) if likelihood.modelled_ties else near.tie_strength
+    strengths = Strengths(theta[:players], nu, near.iterations, converged)
+    return strengths, torch.from_numpy(theta[players : players + annotators]).sigmoid()
 
 
 class _Labels:

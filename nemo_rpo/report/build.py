@@ -16,6 +16,7 @@ from nemo_rpo.report.rendering.document import Document, Note, Section, Text
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source
 from nemo_rpo.report.texts import Texts, read_texts
+from nemo_rpo.report.verdict import no_better_than_chance, verdict
 from nemo_rpo.report.warnings import warnings_of
 
 
@@ -63,7 +64,7 @@ def build_report(run: Run, settings: ReportSettings | None = None) -> Document:
             doubtful.leanings_section(run, texts),
             doubtful.taste_section(run, found, texts),
         ]
-    sections[0].blocks = [Text(" ".join(_in_short(run)))]
+    sections[0].blocks = [*verdict(run), Text(" ".join(_in_short(run)))]
     sections.append(_how_to_read(run))
     return Document(f"Whom to believe: {run.cfg.exp_manager.name}", _facts(run), sections)
 
@@ -90,7 +91,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("training data", files if isinstance(files, str) else ", ".join(map(str, files))),
         (
             "loss",
-            f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else f"{loss}, every label believed",
+            f"re_{loss}, {model.rpo.objective_in_force} objective"
+            if model.rpo.enabled
+            else f"{loss}, every label believed",
         ),
         ("steps", f"{run.step:,} of {model.global_batch_size:,} pairs each"),
     ]
@@ -114,8 +117,8 @@ def _in_short(run: Run) -> list[str]:
             share = run.annotators.labels[below].sum() / max(run.annotators.labels.sum(), 1)
             names = ", ".join(worst[:5]) + (", …" if len(worst) > 5 else "")
             said.append(
-                f"{len(below):,} of {len(run.annotators):,} annotators are rated wrong more often than right "
-                f"({names}); they gave {share:.1%} of the labels."
+                f"Of {len(run.annotators):,} annotators {len(below):,} {'is' if len(below) == 1 else 'are'} rated "
+                f"wrong more often than right ({names}), and gave {share:.1%} of the labels."
             )
         else:
             said.append("No annotator is rated wrong more often than right.")
@@ -130,9 +133,7 @@ def _warnings(run: Run) -> list[Note | Text]:
     leaning = doubtful.length_note(run)
     if leaning:
         found.append(leaning)
-    unfinished = _unfinished(run)
-    if unfinished:
-        found.insert(0, unfinished)
+    found = [note for note in (_unfinished(run), no_better_than_chance(run)) if note] + found
     return found or [Text("None: nothing in the estimates looks like a known way to be wrong.")]
 
 

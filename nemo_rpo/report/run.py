@@ -91,7 +91,7 @@ class Annotators:
 @dataclass(frozen=True)
 class HeldOut:
     """Signed labels of held-out pairs: as in :class:`Labels`; ``gold`` int8 [v] is +1, -1, or 0 where unknown, ``set``
-    [v] the name of the validation set, ``""`` where it has none.
+    [v] the name of the validation set, ``""`` where it has none; ``prompt`` [v] is equal for pairs of one prompt.
     """
 
     pair_id: np.ndarray
@@ -100,6 +100,7 @@ class HeldOut:
     gold: np.ndarray
     delta: np.ndarray
     set: np.ndarray
+    prompt: np.ndarray
 
     @property
     def truth(self) -> np.ndarray:
@@ -243,4 +244,6 @@ def _held_out(path: Path, annotators: Annotators | None) -> HeldOut:
         gold=_column(table, path, "gold").to_numpy(),
         delta=_floats(table, path, "delta"),
         set=table["set"].to_numpy() if "set" in table.column_names else np.full(table.num_rows, ""),
+        # Of a run from before there was such a column each pair stands for a prompt of its own.
+        prompt=_column(table, path, "prompt" if "prompt" in table.column_names else "pair_id").to_numpy(),
     )

@@ -11,8 +11,8 @@ import numpy as np
 from nemo_rpo.conversion.merged import MergedPair, MergedPairs
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import as_paths
+from nemo_rpo.data.files.spool import Spool
 from nemo_rpo.data.formats import read_pairs
-from nemo_rpo.data.identity import PairIndex
 from nemo_rpo.errors import DataError
 from nemo_rpo.report.run import Run
 
@@ -59,17 +59,13 @@ class Source:
 
     def __iter__(self) -> Iterator[SourcePair]:
         """Raises :class:`DataError` where the labels are not those that the run was trained on."""
-        merged, again = MergedPairs(parsed.row for parsed in read_pairs(self._paths, self._keys)), PairIndex()
         found = 0
-        for parsed in read_pairs(self._paths, self._keys):
-            sighting = again.find(parsed.row)
-            if sighting.new:
-                pair = merged.pair(sighting.text, parsed.row)
-                key = again.ids[sighting.text]
-                labels = self._labels_of.get(key, np.empty(0, np.int64))
+        with Spool() as spool:
+            for pair in MergedPairs(read_pairs(self._paths, self._keys), spool):
+                labels = self._labels_of.get(pair.key, np.empty(0, np.int64))
                 found += len(labels)
                 self._check(pair, labels)
-                yield SourcePair(pair, key, labels, parsed.layout in _ORDERED)
+                yield SourcePair(pair, pair.key, labels, pair.layout in _ORDERED)
         if found != len(self._run.labels):
             raise self._changed(f"{len(self._run.labels) - found:,} labels of the record are not in it")
 

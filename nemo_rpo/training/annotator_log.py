@@ -30,6 +30,7 @@ class AnnotatorBook:
     Attributes:
         running_eta: η [K] before the last sweep replaced it.
         standard_error: of η [K], from the last sweep or refit; nan where nothing has been fitted.
+        coefficients: by feature of the label model in force, coefficients and their standard errors [K]; empty without.
     """
 
     def __init__(self, model: MegatronGPTRPOModel, cache: PreferenceCache, folder: Path, log: RunLog) -> None:
@@ -37,8 +38,10 @@ class AnnotatorBook:
         self.enabled, self.groups = model.cfg.model.rpo.enabled, model.loss.groups
         self.running_eta = model.em.eta
         self.standard_error = torch.full_like(model.em.eta, math.nan)
+        self.coefficients: dict[str, list[list[float]]] = {}
         self._noted = model.em.estimate
         self._said: set[str] = set()
+        self._reasons: list[str] = []
         self._written: int | None = None
 
     def metrics(self) -> dict[str, float]:
@@ -75,6 +78,7 @@ class AnnotatorBook:
         )
         if temperature.reason:
             self._say("temperature", f"temperature of the margins left at {temperature.value:g}: {temperature.reason}")
+        self._say_choice()
         found = self.model.em.findings()
         if found is not None:
             self._judge(*found, counts=self.model.em.label_counts)
@@ -93,11 +97,24 @@ class AnnotatorBook:
             "em/eta_moved": (found.result.eta - self.running_eta).abs().mean().item(),
         }
         self.log.record("sweep", step, {**metrics, **self.metrics()})
+        self._say_choice()
         self._judge(found.standard_error, found.evidence, counts=found.result.counts)
 
     def _judge(self, standard_error: Tensor, evidence: Evidence, counts: Tensor) -> None:
-        self.standard_error = standard_error
+        self.standard_error, em = standard_error, self.model.em
+        self.coefficients = {name: [of.tolist() for of in pair] for name, pair in em.coefficients.items()}
         for guard, text in warn_all(self.model.em.eta, counts, self.model.em.settings.eta_init, evidence):
+            self._say(guard, f"warning: {text}")
+
+    def _say_choice(self) -> None:
+        """What the label model's choice of features rested on, whenever it is another; and its warnings."""
+        label_model = self.model.em.label_model
+        if label_model is None:
+            return
+        if label_model.reasons and label_model.reasons != self._reasons:
+            self._reasons = label_model.reasons
+            self.log.note(f"label model: {'; '.join(label_model.reasons)}")
+        for guard, text in label_model.warnings:
             self._say(guard, f"warning: {text}")
 
     def _say(self, subject: str, text: str) -> None:
@@ -109,7 +126,11 @@ class AnnotatorBook:
     def state(self) -> dict[str, Any]:
         """For ``run.json``; :meth:`take_up` reads it."""
         errors = [None if math.isnan(error) else error for error in self.standard_error.tolist()]
-        return {"running_eta": self.running_eta.tolist(), "standard_error": errors}
+        return {
+            "running_eta": self.running_eta.tolist(),
+            "standard_error": errors,
+            "coefficients": self.coefficients,
+        }
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state`. Annotators who have joined since have η as their running η, and nan as its error."""
@@ -118,6 +139,7 @@ class AnnotatorBook:
             kept = torch.tensor(saved, dtype=torch.float64, device=self.model.device)
             fresh = self.model.em.eta if name == "running_eta" else self.standard_error
             setattr(self, name, torch.cat((kept, fresh[len(kept) :])))
+        self.coefficients = state.get("coefficients", {})
         self._noted = self.model.em.estimate
 
     def write(self, step: int) -> list[Path]:
@@ -144,19 +166,22 @@ class AnnotatorBook:
     def _write(self, step: int, seen: np.ndarray | None, groups: GroupsSeen | None) -> None:
         em, rows = self.model.em, self.rows()
         write_annotators(self.folder, rows)
+        self.log.annotators(step, rows)
         if seen is not None:
             record.write_annotators(self.folder, step, rows, em.trajectory)
             logit_eta = torch.logit(em.eta).cpu().numpy()
-            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.voice.temperature(), groups)
+            evidence = None if em.pair_evidence is None else em.pair_evidence.double().cpu().numpy()
+            tau = em.voice.temperature()
+            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, tau, evidence, groups)
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""
         columns = (self.model.em.eta.tolist(), self.standard_error.tolist(), self.running_eta.tolist())
         start = self.model.em.settings.eta_init
         weights = map(tuple, self.model.em.weight.tolist()) if self.groups > 1 else [()] * len(columns[0])
+        known = {name: list(zip(*pair, strict=True)) for name, pair in self.coefficients.items()}
+        people = zip(self.cache.annotators.annotators, *columns, weights, strict=True)
         return [
-            AnnotatorRow(a.id, a.labels, eta, start, error, running, of_groups)
-            for a, eta, error, running, of_groups in zip(
-                self.cache.annotators.annotators, *columns, weights, strict=True
-            )
+            AnnotatorRow(a.id, a.labels, eta, start, error, running, {n: of[k] for n, of in known.items()}, of_groups)
+            for k, (a, eta, error, running, of_groups) in enumerate(people)
         ]

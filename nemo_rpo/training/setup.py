@@ -19,6 +19,7 @@ import torch.distributed as dist
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.places import run_folder as run_folder
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
@@ -65,14 +66,6 @@ class Split:
         """Tokens of one global batch, all responses with their prompts."""
         texts, _ = self.lengths(data_step)
         return int(texts.sum())
-
-
-def run_folder(cfg: RunConfig) -> Path:
-    """The folder of the run: logs, checkpoints, results."""
-    manager = cfg.exp_manager
-    if manager.explicit_log_dir:
-        return Path(manager.explicit_log_dir)
-    return Path(manager.exp_dir, manager.name, manager.version or "")
 
 
 def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:

@@ -107,7 +107,8 @@ class _Reading:
             self._last = parsed.record
             self.unread.update(unread_fields(parsed.record, self.settings.keys, parsed.layout))
         number = len(self.exclusions.pair_of_row)
-        pairs = [self._enter_pair(row, number) for row in comparisons(parsed.row)]
+        rows = comparisons(parsed.row) if parsed.row.further else (parsed.row,)
+        pairs = [self._enter_pair(row, number) for row in rows]
         # A ranking is trained on whole: any pair of it that cannot be decides about the row.
         self.exclusions.pair_of_row.append(next((pair for pair in pairs if pair in self.exclusions.pairs), pairs[0]))
 

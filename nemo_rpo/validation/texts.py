@@ -16,6 +16,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 # How the templates of the common models begin a text or a turn.
 _RENDERED = re.compile(r"\s*(<\|(begin_of_text|im_start|start_header_id|user|system|start)\|>|<s>|<bos>|\[INST\])")
+_AROUND = 8
+_BEGIN = 64
+_BEYOND_ASCII = re.compile(rf"[^\x00-\x7f](?:[\x00-\x7f]{{0,{2 * _AROUND}}}[^\x00-\x7f])*")
 _CONTROL_BYTES = bytes(i for i in range(128) if _CONTROL.match(chr(i)))
 
 
@@ -52,15 +55,16 @@ class TextChecks:
         yield from self._damage((("prompt", prompt), ("first completion", first), ("second completion", second)))
 
     def _damage(self, texts: tuple[tuple[str, str], ...]) -> Iterator[Problem]:
+        beyond = [(name, text) for name, text in texts if not text.isascii()]
         clean = all(_is_clean(text) for _, text in texts)
-        if clean and all(text.isascii() for _, text in texts):
+        if clean and not beyond:
             return
         for kind, find in (("replacement_character", _replacement), ("control_character", _control)):
             for name, text in () if clean and kind == "control_character" else texts:
                 if (found := find(text)) is not None:
                     yield kind, f"{found} of the {name}"
                     break
-        damaged = next((name for name, text in texts if not text.isascii() and self._is_mojibake(text)), None)
+        damaged = next((name for name, text in beyond if _somewhere(self._is_mojibake, text)), None)
         if damaged:
             yield "mojibake", f"the {damaged} looks decoded with the wrong encoding"
 
@@ -75,6 +79,9 @@ class TextChecks:
 
 def judgement(row: PreferenceRow) -> Iterator[Problem]:
     """Whether a completion is empty, or both are the same, as far as that can be told without a tokenizer."""
+    if isinstance(row.chosen, str) and isinstance(row.rejected, str) and row.chosen != row.rejected:
+        if not (row.chosen.isspace() or row.rejected.isspace()) and row.chosen and row.rejected:
+            return  # most rows
     sides = (("first", _said(row.chosen)), ("second", _said(row.rejected)))
     empty = [name for name, said in sides if not any(content.strip() or calls for _, content, calls in said)]
     if empty:
@@ -117,8 +124,11 @@ def _has_turns(text: Text) -> bool:
 
 
 def _same_words(first: str, second: str) -> bool:
-    # Most texts differ in their first word, and the others need not be cut into theirs.
-    return first.split(None, 1)[:1] == second.split(None, 1)[:1] and first.split() == second.split()
+    # Most texts differ in their first words, and the others need not be cut into theirs; the last word may be half one.
+    begin = [text[:_BEGIN].split()[:-1] for text in (first, second)]
+    if any(a != b for a, b in zip(*begin, strict=False)):
+        return False
+    return first.split() == second.split()
 
 
 def _is_clean(text: str) -> bool:
@@ -127,6 +137,16 @@ def _is_clean(text: str) -> bool:
     """
     data = text.encode("utf-8", "surrogatepass")
     return len(data.translate(None, _CONTROL_BYTES)) == len(data) and b"\xc2" not in data
+
+
+def _somewhere(is_bad: Callable[[str], bool], text: str) -> bool:
+    """Whether a search finds what it looks for in the parts of a text that are not ASCII.
+
+    The signs of a wrong encoding are a few characters, one of them beyond ASCII: eight on either side are enough, and
+    hundreds of times as many need not be searched.
+    """
+    parts = (run.span() for run in _BEYOND_ASCII.finditer(text))
+    return any(is_bad(text[max(0, start - _AROUND) : end + _AROUND]) for start, end in parts)
 
 
 def _replacement(text: str) -> str | None:

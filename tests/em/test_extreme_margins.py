@@ -76,8 +76,8 @@ def test_the_sweep_takes_the_margins_at_their_word(runaway: World):
 def test_the_refit_survives_them(runaway: World):
     found = estimate(runaway.delta, runaway.votes, START, BUFFER)
     assert found.sweep is not None and found.sweep.converged
-    assert finite(found.eta, *found.prior, found.temperature.value, found.information)
-    assert not found.temperature.identified and found.temperature.reason
+    assert finite(found.eta, *found.prior, found.information, found.temperature.gain)
+    assert found.temperature.weight == 0 and found.temperature.reason
     fitted = replace(BUFFER, prior=found.prior, link_tau=found.temperature.value)
     assert finite(standard_errors(runaway.delta, runaway.votes, found.eta, fitted))
     assert finite(*evidence_of(runaway.delta, runaway.votes, found.eta, fitted))

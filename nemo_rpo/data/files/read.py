@@ -19,6 +19,7 @@ from nemo_rpo.errors import DataError, RowError, first_line, missing_extra
 
 Paths = str | Path | Sequence[str | Path]
 INDEX = "(unnamed)"  # the column that pandas writes first unless told not to
+BUFFER = 2**20  # bytes: lines of several kilobytes would cost a call of the system each
 _CSV_FIELD = 2**31 - 1
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -104,10 +105,9 @@ def count_rows(path: Path) -> int:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    opened = gzip.open if path.suffix == ".gz" else open
     line = 0
     try:
-        with opened(path, "rb") as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb", BUFFER) as file:
             for line, text in enumerate(file, start=1):  # noqa: B007  the except clauses name it
                 yield text
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:

@@ -40,7 +40,7 @@ def complete(row: PreferenceRow, fields: Fields, labelled: bool, public: bool) -
         RowError: one of them is of another type, or a response has no message of the assistant.
     """
     for place, text in enumerate(row.responses):
-        if not isinstance(text, str):
+        if type(text) is not str:
             _check_response(fields, ("chosen", "rejected", "further")[min(place, 2)], text)
     values, changes = {} if public else fields.values, {}
     if values.get(SYSTEM) is not None or values.get(TOOLS) is not None or values.get(TEMPLATE_KWARGS) is not None:
@@ -112,6 +112,9 @@ def _behind(system: Messages, prompt: Messages, fields: Fields) -> Messages:
 
 
 def _is_repeated(prompt: str, responses: tuple[Text, ...]) -> bool:
-    if len(prompt) < _CHARACTERS or not all(isinstance(text, str) and text.startswith(prompt) for text in responses):
+    if len(prompt) < _CHARACTERS:
         return False
+    for text in responses:
+        if not isinstance(text, str) or not text.startswith(prompt):
+            return False
     return len(prompt.split()) >= _WORDS

@@ -46,6 +46,9 @@ class Fields:
 
     def text(self, name: str) -> str:
         """A field that must be a string."""
+        value = self.values.get(name)
+        if type(value) is str and value.isascii():  # most of them, in every row of every file
+            return value
         value = self.require(name)
         if not isinstance(value, str):
             raise self.wrong_type(name, "a string", value)
@@ -60,6 +63,9 @@ class Fields:
 
     def conversation(self, name: str) -> Text:
         """A string, or a list of messages."""
+        value = self.values.get(name)
+        if type(value) is str and value.isascii():
+            return value
         return self.text(name) if isinstance(self.require(name), str) else self.messages(name)
 
     def conversations(self, name: str) -> list[Text]:
@@ -139,6 +145,8 @@ class Fields:
         that other integers have the same float.
         """
         value = self.values.get(name)
+        if type(value) is str and value[:1].isalpha() and value.isascii():  # no number, and not blank
+            return value
         blank = value is None or value != value  # NaN is how tables write a missing number
         if blank or (isinstance(value, str) and not value.strip()):
             if required:

@@ -24,13 +24,13 @@ from nemo_rpo.em.label_model.coefficients import (
     posterior,
     with_population_unknown,
 )
-from nemo_rpo.em.label_model.dependence import family_weights
-from nemo_rpo.em.label_model.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
 from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate
 from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
+from nemo_rpo.em.label_model.shared_errors.families import family_weights
 from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
@@ -264,6 +264,12 @@ class RunLabelModel:
         voted = table.per_annotator(table.counted) > 0
         weight = LabelModelSettings.spread_votes
         return now.stretch * with_population_unknown(variances, now.theta, voted, now.population, weight).sqrt()
+
+    def coefficients(self, margin: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """By feature, the skill first: the coefficients and their standard errors, float64 [K] each. ``margin`` as in
+        :meth:`refit`; the collectives of :meth:`standard_errors`."""
+        errors = self.standard_errors(margin)
+        return {name: (self.now.theta[:, j], errors[:, j]) for j, name in enumerate(self.now.names)}
 
     def state(self) -> dict[str, Tensor]:
         """By name, the same on every rank; nothing before the first choice. ``names`` is UTF-8, uint8."""

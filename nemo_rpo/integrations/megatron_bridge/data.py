@@ -78,7 +78,8 @@ class PreferenceDatasetProvider(DatasetProvider):
         seq_length: tokens of prompt + response; ``config.model.seq_length``.
         tokenizer_folder: a Hugging Face folder; None: ``config.tokenizer.tokenizer_model``.
         use_chat_template: render plain texts with the chat template too; messages always are.
-        layout, pair_id_key, group_votes, invalid_pairs, pad_length_to_multiple_of, cache_dir: as ``model.data``'s.
+        layout, pair_id_key, columns, group_votes, invalid_pairs, pad_length_to_multiple_of, cache_dir: as in
+            ``model.data``.
         seed: of the order of the pairs.
         dataloader_type: ``single``; :class:`PreferencePairs` shuffles and goes on from epoch to epoch by itself.
 
@@ -91,6 +92,7 @@ class PreferenceDatasetProvider(DatasetProvider):
     use_chat_template: bool = False
     layout: str = DataConfig.layout
     pair_id_key: str = DataConfig.pair_id_key
+    columns: dict[str, str] = field(default_factory=dict)
     group_votes: bool = DataConfig.group_votes
     invalid_pairs: str = DataConfig.invalid_pairs
     pad_length_to_multiple_of: int = DataConfig.pad_length_to_multiple_of
@@ -137,7 +139,7 @@ class PreferenceDatasetProvider(DatasetProvider):
             raise ConfigError("dataset.tokenizer_folder is not set: give the folder of a Hugging Face tokenizer")
         spec = CacheSpec(
             paths=[files] if isinstance(files, str) else files,
-            keys=RowFormat(self.layout, key, self.pair_id_key),
+            keys=RowFormat(self.layout, key, self.pair_id_key, self.columns),
             tokenizer=TokenizerSpec(str(folder), self.use_chat_template),
             seq_length=self.seq_length,
             group_votes=self.group_votes,
