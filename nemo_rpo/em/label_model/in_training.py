@@ -33,6 +33,9 @@ from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exch
 from nemo_rpo.em.label_model.shared_errors.families import family_weights
 from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
+# Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
+# costs as much as several refits.
+_CHOSEN_ANEW = 4
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
 _VOTES_FOR_LENGTH = 1.5
 
@@ -41,8 +44,8 @@ class RunLabelModel:
     """The label model beside the margin buffer: every refit gives it the margins of this rank's pairs.
 
     Which features are in is chosen by :func:`fit_label_model` on a sample of the pairs, the same on every rank, at the
-    first refit and again whenever twice as many pairs have margins. Every refit then runs the EM over all pairs of all
-    ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes are
+    first refit and again whenever four times as many pairs have margins. Every refit then runs the EM over all pairs of
+    all ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes are
     evidence of their annotators too.
 
     Attributes:
@@ -129,7 +132,7 @@ class RunLabelModel:
         :func:`nemo_rpo.em.label_model.model_in_force.of_first_rank`, twice.
         """
         seen = self._table.total(~margin.isnan()).item()
-        if self.now is None or seen >= 2 * max(1, self._chosen_at):
+        if self.now is None or seen >= _CHOSEN_ANEW * max(1, self._chosen_at):
             everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
             self._choose(everywhere[self._sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0))
             self._chosen_at = int(seen)
