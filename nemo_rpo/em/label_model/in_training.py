@@ -45,8 +45,8 @@ class RunLabelModel:
 
     Which features are in is chosen by :func:`fit_label_model` on a sample of the pairs, the same on every rank, at the
     first refit and again whenever four times as many pairs have margins. Every refit then runs the EM over all pairs of
-    all ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes are
-    evidence of their annotators too.
+    all ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes
+    are evidence of their annotators too.
 
     Attributes:
         now: the model in force; None before the first refit.
