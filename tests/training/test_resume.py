@@ -185,6 +185,8 @@ def test_the_label_model_is_resumed(world: World, tmp_path: Path) -> None:
     with (unbroken / ETA).open(newline="") as file:
         table = list(csv.DictReader(file))
     assert all(float(row["slot"]) > 1 and float(row["slot_error"]) > 0 and float(row["skill"]) for row in table)
+    choice = json.loads((unbroken / "label_model.json").read_text())
+    assert choice["features"] == ["skill", "slot"] and choice["reasons"][0].startswith("slot: taken")
     labels = parquet.read_table(unbroken / RECORD[0]).to_pydict()
     against = np.array([row["shown_first"] == "rejected" for row in map(json.loads, data.read_text().splitlines())])
     assert np.mean(np.array(labels["w_last"])[against]) > np.mean(np.array(labels["w_last"])[~against]) + 0.1
@@ -192,6 +194,7 @@ def test_the_label_model_is_resumed(world: World, tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL and whole(out)[-1] == step(4)
     world.train(out, *settings)
     assert_same_end(out, unbroken, tmp_path)
+    assert json.loads((out / "label_model.json").read_text()) == choice
 
 
 def refit_of_the_record(run: Path) -> dict[str, float]:

@@ -36,6 +36,9 @@ from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 # Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
 # costs as much as several refits.
 _CHOSEN_ANEW = 4
+# Warnings of what is measured once; and those of votes alone, where a run's own guards ask beside the margins.
+FROM_DEPENDENCE = ("dependent_errors", "shared_errors")
+_OF_VOTES_ALONE = ("upside_down", "annotators_below_half")
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
 _VOTES_FOR_LENGTH = 1.5
 
@@ -50,7 +53,8 @@ class RunLabelModel:
 
     Attributes:
         now: the model in force; None before the first refit.
-        reasons, warnings: of the last choice made in this process.
+        reasons, warnings: of the last choice made in this process; what was found of dependence stays.
+        families: groups found whose errors hang together, as annotator indices.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class RunLabelModel:
         self.now: ModelInForce | None = None
         self.reasons: list[str] = []
         self.warnings: list[Warned] = []
+        self.families: list[list[int]] = []
         self._chosen_at = 0  # pairs that had a margin when it was chosen
 
     def _features(self, crowd: Crowd) -> VoteFeatures:
@@ -162,7 +167,13 @@ class RunLabelModel:
                 bootstrap_votes=min(LabelModelSettings.bootstrap_votes, self.settings.sample_votes),
             ),
         )
-        self.reasons, self.warnings = fit.reasons(), fit.warnings
+        self.reasons = fit.reasons()
+        if measure:
+            self.families = [present[group].tolist() for group in fit.families]
+        lasting = [warned for warned in self.warnings if warned.guard in FROM_DEPENDENCE]
+        of_now = [warned for warned in fit.warnings if warned.guard not in _OF_VOTES_ALONE]
+        # Families are named there by their places in the sample.
+        self.warnings = lasting + [Warned(guard, text.partition("; families: ")[0]) for guard, text in of_now]
         self._take(self._from(fit, present))
 
     def _from(self, fit: LabelModelFit, present: Tensor) -> ModelInForce:
