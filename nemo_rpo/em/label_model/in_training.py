@@ -84,7 +84,7 @@ class RunLabelModel:
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
         self._table = own._replace(**columns, all_reduce=collectives.all_reduce)
-        self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(self._table)
+        self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(own).to(self.device)
         self.now: ModelInForce | None = None
         self.reasons: list[str] = []
         self.warnings: list[Warned] = []
