@@ -70,10 +70,13 @@ class RunLabelModel:
         """``block``: this rank's pairs. ``bounds``: of η, within which skills are kept. No collective."""
         self.settings, self.collectives, self.device = settings, collectives, torch.device(device)
         self.num_annotators = num_annotators
-        self._bounds = torch.logit(torch.tensor(bounds, dtype=torch.float64)).tolist()
         known = settings.gold and crowd.gold is not None
         gold = crowd.gold if known else torch.zeros(crowd.votes.num_pairs)
         self._anchored = bool((gold != 0).any())
+        lower, upper = bounds
+        if num_annotators == 1 and not self._anchored:  # one alone is not told from his opposite
+            lower = max(lower, 0.5)
+        self._bounds = torch.logit(torch.tensor((lower, upper), dtype=torch.float64)).tolist()
         declared = settings.families and crowd.family is not None and bool((crowd.family >= 0).any())
         self.family = crowd.family.to(self.device) if declared else None
         whole = vote_table(crowd.votes, num_annotators, self._features(crowd))
