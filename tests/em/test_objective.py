@@ -143,3 +143,11 @@ def test_the_induced_loss_tends_to_the_bounded_one_as_the_evidence_goes():
     q = torch.full_like(MARGINS, eta)
     (bounded,) = torch.autograd.grad(bounded_loss(dpo(margin), q, torch.tensor(1.0), q).sum(), margin)
     torch.testing.assert_close(induced, bounded, rtol=1e-4, atol=0)
+
+
+def test_an_importance_multiplies_the_bounded_loss():
+    """ORPO's λ and a strength are no part of the link, and stay beside the anchor."""
+    plain, heavy = dpo(MARGINS), dpo(MARGINS)
+    heavy = replace(heavy, chosen=0.1 * heavy.chosen, rejected=0.1 * heavy.rejected)
+    q, u = torch.full_like(MARGINS, 0.8), torch.tensor(0.5)
+    torch.testing.assert_close(bounded_loss(heavy, q, u, q), 0.1 * bounded_loss(plain, q, u, q))
