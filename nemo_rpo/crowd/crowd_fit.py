@@ -63,10 +63,11 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
         raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
     annotators = len(table.annotators)
     voice = _voices(table)
+    voices = max(annotators, int(voice.max()) + 1)
     votes = FlatVotes(
         torch.from_numpy(table.pair), torch.from_numpy(voice), torch.from_numpy(table.sign), table.pairs, _weight(table)
     )
-    families = _families(table, int(voice.max()) + 1)
+    families = _families(table, voices)
     columns = VoteColumns(
         **{name: _known(table, name) for name in ("shown_first", "strength", "confidence", "seconds", "time")},
         lengths=torch.from_numpy(table.lengths.copy()),
@@ -75,7 +76,7 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
     )
     gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
     features = vote_features(votes, columns, settings)
-    model = fit_label_model(votes, int(voice.max()) + 1, features, gold=gold, families=families, settings=settings)
+    model = fit_label_model(votes, voices, features, gold=gold, families=families, settings=settings)
     w = model.w.numpy()
     labelled = table.labels(signed=True) > 0
     eta, low, high = (
