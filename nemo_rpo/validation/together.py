@@ -14,7 +14,7 @@ from nemo_rpo.errors import DataError
 _P_VALUE = 1e-3  # below which votes follow the order
 _SHARE = 0.03  # from one half, below which nobody has to mind
 _LEAST = 30  # pairs with several votes, below which a label model has nothing to go by
-_SAMPLE = 40_000  # votes that the label model looks at
+_SAMPLE = 5_000  # votes that the label model looks at
 
 
 @dataclass(frozen=True)
