@@ -110,6 +110,9 @@ CHECKS: dict[str, Check] = {
     "no_signed_vote": Check("note", "pairs without a signed label", "ties are no evidence: training leaves them out"),
 }
 
+# What is found in all votes together; its row is the first.
+OF_ALL_VOTES = ("votes_follow_order", "crowd")
+
 
 @dataclass(frozen=True)
 class Finding:
