@@ -1,13 +1,14 @@
 """Random crowds whose errors hang together, for choosing when the label model gives way to the majority.
 
-    python benchmarks/label_model_thresholds.py [--worlds 150] [--seed 50000] [--save FILE]
+    python benchmarks/label_model_thresholds.py [--worlds 160] [--seed 50000] [--save FILE] [--write FILE]
 
 Worlds other than those of ``label_model.py``: 8 to 24 judges, mean logit skill .3 to 1.3, spread .3 to .8, 250 to 800
 pairs, of which every judge votes on a half or all; a family of 3 judges to all of them (one world in four: none), drawn
 at random, weakest or strongest, whose errors correlate by ρ in {.1, .2, .3, .45, .6, .8}.
 
-Printed: for pairs of thresholds (spread of z, mean correlation of errors), the share of worlds where what is reported
-is more than .01 below the majority, the mean gain over it, and how often the majority is reported.
+Printed: for thresholds (spread of z, alone and by that of independent crowds; correlation of errors), the share of
+worlds where what is reported is more than .01 below the majority, the mean gain over it, and how often the majority is
+reported; and how often worlds are warned of.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from crowd_gold import accuracy
 from label_model import World
-from markdown_table import table
+from markdown_table import replace_block, table
 
 from nemo_rpo.em import Votes
 from nemo_rpo.em.label_model import LabelModelSettings, fit_label_model
 
-SPREADS, CORRELATIONS = (1.1, 1.15, 1.2, 1.3), (0.004, 0.006, 0.008, 0.01, 0.012, 0.015)
+# Ratio of the spread of z to that of independent crowds, spread, mean correlation of errors.
+THRESHOLDS = (
+    *((ratio, 1.15, 0.01) for ratio in (1.2, 1.3, 1.45, 1.6, 1.8)),
+    *((1.45, spread, 0.01) for spread in (0.0, 1.3)),
+    *((1.45, 1.15, correlation) for correlation in (0.004, 0.016)),
+)
 
 
 def draw(seed: int) -> tuple[World, dict[str, float]]:
@@ -79,47 +86,74 @@ def measure(seed: int, settings: LabelModelSettings) -> dict[str, float]:
 
 
 def thresholds(rows: list[dict[str, float]]) -> str:
-    """What each pair of thresholds would do; only worlds with shared errors."""
+    """What thresholds would do; only worlds with shared errors, but for the last column."""
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     shared = columns["rho"] > 0
     lines = {}
-    for spread in SPREADS:
-        for correlation in CORRELATIONS:
-            gives_way = (
-                (columns["spread"] > spread * np.maximum(1, columns["spread_apart"]))
-                & (columns["apart"] > 0)
-                & (columns["correlation"] > correlation)
-            )
-            gain = np.where(gives_way, 0.0, columns["model"] - columns["majority"])
-            lines[f"{spread}, {correlation}"] = [
-                f"{(gain[shared] < -0.01).mean():.3f}",
-                f"{gain[shared].min():+.3f}",
-                f"{gain[shared].mean():+.4f}",
-                f"{gives_way[shared].mean():.2f}",
-                f"{gives_way[~shared].mean():.2f}",
-            ]
+    for ratio, spread, correlation in THRESHOLDS:
+        gives_way = (
+            (columns["spread"] > np.maximum(ratio * columns["spread_apart"], spread))
+            & (columns["apart"] > 0)
+            & (columns["correlation"] > correlation)
+        )
+        gain = np.where(gives_way, 0.0, columns["model"] - columns["majority"])
+        lines[f"{ratio}, {spread}, {correlation}"] = [
+            f"{(gain[shared] < -0.01).mean():.3f}",
+            f"{gain[shared].min():+.3f}",
+            f"{gain[shared].mean():+.4f}",
+            f"{gives_way[shared].mean():.2f}",
+            f"{gives_way[~shared].mean():.2f}",
+        ]
     heads = ("below by more than .01", "worst", "mean gain", "majority reported", "of them that err apart")
-    return table("spread, correlation", heads, lines)
+    return table("ratio, spread, correlation", heads, lines)
+
+
+def power(rows: list[dict[str, float]]) -> str:
+    """Share of worlds that are warned of, by ρ; and whether reliabilities lie in their intervals."""
+    found = np.array([max(row["apart"], row["together"]) for row in rows])
+    rho, covered = (np.array([row[name] for row in rows]) for name in ("rho", "covered"))
+    large = np.array([3 * row["family"] >= row["judges"] for row in rows])
+    lines = {}
+    for value in np.unique(rho):
+        here = rho == value
+        big = here & large
+        lines[f"{value:.2f}"] = [
+            str(here.sum()),
+            f"{found[here].mean():.2f}",
+            f"{found[big].mean():.2f}" if big.any() else "–",
+            f"{covered[here].mean():.2f}",
+        ]
+    return table("ρ", ("worlds", "warned", "warned, family of a third or more", "η covered, model kept"), lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=int, default=150)
+    parser.add_argument("--worlds", type=int, default=160)
     parser.add_argument("--seed", type=int, default=50_000)
-    parser.add_argument("--save", help="CSV of every world")
+    parser.add_argument("--save", help="CSV of every world; a run goes on from it")
+    parser.add_argument("--write", help="replace the blocks in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # The model is always kept, so that both estimates of every world are seen.
     settings = replace(LabelModelSettings(), outweighing_spread=1e9)
     rows = []
+    if arguments.save and Path(arguments.save).exists():
+        with open(arguments.save, newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    done = {int(row["seed"]) for row in rows}
     for seed in range(arguments.seed, arguments.seed + arguments.worlds):
+        if seed in done:
+            continue
         rows.append(measure(seed, settings))
         if arguments.save:
             with open(arguments.save, "w", newline="") as file:
                 writer = csv.DictWriter(file, rows[0].keys())
                 writer.writeheader()
                 writer.writerows(rows)
-    print(thresholds(rows))
+    for name, text in (("thresholds", thresholds(rows)), ("random worlds", power(rows))):
+        print(f"{text}\n")
+        if arguments.write:
+            replace_block(arguments.write, name, text)
 
 
 if __name__ == "__main__":

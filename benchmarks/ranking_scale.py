@@ -1,4 +1,4 @@
-"""Time of a Bradley-Terry fit at the size of a large arena.
+"""Time of a Bradley-Terry fit and of its intervals at the size of a large arena.
 
     python benchmarks/ranking_scale.py [--comparisons 1000000] [--players 10000] [--ties 0.1]
 
@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from nemo_rpo.ranking import Comparisons, RankSettings, Schedule, bradley_terry
+from nemo_rpo.ranking import Comparisons, RankSettings, Schedule, bradley_terry, leaderboard
 from nemo_rpo.ranking.fitting import plain_results
 
 
@@ -44,6 +44,9 @@ def main() -> None:
     print(f"schedule ({len(schedule.classes)} classes)  {scheduled - began:6.2f} s")
     print(f"fit ({found.iterations} iterations)       {done - scheduled:6.2f} s")
     print(f"together                  {done - began:6.2f} s")
+    cpu = time.process_time()
+    leaderboard(comparisons, settings)
+    print(f"leaderboard with {settings.bootstrap} resamples {time.process_time() - cpu:6.2f} s of a CPU")
     print(f"correlation with the true strengths {np.corrcoef(found.log_strength, truth)[0, 1]:.4f}")
 
 

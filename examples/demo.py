@@ -18,8 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from nemo_rpo.text_table import format_table
 from nemo_rpo.training.logs.metrics import read_metrics
-from nemo_rpo.training.outputs.summary import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"re_dpo": [], "dpo": ["model.rpo.enabled=false"]}

@@ -31,6 +31,16 @@ COMMANDS = {
             "nemo-rpo train --config-name gpt_rpo --nproc-per-node 8 pretrained_checkpoint.restore_from_path=MODEL "
             "'model.data.data_prefix={train: [train.jsonl], validation: [val.jsonl]}'",
             "torchrun --nproc-per-node 8 examples/train_gpt_rpo.py --config-name gpt_rpo model.rpo.sweep=epoch",
+            "nemo-rpo train --config-name mine.yaml --dry-run      # layout, memory, steps, hours; trains nothing",
+            "nemo-rpo train --config-name mine.yaml --beside-plain # and the plain loss beside it: did it help?",
+        ),
+    ),
+    "plan": Command(
+        "say whether a run fits its GPUs and how many hours it takes, without data or a GPU",
+        "nemo_rpo.commands.plan",
+        (
+            "nemo-rpo plan --config-name llama3_8b_ultrafeedback --model llama3-8b --pairs 60000",
+            "nemo-rpo plan --model /models/Qwen3-8B --pairs 20000 --gpu A100 --gpus 8 16 --utilisation 0.35",
         ),
     ),
     "score": Command(
@@ -50,6 +60,16 @@ COMMANDS = {
             "nemo-rpo validate train.parquet --strict --fix clean.parquet --json > report.json",
         ),
     ),
+    "annotators": Command(
+        "find careless annotators and doubtful labels, from votes alone",
+        "nemo_rpo.commands.annotators",
+        (
+            "nemo-rpo annotators votes.jsonl",
+            "nemo-rpo annotators votes.jsonl --gold gold.csv --html annotators.html --csv annotators.csv",
+            "nemo-rpo annotators votes.jsonl --next 200 --next-out tasks.csv",
+            "nemo-rpo annotators votes.jsonl --relabelled tasks_answered.csv",
+        ),
+    ),
     "convert": Command(
         "write a preference file in another layout or file format",
         "nemo_rpo.commands.convert",
@@ -63,6 +83,7 @@ COMMANDS = {
         "nemo_rpo.commands.evaluate",
         (
             "nemo-rpo evaluate results/gpt_rpo test.jsonl --scores rpo.parquet",
+            "nemo-rpo evaluate results/gpt_rpo test.jsonl --beside results/gpt_rpo-plain",
             "nemo-rpo evaluate results/dpo test.jsonl --compare rpo.parquet --groups groups.csv --json",
             "nemo-rpo evaluate results/gpt_rpo/hf alpaca_eval.json --generate alpaca_eval --out outputs.json",
         ),

@@ -15,7 +15,7 @@ from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
 from nemo_rpo.launch import start_ranks
-from nemo_rpo.training.outputs.summary import format_table
+from nemo_rpo.text_table import format_table
 
 if TYPE_CHECKING:
     from nemo_rpo.evaluation.judgements import Comparison
@@ -46,9 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judging.add_argument(
         "--groups", type=Path, metavar="CSV", help="columns annotator and group: judge these alone too"
     )
+    help = "of a reward model with groups of taste (base_loss=pal): judge as this group, not as each annotator's own"
+    judging.add_argument("--group", type=int, metavar="G", help=help)
     judging.add_argument("--scores", type=Path, metavar="OUT", help="write the margins of all labels (.parquet)")
     help = "compare with the margins that another evaluation of the same data wrote"
     judging.add_argument("--compare", type=Path, metavar="SCORES", help=help)
+    help = "judge this run, checkpoint or Hugging Face folder on the same data too, and compare the two"
+    judging.add_argument("--beside", type=Path, metavar="CHECKPOINT", help=help)
     help = f"resamples of the prompts for the intervals ({_RESAMPLES})"
     judging.add_argument("--bootstrap", type=int, default=_RESAMPLES, metavar="B", help=help)
     judging.add_argument("--seed", type=int, default=_SEED, help=f"of the resampling ({_SEED})")
@@ -65,11 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Evaluates on the ranks that there are; starts them first where the settings need several."""
     _check_options(args)
-    target = target_of(args.checkpoint, args.config, args.reference, args.overrides)
-    data = target.cfg.model.data
-    keys = row_format(args)
-    data.layout, data.annotator_key, data.pair_id_key = keys.layout, keys.annotator_key, keys.pair_id_key
-    data.data_prefix, data.invalid_pairs = {"train": str(args.data)}, "drop"
+    target = _on_data(args, args.checkpoint)
+    beside = _on_data(args, args.beside) if args.beside else None
     if "RANK" not in os.environ:
         ranks = args.nproc_per_node or fewest_ranks(target.cfg)
         check_run(target.cfg, ranks)
@@ -80,8 +81,17 @@ def run(args: argparse.Namespace) -> int | None:
     if args.generate:
         _answer(args, target)
     else:
-        _judge(args, target)
+        _judge(args, target, beside)
     return None
+
+
+def _on_data(args: argparse.Namespace, checkpoint: Path) -> Target:
+    target = target_of(checkpoint, args.config, args.reference, args.overrides)
+    data = target.cfg.model.data
+    keys = row_format(args)
+    data.layout, data.annotator_key, data.pair_id_key = keys.layout, keys.annotator_key, keys.pair_id_key
+    data.data_prefix, data.invalid_pairs = {"train": str(args.data)}, "drop"
+    return target
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -93,21 +103,25 @@ def _check_options(args: argparse.Namespace) -> None:
     for out in filter(None, (args.scores, args.out)):
         if not out.parent.is_dir():
             raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+    if args.compare and args.beside:
+        raise ConfigError("--compare and --beside both say what to compare with: give one of them")
     if args.compare:
         from nemo_rpo.evaluation.scores import read_scores
 
         read_scores(args.compare)
 
 
-def _judge(args: argparse.Namespace, target: Target) -> None:
+def _judge(args: argparse.Namespace, target: Target, beside: Target | None) -> None:
     from nemo_rpo.evaluation.judgements import compare
     from nemo_rpo.evaluation.measurements import measure
     from nemo_rpo.evaluation.scores import read_scores, write_scores
 
-    scores, summary = measure(target)
+    scores, summary = measure(target, args.group)
+    theirs = None if beside is None else measure(beside, args.group)[0]
     if os.environ.get("RANK", "0") != "0":
         return
-    compared = compare(scores, read_scores(args.compare), args.bootstrap, args.seed) if args.compare else None
+    theirs = read_scores(args.compare) if args.compare else theirs
+    compared = None if theirs is None else compare(scores, theirs, args.bootstrap, args.seed)
     result = _result(args, target, scores, compared)
     if args.scores:
         write_scores(scores, args.scores)
@@ -143,7 +157,11 @@ def _result(args: argparse.Namespace, target: Target, scores: Scores, compared: 
         }
     if compared:
         differences = {name: estimate._asdict() for name, estimate in compared.differences.items()}
-        result["comparison"] = {**compared._asdict(), "with": str(args.compare), "differences": differences}
+        result["comparison"] = {
+            **compared._asdict(),
+            "with": str(args.compare or args.beside),
+            "differences": differences,
+        }
     return result
 
 

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     add, defaults = parser.add_argument, ExportSettings()
     add("run", type=Path, metavar="RUN", help="a run's folder, as nemo-rpo train writes it")
-    help = "doubtful labels for an annotation tool, the cleaned training data, or the weights of the annotators"
+    help = (
+        "doubtful labels for an annotation tool, the cleaned training data, the weights of the annotators, or the "
+        "labels of one group of taste"
+    )
     add("what", choices=tuple(_WRITE), help=help)
     help = "file to write: .csv (not for data), .jsonl, .jsonl.gz, .parquet; without a suffix a Hugging Face data set"
     add("--out", type=Path, required=True, metavar="OUT", help=help)
@@ -36,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     doubtful.add_argument("--limit", type=int, default=_LIMIT, metavar="N", help=f"most labels to write ({_LIMIT})")
     help = "leave out who gave the label, what it says, and what the model thinks of it"
     doubtful.add_argument("--blind", action="store_true", help=help)
-    data = parser.add_argument_group("data")
+    group = parser.add_argument_group("group")
+    help = "of a run with base_loss=pal: the group whose preferences to write, a label a pair with its weight"
+    group.add_argument("--group", type=int, metavar="G", help=help)
+    data = parser.add_argument_group("data, group")
     data.add_argument("--to", choices=LAYOUTS, default=defaults.to, help=f"layout to write ({defaults.to})")
     help = f"what becomes of labels that are believed to be wrong ({defaults.wrong}); weigh: all get a field weight"
     data.add_argument("--wrong", choices=get_args(Wrong), default=defaults.wrong, help=help)
@@ -85,6 +91,20 @@ def _data(args: argparse.Namespace, found: Run) -> None:
             print(f"left out: {count:,} {what}")
 
 
+def _group(args: argparse.Namespace, found: Run) -> None:
+    from nemo_rpo.export.group_labels import check_group, write_group_labels
+    from nemo_rpo.report.source import Source
+
+    group = check_group(found, args.group)
+    settings = ExportSettings(args.to)
+    written = write_group_labels(found, Source(found, args.data), group, args.out, settings, args.overwrite)
+    print(f"{args.out}: {written.written:,} rows, the preferences of group {args.group}")
+    print("pairs: " + ", ".join(f"{count:,} {what}" for what, count in sorted(written.done.items())))
+    for what, count in written.lost.items():
+        if count:
+            print(f"left out: {count:,} {what}")
+
+
 def _annotators(args: argparse.Namespace, found: Run) -> None:
     from nemo_rpo.export import write_annotator_weights
 
@@ -97,4 +117,5 @@ _WRITE: dict[str, Callable[[argparse.Namespace, Run], None]] = {
     "doubtful": _doubtful,
     "data": _data,
     "annotators": _annotators,
+    "group": _group,
 }

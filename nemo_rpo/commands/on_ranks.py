@@ -46,27 +46,49 @@ def run_on_ranks(
     ``options`` are those of ``command`` beside the shared ones, for the ranks that are started. Returns the exit status
     of the ranks; on a rank, what ``body`` returned.
     """
-    hydra = nemo_toolkit.version() is not None
-    read = partial(load_config, args.config_name, args.overrides, args.config_path, hydra=hydra)
+    read = _reader(args, args.overrides)
     if "RANK" in os.environ:
         return _checked(read(), int(os.environ["WORLD_SIZE"]), body)
-    os.environ[COMMAND] = shlex.join(["nemo-rpo", command, *args.given])
     # Read once before there are ranks, so that a mistake is answered at once; the ranks print the notices.
     cfg = read(notify=lambda text: None)
+    if cfg.trainer.num_nodes * ranks_of(args) == 1:
+        os.environ[COMMAND] = shlex.join(["nemo-rpo", command, *args.given])
+        return _checked(read(), 1, body)
+    return start(args, command, args.overrides, options)
+
+
+def read_config(args: argparse.Namespace) -> RunConfig:
+    """The settings that the shared arguments name, without a word on what means nothing here."""
+    return _reader(args, args.overrides)(notify=lambda text: None)
+
+
+def ranks_of(args: argparse.Namespace) -> int:
+    """Ranks to start on this machine."""
+    return args.nproc_per_node or fewest_ranks(read_config(args))
+
+
+def start(args: argparse.Namespace, command: str, overrides: Sequence[str], options: Sequence[str] = ()) -> int:
+    """Starts ranks for ``command`` with ``overrides`` over the settings, under torchrun even if it is one; returns the
+    exit status.
+    """
+    os.environ[COMMAND] = shlex.join(["nemo-rpo", command, *args.given])
+    cfg = _reader(args, overrides)(notify=lambda text: None)
     if cfg.trainer.num_nodes > 1 and args.rdzv_endpoint is None:
         raise ConfigError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}, but nemo-rpo {command} starts the ranks of one machine: run "
             "it on every node with the same --rdzv-endpoint HOST:PORT, or set trainer.num_nodes=1"
         )
     ranks = args.nproc_per_node or fewest_ranks(cfg)
-    world_size = ranks * cfg.trainer.num_nodes
-    if world_size == 1:
-        return _checked(read(), ranks, body)
-    check_run(cfg, world_size)
+    check_run(cfg, ranks * cfg.trainer.num_nodes)
     shared = ["--config-name", args.config_name]
     shared += ["--config-path", args.config_path] if args.config_path else []
-    arguments = [command, *shared, *options, "--", *args.overrides]
+    arguments = [command, *shared, *options, "--", *overrides]
     return start_ranks(ranks, "nemo_rpo.cli", arguments, cfg.trainer.num_nodes, args.rdzv_endpoint)
+
+
+def _reader(args: argparse.Namespace, overrides: Sequence[str]) -> Callable[..., RunConfig]:
+    hydra = nemo_toolkit.version() is not None
+    return partial(load_config, args.config_name, overrides, args.config_path, hydra=hydra)
 
 
 def _checked(cfg: RunConfig, world_size: int, body: Callable[[RunConfig], int | None]) -> int | None:

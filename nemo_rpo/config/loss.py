@@ -49,7 +49,7 @@ def pair_step(loss: PreferenceLoss, dpo: DPOConfig, rpo: RPOConfig) -> PairStep:
     average = dpo.preference_average_log_probs if dpo.sft_average_log_probs is None else dpo.sft_average_log_probs
     return em.PairStep(
         loss=loss,
-        objective=rpo.objective,
+        objective=rpo.objective_in_force,
         preference_weight=dpo.preference_loss_weight,
         sft_weight=dpo.sft_loss_weight,
         average_sft=average,

@@ -26,6 +26,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_values(cfg, "")
     cfg.model.rpo.validate()
     _check_policies(cfg)
+    _check_groups(cfg)
     _check_layout(cfg)
     check_precision(cfg)
     _check_length(cfg)
@@ -146,6 +147,22 @@ def _check_layout(cfg: RunConfig) -> None:
         )
     if model.optim.overlap_param_sync and model.optim.name != "distributed_fused_adam":
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.name=distributed_fused_adam")
+
+
+def _check_groups(cfg: RunConfig) -> None:
+    loss, rpo = base_loss(cfg.model), cfg.model.rpo
+    if loss.groups == 1:
+        return
+    if not rpo.enabled:
+        raise ConfigError(
+            f"the loss '{loss.name}' learns which of its {loss.groups} groups an annotator belongs to by the EM: set "
+            "model.rpo.enabled=true, or model.rpo.loss_options.groups=1"
+        )
+    if rpo.sweep != "none":
+        raise ConfigError(
+            f"model.rpo.sweep={rpo.sweep} fits one truth a pair, and the loss '{loss.name}' has {loss.groups}, one a "
+            "group: set it to none"
+        )
 
 
 def _check_policies(cfg: RunConfig) -> None:

@@ -64,9 +64,19 @@ class PairIndex:
         self.ids.append(content if row.pair_id is None else row.pair_id)
         return Sighting(text, True, False)
 
+    def seen(self, row: PreferenceRow) -> Sighting | None:
+        """:meth:`find` of a row that adds no pair: ``None`` if no earlier row showed it."""
+        digests = (_prompt_digest(row), _digest(row.chosen), _digest(row.rejected))
+        text = self._texts.get(_content_id(*digests) if row.pair_id is None else f"id:{row.pair_id}")
+        return None if text is None else Sighting(text, False, self._is_turned(row, text, digests))
+
     def first_row(self, text: int) -> tuple[str, int]:
         """File and row that showed a pair first."""
         return self._first[text]
+
+    def named(self, pair_id: str) -> int | None:
+        """The pair that a file calls so, or whose content has this hash; ``None`` if no row showed it."""
+        return self._texts.get(f"id:{pair_id}", self._texts.get(pair_id))
 
     def content_turned(self) -> np.ndarray:
         """Whether the responses of each pair stand in the other order when sorted by a hash of their texts, bool [n]:

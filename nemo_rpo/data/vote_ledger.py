@@ -22,27 +22,47 @@ from nemo_rpo.errors import DataError, RowError
 def read_votes(
     paths: Paths, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
 ) -> VoteTable:
-    """All votes of one or several files of any layout; a ranking counts as its pairs.
+    """All votes of one or several files of any layout; a ranking counts as its pairs. See :class:`VoteReader`."""
+    reader = VoteReader(keys, on_error)
+    reader.read(paths)
+    return reader.close()
+
+
+class VoteReader:
+    """Reads the votes of files one after the other; what is said of one pair in several files comes together.
 
     Args:
-        paths: files, or folders of saved data sets.
         keys: layout and keys.
         on_error: called with the error of every bad row, which is then left out; ``None`` raises the first one.
-
-    Raises:
-        DataError: a file that is missing, empty or damaged; without ``on_error`` also the first bad row.
     """
-    ledger, pairs = VoteLedger(), PairIndex()
-    for parsed in read_parsed(as_paths(paths, setting="the path", folders=True), keys, on_error):
-        size = len(parsed.row.responses)
-        for row in comparisons(parsed.row):
+
+    def __init__(self, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None) -> None:
+        self.keys, self.on_error = keys or RowFormat(), on_error
+        self.ledger, self.pairs = VoteLedger(), PairIndex()
+
+    def read(self, paths: Paths) -> None:
+        """All rows of files, or of folders of saved data sets.
+
+        Raises:
+            DataError: a file that is missing, empty or damaged; without ``on_error`` also the first bad row.
+        """
+        for parsed in read_parsed(as_paths(paths, setting="the path", folders=True), self.keys, self.on_error):
+            self.add(parsed.row)
+
+    def add(self, row: PreferenceRow) -> None:
+        """One row; of a ranking each of its pairs."""
+        size = len(row.responses)
+        for pair in comparisons(row):
             try:
-                ledger.add(row, pairs.find(row), size)
+                self.ledger.add(pair, self.pairs.find(pair), size)
             except RowError as exc:
-                if on_error is None:
+                if self.on_error is None:
                     raise
-                on_error(exc)
-    return ledger.close(pairs)
+                self.on_error(exc)
+
+    def close(self) -> VoteTable:
+        """The table of all that was read."""
+        return self.ledger.close(self.pairs)
 
 
 class VoteLedger:
@@ -88,14 +108,20 @@ class VoteLedger:
             self._topic.append(-1)
             self._lengths.extend((_characters(row.chosen), _characters(row.rejected)))
             self._files.setdefault(row.file, len(self._files))
-        gold = (row.gold or 0) * orientation
-        if gold and self._gold[sighting.text] == -gold:
-            problem = "the pair has the opposite gold label in an earlier row"
-            raise RowError(row.file, row.row, problem, "gold_conflict")
-        if gold:
-            self._gold[sighting.text] = gold
+        if row.gold:
+            self.add_gold(sighting.text, row.gold * orientation, row.file, row.row)
         if row.topic is not None and self._topic[sighting.text] < 0:
             self._topic[sighting.text] = self._topics.setdefault(row.topic, len(self._topics))
+
+    def add_gold(self, pair: int, gold: int, file: str, row: int) -> None:
+        """The truth of a pair in its canonical order, as a row says it.
+
+        Raises:
+            RowError: an earlier row has the opposite one.
+        """
+        if self._gold[pair] == -gold:
+            raise RowError(file, row, "the pair has the opposite gold label in an earlier row", "gold_conflict")
+        self._gold[pair] = gold
 
     def close(self, pairs: PairIndex) -> VoteTable:
         """The table; ``pairs`` is the index that the sightings came from."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nemo_rpo.em.fit.sweep import full_batch_em as full_batch_em
     from nemo_rpo.em.guards import warn_all as warn_all
     from nemo_rpo.em.objective import agreement as agreement
+    from nemo_rpo.em.objective import bounded_loss as bounded_loss
     from nemo_rpo.em.objective import label_loss as label_loss
     from nemo_rpo.em.objective import robust_loss as robust_loss
     from nemo_rpo.em.pair_step import PairLosses as PairLosses
@@ -48,7 +49,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "fit.standard_error": ("standard_errors",),
         "fit.sweep": ("SweepResult", "full_batch_em"),
         "guards": ("warn_all",),
-        "objective": ("agreement", "label_loss", "robust_loss"),
+        "objective": ("agreement", "bounded_loss", "label_loss", "robust_loss"),
         "pair_step": ("PairLosses", "PairStep", "add_evidence"),
         "record": ("PairRecord", "RecordedReliability"),
         "reliability": ("AnnotatorReliability",),

@@ -16,7 +16,7 @@ from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
 from nemo_rpo.em.fit.standard_error import standard_errors
 from nemo_rpo.em.fit.sweep import full_batch_em
-from nemo_rpo.em.label_model.in_training import RunLabelModel
+from nemo_rpo.em.label_model.coded_votes import SKILL
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
@@ -97,10 +97,11 @@ class BufferedReliability(AnnotatorReliability):
         estimate: the last refit, or None before the first.
         label_model: None where there is nothing for it to say.
         pair_evidence: E of all pairs of the data, float32 [num_pairs]; None while the label model is not in force.
+        coefficients: by feature of the label model in force, coefficients and their standard errors, float64 [K] each;
+            empty before the first refit of this process.
     """
 
     estimator: ClassVar[str] = "buffer"
-    auto_objective: str = "bounded"
 
     def __init__(
         self,
@@ -121,8 +122,8 @@ class BufferedReliability(AnnotatorReliability):
             self._fitting = replace(settings, eta_floor=0.5, eta_init=max(0.5, settings.eta_init))
         self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
         self.estimate: Estimate | None = None
-        self.label_model: RunLabelModel | None = None
         self.pair_evidence: Tensor | None = None
+        self.coefficients: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: list[Tensor] = []
         self._refitted_at = -1
 
@@ -190,7 +191,7 @@ class BufferedReliability(AnnotatorReliability):
         The collectives of :func:`estimate`, and then those of no iteration of :func:`full_batch_em`.
         """
         found = estimate(delta, votes, self.eta, self._fitting, collectives or self.collectives)
-        fitted, scale_fitted = self._as_fitted(found), found.temperature.identified
+        fitted, scale_fitted = self._as_fitted(found), found.temperature.fitted
         if found.sweep is not None:
             return Fit(found.sweep, fitted, scale_fitted)
         still = replace(fitted, sweep_max_iterations=0)
@@ -214,7 +215,7 @@ class BufferedReliability(AnnotatorReliability):
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
-        self.voice.set_temperature(found.temperature.value)
+        self.voice.set_weight(found.temperature.weight)
         self.estimate, self._refitted_at = found, self.step
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
@@ -223,20 +224,34 @@ class BufferedReliability(AnnotatorReliability):
     @torch.no_grad()
     def refit_label_model(self, log_odds: Tensor) -> None:
         """Fits the label model to the policy's ``log_odds`` float64 [block] of this rank's pairs (nan: not seen); where
-        it is in force, takes over its η and its evidence.
+        it is in force, takes over its evidence, and its η where that rests on coefficients of its own.
 
-        The collectives of :meth:`RunLabelModel.refit`, :meth:`~RunLabelModel.evidence` and
-        :meth:`~RunLabelModel.reliabilities`.
+        The collectives of :meth:`RunLabelModel.refit`, :meth:`~RunLabelModel.evidence`,
+        :meth:`~RunLabelModel.reliabilities` and :meth:`~RunLabelModel.coefficients`.
         """
         self.label_model.refit(log_odds)
+        self.pair_evidence, self.coefficients = None, {}
         if self.label_model.active:
-            self.pair_evidence = self.label_model.evidence()
+            self.pair_evidence = self.label_model.evidence(torch.logit(self.eta))
+        if self.label_model.by_coefficients:
             eta, self.label_counts, self.right_sums = self.label_model.reliabilities(log_odds)
             self.replace(eta)
+            self.coefficients = self.label_model.coefficients(log_odds)
+
+    def _eta_errors(self) -> Tensor:
+        """Standard errors of η [K] under the label model: those of the skills, carried over to η."""
+        return self.coefficients[SKILL][1] * self.eta * (1 - self.eta)
+
+    def sweep_label_model(self, log_odds: Tensor) -> Tensor | None:
+        """:meth:`refit_label_model` to the policy's ``log_odds`` float64 [num_pairs] of all pairs, as a sweep has them.
+        Returns the standard errors of η, float64 [K], or None where η is not the label model's.
+        """
+        self.refit_label_model(log_odds[self.buffer.block])
+        return self._eta_errors() if self.coefficients else None
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
-        log_odds = margins.double() / found.temperature.value
+        log_odds = margins.double() * found.temperature.weight
         return log_odds if found.sweep is not None else torch.where(log_odds.isnan(), log_odds, 0.0)
 
     def _seen(self) -> tuple[Tensor, Votes]:
@@ -244,21 +259,27 @@ class BufferedReliability(AnnotatorReliability):
         seen = (~self.buffer.margins.isnan()).nonzero().squeeze(-1)
         return self.buffer.margins[seen], self.votes.of(seen, self.eta.device)
 
+    def seen_share(self) -> float:
+        """Share of the data's pairs that have a margin. One all-reduce of 8 bytes; waits for the device."""
+        seen = (~self.buffer.margins.isnan()).sum().double()
+        self.collectives.all_reduce(seen)
+        return seen.item() / self.buffer.num_pairs
+
     def findings(self) -> tuple[Tensor, Evidence] | None:
         """Standard errors [K] of the last refit and the evidence it stood on; None if nothing has been fitted yet.
 
         The collectives of :func:`standard_errors` and :func:`evidence_of`.
         """
-        if self.estimate is None or self.estimate.sweep is None:
+        if self.estimate is None or (self.estimate.sweep is None and not self.coefficients):
             return None
         fitted = self._as_fitted(self.estimate)
         seen, reduce = self._seen(), self.collectives.all_reduce
-        evidence = evidence_of(*seen, self.eta, fitted, reduce)
-        if self.pair_evidence is None:
-            scale_fitted = self.estimate.temperature.identified
-            return standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
-        errors = self.label_model.standard_errors(self._policy_says(self.buffer.margins, self.estimate))
-        return errors[:, 0] * self.eta * (1 - self.eta), evidence
+        evidence = evidence_of(*seen, fitted, reduce)
+        if self.coefficients:
+            return self._eta_errors(), evidence
+        scale_fitted = self.estimate.temperature.fitted
+        stretch = 1.0 if self.pair_evidence is None else self.label_model.now.stretch
+        return stretch * standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
         """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [3], and under ``label_model.<name>`` what that

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from nemo_rpo.errors import ConfigError
 
-Objective = Literal["auto", "induced", "weighted", "bounded"]
+Objective = Literal["induced", "weighted", "bounded"]
+ObjectiveSetting = Literal["auto", "induced", "weighted", "bounded"]
 Estimator = Literal["ema", "buffer"]
 Sweep = Literal["none", "end", "epoch"]
 Margins = Literal["prequential", "latest"]
@@ -27,14 +28,19 @@ class BufferSettings:
         min_information: η keeps its start while the mean of (2m-1)² over the votes is below this, m being the
             probability of a vote given the margin and the other votes of its pair. At .05 (margins of standard
             deviation .46) it takes some 2,000 labels to know one annotator to ±.05.
+        min_gain: nats by which the margins have to make the votes more likely than no margins do; below it they count
+            for nothing, in the refit and in the E-step. Twice the gain of margins that know nothing is a χ² of one
+            degree of freedom: of such fits one in 140 gains 3.
         fit_prior: fit the Beta prior to the population of annotators (empirical Bayes); else ``model.rpo.prior`` is it.
-        fit_temperature: fit the temperature of the kept margins; else, and where it is not identified, ``link_tau``.
-        temperature_max_error: standard error of log τ up to which a fitted temperature counts as identified.
+        fit_temperature: fit the temperature of the kept margins; else it is ``link_tau``.
+        temperature_max_error: standard error of log τ up to which a fitted temperature counts as identified. Where it
+            is not, the policy has no say in the E-step, and one annotator alone keeps his start.
     """
 
     refit_every: int = 50
     margins: Margins = "prequential"
     min_information: float = 0.05
+    min_gain: float = 3.0
     fit_prior: bool = True
     fit_temperature: bool = True
     temperature_max_error: float = 0.4
@@ -44,6 +50,7 @@ class BufferSettings:
         _choice(self, "buffer.margins", Margins)
         _number(self, "buffer.refit_every", lambda x: x >= 1 and x == int(x), "a whole number of steps, 1 or more")
         _number(self, "buffer.min_information", lambda x: 0 <= x < 1, "from 0 to below 1")
+        _number(self, "buffer.min_gain", lambda x: True, "a number of nats")
         _number(self, "buffer.temperature_max_error", lambda x: x > 0, "above 0")
 
 
@@ -118,7 +125,7 @@ class EMSettings:
         label_model: what else than a reliability is known of an annotator.
     """
 
-    objective: Objective = "auto"
+    objective: ObjectiveSetting = "auto"
     estimator: Estimator = "buffer"
     eta_init: float = 0.9
     alpha: float = 0.1
@@ -139,6 +146,13 @@ class EMSettings:
     label_model: LabelModelInTraining = field(default_factory=LabelModelInTraining)
 
     @property
+    def objective_in_force(self) -> Objective:
+        """The objective, ``auto`` resolved."""
+        if self.objective != "auto":
+            return self.objective
+        return "bounded" if self.estimator == "buffer" else "induced"
+
+    @property
     def eta_bounds(self) -> tuple[float, float]:
         """The interval that every reliability is kept in: the clamp, raised to the floor where there is one."""
         lower = self.eta_clamp if self.eta_floor is None else max(self.eta_clamp, self.eta_floor)
@@ -146,7 +160,7 @@ class EMSettings:
 
     def validate(self) -> None:
         """Raises :class:`ConfigError` with one line that names the first setting that is out of its range."""
-        _choice(self, "objective", Objective)
+        _choice(self, "objective", ObjectiveSetting)
         _choice(self, "estimator", Estimator)
         _choice(self, "sweep", Sweep)
         _number(self, "eta_clamp", lambda x: 0 < x < 0.5, "between 0 and 0.5")

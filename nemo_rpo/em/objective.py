@@ -51,9 +51,9 @@ def bounded_loss(terms: LossTerms, q: Tensor, sharpness: Tensor, w: Tensor) -> T
     Up to a constant it is the expected share of wrong choices, q σ(-uΔ) + (1-q) σ(uΔ), over u/2. A loss whose two sides
     add up to a constant has the same minimum whatever share of the labels is flipped at random (Ghosh, Kumar and
     Sastry, AAAI 2017), so with one annotator nobody has to know that share; the induced loss needs it, and one label a
-    pair does not tell it from the scale of the margins. At Δ = 0 it has the gradient of the induced loss there, ½ - q, and
-    like that it lets go of pairs on which policy and label disagree for good; it is what the induced loss tends to as
-    the labels' log-odds go to 0. u → 0 is the mean over all labels, linear in Δ.
+    pair does not tell it from the scale of the margins. At Δ = 0 it has the gradient of the induced loss there, ½ - q,
+    and like that it lets go of pairs on which policy and label disagree for good; it is what the induced loss tends to
+    as the labels' log-odds go to 0. u → 0 is the mean over all labels, linear in Δ.
 
     Args:
         terms: of the base loss; only Δ and anchors are read.

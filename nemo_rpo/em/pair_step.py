@@ -15,19 +15,14 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.em_settings import Objective
+from nemo_rpo.em.groups.group_step import group_preference
 from nemo_rpo.em.objective import bounded_loss, robust_loss
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.losses import LossTerms, PairLogprobs, PreferenceLoss, RankingLogprobs
 
 
 class EStep(Protocol):
-    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one.
-
-    Attributes:
-        auto_objective: what ``objective: auto`` is with it.
-    """
-
-    auto_objective: str
+    """What the step asks an estimator for; :class:`nemo_rpo.em.AnnotatorReliability` is one."""
 
     def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """q [P] and u [] of :func:`nemo_rpo.em.objective.bounded_loss`."""
@@ -98,7 +93,8 @@ class PairStep:
     an estimator looks up by the pair's index in the data (:meth:`EStep.posterior`).
 
     Two cases stand apart. A pair on which nobody took a side (a tie, which only some losses take) has no label to
-    doubt, and the induced objective would learn nothing from it: its preference loss is the weighted one. And a loss of
+    doubt, and the induced objective would learn nothing from it: its preference loss is the weighted one. A loss with
+    several groups has a truth for each (:func:`nemo_rpo.em.groups.group_preference`). And a loss of
     rankings, with no estimator to doubt their pairs, takes each ranking as a whole; every pair of a ranking then has
     the ranking's loss, of which its weight is its share.
 
@@ -138,8 +134,11 @@ class PairStep:
         """
         terms = self.loss.terms(x)
         delta = terms.delta.detach()
-        w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
-        preference = self._preference(x, terms, w, votes, em, learn_from, ranking_size)
+        if em is not None and self.loss.groups > 1:
+            preference, w = group_preference(self.loss, x, votes, valid, em, learn_from)
+        else:
+            w = votes.share() if em is None else em.posterior(delta, votes, learn_from)
+            preference = self._preference(x, terms, w, votes, em, learn_from, ranking_size)
         sft = torch.zeros_like(preference) if x.policy_chosen is None else self._sft(x, w)
         loss = self.preference_weight * preference
         if self.sft_weight:  # else a likelihood of 0 would still make the loss NaN
@@ -170,7 +169,7 @@ class PairStep:
         pair: Tensor | None,
         ranking_size: Tensor | None,
     ) -> Tensor:
-        objective = "weighted" if em is None else self._objective_with(em)
+        objective = "weighted" if em is None else self.objective
         if objective == "bounded":
             preference = bounded_loss(terms, *em.bounded(votes, pair), w)
         else:
@@ -181,9 +180,6 @@ class PairStep:
         if self.loss.takes_ties:
             preference = torch.where(votes.has_evidence(), preference, robust_loss(terms, w, "weighted"))
         return preference
-
-    def _objective_with(self, em: EStep) -> str:
-        return em.auto_objective if self.objective == "auto" else self.objective
 
     def _sft(self, x: PairLogprobs, w: Tensor) -> Tensor:
         """The negative log-likelihood [P] of the response believed to be better."""

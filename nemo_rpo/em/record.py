@@ -138,11 +138,12 @@ class RecordedReliability:
     def exchange(self, gather_rows: Callable[[Tensor], Tensor]) -> None:
         """As :meth:`AnnotatorReliability.exchange`; brings this step's rows to every rank: int32 [r, 4] -> [R, 4].
 
-        The estimator's rows are the first three columns of the record's: they travel once.
+        The margin buffer's rows are the first three columns of the record's: they travel once. An estimator of groups
+        has rows of its own.
         """
         empty = torch.empty(0, 4, dtype=torch.int32, device=self.em.eta.device)
         rows = gather_rows(torch.cat((empty, *self._rows)))
-        self.em.exchange(lambda own: rows[:, :3])
+        self.em.exchange(lambda own: rows[:, :3] if own.shape[1] == 3 else gather_rows(own))
         self._rows = [rows]
 
     @torch.no_grad()

@@ -8,7 +8,8 @@ skipped one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nemo_rpo.em.buffer import MarginBuffer
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
+    from nemo_rpo.em.label_model.in_training import RunLabelModel
 
 
 class Fit(NamedTuple):
@@ -57,7 +59,9 @@ class AnnotatorReliability:
 
     estimator: ClassVar[str] = "ema"  # what ``model.rpo.estimator`` calls it
     estimate: Estimate | None = None  # the EMA fits nothing
-    auto_objective: str = "induced"  # and is the paper's
+    label_model: RunLabelModel | None = None
+    pair_evidence: Tensor | None = None
+    coefficients: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
 
     def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
         if num_annotators < 1:

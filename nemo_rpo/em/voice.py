@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-# The margins' mean size, in units of the link, above which the bounded loss turns them down. Chosen on simulated worlds
-# (docs/estimators.md): there 3 does as well as 2 and 4.
-LARGEST_MEAN_MARGIN = 3.0
+# The mean size that the bounded loss brings margins to. Chosen on simulated worlds other than those of
+# docs/estimators.md: with less it lets go of hardly any pair, with more of most.
+_LARGEST_MEAN = 3.0
 # Steps over which the mean size of the margins is taken, about.
 _MEMORY = 20.0
 
@@ -44,9 +44,9 @@ class Voice:
         """voice(Δ) [P] in the dtype of ``delta`` [P]."""
         return delta * self.weight.to(delta.dtype)
 
-    def set_temperature(self, tau: float) -> None:
-        """A fit's τ; inf is a weight of 0."""
-        self.weight = torch.full_like(self.weight, 1.0 / tau)
+    def set_weight(self, weight: float) -> None:
+        """What a fit has found the policy to be worth."""
+        self.weight = torch.full_like(self.weight, weight)
 
     def temperature(self) -> float:
         """τ = 1/weight; inf where the policy is not believed. Waits for the device."""
@@ -67,7 +67,7 @@ class Voice:
         """
         total, steps = self.size
         mean = total / steps.clamp(min=1.0 / _MEMORY)
-        return (LARGEST_MEAN_MARGIN / mean.clamp(min=1e-9)).clamp(max=self._largest)
+        return (_LARGEST_MEAN / mean.clamp(min=1e-9)).clamp(max=self._largest)
 
     def state(self) -> Tensor:
         """float64 [3]: all that changes."""
@@ -75,5 +75,5 @@ class Voice:
 
     def load(self, state: Tensor) -> None:
         """Restores :meth:`state` bit for bit."""
-        weight, *size = state.to(self.size).unbind()
-        self.weight, self.size = weight.clone(), torch.stack(size)
+        state = state.to(self.size)
+        self.weight, self.size = state[0].clone(), state[1:].clone()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.evaluation.checkpoint import Target
+from nemo_rpo.evaluation.group_weights import weights_for
 from nemo_rpo.evaluation.scores import Scores, scores_of
 
 
@@ -34,9 +36,12 @@ def engine(cfg: RunConfig) -> Iterator[torch.device]:
         parallel.finalize()
 
 
-def measure(target: Target) -> tuple[Scores, str]:
+def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
     """Δ of every pair of ``model.data.data_prefix.train`` under the settings' loss, and a sentence on the data; the
     same on every rank.
+
+    A reward model with groups of taste judges as ``group`` (from 1), or as each annotator's own group by the weights
+    that the run has learnt; whoever it does not know is an average of them.
 
     Takes the memory of training, for the engine is built as for it. The tokens go to ``model.data.cache_dir``, or to
     a temporary folder.
@@ -52,6 +57,8 @@ def measure(target: Target) -> tuple[Scores, str]:
         cfg.model.rpo.enabled = cfg.model.rpo.record = False
         if cfg.model.rpo.reference == "cached":
             cfg.model.rpo.reference = "swapped"
+        if base_loss(cfg.model).groups > 1:
+            cfg.model.data.group_votes = False  # labels on one pair may be of annotators of different groups
         setup.check_start(cfg)
         cache = setup.open_split(cfg, "train")
         architecture = setup.architecture_for(cfg, cache)
@@ -62,6 +69,8 @@ def measure(target: Target) -> tuple[Scores, str]:
             )
         model = setup.build_model(cfg, architecture, cache, 1, device)  # with the reference's weights
         setup.weights_loader(target.weights, architecture)(model.model)
+        if model.loss.groups > 1 or group is not None:
+            model.em.replace_weights(weights_for(target, model.loss.groups, cache.annotators.ids, group))
         dataset = setup.dataset_of(cfg, cache, shuffle=False)
 
         def batches() -> Iterator[list]:

@@ -5,14 +5,13 @@ Shapes: v labels.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nemo_rpo.data.annotator_table import VIRTUAL
-from nemo_rpo.data.cache.arrow import pair_ids, pyarrow
+from nemo_rpo.data.cache.arrow import pair_ids, prompt_names, pyarrow
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError, DataError, first_line
@@ -63,23 +62,9 @@ def scores_of(cache: PreferenceCache, delta: np.ndarray) -> Scores:
     pair, annotator, sign = cache.all_votes()
     names = np.array(["" if name == VIRTUAL else name for name in cache.annotators.ids], dtype=object)
     ids = pair_ids(cache).to_numpy(zero_copy_only=False)
-    prompts = _prompt_names(cache)
+    prompts = prompt_names(cache)
     margins = delta[pair].astype(np.float64)
     return Scores(ids[pair], names[annotator], prompts[pair], sign, np.asarray(cache.gold)[pair], margins)
-
-
-def _prompt_names(cache: PreferenceCache) -> np.ndarray:
-    """A name for the tokens of each pair's prompt, [n]; a prompt that the cache holds once is hashed once."""
-    tokens, begins = cache.all_prompts()
-    places = np.stack((begins, cache.lengths[:, 0]), 1)
-    distinct, place = np.unique(places, axis=0, return_inverse=True)
-    names = [hash_of(tokens[start : start + length]) for start, length in distinct.tolist()]
-    return np.array(names, dtype=object)[place.reshape(-1)]
-
-
-def hash_of(ids: np.ndarray) -> str:
-    """A name for a prompt's tokens."""
-    return hashlib.blake2b(np.ascontiguousarray(ids).tobytes(), digest_size=8).hexdigest()
 
 
 def write_scores(scores: Scores, out: Path) -> None:

@@ -2,7 +2,8 @@
 
 Trainers keep what they know of and drop the rest (NeMo-RL loses unknown fields of its save state), while a file in the
 checkpoint's folder is renamed, copied and deleted with it. ``rpo_state.json`` has η, its evidence and the table of
-annotators; with ``estimator: buffer`` ``rpo_margins.npy`` has the margins, float32 [N], of the N pairs of the data.
+annotators; with ``estimator: buffer`` ``rpo_margins.npy`` has the margins, float32 [N], of the N pairs of the data, and
+``rpo_label_model.npz`` what a label model needs to go on, where there is one.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from nemo_rpo.errors import CheckpointError, DataError
 
 STATE_FILE = "rpo_state.json"
 MARGINS_FILE = "rpo_margins.npy"
+LABEL_MODEL_FILE = "rpo_label_model.npz"
+_LABEL_MODEL = "label_model."  # what its tensors begin with in the state
 _PER_ANNOTATOR = {"eta": "eta", "label_counts": "label_count", "right_sums": "right_sum"}  # name in the state, in a row
 
 
 def packed(em: AnnotatorReliability, table: AnnotatorTable, data: str | None = None) -> dict[str, Any]:
     """η, its evidence and the table as plain values, a row an annotator; Python's floats hold every float64 exactly.
-    Under ``buffer`` also ``data`` and ``margins``, float32 [N] on the CPU.
+    Under ``buffer`` also ``data`` and ``margins``, float32 [N] on the CPU, and ``label_model``, its tensors by name.
 
     Collective under ``buffer``: a gather of 4 bytes a pair over the ranks that hold different pairs.
 
@@ -43,6 +46,8 @@ def packed(em: AnnotatorReliability, table: AnnotatorTable, data: str | None = N
     saved = {"format": 1, "step": state["step"], "annotators": annotators}
     if isinstance(em, BufferedReliability):
         saved |= {"data": data, "margins": state["margins"].cpu(), "voice": state["voice"].tolist()}
+        if own := {name: of.cpu() for name, of in state.items() if name.startswith(_LABEL_MODEL)}:
+            saved["label_model"] = own
     return saved
 
 
@@ -57,7 +62,7 @@ def unpacked(saved: dict[str, Any]) -> tuple[AnnotatorTable, dict[str, Any]]:
     of_pairs = {name: saved[name] for name in ("data", "margins") if name in saved}
     if "voice" in saved:
         of_pairs["voice"] = torch.tensor(saved["voice"], dtype=torch.float64)
-    return table, {**state, "step": saved["step"], **of_pairs}
+    return table, {**state, "step": saved["step"], **of_pairs, **saved.get("label_model", {})}
 
 
 def save_state(folder: Path, saved: dict[str, Any]) -> None:
@@ -68,6 +73,10 @@ def save_state(folder: Path, saved: dict[str, Any]) -> None:
     if margins is not None:
         np.save(folder / MARGINS_FILE, margins.numpy())
         saved["margins_digest"] = digest_of(folder / MARGINS_FILE)
+    label_model = saved.pop("label_model", None)
+    if label_model is not None:
+        np.savez(folder / LABEL_MODEL_FILE, **{name: of.numpy() for name, of in label_model.items()})
+        saved["label_model_digest"] = digest_of(folder / LABEL_MODEL_FILE)
     text = json.dumps(saved, indent=1, ensure_ascii=False)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -88,12 +97,20 @@ def load_state(folder: Path) -> tuple[AnnotatorTable, dict[str, Any]]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if "data" in saved:
             path = folder / MARGINS_FILE
-            if digest_of(path) != saved["margins_digest"]:
-                raise ValueError("its digest is not the one it was saved with")
-            saved["margins"] = torch.from_numpy(np.load(path, allow_pickle=False))
+            saved["margins"] = torch.from_numpy(_load(path, saved["margins_digest"]))
+        if "label_model_digest" in saved:
+            path = folder / LABEL_MODEL_FILE
+            arrays = _load(path, saved["label_model_digest"])
+            saved["label_model"] = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         return unpacked(saved)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CheckpointError(f"{path} is damaged ({exc!r}): resume from an earlier checkpoint") from exc
+
+
+def _load(path: Path, digest: str) -> Any:
+    if digest_of(path) != digest:
+        raise ValueError("its digest is not the one it was saved with")
+    return np.load(path, allow_pickle=False)
 
 
 def continued(saved: AnnotatorTable, data: AnnotatorTable, allow_new: bool, block: str) -> AnnotatorTable:

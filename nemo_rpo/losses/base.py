@@ -64,6 +64,7 @@ class PreferenceLoss(ABC):
         takes_ties: it has a value for rows where ``tie`` is 1; other losses must not be given such rows.
         listwise: it has a value for rankings as wholes, see :class:`nemo_rpo.losses.ListwiseLoss`; any other loss takes
             a ranking as its pairs, and so does every loss under the EM.
+        groups: how many truths a pair may have, one for each group of annotators; more than one only for ``pal``.
         reduction: how the losses of pairs become the loss of the global batch.
     """
 
@@ -74,6 +75,7 @@ class PreferenceLoss(ABC):
     needs_link_tau: ClassVar[bool] = False
     takes_ties: ClassVar[bool] = False
     listwise: ClassVar[bool] = False
+    groups: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_options(self, f"the loss '{self.name}'")

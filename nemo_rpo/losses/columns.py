@@ -38,6 +38,7 @@ _COLUMNS = (
     Column("turn_log_ratios", "response", "forward", "log π/π_ref of each assistant turn, padded [pairs, turns]", True),
     Column("turns", "response", "row", "number of assistant turns [pairs]"),
     Column("score", "response", "forward", "output of the reward head [pairs]"),
+    Column("scores", "response", "forward", "outputs of a reward head with one a group [pairs, groups]"),
     Column("embedding", "response", "forward", "output of the preference head, of even width [pairs, width]"),
     Column("margin", "label", "row", "score(chosen) - score(rejected), 0 or more under the EM [pairs]"),
     Column("strength", "label", "row", "strength of the preference, e.g. 1, 2, 3 in HelpSteer [pairs]"),
@@ -48,6 +49,7 @@ _COLUMNS = (
     Column("consensus", "label", "row", "log-odds that the recorded choice is right, by its annotators alone [pairs]"),
     Column("flip_rate", "label", "row", "probability that the recorded choice was flipped, between 0 and 1 [pairs]"),
     Column("tie", "label", "row", "1 where the annotator called a tie, else 0 [pairs]"),
+    Column("group_weight", "label", "forward", "weights of a pair's annotators on the groups, sum 1 [pairs, groups]"),
     Column("gate", "label", "forward", "scale of each block of the preference head, from the prompt [pairs, width/2]"),
 )
 

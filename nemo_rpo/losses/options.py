@@ -31,6 +31,15 @@ def number(
     return field(default=default, metadata={"accepts": accepts, "expected": expected or "a finite number"})
 
 
+def whole(default: int, *, at_least: int) -> Any:
+    """An option that is a whole number."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+    return field(default=default, metadata={"accepts": accepts, "expected": f"a whole number, {at_least} or more"})
+
+
 def choice(default: str, *others: str) -> Any:
     """An option that takes one of a few words."""
     words = (default, *others)

@@ -21,7 +21,7 @@ from torch import Tensor
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss, pair_step
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.em import AnnotatorReliability
+from nemo_rpo.em import AnnotatorReliability, Votes
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs, HeadRequest
@@ -171,7 +171,16 @@ class MegatronGPTRPOModel:
         """The micro-batch as a loss sees it, see :func:`nemo_rpo.megatron.step.forward.pair_logprobs`."""
         figures = response_figures(outputs, x, by_turn=self.needs.turns)
         rewards = self.cfg.model.data.default_chosen_reward, self.cfg.model.data.default_rejected_reward
-        return pair_logprobs(batch, figures, None if None in rewards else rewards[0] - rewards[1])
+        default_margin = None if None in rewards else rewards[0] - rewards[1]
+        if "group_weight" in self.loss.needs:
+            figures["group_weight"] = (self._pair_weight(votes_of(batch)),) * 2
+        return pair_logprobs(batch, figures, default_margin)
+
+    def _pair_weight(self, votes: Votes) -> Tensor:
+        """The weights of the pairs' annotators on the loss's groups, fp32 ``[pairs, groups]``; one group has all."""
+        if self.loss.groups == 1:
+            return torch.ones(len(votes.sign), 1, device=self.device)
+        return self.em.pair_weight(votes)
 
     def loss_func(self, x: PairLogprobs, batch: MicroBatch, collect_evidence: bool) -> Tensor:
         """What each pair adds to the step's objective ``[pairs]``, see :class:`nemo_rpo.em.PairLosses`. Adds to the

@@ -7,23 +7,20 @@ A row for every number of GPUs on which the recipe's layout holds and a GPU's me
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
-from pathlib import Path
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.validate import validate_config, validate_parallel
+from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError, RPOError
-from nemo_rpo.planning.memory import Memory, peak_memory
-from nemo_rpo.planning.models import MODELS, total_weights
-from nemo_rpo.planning.step_time import Hardware, step_seconds
+from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
+from nemo_rpo.planning.sizes import sizes
+from nemo_rpo.planning.step_time import Hardware
 
 GPUS = (8, 16, 32, 64, 128, 256)
 SHORT = 512  # tokens of a prompt and a response: nearer to chats than the limit is
 _COLUMNS = ("weights", "gradients", "optimizer", "reference", "activations", "head")
-_SPARE = 0.1  # of a GPU's memory, for what is not counted
 
 
 def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) -> list[str]:
@@ -39,12 +36,13 @@ def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) 
     )
     full = model.data.seq_length or model.encoder_seq_length
     rows = []
-    for gpus in GPUS:
-        memory = _fitting(cfg, architecture, gpus, hardware)
-        if memory is not None:
-            parts = " ".join(f"{getattr(memory, name) / 1e9:11.1f}" for name in _COLUMNS)
-            long, short = (step_seconds(cfg, architecture, gpus, length, hardware) for length in (full, SHORT))
-            rows.append(f"{gpus:4} {parts} {memory.total / 1e9:6.1f} {long:8.1f} {short:8.1f}")
+    for long, short in zip(
+        *(sizes(cfg, architecture, hardware, GPUS, length) for length in (full, SHORT)), strict=True
+    ):
+        if long.step_seconds is not None:
+            parts = " ".join(f"{getattr(long.memory, name) / 1e9:11.1f}" for name in _COLUMNS)
+            seconds = f"{long.step_seconds:8.1f} {short.step_seconds:8.1f}"
+            rows.append(f"{long.gpus:4} {parts} {long.memory.total / 1e9:6.1f} {seconds}")
     if not rows:
         raise ConfigError(
             f"the layout fits on none of {', '.join(map(str, GPUS))} {hardware.name}: raise "
@@ -60,33 +58,6 @@ def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) 
         header,
         *rows,
     ]
-
-
-def _fitting(cfg: RunConfig, architecture: GPTArchitecture, gpus: int, hardware: Hardware) -> Memory | None:
-    cfg = copy.deepcopy(cfg)
-    cfg.trainer.devices = cfg.trainer.devices or GPUS[0]
-    cfg.trainer.num_nodes = gpus // cfg.trainer.devices
-    try:
-        validate_parallel(cfg, gpus)
-    except ConfigError:
-        return None
-    memory = peak_memory(cfg, architecture, gpus)
-    return memory if memory.total <= (1 - _SPARE) * hardware.memory else None
-
-
-def architecture_named(model: str) -> GPTArchitecture:
-    """That of a name in :data:`.models.MODELS`, or of a Hugging Face folder.
-
-    Raises:
-        ConfigError, CheckpointError: neither, or a model that this package does not train.
-    """
-    if model in MODELS:
-        return MODELS[model]
-    if not Path(model).is_dir():
-        raise ConfigError(f"--model {model} is neither a directory nor one of {', '.join(MODELS)}")
-    from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
-
-    return architecture_from_hf(model)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.flops import layer_matrix_weights
+from nemo_rpo.errors import ConfigError
 
 MODELS = {
     "llama3-8b": GPTArchitecture(32, 4096, 14336, 32, 8, 128, 128256, 8192, rotary_base=5e5),
@@ -12,6 +15,21 @@ MODELS = {
     "qwen3-8b": GPTArchitecture(36, 4096, 12288, 32, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
     "qwen3-32b": GPTArchitecture(64, 5120, 25600, 64, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
 }
+
+
+def architecture_named(model: str) -> GPTArchitecture:
+    """That of a name in :data:`MODELS`, or of a Hugging Face folder.
+
+    Raises:
+        ConfigError, CheckpointError: neither, or a model that this package does not train.
+    """
+    if model in MODELS:
+        return MODELS[model]
+    if not Path(model).is_dir():
+        raise ConfigError(f"--model {model} is neither a directory nor one of {', '.join(MODELS)}")
+    from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
+
+    return architecture_from_hf(model)
 
 
 def layer_norm_weights(model: GPTArchitecture) -> int:

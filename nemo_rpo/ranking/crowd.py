@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,19 +13,26 @@ from torch import Tensor
 
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior, standard_errors
 from nemo_rpo.ranking.comparisons import Comparisons
+from nemo_rpo.ranking.likelihood import Likelihood
 from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import Results, Schedule
+from nemo_rpo.ranking.scoring import maximise
 from nemo_rpo.ranking.strengths import Strengths, bradley_terry
 
 logger = logging.getLogger(__name__)
 
+_LOG_BAYES_FACTOR = 3.0  # by which the evidence has to rise for leanings to be taken
+_NEAR = 1e-2  # strengths move by less than this a round once the EM is at its mode
+
 
 class Reliabilities(NamedTuple):
-    """Attributes: η of every annotator [K], its standard error [K] for known strengths, and signed labels [K]."""
+    """Attributes: η of every annotator [K], its standard error [K] for known strengths, signed labels [K]; and where it
+    was asked for by the evidence, the leaning [K] to what was shown first, in logits."""
 
     eta: np.ndarray
     standard_error: np.ndarray
     labels: np.ndarray
+    leaning: np.ndarray | None = None
 
 
 def crowd_bt(
@@ -31,7 +40,6 @@ def crowd_bt(
     schedule: Schedule,
     settings: RankSettings,
     em: EMSettings | None = None,
-    start: tuple[Strengths, Reliabilities] | None = None,
 ) -> tuple[Strengths, Reliabilities]:
     r"""The Bradley-Terry model seen through annotators who are right with probability η_k.
 
@@ -49,21 +57,74 @@ def crowd_bt(
     em = em or EMSettings()
     labels = _Labels(comparisons)
     strengths, eta = None, torch.full((len(comparisons.annotators),), em.eta_init, dtype=torch.float64)
-    if start is not None:
-        strengths, eta = start[0], torch.from_numpy(start[1].eta)
+    # Where the system is small enough to be solved, rounds only have to find the right mode.
+    dense = len(comparisons.players) + len(comparisons.annotators) <= settings.refit_parameters
+    tolerance = max(settings.crowd_tolerance, _NEAR) if dense else settings.crowd_tolerance
+    inner = replace(settings, tolerance=max(settings.tolerance, 0.1 * tolerance))
+    sweep = replace(em, sweep_tolerance=max(em.sweep_tolerance, 0.1 * tolerance))
     right = posterior(labels.margin(strengths), labels.votes, eta.logit())
     for _ in range(settings.crowd_max_iterations):
         before = strengths
-        strengths = bradley_terry(schedule, labels.results(right, schedule, settings), settings, before)
-        eta = full_batch_em(labels.margin(strengths), labels.votes, eta, em).eta
+        strengths = bradley_terry(schedule, labels.results(right, schedule, settings), inner, before)
+        eta = full_batch_em(labels.margin(strengths), labels.votes, eta, sweep).eta
         right = posterior(labels.margin(strengths), labels.votes, eta.logit())
         moved = np.inf if before is None else np.abs(strengths.log_strength - before.log_strength).max()
-        if moved < settings.crowd_tolerance:
+        if moved < tolerance:
             break
     else:
         logger.warning("Crowd-BT stopped with strengths still moving by %.1e a round", moved)
+    leaning = None
+    if dense:
+        strengths, eta, leaning = _solved(comparisons, settings, em, strengths, eta)
+    elif comparisons.slot is not None:
+        logger.warning(
+            "the order shown is left out: it is used with up to %d players and annotators", settings.refit_parameters
+        )
     error = standard_errors(labels.margin(strengths), labels.votes, eta, em)
-    return strengths, Reliabilities(eta.numpy(), error.numpy(), labels.count())
+    return strengths, Reliabilities(eta.numpy(), error.numpy(), labels.count(), leaning)
+
+
+def crowd_likelihood(
+    comparisons: Comparisons, settings: RankSettings, em: EMSettings | None = None, slots: bool = False
+) -> tuple[Likelihood, tuple[float, float]]:
+    """The marginal likelihood of the model with its priors, with leanings or without, and the bounds of logit η."""
+    em = em or EMSettings()
+    low, high = (math.log(bound / (1 - bound)) for bound in em.eta_bounds)
+    return Likelihood(comparisons, settings, em.prior, slots), (low, high)
+
+
+def _solved(
+    comparisons: Comparisons, settings: RankSettings, em: EMSettings, near: Strengths, eta: Tensor
+) -> tuple[Strengths, Tensor, np.ndarray | None]:
+    """The mode near an EM's estimate, by Fisher scoring; with leanings where the order shown is known and the marginal
+    likelihood (Laplace's) asks for them.
+    """
+    nu = [max(near.tie_strength, 1e-9)]
+    found = []
+    for slots in (False, True)[: 1 + (comparisons.slot is not None)]:
+        likelihood, bounds = crowd_likelihood(comparisons, settings, em, slots)
+        start = [near.log_strength, eta.logit().numpy(), np.zeros(likelihood.annotators * slots)]
+        theta = np.concatenate([*start, np.log(nu)[: likelihood.modelled_ties]])
+        counts = likelihood.counts()
+        theta, converged = maximise(
+            likelihood, theta, counts, bounds, settings.crowd_tolerance, settings.max_iterations
+        )
+        evidence = likelihood.log_posterior(theta, counts)
+        if slots:
+            known = likelihood.information(counts, likelihood.terms(theta))[:, 3, 3]
+            of_annotator = np.bincount(likelihood.k - likelihood.players, known, likelihood.annotators)
+            evidence -= 0.5 * float(np.log1p(of_annotator).sum())
+        found.append((evidence, likelihood, theta, converged))
+    taken = found[-1] if len(found) > 1 and found[1][0] - found[0][0] > _LOG_BAYES_FACTOR else found[0]
+    _, likelihood, theta, converged = taken
+    if len(found) > 1:
+        word = "taken" if likelihood.slots else "left out"
+        logger.info("order shown: %s (log Bayes factor %+.1f)", word, found[1][0] - found[0][0])
+    players, annotators = likelihood.players, likelihood.annotators
+    tie_strength = float(np.exp(theta[-1])) if likelihood.modelled_ties else near.tie_strength
+    strengths = Strengths(theta[:players], tie_strength, near.iterations, converged)
+    eta = torch.from_numpy(theta[players : players + annotators]).sigmoid()
+    return strengths, eta, theta[likelihood.leanings()] if likelihood.slots else None
 
 
 class _Labels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.errors import DataError
 from nemo_rpo.ranking.comparisons import Comparisons
+from nemo_rpo.ranking.likelihood import Likelihood
 from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import Results, Schedule
+from nemo_rpo.ranking.scoring import BATCH, OneStep, maximise
 from nemo_rpo.ranking.strengths import Strengths, bradley_terry
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class Fit(NamedTuple):
     reliabilities: Reliabilities | None
 
 
-def fit(comparisons: Comparisons, settings: RankSettings | None = None, start: Fit | None = None) -> Fit:
+def fit(comparisons: Comparisons, settings: RankSettings | None = None) -> Fit:
     """The strengths behind the comparisons, under the model that ``settings`` describe.
 
     Raises:
@@ -43,11 +45,11 @@ def fit(comparisons: Comparisons, settings: RankSettings | None = None, start: F
             raise DataError("no row says who judged, which --crowd-bt needs to know; name the field, --annotator-key")
         from nemo_rpo.ranking.crowd import crowd_bt  # the only model that needs torch
 
-        return Fit(*crowd_bt(comparisons, schedule, settings, start=start))
+        return Fit(*crowd_bt(comparisons, schedule, settings))
     results = plain_results(comparisons, schedule, settings)
     if settings.prior == 0:
         schedule.check_connected(results, comparisons.players)
-    return Fit(bradley_terry(schedule, results, settings, start and start.strengths), None)
+    return Fit(bradley_terry(schedule, results, settings), None)
 
 
 def plain_results(comparisons: Comparisons, schedule: Schedule, settings: RankSettings) -> Results:
@@ -63,32 +65,80 @@ def bootstrap(
 ) -> np.ndarray:
     """Log-strengths fitted to resamples drawn with replacement, float64 [B, N].
 
+    A resample is the same comparisons with other weights. With up to ``settings.refit_parameters`` players and
+    annotators each is fitted anew from the best fit; with more, by one step of it (:mod:`nemo_rpo.ranking.scoring`).
+
     Raises:
         DataError: a resample without a maximum of the likelihood (with a prior there is always one).
     """
-    # Resamples differ by far more than this, and rounds of Crowd-BT are slow to settle the last digits.
-    settings = replace(settings, tolerance=max(settings.tolerance, 1e-6), crowd_tolerance=1e-4)
-    draws = np.empty((settings.bootstrap, len(comparisons.players)))
-    for i, which in enumerate(_resamples(comparisons, settings)):
-        try:
-            draws[i] = fit(comparisons.take(which), settings, best).strengths.log_strength
-        except DataError as exc:
-            raise DataError(f"a resample cannot be ranked ({exc}); or ask for no intervals, --bootstrap 0") from exc
+    drawn = _resamples(comparisons, settings)
+    if settings.ties == "drop":
+        kept = comparisons.outcome != 0
+        comparisons, drawn = comparisons.take(kept), (weights[kept] for weights in drawn)
+    likelihood, bounds = Likelihood(comparisons, settings), (0.0, 0.0)
+    if settings.crowd_bt:
+        from nemo_rpo.ranking.crowd import crowd_likelihood
+
+        slots = best.reliabilities is not None and best.reliabilities.leaning is not None
+        likelihood, bounds = crowd_likelihood(comparisons, settings, slots=slots)
+    theta = parameters(likelihood, best)
+    draws, done = np.empty((settings.bootstrap, len(comparisons.players))), 0
+    refit = likelihood.players + likelihood.annotators <= settings.refit_parameters
+    one_step = None if refit else OneStep(likelihood, theta)
+    tolerance = max(settings.tolerance, 1e-4)  # resamples differ by far more than this
+    for batch in _in_batches(drawn, 1 if refit else BATCH):
+        if one_step is None:
+            _check(comparisons, likelihood, settings, batch[0])
+            found, _ = maximise(
+                likelihood, theta, likelihood.counts(batch[0]), bounds, tolerance, settings.max_iterations
+            )
+            draws[done] = found[: likelihood.players]
+        else:
+            draws[done : done + len(batch)] = one_step.strengths(batch)
+        done += len(batch)
         if progress:
-            progress(i + 1)
+            progress(done)
     return draws
 
 
-def _resamples(comparisons: Comparisons, settings: RankSettings) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(settings.seed)
-    if settings.resample == "comparison":
-        for _ in range(settings.bootstrap):
-            yield rng.integers(len(comparisons), size=len(comparisons))
+def parameters(likelihood: Likelihood, best: Fit) -> np.ndarray:
+    """θ of :mod:`nemo_rpo.ranking.likelihood` at a fit."""
+    parts = [best.strengths.log_strength]
+    if best.reliabilities is not None:
+        eta = best.reliabilities.eta
+        parts.append(np.log(eta) - np.log1p(-eta))
+        if best.reliabilities.leaning is not None:
+            parts.append(best.reliabilities.leaning)
+    if likelihood.modelled_ties:
+        parts.append(np.log([max(best.strengths.tie_strength, 1e-9)]))
+    return np.concatenate(parts)
+
+
+def _check(comparisons: Comparisons, likelihood: Likelihood, settings: RankSettings, weights: np.ndarray) -> None:
+    if settings.prior:
         return
-    annotators = len(comparisons.annotators)
-    said = np.split(
-        np.argsort(comparisons.annotator, kind="stable"),
-        np.cumsum(np.bincount(comparisons.annotator, minlength=annotators))[:-1],
-    )
+    advice = "or ask for no intervals, --bootstrap 0"
+    drawn = comparisons.take(weights > 0)
+    if not drawn.outcome.any():
+        raise DataError(f"a resample cannot be ranked (it holds ties alone); {advice}")
+    schedule = Schedule(drawn.first, drawn.second, likelihood.players)
+    try:
+        schedule.check_connected(plain_results(drawn, schedule, settings), comparisons.players)
+    except DataError as exc:
+        raise DataError(f"a resample cannot be ranked ({exc}); {advice}") from exc
+
+
+def _in_batches(drawn: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    while batch := list(islice(drawn, size)):
+        yield batch
+
+
+def _resamples(comparisons: Comparisons, settings: RankSettings) -> Iterator[np.ndarray]:
+    """How often each comparison is drawn, float64 [n], for every resample."""
+    rng = np.random.default_rng(settings.seed)
+    drawn, of = len(comparisons), None
+    if settings.resample == "annotator":
+        drawn, of = len(comparisons.annotators), comparisons.annotator
     for _ in range(settings.bootstrap):
-        yield np.concatenate([said[k] for k in rng.integers(annotators, size=annotators)])
+        times = np.bincount(rng.integers(drawn, size=drawn), minlength=drawn).astype(np.float64)
+        yield times if of is None else times[of]

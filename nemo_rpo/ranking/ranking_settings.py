@@ -27,6 +27,8 @@ class RankSettings:
         seed: of the resampling.
         tolerance: a fit has converged once no log-strength moves by more than this in one iteration.
         max_iterations: bound on the iterations.
+        refit_parameters: players (with ``crowd_bt`` and annotators) up to which resamples are fitted anew; of more they
+            are one step from the best fit.
         crowd_tolerance, crowd_max_iterations: the same for the rounds of strengths and reliabilities in turn.
     """
 
@@ -39,6 +41,7 @@ class RankSettings:
     seed: int = 0
     tolerance: float = 1e-10
     max_iterations: int = 10_000
+    refit_parameters: int = 400
     crowd_tolerance: float = 1e-7
     crowd_max_iterations: int = 1000
 

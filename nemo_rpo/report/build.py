@@ -9,13 +9,14 @@ import numpy as np
 
 from nemo_rpo import __version__
 from nemo_rpo.errors import DataError
-from nemo_rpo.report import doubtful, policy, reliability
+from nemo_rpo.report import doubtful, policy, reliability, tastes
 from nemo_rpo.report.disagreement import taste
 from nemo_rpo.report.groups import bands, read_groups
 from nemo_rpo.report.rendering.document import Document, Note, Section, Text
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source
 from nemo_rpo.report.texts import Texts, read_texts
+from nemo_rpo.report.verdict import no_better_than_chance, verdict
 from nemo_rpo.report.warnings import warnings_of
 
 
@@ -56,13 +57,14 @@ def build_report(run: Run, settings: ReportSettings | None = None) -> Document:
         sections[1].blocks = _warnings(run)
         sections += [
             reliability.annotators_section(run),
+            *tastes.sections(run),
             reliability.labels_section(run, groups),
             policy.section(run, groups),
             doubtful.quotes_section(run, doubted, texts, missing),
             doubtful.leanings_section(run, texts),
             doubtful.taste_section(run, found, texts),
         ]
-    sections[0].blocks = [Text(" ".join(_in_short(run)))]
+    sections[0].blocks = [*verdict(run), Text(" ".join(_in_short(run)))]
     sections.append(_how_to_read(run))
     return Document(f"Whom to believe: {run.cfg.exp_manager.name}", _facts(run), sections)
 
@@ -89,7 +91,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("training data", files if isinstance(files, str) else ", ".join(map(str, files))),
         (
             "loss",
-            f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else f"{loss}, every label believed",
+            f"re_{loss}, {model.rpo.objective_in_force} objective"
+            if model.rpo.enabled
+            else f"{loss}, every label believed",
         ),
         ("steps", f"{run.step:,} of {model.global_batch_size:,} pairs each"),
     ]
@@ -113,8 +117,8 @@ def _in_short(run: Run) -> list[str]:
             share = run.annotators.labels[below].sum() / max(run.annotators.labels.sum(), 1)
             names = ", ".join(worst[:5]) + (", …" if len(worst) > 5 else "")
             said.append(
-                f"{len(below):,} of {len(run.annotators):,} annotators are rated wrong more often than right "
-                f"({names}); they gave {share:.1%} of the labels."
+                f"Of {len(run.annotators):,} annotators {len(below):,} {'is' if len(below) == 1 else 'are'} rated "
+                f"wrong more often than right ({names}), and gave {share:.1%} of the labels."
             )
         else:
             said.append("No annotator is rated wrong more often than right.")
@@ -129,9 +133,7 @@ def _warnings(run: Run) -> list[Note | Text]:
     leaning = doubtful.length_note(run)
     if leaning:
         found.append(leaning)
-    unfinished = _unfinished(run)
-    if unfinished:
-        found.insert(0, unfinished)
+    found = [note for note in (_unfinished(run), no_better_than_chance(run)) if note] + found
     return found or [Text("None: nothing in the estimates looks like a known way to be wrong.")]
 
 

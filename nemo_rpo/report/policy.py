@@ -107,4 +107,4 @@ def _calibration(run: Run) -> list[Block]:
         "the labels themselves are noisy, the best policy stays below it."
     )
     alt = "How often the policy is right, by how sure it is."
-    return [Figure("calibration", plots.reliability_diagram(found), alt, caption)]
+    return [Figure("calibration", plots.reliability_diagram(found), alt, caption, small=True)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Annotators, Run
+from nemo_rpo.report.verdict import of_annotators
 from nemo_rpo.shares import logit_interval
 
 _SHOWN = 25
@@ -47,6 +49,7 @@ def _table(run: Run) -> Table:
     low, high = logit_interval(annotators.eta, annotators.standard_error)
     size = len(annotators) + 1
     distrusted = np.bincount(labels.annotator, weights=labels.distrusted, minlength=size)
+    verdicts = of_annotators(run)
     rows = [
         [
             annotators.id[k],
@@ -54,11 +57,18 @@ def _table(run: Run) -> Table:
             f"{annotators.eta[k]:.3f}",
             _interval(low[k], high[k]),
             f"{int(distrusted[k]):,}",
+            verdicts[k][0],
         ]
         for k in annotators.ranked.tolist()
     ]
-    header = ["annotator", "labels", "η", "95 % interval", "labels distrusted"]
-    return Table(header, rows, "Reliability of each annotator.", _SHOWN)
+    header = ["annotator", "labels", "η", "95 % interval", "labels distrusted", "verdict"]
+    rules = CrowdSettings()
+    caption = (
+        f"Reliability of each annotator. Trust: the whole interval lies above {rules.good_enough:g}. Retrain: all of "
+        f"it lies below. Watch: it holds {rules.good_enough:g}. Too few labels to say: fewer than {rules.min_labels}, "
+        f"or an interval around {rules.good_enough:g} that is wider than {rules.widest:g}."
+    )
+    return Table(header, rows, caption, _SHOWN)
 
 
 def _interval(low: float, high: float) -> str:

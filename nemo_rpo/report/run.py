@@ -39,6 +39,8 @@ class Labels:
         tokens: int32 [v, 2], of chosen and rejected.
         delta_first, delta_last: float64 [v], Δ of the pair; NaN where it was not seen.
         w_first, w_last: float64 [v], probability that the label is right.
+        w_of_group: float64 [v, G], of a run with G groups of taste, the probability that the pair's chosen response is
+            better for each; G is 0 where there is one truth for all.
     """
 
     pair: np.ndarray
@@ -51,6 +53,7 @@ class Labels:
     delta_last: np.ndarray
     w_first: np.ndarray
     w_last: np.ndarray
+    w_of_group: np.ndarray
 
     def __len__(self) -> int:
         return len(self.sign)
@@ -65,7 +68,8 @@ class Labels:
 class Annotators:
     """Annotators in the data's order: [K] each; ``standard_error`` NaN where nothing was fitted.
 
-    ``way`` float32 [K, T] is η at the optimizer ``steps`` [T].
+    ``way`` float32 [K, T] is η at the optimizer ``steps`` [T]; ``weight`` float64 [K, G] the weights on G groups of
+    taste, 0 of them where there is one truth for all.
     """
 
     id: list[str]
@@ -75,6 +79,7 @@ class Annotators:
     eta_start: float
     steps: np.ndarray
     way: np.ndarray
+    weight: np.ndarray
 
     def __len__(self) -> int:
         return len(self.id)
@@ -88,7 +93,7 @@ class Annotators:
 @dataclass(frozen=True)
 class HeldOut:
     """Signed labels of held-out pairs: as in :class:`Labels`; ``gold`` int8 [v] is +1, -1, or 0 where unknown, ``set``
-    [v] the name of the validation set, ``""`` where it has none.
+    [v] the name of the validation set, ``""`` where it has none; ``prompt`` [v] is equal for pairs of one prompt.
     """
 
     pair_id: np.ndarray
@@ -97,6 +102,7 @@ class HeldOut:
     gold: np.ndarray
     delta: np.ndarray
     set: np.ndarray
+    prompt: np.ndarray
 
     @property
     def truth(self) -> np.ndarray:
@@ -202,6 +208,12 @@ def _floats(table: Any, path: Path, name: str) -> np.ndarray:
     return _column(table, path, name).to_numpy().astype(np.float64)
 
 
+def _numbered(table: Any, prefix: str) -> np.ndarray:
+    """Columns ``prefix``1, ``prefix``2, … side by side, float64 [rows, G]; G is 0 without any."""
+    found = [table[name].to_numpy() for name in table.column_names if name.startswith(prefix)]
+    return np.stack(found, 1).astype(np.float64) if found else np.empty((table.num_rows, 0))
+
+
 def _annotators(path: Path) -> tuple[Annotators, int]:
     table = _table(path)
     ways = _column(table, path, "trajectory_eta").to_pylist()
@@ -214,6 +226,7 @@ def _annotators(path: Path) -> tuple[Annotators, int]:
         eta_start=float(_floats(table, path, "eta_start")[0]),
         steps=np.array(steps, np.int64),
         way=np.array(ways, np.float32).reshape(len(ways), len(steps)),
+        weight=_numbered(table, "weight_"),
     )
     return read, int(json.loads((table.schema.metadata or {}).get(STEP.encode(), b"0")))
 
@@ -235,6 +248,7 @@ def _labels(path: Path, annotators: Annotators) -> Labels:
         annotator=_named(table, path, annotators),
         sign=_column(table, path, "sign").to_numpy().astype(np.int8),
         tokens=np.stack([_column(table, path, name).to_numpy() for name in ("chosen_tokens", "rejected_tokens")], 1),
+        w_of_group=_numbered(table, "w_of_group_"),
         **{name: _floats(table, path, name) for name in ("delta_first", "delta_last", "w_first", "w_last")},
         **text,
     )
@@ -249,4 +263,6 @@ def _held_out(path: Path, annotators: Annotators | None) -> HeldOut:
         gold=_column(table, path, "gold").to_numpy(),
         delta=_floats(table, path, "delta"),
         set=table["set"].to_numpy() if "set" in table.column_names else np.full(table.num_rows, ""),
+        # Of a run from before there was such a column each pair stands for a prompt of its own.
+        prompt=_column(table, path, "prompt" if "prompt" in table.column_names else "pair_id").to_numpy(),
     )

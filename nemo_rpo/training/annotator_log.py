@@ -14,13 +14,17 @@ from torch import Tensor
 
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import Evidence, RecordedReliability, warn_all
+from nemo_rpo.em.fit.temperature import Temperature
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, write_annotators
 from nemo_rpo.training.outputs.summary import AnnotatorRow
+from nemo_rpo.training.outputs.tastes import GroupsSeen
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.sweep import sweep_reliabilities
+
+_MOST_PAIRS = 0.9
 
 
 class AnnotatorBook:
@@ -29,15 +33,18 @@ class AnnotatorBook:
     Attributes:
         running_eta: η [K] before the last sweep replaced it.
         standard_error: of η [K], from the last sweep or refit; nan where nothing has been fitted.
+        coefficients: by feature of the label model in force, coefficients and their standard errors [K]; empty without.
     """
 
     def __init__(self, model: MegatronGPTRPOModel, cache: PreferenceCache, folder: Path, log: RunLog) -> None:
         self.model, self.cache, self.folder, self.log = model, cache, folder, log
-        self.enabled = model.cfg.model.rpo.enabled
+        self.enabled, self.groups = model.cfg.model.rpo.enabled, model.loss.groups
         self.running_eta = model.em.eta
         self.standard_error = torch.full_like(model.em.eta, math.nan)
+        self.coefficients: dict[str, list[list[float]]] = {}
         self._noted = model.em.estimate
         self._said: set[str] = set()
+        self._reasons: list[str] = []
         self._written: int | None = None
 
     def metrics(self) -> dict[str, float]:
@@ -45,10 +52,18 @@ class AnnotatorBook:
         if not self.enabled:
             return {}
         mean, least = torch.stack((self.model.em.eta.mean(), self.model.em.eta.min())).tolist()
-        return {"em/eta_mean": mean, "em/eta_min": least}
+        shares = self.model.em.share.tolist() if self.groups > 1 else []
+        return {
+            "em/eta_mean": mean,
+            "em/eta_min": least,
+            **{f"em/share_of_group_{g}": share for g, share in enumerate(shares, start=1)},
+        }
 
     def note_refit(self, step: int) -> None:
-        """Logs the refit that step's commit made, if it made one. Collectives: those of ``em.findings()``."""
+        """Logs the refit that step's commit made, if it made one; guards speak once nearly all pairs have been seen,
+        since a policy that has learnt nothing yet is none that learns nothing. Collectives: those of ``em.findings()``
+        and ``em.seen_share()``.
+        """
         fit = self.model.em.estimate
         if fit is self._noted:
             return
@@ -60,18 +75,24 @@ class AnnotatorBook:
             step,
             {
                 "em/information": fit.information,
-                "em/temperature": temperature.value,
+                **({"em/temperature": temperature.value} if math.isfinite(temperature.value) else {}),
                 "em/temperature_identified": float(temperature.identified),
+                "em/voice_weight": temperature.weight,
+                **({} if math.isnan(temperature.gain) else {"em/voice_gain": temperature.gain}),
                 "em/prior_right": fit.prior[0],
                 "em/prior_wrong": fit.prior[1],
                 **self.metrics(),
             },
         )
         if temperature.reason:
-            self._say("temperature", f"temperature of the margins left at {temperature.value:g}: {temperature.reason}")
+            self._say("temperature", f"the policy weighs {temperature.weight:g} in the E-step: {temperature.reason}")
+        self._say_choice()
         found = self.model.em.findings()
         if found is not None:
-            self._judge(*found, counts=self.model.em.label_counts)
+            self._take(found[0])
+        if self.model.em.seen_share() >= _MOST_PAIRS:
+            counts = torch.tensor([a.labels for a in self.cache.annotators.annotators]).to(self.model.em.eta)
+            self._judge(None if found is None else found[1], counts, temperature)
 
     def sweep(self, step: int, batches: Iterable[Batch]) -> None:
         """The exact full-batch EM at the present weights over ``batches``; its η replaces the running one.
@@ -87,11 +108,29 @@ class AnnotatorBook:
             "em/eta_moved": (found.result.eta - self.running_eta).abs().mean().item(),
         }
         self.log.record("sweep", step, {**metrics, **self.metrics()})
-        self._judge(found.standard_error, found.evidence, counts=found.result.counts)
+        self._say_choice()
+        self._take(found.standard_error)
+        fit = self.model.em.estimate
+        self._judge(found.evidence, found.result.counts, None if fit is None else fit.temperature)
 
-    def _judge(self, standard_error: Tensor, evidence: Evidence, counts: Tensor) -> None:
+    def _take(self, standard_error: Tensor) -> None:
         self.standard_error = standard_error
-        for guard, text in warn_all(self.model.em.eta, counts, self.model.em.settings.eta_init, evidence):
+        self.coefficients = {name: [of.tolist() for of in pair] for name, pair in self.model.em.coefficients.items()}
+
+    def _judge(self, evidence: Evidence | None, counts: Tensor, temperature: Temperature | None) -> None:
+        em = self.model.em
+        for guard, text in warn_all(em.eta, counts, em.settings.eta_init, evidence, self.standard_error, temperature):
+            self._say(guard, f"warning: {text}")
+
+    def _say_choice(self) -> None:
+        """What the label model's choice of features rested on, whenever it is another; and its warnings."""
+        label_model = self.model.em.label_model
+        if label_model is None:
+            return
+        if label_model.reasons and label_model.reasons != self._reasons:
+            self._reasons = label_model.reasons
+            self.log.note(f"label model: {'; '.join(label_model.reasons)}")
+        for guard, text in label_model.warnings:
             self._say(guard, f"warning: {text}")
 
     def _say(self, subject: str, text: str) -> None:
@@ -103,7 +142,11 @@ class AnnotatorBook:
     def state(self) -> dict[str, Any]:
         """For ``run.json``; :meth:`take_up` reads it."""
         errors = [None if math.isnan(error) else error for error in self.standard_error.tolist()]
-        return {"running_eta": self.running_eta.tolist(), "standard_error": errors}
+        return {
+            "running_eta": self.running_eta.tolist(),
+            "standard_error": errors,
+            "coefficients": self.coefficients,
+        }
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state`. Annotators who have joined since have η as their running η, and nan as its error."""
@@ -112,6 +155,7 @@ class AnnotatorBook:
             kept = torch.tensor(saved, dtype=torch.float64, device=self.model.device)
             fresh = self.model.em.eta if name == "running_eta" else self.standard_error
             setattr(self, name, torch.cat((kept, fresh[len(kept) :])))
+        self.coefficients = state.get("coefficients", {})
         self._noted = self.model.em.estimate
 
     def write(self, step: int) -> list[Path]:
@@ -130,23 +174,30 @@ class AnnotatorBook:
             paths += [self.folder / record.ANNOTATORS, self.folder / record.POSTERIORS]
         if step != self._written:
             seen = em.seen().cpu().numpy() if recorded else None
-            on_first_rank(partial(self._write, step, seen))
+            groups = GroupsSeen.of(em) if recorded and self.groups > 1 else None
+            on_first_rank(partial(self._write, step, seen, groups))
             self._written = step
         return paths
 
-    def _write(self, step: int, seen: np.ndarray | None) -> None:
+    def _write(self, step: int, seen: np.ndarray | None, groups: GroupsSeen | None) -> None:
         em, rows = self.model.em, self.rows()
         write_annotators(self.folder, rows)
+        self.log.annotators(step, rows)
         if seen is not None:
             record.write_annotators(self.folder, step, rows, em.trajectory)
             logit_eta = torch.logit(em.eta).cpu().numpy()
-            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, em.voice.temperature())
+            evidence = None if em.pair_evidence is None else em.pair_evidence.double().cpu().numpy()
+            tau = em.voice.temperature()
+            record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, tau, evidence, groups)
 
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""
         columns = (self.model.em.eta.tolist(), self.standard_error.tolist(), self.running_eta.tolist())
         start = self.model.em.settings.eta_init
+        weights = map(tuple, self.model.em.weight.tolist()) if self.groups > 1 else [()] * len(columns[0])
+        known = {name: list(zip(*pair, strict=True)) for name, pair in self.coefficients.items()}
+        people = zip(self.cache.annotators.annotators, *columns, weights, strict=True)
         return [
-            AnnotatorRow(a.id, a.labels, eta, start, error, running)
-            for a, eta, error, running in zip(self.cache.annotators.annotators, *columns, strict=True)
+            AnnotatorRow(a.id, a.labels, eta, start, error, running, {n: of[k] for n, of in known.items()}, of_groups)
+            for k, (a, eta, error, running, of_groups) in enumerate(people)
         ]

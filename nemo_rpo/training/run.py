@@ -78,6 +78,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     validated = list(filter(is_validation, splits))
     for name in validated:
         splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
+    setup.check_groups(cfg, cache)
     origin = origin_of(cfg, cache)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
@@ -94,6 +95,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
         **{f"{name} data": split.cache.summary() for name, split in splits.items() if name != "sweep"},
         "annotators": f"{len(cache.annotators):,}",
+        **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
         **kernel_facts(cfg),
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }

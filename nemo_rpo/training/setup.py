@@ -19,6 +19,7 @@ import torch.distributed as dist
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.places import run_folder as run_folder
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
@@ -28,6 +29,7 @@ from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
@@ -38,7 +40,7 @@ from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, rea
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
-from nemo_rpo.megatron.step.em import build_reliability
+from nemo_rpo.megatron.step.em import build_reliability, signed_labels
 from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.process.rank0 import once_a_node
@@ -64,14 +66,6 @@ class Split:
         """Tokens of one global batch, all responses with their prompts."""
         texts, _ = self.lengths(data_step)
         return int(texts.sum())
-
-
-def run_folder(cfg: RunConfig) -> Path:
-    """The folder of the run: logs, checkpoints, results."""
-    manager = cfg.exp_manager
-    if manager.explicit_log_dir:
-        return Path(manager.explicit_log_dir)
-    return Path(manager.exp_dir, manager.name, manager.version or "")
 
 
 def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
@@ -133,7 +127,8 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
         else RowFormat(data.layout, columns=data.columns),
         tokenizer=tokenizer_spec(cfg),
         seq_length=data.seq_length or cfg.model.encoder_seq_length,
-        group_votes=data.group_votes,
+        # Held-out labels are each judged by their own annotator's group.
+        group_votes=data.group_votes and (split == "train" or base_loss(cfg.model).groups == 1),
         invalid_pairs=data.invalid_pairs,
         keep_ties=base_loss(cfg.model).takes_ties,
     )
@@ -307,6 +302,12 @@ def _is_ours(path: Path) -> bool:
     return (path / RUN_FILE).exists()
 
 
+def check_groups(cfg: RunConfig, cache: PreferenceCache) -> None:
+    """Refuses groups of taste that the training data cannot tell apart, see :func:`check_identifiable`."""
+    if (groups := base_loss(cfg.model).groups) > 1:
+        check_identifiable(signed_labels(cache), groups)
+
+
 def build_model(
     cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
 ) -> MegatronGPTRPOModel:
@@ -315,7 +316,7 @@ def build_model(
         None if path is None else weights_loader(path, architecture)
         for path in (starting_point(cfg), previous_iterate(cfg))
     )
-    em = build_reliability(cfg.model.rpo, cache, device)
+    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
     return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous)
 
 

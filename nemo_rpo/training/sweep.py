@@ -77,29 +77,39 @@ class Sweep(NamedTuple):
 def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) -> Sweep:
     """Runs the estimator's full fit over ``batches`` (the whole training data, once) and makes its η the model's own.
 
-    Where a record is kept, these margins are the last sight of each pair.
+    Where there is a label model it is refitted to the same margins, and its η and errors are the result's. Where a
+    record is kept, these margins are the last sight of each pair.
 
     Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
-    evidence; one broadcast of 8 (4K + 6) bytes from the last pipeline stage and one from rank 0; for the record
-    :meth:`Margins.everywhere`.
+    evidence; one broadcast of 8 (4K + 9) bytes from the last pipeline stage and one from rank 0; for the record and for
+    the label model :meth:`Margins.everywhere`, and those of the latter's refit.
     """
     with model.evaluating():
         seen = margins(model, batches)
     delta, votes, _ = seen
-    if isinstance(model.em, RecordedReliability):
-        model.em.pairs.see_again(seen.everywhere(model.em.pairs.num_pairs))
-    k = model.em.num_annotators
-    packed = torch.zeros(4 * k + 3 + len(Evidence._fields), dtype=torch.float64, device=model.device)
+    em = model.em
+    if isinstance(em, RecordedReliability):
+        em.pairs.see_again(seen.everywhere(em.pairs.num_pairs))
+    k = em.num_annotators
+    packed = torch.zeros(4 * k + 4 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():
-        found, fitted, scale_fitted = model.em.fit(delta, votes, COLLECTIVES)
-        known = delta, votes, found.eta, fitted, COLLECTIVES.all_reduce
-        error, evidence = standard_errors(*known, scale_fitted), evidence_of(*known)
-        scalars = packed.new_tensor([float(found.log_likelihood), found.iterations, found.converged, *evidence])
+        found, fitted, scale_fitted = em.fit(delta, votes, COLLECTIVES)
+        reduce = COLLECTIVES.all_reduce
+        error = standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted)
+        evidence = evidence_of(delta, votes, fitted, reduce)
+        scalars = packed.new_tensor(
+            [float(found.log_likelihood), found.iterations, found.converged, fitted.link_tau, *evidence]
+        )
         packed.copy_(torch.cat((found.eta, found.counts, found.right_sums, error, scalars)))
     broadcast_from_last_stage(packed)
     COLLECTIVES.from_first(packed)  # tensor-parallel ranks have each run the EM for themselves
     (eta, counts, right_sums, standard_error), scalars = packed[: 4 * k].view(4, k), packed[4 * k :]
-    _, iterations, converged, *evidence = scalars.tolist()
-    model.em.replace(eta)
-    result = SweepResult(model.em.eta, scalars[0], int(iterations), bool(converged), counts, right_sums)
+    _, iterations, converged, tau, *evidence = scalars.tolist()
+    em.replace(eta)
+    if em.label_model is not None:
+        error = em.sweep_label_model(seen.everywhere(em.buffer.num_pairs).double() / tau)
+        if error is not None:
+            counts, right_sums, standard_error = em.label_counts, em.right_sums, error
+            em.replace(em.eta)  # where a record is kept, it is on the trajectory
+    result = SweepResult(em.eta, scalars[0], int(iterations), bool(converged), counts, right_sums)
     return Sweep(result, standard_error, Evidence(*evidence))

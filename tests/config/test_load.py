@@ -139,7 +139,7 @@ def test_sequence_parallel_without_tensor_parallel_is_off(empty: str) -> None:
         ("model.seed=true", "model.seed must be a whole number, at least 0; got True"),
         ("trainer.precision=16-mixed", "trainer.precision must be one of bf16, 32; got '16-mixed'"),
         ("trainer.accelerator=tpu", "trainer.accelerator must be one of gpu, cpu; got 'tpu'"),
-        ("model.rpo.objective=both", "model.rpo.objective must be one of induced, weighted; got 'both'"),
+        ("model.rpo.objective=both", "model.rpo.objective must be one of auto, induced, weighted, bounded; got 'both'"),
         (
             "model.rpo.reference=disk",
             "model.rpo.reference must be one of resident, swapped, cached; got 'disk'",

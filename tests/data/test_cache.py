@@ -104,6 +104,72 @@ def test_all_votes_are_the_pairs_votes(spec):
     assert np.bincount(annotator, minlength=9).tolist() == cache.annotators.labels.tolist()
 
 
+def known_rows(n):
+    """Rows of votes with everything that may be known of them."""
+    rng = random.Random(3)
+    for i, row in enumerate(random_rows(n)):
+        for vote in row["votes"]:
+            vote |= {
+                "shown_first": rng.choice("ab"),
+                "strength": rng.randrange(3),
+                "family": vote["annotator"][-1] < "4",
+            }
+            vote |= {"seconds": rng.random(), "time": f"2026-01-0{1 + i % 9}T00:00:00Z", "confidence": rng.random()}
+            vote["family"] = "judges" if vote["family"] else None
+        yield {**row, "topic": rng.choice(["cats", "dogs", None])}
+
+
+def test_what_is_known_of_votes_comes_back_relative_to_chosen(spec):
+    rows = list(known_rows(80))
+    cache = opened(spec(rows))
+    known, (pair, _, sign) = cache.known_of_votes(), cache.all_votes()
+    by_id, side, vote = {row["pair_id"]: row for row in rows}, {"a": 1, "b": -1}, 0
+    for i in range(len(cache)):
+        row = by_id[cache.pair_id(i)]
+        turn = int(known["chosen_first"][i])  # files with an order of their own: a is first
+        for cast in (cast for cast in row["votes"] if cast["vote"] != "tie"):
+            assert (pair[vote], sign[vote]) == (i, turn * side[cast["vote"]])
+            assert known["shown_first"][vote] == turn * side[cast["shown_first"]]
+            assert known["strength"][vote] == cast["strength"]
+            assert known["confidence"][vote] == np.float32(cast["confidence"])
+            assert known["seconds"][vote] == np.float32(cast["seconds"])
+            assert known["time"][vote] == 1767225600 + 86400 * (int(cast["time"][9]) - 1)
+            vote += 1
+        assert (row["topic"] is None) == (known["topic"][i] == -1)
+        assert row["topic"] in (None, cache.topics[known["topic"][i]])
+        assert known["lengths"][i].tolist() == cache.lengths[i, 1:].tolist()
+    assert vote == len(sign) and cache.families == ["judges"]
+    assert [k < "w4" for k in cache.annotators.ids] == (known["family"] == 0).tolist()
+    renamed = AnnotatorTable([Annotator("new", 0, ""), *reversed(cache.annotators.annotators)])
+    cache.use_annotators(renamed)
+    assert [k.startswith("w") and k < "w4" for k in renamed.ids] == (cache.known_of_votes()["family"] == 0).tolist()
+
+
+def test_nothing_is_stored_that_no_row_says(spec):
+    cache = opened(spec(random_rows(20)))
+    assert set(cache.known_of_votes()) == {"gold", "lengths"}
+    written = {path.stem for path in cache.folder.iterdir()}
+    assert not written & {"vote_shown_first", "vote_strength", "vote_time", "topic", "family", "chosen_first"}
+
+
+def test_an_order_that_always_puts_the_winner_first_is_none(spec):
+    """Such pairs are put into an order that tosses a coin; with votes for both sides the file's own order stays."""
+    rows = [
+        {
+            "prompt": sentence(random, 4),
+            "chosen": f"{i} x",
+            "rejected": f"{i} y",
+            "annotator": "w",
+            "shown_first": "chosen",
+        }
+        for i in range(200)
+    ]
+    first = opened(spec(rows)).known_of_votes()["chosen_first"]
+    assert 70 < (first > 0).sum() < 130
+    again = opened(spec([{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]))
+    assert (again.known_of_votes()["chosen_first"] == -first).all()  # whatever was said of them
+
+
 def test_the_log_says_what_was_left_out(spec, caplog):
     rows = [
         *random_rows(20),

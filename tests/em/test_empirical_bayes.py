@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nemo_rpo.em import EMSettings, Votes, full_batch_em
+from nemo_rpo.em import BufferSettings, EMSettings, Votes, estimate, full_batch_em
 from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
 from nemo_rpo.em.fit.marginal import vote_columns
 from nemo_rpo.em.fit.temperature import judge_temperature
@@ -67,18 +67,20 @@ def test_what_is_not_asked_for_is_kept():
 def test_small_margins_of_single_labels_do_not_identify_a_temperature():
     crowd = make_crowd(annotators=50, labels=3000, votes_per_pair=1, population=(8.0, 2.0), spread=0.2, seed=3)
     found = fit(crowd.delta, crowd.votes, 50)
-    verdict = judge_temperature(found, fallback=1.0, max_error=0.4)
-    assert not verdict.identified and verdict.value == 1.0 and "do not tell the scale" in verdict.reason
+    verdict = judge_temperature(found, 9.0, 50, BufferSettings())
+    assert not verdict.identified and verdict.weight == 0 and "do not tell the scale" in verdict.reason
 
 
 def test_margins_that_know_nothing_do_not_identify_a_temperature():
     crowd = make_crowd(annotators=50, labels=3000, votes_per_pair=1, population=(8.0, 2.0), seed=4)
     shuffled = crowd.delta[torch.randperm(len(crowd.delta), generator=torch.Generator().manual_seed(0))]
-    verdict = judge_temperature(fit(shuffled, crowd.votes, 50), fallback=1.0, max_error=0.4)
-    assert not verdict.identified and verdict.value == 1.0 and verdict.reason
+    verdict = judge_temperature(fit(shuffled, crowd.votes, 50), 9.0, 50, BufferSettings())
+    assert not verdict.identified and verdict.weight == 0 and verdict.reason
+    found = estimate(shuffled, crowd.votes, torch.full((50,), 0.9, dtype=torch.float64), EMSettings())
+    assert found.temperature.no_better_than_chance and found.sweep is None and (found.eta == 0.9).all()
 
 
 def test_the_verdict_names_the_edge():
-    verdict = judge_temperature(Population((8.0, 2.0), 400.0, 0.1), fallback=1.0, max_error=0.4)
-    assert not verdict.identified and "ran to its edge" in verdict.reason
-    assert not judge_temperature(Population((8.0, 2.0), 1.0, math.inf), 1.0, 0.4).identified
+    verdict = judge_temperature(Population((8.0, 2.0), 400.0, 0.1), 9.0, 50, BufferSettings())
+    assert not verdict.identified and "ran to its edge" in verdict.reason and verdict.value == math.inf
+    assert not judge_temperature(Population((8.0, 2.0), 1.0, math.inf), 9.0, 50, BufferSettings()).identified

@@ -8,7 +8,7 @@ def test_defaults_are_the_papers():
     settings = EMSettings()
     settings.validate()
     assert (settings.eta_init, settings.alpha) == (0.9, 0.1)
-    assert (settings.estimator, settings.objective) == ("buffer", "induced")
+    assert (settings.estimator, settings.objective) == ("buffer", "auto")
 
 
 @pytest.mark.parametrize(

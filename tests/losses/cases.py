@@ -50,6 +50,7 @@ VARIANTS: tuple[tuple[str, dict], ...] = (
     ("bt_margin", {}),
     ("bt_scaled", {}),
     ("bt_scaled", {"link": "scaled"}),
+    ("pal", {"groups": 3}),
     ("gpm", {"tau": 1.0}),
     ("gpm", {"tau": 1.0, "gated": True, "normalize": False}),
     ("plackett_luce", {}),
@@ -102,6 +103,7 @@ def random_batch(pairs: int = 6, *, dtype: torch.dtype = torch.float64, seed: in
         "turn_log_ratios": tuple(normal(pairs, 4, scale=2) * mask for mask in present),
         "turns": turns,
         "score": (normal(pairs, scale=2), normal(pairs, scale=2)),
+        "scores": (normal(pairs, 3), normal(pairs, 3)),
         "embedding": (normal(pairs, 6), normal(pairs, 6)),
     }
     pair_columns = {
@@ -114,6 +116,7 @@ def random_batch(pairs: int = 6, *, dtype: torch.dtype = torch.float64, seed: in
         "consensus": normal(pairs, scale=2),
         "flip_rate": uniform(0.02, 0.6, pairs),
         "tie": integers(0, 2),
+        "group_weight": normal(pairs, 3).softmax(-1),
         "gate": uniform(0.2, 1, pairs, 3),
     }
     policy = [logps + normal(pairs, scale=3) for logps in reference]
@@ -121,7 +124,7 @@ def random_batch(pairs: int = 6, *, dtype: torch.dtype = torch.float64, seed: in
 
 
 # What a gradient can flow into: outputs of the model.
-LEAVES = ("policy", "kl", "turn_log_ratios", "score", "embedding")
+LEAVES = ("policy", "kl", "turn_log_ratios", "score", "scores", "embedding")
 
 
 def leaves_of(x: PairLogprobs, names: tuple[str, ...] = LEAVES) -> list[Tensor]:

@@ -199,6 +199,10 @@ def bt_scaled(r: Row, link="unscaled"):
     return r.strength * wl, r.strength * lw
 
 
+def pal(r: Row, groups=2):
+    return logistic(sum(w * (a - b) for w, a, b in zip(r.group_weight, r.scores_w, r.scores_l, strict=True)))
+
+
 def gpm(r: Row, tau=0.1, normalize=True, gated=False):
     v, u = r.embedding_w, r.embedding_l
     blocks = [v[2 * b] * u[2 * b + 1] - v[2 * b + 1] * u[2 * b] for b in range(len(v) // 2)]

@@ -115,7 +115,7 @@ def test_anchors_stay_out_of_the_link_unless_asked():
 
 def test_reference_free_losses_say_so():
     free = {name for name, _ in VARIANTS if variant_loss((name, {})).reference_free}
-    assert free == {"simpo", "cpo", "orpo", "asft", "bt", "bt_margin", "bt_scaled", "gpm", "pro"}
+    assert free == {"simpo", "cpo", "orpo", "asft", "bt", "bt_margin", "bt_scaled", "gpm", "pal", "pro"}
 
 
 def test_losses_that_model_noise_or_need_a_temperature_say_so():

@@ -220,6 +220,12 @@ def test_scaled_and_margin_bradley_terry_reduce_to_the_plain_one():
     same(build_loss("bt_margin").terms(zero), plain)
 
 
+def test_pal_of_one_group_is_bradley_terry_to_the_bit():
+    for scores in (X.response_columns["score"], tuple(score[:, None] for score in X.response_columns["score"])):
+        x = replace(X, response_columns={"scores": scores}, pair_columns={"group_weight": full(1)[:, None]})
+        same(build_loss("pal", groups=1).terms(x), build_loss("bt").terms(X), rtol=0, atol=0)
+
+
 def test_general_preferences_are_skew_symmetric_and_may_be_cyclic():
     """Three answers on a circle, each beating the next: no reward could say so."""
     angle = 2 * math.pi / 3 * torch.arange(3, dtype=torch.float64)

@@ -21,7 +21,10 @@ import torch.distributed as dist
 from engine import Engine, engine, places
 from megatron.core import parallel_state
 
-from nemo_rpo.em import BufferedReliability, EMSettings, Estimate, MarginBuffer, Votes, estimate
+from nemo_rpo.em import BufferedReliability, EMSettings, Estimate, MarginBuffer, Votes, build_estimator, estimate
+from nemo_rpo.em.em_settings import LabelModelInTraining
+from nemo_rpo.em.label_model import FlatVotes, VoteColumns
+from nemo_rpo.em.label_model.training_crowd import Crowd
 from nemo_rpo.errors import DataError, TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
@@ -194,6 +197,38 @@ def agreement(run: Engine) -> dict[str, Any]:
     return {**refitted, "said": ""}
 
 
+def label_model() -> dict[str, Any]:
+    """Refits of a crowd of which half follow the order shown, with the collectives of this layout."""
+    generator, annotators, pairs = torch.Generator().manual_seed(1), 8, 301
+    better = torch.where(torch.rand(pairs, 1, generator=generator) < 0.5, 1, -1)
+    shown = torch.where(torch.rand(pairs, 1, generator=generator) < 0.5, 1, -1).expand(-1, annotators)
+    right = torch.rand(pairs, annotators, generator=generator) < 0.8
+    follows = (torch.arange(annotators) < 4) & (torch.rand(pairs, annotators, generator=generator) < 0.7)
+    sign = torch.where(follows, shown, torch.where(right, better, -better))
+    votes = Votes(torch.arange(annotators).expand(pairs, -1), sign)
+    em = build_estimator(
+        EMSettings(label_model=LabelModelInTraining(dependence=False)),
+        annotators,
+        pairs,
+        lambda block: Votes(votes.annotator[block], sign[block]),
+        parallel.data_parallel_rank(),
+        parallel.data_parallel_size(),
+        COLLECTIVES,
+        crowd_of=lambda: Crowd(FlatVotes.of(votes), VoteColumns(shown_first=shown.flatten())),
+    )
+    em.buffer.load(0.5 * better.squeeze(-1) + torch.randn(pairs, generator=generator))
+    for _ in range(2):
+        em.refit()
+    w = em.posterior(torch.zeros(pairs), votes, torch.arange(pairs))
+    return {
+        "names": em.label_model.now.names,
+        "eta": em.eta.tolist(),
+        "evidence": em.pair_evidence.tolist(),
+        "right": ((w > 0.5) == (better.squeeze(-1) > 0)).double().mean().item(),
+        "by votes": ((sign.sum(-1) > 0) == (better.squeeze(-1) > 0)).double().mean().item(),
+    }
+
+
 def experiment(overrides: list[str]) -> dict[str, Any]:
     with engine(overrides) as run:
         found: dict[str, Any] = {
@@ -216,6 +251,7 @@ def experiment(overrides: list[str]) -> dict[str, Any]:
         found["validation"] = validation(run)
         found["sweep"] = sweep(run)
         found["agreement"] = agreement(run)
+        found["label model"] = label_model()
         found["shared work"] = shared_work()
     return found
 

@@ -207,6 +207,18 @@ def test_a_refit_is_that_of_the_first_rank(saw: Callable[[str], Ranks], layout: 
     assert all(bool(rank["said"]) == (len(ranks) > 1) for rank in ranks)
 
 
+@pytest.mark.parametrize("layout", ALL)
+def test_the_label_model_is_fitted_over_the_ranks(saw: Callable[[str], Ranks], layout: str) -> None:
+    """The same bits on all ranks of a layout, and on every layout what one rank finds alone."""
+    ranks = [rank["label model"] for rank in saw(layout)]
+    [alone] = [rank["label model"] for rank in saw("one rank")]
+    assert alone["names"] == ["skill", "slot"] and alone["right"] > alone["by votes"] + 0.05
+    for rank in ranks:
+        assert rank["eta"] == ranks[0]["eta"] and rank["evidence"] == ranks[0]["evidence"]
+    np.testing.assert_allclose(ranks[0]["eta"], alone["eta"], atol=1e-6)
+    np.testing.assert_allclose(ranks[0]["evidence"], alone["evidence"], atol=1e-4)
+
+
 def test_the_time_out_of_every_group_is_set(saw: Callable[[str], Ranks]) -> None:
     assert [rank["time-outs"] for rank in saw("DP=2")] == [[450.0, 450.0]] * 2
     assert [rank["time-outs"] for rank in saw("TP=2")] == [[1800.0, 1800.0]] * 2

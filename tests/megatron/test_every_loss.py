@@ -35,6 +35,7 @@ RANKINGS = "model.data.data_prefix.train={world}/rankings.jsonl"
 # what only several ranks can do.
 WAYS: dict[str, tuple[str, list[str], list[str]]] = {
     "a reward head's rankings": ("plackett_luce", ["model.rpo.loss_options={scores: reward}"], [SEQUENCE_PARALLEL]),
+    "one group of taste": ("pal", ["model.rpo.loss_options={groups: 1}"], []),
     "a gated preference head": ("gpm", ["model.rpo.loss_options={gated: true}"], [SEQUENCE_PARALLEL]),
     "a reward head beside log-probs": ("bt", ["model.dpo.sft_loss_weight=0.1"], []),
     "a previous iterate of its own": ("inpo", ["model.rpo.previous_iterate={world}/earlier"], []),
@@ -128,6 +129,10 @@ def test_the_layout_changes_nothing(name: str, ranks: int, trained: Callable[[st
         scale = max(1.0, abs(theirs["loss"]))
         assert abs(ours["loss"] - theirs["loss"]) <= TOLERANCE * scale
         assert abs(ours["grad_norm"] / theirs["grad_norm"] - 1) <= 10 * TOLERANCE
+
+
+def test_one_group_of_taste_is_the_plain_reward_model_to_the_bit(trained: Callable[[str, int], Trajectory]) -> None:
+    assert trained("one group of taste", 1) == trained("bt", 1)
 
 
 def test_several_ranks_run_a_loss_of_every_kind() -> None:

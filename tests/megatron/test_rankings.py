@@ -38,6 +38,7 @@ BUFFER = [
     "model.rpo.estimator=buffer",
     "model.rpo.buffer.refit_every=2",
     "model.rpo.buffer.min_information=0",
+    "model.rpo.buffer.min_gain=-1e9",
     "model.rpo.buffer.margins=latest",
 ]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
@@ -13,8 +15,14 @@ import torch
 from safetensors.torch import load_file
 from torchrun import run_ranks
 
+from nemo_rpo.cli import main
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.export.group_labels import check_group, preference
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.network.reward_head import RewardHead
+from nemo_rpo.report.run import read_run
+from nemo_rpo.report.source import Source
+from nemo_rpo.report.tastes import sections
 from nemo_rpo.training.logs.metrics import read_metrics
 
 HERE = Path(__file__).parent
@@ -27,6 +35,7 @@ RUN = [
     "model.optim.sched.max_steps=8",
     "exp_manager.checkpoint_callback_params.save_hf_on_train_end=true",
 ]
+PAL = ["model.rpo.base_loss=pal", *RUN[2:]]
 SPLIT = ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2", "model.sequence_parallel=true"]
 
 
@@ -59,12 +68,20 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run(ranks: int, *runs: tuple[str, list[str]]) -> None:
         run_ranks(HERE / "ranks_reward_head.py", ranks, world, folder, json.dumps(runs), timeout=500)
 
-    run(4, ("split", [*RUN, *SPLIT, "trainer.dpo.max_steps=2"]))
+    run(
+        4,
+        ("split", [*RUN, *SPLIT, "trainer.dpo.max_steps=2"]),
+        ("tastes split", [*PAL, *SPLIT, "trainer.dpo.max_steps=2"]),
+    )
     checkpoint = folder / "split/checkpoints/step=00000002"
     run(
         1,
         ("split", [*RUN, "trainer.dpo.max_steps=4"]),
         ("whole", [*RUN, "trainer.dpo.max_steps=4"]),
+        ("tastes split", [*PAL, "trainer.dpo.max_steps=4"]),
+        ("tastes halves", [*PAL, "trainer.dpo.max_steps=2"]),
+        ("tastes halves", [*PAL, "trainer.dpo.max_steps=4"]),
+        ("tastes whole", [*PAL, "trainer.dpo.max_steps=4"]),
         (
             "of its weights",
             [
@@ -104,6 +121,57 @@ def test_the_export_has_it_beside_the_model(out: Path) -> None:
         torch.testing.assert_close(broken[name], weight, atol=1e-5, rtol=0)
     names = load_file(out / "whole/hf/model.safetensors")
     assert not any("reward" in name or "embedding.weight" == name for name in names)
+
+
+def weights_of(run: Path) -> tuple[list[str], torch.Tensor]:
+    with (run / "annotators.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ["eta", "weight_1", "weight_2"]
+    return [row["id"] for row in rows], torch.tensor([[float(row[name]) for name in names] for row in rows])
+
+
+@pytest.mark.distributed
+def test_groups_of_taste_go_on_bitwise_and_under_another_layout(out: Path) -> None:
+    split, halves, whole = (
+        [row["loss"] for row in read_metrics(out / f"tastes {name}")] for name in ("split", "halves", "whole")
+    )
+    assert len(whole) == 4 and halves == whole and split == pytest.approx(whole, abs=1e-5)
+    (names, found), (_, again), (_, elsewhere) = (weights_of(out / f"tastes {n}") for n in ("whole", "halves", "split"))
+    assert torch.equal(found, again) and len(names) > 3
+    torch.testing.assert_close(elsewhere, found, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, 1:].sum(1), torch.ones(len(names)), atol=2e-6, rtol=0)
+    assert found[:, 1].max() > 0.6 > 0.4 > found[:, 1].min(), "the groups have parted"
+    assert list(load_file(out / "tastes whole/hf/reward_head.safetensors")["scores.weight"].shape) == [2, 32]
+
+
+@pytest.mark.distributed
+def test_a_groups_labels_and_verdicts_come_out_of_the_run(out: Path, tmp_path: Path) -> None:
+    run = read_run(out / "tastes whole")
+    w, sign = run.labels.w_of_group, run.labels.sign
+    own = (run.annotators.weight[run.labels.annotator] * np.where(sign[:, None] > 0, w, 1 - w)).sum(1)
+    np.testing.assert_allclose(run.labels.w_last, own, atol=1e-6)
+    exported = {}
+    for group in (1, 2):
+        path = tmp_path / f"{group}.jsonl"
+        assert (
+            main(["export", str(run.folder), "group", "--group", str(group), "--to", "votes", "--out", str(path)]) == 0
+        )
+        exported[group] = {row["pair_id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    source = {pair.key: pair for pair in Source(run)}
+    assert exported[1].keys() == {key for key, pair in source.items() if len(pair.labels)}
+    for group, rows in exported.items():
+        for key, row in rows.items():
+            pair = source[key]
+            [vote] = row["votes"]
+            assert vote["annotator"] == f"group {group}"
+            first = preference(run, pair, group - 1)
+            assert vote["vote"] == ("a" if first >= 0.5 else "b") and row["weight"] == pytest.approx(
+                max(first, 1 - first), abs=1e-6
+            )
+    with pytest.raises(ConfigError, match="--group must be a number from 1 to 2"):
+        check_group(run, 3)
+    [section] = sections(run)
+    assert section.title == "Groups of taste" and len(section.blocks) >= 4
 
 
 @pytest.mark.distributed

@@ -116,6 +116,7 @@ OBJECTIVES: dict[str, list[str]] = {
         "model.rpo.estimator=buffer",
         "model.rpo.buffer.refit_every=2",
         "model.rpo.buffer.min_information=0",
+        "model.rpo.buffer.min_gain=-1e9",
         "model.rpo.buffer.margins=latest",
     ],
 }

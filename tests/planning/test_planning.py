@@ -9,6 +9,7 @@ import pytest
 import torch
 from paths import ROOT
 
+from nemo_rpo.cli import main as cli
 from nemo_rpo.config.flops import forward_flops
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
@@ -132,3 +133,40 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert main([str(CONF / "llama3_8b_ultrafeedback.yaml"), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_plan_gives_hours_for_these_pairs_and_names_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hours are steps by seconds of a step; half the GPUs take twice as long; no file is read."""
+    plan = ["plan", "-cn", str(CONF / "llama3_8b_ultrafeedback.yaml"), "--model", "llama3-8b", "--length", "1000"]
+    assert cli([*plan, "--pairs", "12800", "--gpus", "1", "2", "4", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "12,800 pairs, 100 steps of 128, 1000 tokens a text, on H100 80 GB at 40% of 989 TFLOP/s" in out
+    assert "  1 GPU: 1 ranks are no multiple of model.tensor_model_parallel_size=2" in out
+    assert "  2 GPUs: 90 GB do not fit into 72 of H100 80 GB" in out
+    rows = {
+        row[0]: list(map(float, row[1:])) for line in out.splitlines() if (row := line.split())[:1] in (["4"], ["8"])
+    }
+    cfg = load_config(str(CONF / "llama3_8b_ultrafeedback.yaml"))
+    seconds = step_seconds(cfg, MODELS["llama3-8b"], 8, 1000, Hardware())
+    assert rows["8"][1] == pytest.approx(seconds, abs=0.06) and rows["8"][2] == pytest.approx(
+        100 * seconds / 3600, abs=0.006
+    )
+    assert rows["4"][2] == pytest.approx(2 * rows["8"][2], abs=0.02)
+    assert cli([*plan, "--pairs", "12800", "--gpus", "8", "--gpu", "H200"]) == 0
+    assert "H200 141 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--pairs", "12800", "--gpus", "1"], "none of these fits: raise model.tensor_model_parallel_size"),
+        (["--pairs", "12800", "--gpu", "V100"], "--gpu V100: known are A100"),
+        (["--pairs", "12800", "--utilisation", "40"], "--utilisation is a share of the peak"),
+        (["--pairs", "100"], "100 pairs are no global batch of 128"),
+        (["--pairs", "12800", "--length", "9000"], "--length from 1 to 2048"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["plan", "-cn", str(CONF / "llama3_8b_ultrafeedback.yaml"), "--model", "llama3-8b", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error and error.count("\n") == 1

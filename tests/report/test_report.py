@@ -25,6 +25,7 @@ from nemo_rpo.report.rendering.document import Document, Figure, Note, Quote, Se
 from nemo_rpo.report.rendering.html import as_html
 from nemo_rpo.report.rendering.markdown import as_markdown
 from nemo_rpo.report.run import Annotators, Run, read_run
+from nemo_rpo.report.verdict import verdict
 from nemo_rpo.training.outputs import record
 
 from .runs import STEPS, Crowd, make_run
@@ -68,7 +69,7 @@ def test_the_adversary_is_first(document: Document, made: tuple[Path, Crowd]) ->
     counts = np.bincount(crowd.annotator)
     shown = {row[0]: int(row[1].replace(",", "")) for row in table.rows}
     assert shown == {f"w{k:04d}": n for k, n in enumerate(counts)}
-    assert "w0007" in section(document, "In short").blocks[0].text
+    assert "w0007" in section(document, "In short").blocks[-1].text
 
 
 def test_doubtful_labels_are_wrong_ones(document: Document, run: Run, made: tuple[Path, Crowd]) -> None:
@@ -129,6 +130,45 @@ def test_warnings_say_what_to_do(tmp_path: Path) -> None:
     assert "Do not swap" in notes[0].advice
 
 
+def test_the_first_lines_say_what_to_do(document: Document, run: Run) -> None:
+    """The adversary is named as one, and a policy that is right is kept."""
+    notes = blocks(document, "In short", Note)
+    assert notes[0].good and notes[0].title == "The policy can be kept: it is better than chance"
+    [inverted] = [note for note in notes if note.title == "Labels the wrong way round"]
+    assert inverted.text.startswith("w0007 is surely wrong")
+    rows = {row[0]: row[-1] for row in blocks(document, "Annotators", Table)[0].rows}
+    assert rows["w0007"] == "retrain" and set(rows.values()) <= {"trust", "watch", "retrain", "too few labels to say"}
+
+
+def test_coin_flippers_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [0.9] * 8 + [0.5], pairs=600)
+    [note] = [n for n in verdict(read_run(tmp_path / "run")) if n.title == "Annotators to retrain"]
+    assert note.text == "w0008 is right about as often as a flipped coin."
+
+
+def test_a_policy_no_better_than_chance_is_never_kept(run: Run) -> None:
+    """Right half of the time, or less often; with held-out labels or without; and no page says that nothing warns."""
+    n = len(run.held_out.delta)
+    for right, title in ((0.5, "no better than chance"), (0.3, "worse than chance")):
+        size = np.where(np.random.default_rng(0).permutation(n) < right * n, 1.0, -1.0)
+        held_out = dataclasses.replace(run.held_out, delta=size * run.held_out.truth)
+        document = build_report(dataclasses.replace(run, held_out=held_out), ReportSettings(texts=False))
+        [first, *_] = blocks(document, "In short", Note)
+        assert title in first.title and not first.good and "Do not use this policy" in first.advice
+        assert title in blocks(document, "Warnings", Note)[0].title
+        assert not any("None" in text.text for text in blocks(document, "Warnings", Text))
+    m = len(run.labels)
+    sign = np.where(np.random.default_rng(0).permutation(m) < m / 2, 0.1, -0.1)
+    labels = dataclasses.replace(run.labels, delta_first=sign * run.labels.sign)
+    alone = dataclasses.replace(run, labels=labels, held_out=None)
+    assert "no better than chance" in verdict(alone)[0].title
+
+
+def test_too_few_labels_are_said_to_be_too_few(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [0.8] * 120, pairs=200)
+    assert "Collect more labels" in [note.title for note in verdict(read_run(tmp_path / "run"))]
+
+
 def test_groups_of_the_user(run: Run, tmp_path: Path) -> None:
     groups = tmp_path / "groups.csv"
     groups.write_text("annotator,group\nw0000,expert\nw0001,expert\nw0007,crowd\n")
@@ -185,7 +225,7 @@ def test_the_page_stands_alone(made: tuple[Path, Crowd], tmp_path: Path, capsys:
     text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     page = _Page(text)
     assert all(link.startswith(("#", "data:")) for link in page.links) and page.links
-    assert "script" not in page.tags and "url(http" not in text and "@import" not in text
+    assert page.tags.count("script") == 1 and "url(http" not in text and "@import" not in text
     assert page.tags.count("svg") == 6 and "<b>Question" not in text and "&lt;b&gt;Question" in text
     assert main(["report", str(made[0]), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again/report.html").read_text(encoding="utf-8") == text
@@ -232,6 +272,41 @@ def test_a_browser_opens_it_without_a_word(made: tuple[Path, Crowd], tmp_path: P
     (tmp_path / "asks.html").write_text('<img src="http://127.0.0.1:9/"><script>console.error("no")</script>')
     said, asked = browse((tmp_path / "asks.html").as_uri(), tmp_path)
     assert "CONSOLE" in said and asked
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_tables_sort_and_nothing_is_wider_than_the_page(made: tuple[Path, Crowd], tmp_path: Path, width: int) -> None:
+    """By a click on a heading, rows that are folded away too; and no cell of ids breaks by letter."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    browser = next(filter(None, map(shutil.which, (os.environ.get("NEMO_RPO_CHROMIUM", ""), "chromium"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine (NEMO_RPO_CHROMIUM names one)")
+    crowd = tmp_path / "crowd"
+    make_run(crowd, np.linspace(0.4, 0.95, 60).tolist(), pairs=300)
+    assert main(["report", str(crowd)]) == 0
+    said: list[str] = []
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": width, "height": 800})
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((crowd / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cells = page.locator("#annotators tbody td:first-child").evaluate_all("all => all.map(td => td.offsetHeight)")
+        assert len(cells) == 60 and max(cells[:25]) < 40
+
+        def labels() -> list[int]:
+            column = page.locator("#annotators tbody td:nth-child(2)").all_text_contents()
+            return [int(text.replace(",", "")) for text in column]
+
+        head = page.locator("#annotators th").nth(1)
+        before = labels()
+        head.click()
+        assert labels() == sorted(before) != before
+        head.press("Enter")
+        assert labels() == sorted(before, reverse=True)
+        opened.close()
+    assert not said
 
 
 def test_a_plain_loss_has_a_policy_and_no_annotators(made: tuple[Path, Crowd], tmp_path: Path) -> None:
@@ -318,15 +393,14 @@ def test_distrust_that_goes_with_length_is_a_warning(run: Run, document: Documen
     found = build_report(skewed)
     [note] = blocks(found, "Warnings", Note)
     assert note.title == "Distrust goes with length" and "0% of the time, believed ones 100%" in note.text
-    assert "1 warning below" in section(found, "In short").blocks[0].text
+    assert "1 warning below" in section(found, "In short").blocks[-1].text
 
 
 def test_ids_of_any_characters_make_valid_figures_and_pages() -> None:
     ids = ["a\x1b[31m", "\x00", "$x_1$ and $", "<b>&", "w\x0b\ufffe", "\u0085"]
     flat = np.full(len(ids), 0.7)
-    annotators = Annotators(
-        ids, np.full(len(ids), 20), flat, flat / 10, 0.9, np.arange(3), np.tile(flat[:, None], 3).astype(np.float32)
-    )
+    way, no_groups = np.tile(flat[:, None], 3).astype(np.float32), np.empty((len(ids), 0))
+    annotators = Annotators(ids, np.full(len(ids), 20), flat, flat / 10, 0.9, np.arange(3), way, no_groups)
     for svg in (plots.annotator_intervals(annotators), plots.trajectories(annotators)):
         drawn = ElementTree.fromstring(svg)
         assert "$x_1$ and $" in "".join(drawn.itertext())

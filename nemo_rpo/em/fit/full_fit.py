@@ -66,7 +66,7 @@ def estimate(
     collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)
-    unsaid = Temperature(math.inf, False, math.inf, "the margins carry too little information")
+    unsaid = Temperature(math.inf, False, math.nan, "the margins carry too little information")
     untouched = Estimate(eta, start.prior, unsaid, information, None)
     if information <= buffer.min_information:
         return untouched
@@ -81,9 +81,9 @@ def estimate(
         silence, votes, alone.sweep or sweep, Population(alone.prior, 1.0), collectives
     )
     if buffer.fit_temperature:
-        temperature = judge_temperature(population, gain, buffer.temperature_max_error)
+        temperature = judge_temperature(population, gain, len(eta), buffer)
     else:
-        temperature = judge_set_temperature(settings.link_tau, gain)
+        temperature = judge_set_temperature(settings.link_tau, gain, buffer)
     if math.isinf(temperature.value):
         return alone._replace(temperature=temperature)
     return Estimate(sweep.eta, population.prior, temperature, information, sweep)
@@ -108,19 +108,19 @@ def of_first_rank(found: Estimate, from_first: Callable[[Tensor], None]) -> Esti
     """The first rank's ``found``, to the bit. Ranks that hold copies of the same pairs fit each for itself, and one
     whose processor rounds otherwise would keep another η for the rest of the run.
 
-    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 11) bytes, whatever each
+    ``from_first``: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 8 (3K + 12) bytes, whatever each
     rank has found. The temperature's ``reason``, a sentence for the log, stays each rank's own.
     """
     eta, sweep, nothing = found.eta, found.sweep, torch.zeros_like(found.eta)
     fitted = (nothing, nothing) if sweep is None else (sweep.counts, sweep.right_sums)
-    figures = (*found.prior, *found.temperature[:3], found.temperature.gain, found.information, sweep is not None)
+    figures = (*found.prior, *found.temperature[:3], *found.temperature[4:], found.information, sweep is not None)
     closing = (0.0, 0, False) if sweep is None else (float(sweep.log_likelihood), sweep.iterations, sweep.converged)
     packed = torch.cat((eta, *fitted, eta.new_tensor([*map(float, figures), *map(float, closing)])))
     from_first(packed)
     eta, counts, right_sums = packed[: 3 * len(eta)].view(3, -1)
     figures = packed[3 * len(eta) :].tolist()
-    a, b, tau, identified, error, gain, information, swept, likelihood, iterations, converged = figures
-    temperature = Temperature(tau, bool(identified), error, found.temperature.reason, gain)
+    a, b, tau, identified, error, gain, chance, information, swept, likelihood, iterations, converged = figures
+    temperature = Temperature(tau, bool(identified), error, found.temperature.reason, gain, bool(chance))
     if swept:
         at = packed.new_tensor(likelihood)
         sweep = SweepResult(eta, at, int(iterations), bool(converged), counts, right_sums)

@@ -95,6 +95,10 @@ class Fitter:
         """The same for some of the pairs (an index)."""
         return Fitter(self.prior.of(pairs), self.free_means, self.settings)
 
+    def with_gold(self, gold: Tensor) -> Fitter:
+        """The same with other anchors."""
+        return Fitter(replace(self.prior, gold=gold), self.free_means, self.settings)
+
     def fit(self, table: VoteTable, learn_share: bool, starts: list[Tensor]) -> Member:
         """The best of the fits from several starts, by marginal likelihood.
 

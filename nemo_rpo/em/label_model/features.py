@@ -12,6 +12,7 @@ strength             skill      as stated, less the annotator's own mean
 confidence           skill      the same
 seconds              skill      log of the time spent, less the annotator's own mean
 sequence             skill      place of the vote in its annotator's own order of time: a slope is drift
+sequence:middle      skill      higher in the middle of that order than at its ends: a drift that is no line
 topic:<name>         skill      1 on the pairs of a topic, less its share; the most frequent topics, never all
 ===================  =========  =======================================================================================
 
@@ -32,7 +33,7 @@ from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.errors import DataError
 
 LENGTH, STRENGTH, CONFIDENCE, SECONDS, SEQUENCE = "length", "strength", "confidence", "seconds", "sequence"
-TOPIC = "topic:"
+SEQUENCE_MIDDLE, TOPIC = "sequence:middle", "topic:"
 # Votes of the crowd's mean that an annotator's own mean is mixed with.
 _SHRINK = 5.0
 # Standardised values are held within this, so that one forgotten timer decides nothing.
@@ -84,7 +85,7 @@ def vote_features(votes: FlatVotes, columns: VoteColumns, settings: LabelModelSe
         STRENGTH: _beside_own_mean(votes, columns.strength),
         CONFIDENCE: _beside_own_mean(votes, columns.confidence),
         SECONDS: _beside_own_mean(votes, seconds),
-        SEQUENCE: None if columns.time is None else sequence(votes.annotator, columns.time),
+        **_drift(votes, columns.time),
         **_topics(votes, columns, settings.max_topics),
     }
     return VoteFeatures(_that_vary(skill), _that_vary(leaning))
@@ -116,6 +117,23 @@ def sequence(annotator: Tensor, time: Tensor) -> Tensor:
     mean_rank /= torch.bincount(moment)
     places[order] = math.sqrt(12) * ((mean_rank[moment] - 0.5) / count[owner] - 0.5)
     return places
+
+
+def middle_of_sequence(place: Tensor) -> Tensor:
+    """(1 - t²)/√.8 of places t in [-√3, √3]: standardised, and without correlation to t."""
+    return (1 - place.square()) / math.sqrt(0.8)
+
+
+def _drift(votes: FlatVotes, time: Tensor | None) -> dict[str, Tensor]:
+    if time is None:
+        return {}
+    places = sequence(votes.annotator, time)
+    known = time.isfinite()
+    middle = torch.where(known, middle_of_sequence(places), 0.0)
+    sums = torch.zeros(2, int(votes.annotator.max()) + 1, dtype=torch.float64, device=time.device)
+    mean, count = sums.index_add_(1, votes.annotator, torch.stack((middle, known.double())))
+    mean = mean / count.clamp(min=1)
+    return {SEQUENCE: places, SEQUENCE_MIDDLE: torch.where(known, middle - mean[votes.annotator], 0.0)}
 
 
 def _check(votes: FlatVotes, columns: VoteColumns) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +23,13 @@ from nemo_rpo.em.label_model.choose import (
 )
 from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, FlatVotes, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.coefficients import logits
-from nemo_rpo.em.label_model.dependence import (
-    Dependence,
-    families_found,
-    family_correlation,
-    family_weights,
-    judge_dependence,
-)
-from nemo_rpo.em.label_model.exchangeable import ExchangeableVotes, agreement_bounds, exchangeable_votes
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.em.label_model.matched import Matched, match_crowds
+from nemo_rpo.em.label_model.label_model_warnings import errors_together, order_not_random, worse_than_a_coin
 from nemo_rpo.em.label_model.member import Member, PairPrior
+from nemo_rpo.em.label_model.shared_errors.dependence import Dependence, judge_dependence
+from nemo_rpo.em.label_model.shared_errors.exchangeable import ExchangeableVotes, agreement_bounds, exchangeable_votes
+from nemo_rpo.em.label_model.shared_errors.families import discounted, families_found
+from nemo_rpo.em.label_model.shared_errors.matched import Matched, match_crowds
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import DataError
 
@@ -101,10 +98,10 @@ def fit_label_model(
     1. The members of the family, from one coin an annotator up, are fitted by EM; features enter while the marginal
        likelihood asks for them (:mod:`nemo_rpo.em.label_model.choose`).
     2. Anchors count as evidence, and judge by cross-fitting (:mod:`nemo_rpo.em.label_model.anchors`).
-    3. The dependence of errors is measured against simulated crowds (:mod:`nemo_rpo.em.label_model.dependence`). Where
-       it is found, evidence is discounted and intervals are widened by what simulated crowds of the same dependence
-       need (:mod:`nemo_rpo.em.label_model.matched`); where a group that errs together may pass for the truth, the
-       majority is reported instead, and said to be.
+    3. The dependence of errors is measured against simulated crowds. Where it is found, evidence is discounted and
+       intervals are widened by what simulated crowds of the same dependence need; where a group that errs together may
+       pass for the truth, the majority is reported instead, and said to be
+       (:mod:`nemo_rpo.em.label_model.shared_errors`).
     4. Where many annotators come out below ½ and there are no anchors, the world may be upside down: the posteriors are
        mixed with their mirror image.
 
@@ -122,59 +119,65 @@ def fit_label_model(
         DataError: columns whose shapes do not fit, or no signed vote at all.
     """
     settings = settings or LabelModelSettings()
+    problem, correlation = _prepare(votes, num_annotators, features, gold, families, margin, settings)
+    table, prior, fitter = problem.table, problem.fitter.prior, problem.fitter
+    member, choices = _choose(table, fitter, problem.order or OrderShown(math.nan, True), settings)
+    chosen = table.select(member.names)
+    dependence, matched = _dependence(chosen, fitter, member, settings)
+    crowd = exchangeable_votes(table)
+    estimates = {MODEL: _tempered(member, matched), MAJORITY: _majority(crowd, prior.gold, dependence)}
+    verdict, recommended = None, MAJORITY if dependence.outweighs else MODEL
+    if problem.anchors >= settings.min_anchors:
+        estimates[ANCHORS] = fitter.from_anchors(chosen).w
+        verdict = _judge(chosen, fitter, member, crowd.w, dependence)
+        recommended = verdict.best
+    if recommended == ANCHORS:
+        member = fitter.from_anchors(chosen)
+    eta, interval = _reliabilities(chosen, member, crowd, dependence, matched, recommended, verdict)
+    w = estimates[recommended]
+    turned = worse_than_a_coin(chosen, member, problem.anchors, settings) if recommended == MODEL else None
+    if turned is not None:
+        w, interval = _mixed_with_mirror(w, interval, turned[0], prior.gold, mirror=turned[1].guard == "upside_down")
+    groups = families_found(table, crowd.w) if dependence.apart else []
+    leaning = {n: (member.theta[:, j], member.errors[:, j]) for j, n in enumerate(member.names) if n != SKILL}
+    return LabelModelFit(
+        w, estimates, recommended, eta, interval, member.theta[:, 0], member.errors[:, 0], leaning, member, choices,
+        problem.order, dependence, matched, groups, correlation, verdict,
+        _warnings(turned, verdict, dependence, groups, recommended, crowd, member, problem.order),
+    )  # fmt: skip
+
+
+class _Problem(NamedTuple):
+    """The votes with all features, families discounted; their order; how many anchors; what fits members to them."""
+
+    table: VoteTable
+    order: OrderShown | None
+    anchors: int
+    fitter: Fitter
+
+
+def _prepare(
+    votes: Votes | FlatVotes,
+    num_annotators: int,
+    features: VoteFeatures | None,
+    gold: Tensor | None,
+    families: Tensor | None,
+    margin: Tensor | None,
+    settings: LabelModelSettings,
+) -> tuple[_Problem, Tensor | None]:
     table = vote_table(votes, num_annotators, features)
     _check(table, gold, families, margin)
     zero = torch.zeros(table.num_pairs, dtype=torch.float64)
     gold = zero if gold is None else gold.double()
     slot = slot_of_pairs(table)
     order = order_shown(slot, settings) if SLOT in table.names else None
-    prior = PairPrior(zero if margin is None else margin.double(), gold, slot)
     anchors = int((gold != 0).sum())
-    free = free_means(table, order, anchors, settings)
+    prior = PairPrior(zero if margin is None else margin.double(), gold, slot)
+    fitter = Fitter(prior, free_means(table, order, anchors, settings), settings)
     correlation = None
     if families is not None and (families >= 0).any():
-        table, correlation = _discount(table, families, Fitter(prior, free, settings))
-    fitter = Fitter(prior, free, settings)
-    member, choices = _choose(table, fitter, order or OrderShown(math.nan, True), settings)
-    chosen = table.select(member.names)
-    dependence, matched = _dependence(chosen, fitter, member, settings)
-
-    crowd = exchangeable_votes(table)
-    estimates = {MODEL: _tempered(member, matched), MAJORITY: _majority(crowd, gold, dependence)}
-    verdict = None
-    if anchors >= settings.min_anchors:
-        estimates[ANCHORS] = fitter.from_anchors(chosen).w
-        verdict = _judge(chosen, prior, free, member, crowd.w, dependence, settings)
-        recommended = verdict.best
-    else:
-        recommended = MAJORITY if dependence.outweighs else MODEL
-    if recommended == ANCHORS:
-        member = fitter.from_anchors(chosen)
-    eta, interval = _reliabilities(chosen, member, 1.0 if matched is None else matched.stretch)
-    if recommended == MAJORITY:
-        # Errors that all share leave no trace in the votes: a majority may be little better than a coin.
-        eta, lower, upper = agreement_bounds(table, crowd, 0.5, crowd.accuracy[2])
-        interval = torch.stack((lower, upper), -1)
-
-    groups = families_found(table, crowd.w) if dependence.apart else []
-    warnings = _warnings(chosen, member, dependence, groups, verdict, recommended, crowd.accuracy)
-    w = estimates[recommended]
-    upside_down = _upside_down(chosen, member, anchors, settings) if recommended == MODEL else None
-    if upside_down is not None:
-        right_way_up, warned = upside_down
-        w = torch.where(gold != 0, w, right_way_up * w + (1 - right_way_up) * (1 - w))
-        mirrored = torch.stack(
-            (torch.minimum(interval[:, 0], 1 - interval[:, 1]), torch.maximum(interval[:, 1], 1 - interval[:, 0])), -1
-        )
-        interval = mirrored
-        warnings.insert(0, warned)
-    if order is not None and not order.random:
-        warnings.append(_order_warning(order))
-    leaning = {n: (member.theta[:, j], member.errors[:, j]) for j, n in enumerate(member.names) if n != SKILL}
-    return LabelModelFit(
-        w, estimates, recommended, eta, interval, member.theta[:, 0], member.errors[:, 0], leaning, member, choices,
-        order, dependence, matched, groups, correlation, verdict, warnings,
-    )  # fmt: skip
+        table, correlation = discounted(table, families, fitter)
+    return _Problem(table, order, anchors, fitter), correlation
 
 
 def _check(table: VoteTable, gold: Tensor | None, families: Tensor | None, margin: Tensor | None) -> None:
@@ -212,17 +215,6 @@ def _dependence(
     return found, match_crowds(small, member, found.observed.correlation, refit, settings.match_tolerance)
 
 
-def _discount(table: VoteTable, families: Tensor, fitter: Fitter) -> tuple[VoteTable, Tensor]:
-    """Weights of declared families. The search for ρ starts at 1, one vote a family: from 0 a family that outvotes the
-    others would pass for the truth, and its errors for none."""
-    correlation = torch.ones(int(families.max()) + 1, dtype=torch.float64)
-    coin = table.select(())
-    for _ in range(4):
-        weighted = coin._replace(weight=family_weights(table, families, correlation))
-        correlation = family_correlation(weighted, fitter.fit(weighted, False, []), families)
-    return table._replace(weight=family_weights(table, families, correlation)), correlation
-
-
 def _tempered(member: Member, matched: Matched | None) -> Tensor:
     """Posteriors with the votes' evidence divided by the temperature; the side of ½ does not change."""
     if matched is None:
@@ -239,95 +231,83 @@ def _majority(crowd: ExchangeableVotes, gold: Tensor, dependence: Dependence) ->
     return torch.where(gold != 0, (gold > 0).double(), w)
 
 
-def _reliabilities(table: VoteTable, member: Member, stretch: float) -> tuple[Tensor, Tensor]:
-    """P(label right) over an annotator's own votes, and its 95 % interval [K, 2], errors times ``stretch``."""
+def _reliabilities(
+    table: VoteTable,
+    member: Member,
+    crowd: ExchangeableVotes,
+    dependence: Dependence,
+    matched: Matched | None,
+    recommended: str,
+    verdict: Verdict | None,
+) -> tuple[Tensor, Tensor]:
+    """P(label right) over an annotator's own votes, and its 95 % interval [K, 2].
+
+    Where errors hang together the interval spans what the model says, its errors stretched, and what agreement with a
+    majority of unknown accuracy allows. Where that is much, or the majority is reported, its accuracy may be
+    as low as ½.
+    """
     a, b = logits(table, member.theta)
     first = torch.sigmoid(member.prior.share * member.prior.slot)[table.pair]
     right = first * torch.sigmoid(a + b) + (1 - first) * torch.sigmoid(a - b)
     cast = table.per_annotator(torch.ones_like(right))
     eta = torch.where(cast > 0, table.per_annotator(right) / cast.clamp(min=1), torch.sigmoid(member.theta[:, 0]))
-    error = stretch * member.errors[:, 0]
-    ends = torch.logit(eta, eps=1e-9).unsqueeze(-1) + 1.96 * torch.stack((-error, error), -1)
-    return eta, torch.sigmoid(ends)
+    error = (1.0 if matched is None else matched.stretch) * member.errors[:, 0]
+    interval = torch.sigmoid(torch.logit(eta, eps=1e-9).unsqueeze(-1) + 1.96 * torch.stack((-error, error), -1))
+    low, high = crowd.accuracy[1:]
+    if verdict is not None:
+        low, high = verdict.judged[MAJORITY].low, verdict.judged[MAJORITY].high
+    elif recommended == MAJORITY or dependence.wide:
+        # Errors that all share leave no trace in the votes: a majority may be little better than a coin.
+        low = 0.5
+    if recommended == MAJORITY:
+        middle, lower, upper = agreement_bounds(table, crowd, low, high)
+        return middle, torch.stack((lower, upper), -1)
+    if dependence.found and recommended == MODEL:
+        _, lower, upper = agreement_bounds(table, crowd, low, high)
+        spans = torch.stack((torch.minimum(interval[:, 0], lower), torch.maximum(interval[:, 1], upper)), -1)
+        interval = torch.where((cast > 0).unsqueeze(-1), spans, interval)
+    return eta, interval
 
 
-def _judge(
-    table: VoteTable,
-    prior: PairPrior,
-    free: list[str],
-    member: Member,
-    majority: Tensor,
-    dependence: Dependence,
-    settings: LabelModelSettings,
-) -> Verdict:
+def _mixed_with_mirror(
+    w: Tensor, interval: Tensor, right_way_up: float, gold: Tensor, mirror: bool
+) -> tuple[Tensor, Tensor]:
+    """Posteriors mixed with those of the world turned round, anchors left alone; intervals that hold either way."""
+    mixed = torch.where(gold != 0, w, right_way_up * w + (1 - right_way_up) * (1 - w))
+    if not mirror:
+        return mixed, interval
+    low, high = interval.unbind(-1)
+    return mixed, torch.stack((torch.minimum(low, 1 - high), torch.maximum(high, 1 - low)), -1)
+
+
+def _judge(table: VoteTable, fitter: Fitter, member: Member, majority: Tensor, dependence: Dependence) -> Verdict:
     def estimates(gold: Tensor) -> dict[str, Tensor]:
-        fitter = Fitter(replace(prior, gold=gold), free, settings)
-        model = fitter.fit(table, member.prior.learn_share, []).w
-        return {MODEL: model, MAJORITY: majority, ANCHORS: fitter.from_anchors(table).w}
+        part = fitter.with_gold(gold)
+        model = part.fit(table, member.prior.learn_share, []).w
+        return {MODEL: model, MAJORITY: majority, ANCHORS: part.from_anchors(table).w}
 
-    return judge(prior.gold, estimates, settings.folds, MODEL, dependence.outweighs)
-
-
-def _upside_down(
-    table: VoteTable, member: Member, anchors: int, settings: LabelModelSettings
-) -> tuple[float, Warned] | None:
-    """Probability that the world is the right way up, and the warning, where annotators below ½ give many labels.
-
-    All truths and all skills turned round fit the votes as well; only what is expected of crowds' mean skill tells the
-    two apart. Its log-odds under N(m, 1), wider than the settings' own, are 2 m μ.
-    """
-    below = (member.theta[:, 0] < 0)[table.annotator].double().mean().item()
-    if below < settings.max_below_half or anchors >= settings.min_anchors:
-        return None
-    probability = 1 / (1 + math.exp(-2 * settings.skill_mean * max(0.0, member.population.mean[0].item())))
-    return probability, Warned(
-        "upside_down",
-        f"annotators below one half gave {below:.0%} of the labels; everything turned round fits as well, and votes "
-        "alone cannot tell which camp is right. Posteriors are drawn to one half; give some pairs their gold label",
-    )
-
-
-def _order_warning(order: OrderShown) -> Warned:
-    return Warned(
-        "order_not_random",
-        f"the chosen response was shown first in {order.first:.0%} of the pairs: the order was not random, so the mean "
-        "leaning to a slot cannot be told from the truth. It is held at 0, and the share of truths is fitted instead",
-    )
+    return judge(fitter.prior.gold, estimates, fitter.settings.folds, MODEL, dependence.outweighs)
 
 
 def _warnings(
-    table: VoteTable,
-    member: Member,
+    turned: tuple[float, Warned] | None,
+    verdict: Verdict | None,
     dependence: Dependence,
     groups: list[list[int]],
-    verdict: Verdict | None,
     recommended: str,
-    accuracy: tuple[float, float, float],
+    crowd: ExchangeableVotes,
+    member: Member,
+    order: OrderShown | None,
 ) -> list[Warned]:
-    found = []
-    if verdict is not None and verdict.parted:
-        found.append(Warned("anchors_disagree", verdict.parted))
-    observed, expected = dependence.observed, dependence.expected
-    measured = (
-        f"agreement of annotators spreads {observed.spread:.2f} (independent errors: {expected.spread:.2f}), errors on "
-        f"one pair correlate by {observed.correlation:.3f} ({expected.correlation:.3f})"
-    )
-    named = "; families: " + ", ".join(str(group) for group in groups[:3]) if groups else ""
-    if dependence.outweighs:
-        instead = (
-            f"the majority is reported instead, right on about {accuracy[0]:.0%} of the pairs ({accuracy[1]:.0%} to "
-            f"{accuracy[2]:.0%})"
-            if recommended == MAJORITY
-            else f"on held-out anchors {recommended} holds"
-        )
-        found.append(
-            Warned("shared_errors", f"{measured}: a group that errs together may pass for the truth; {instead}{named}")
-        )
-    elif dependence.found:
-        discounted = "evidence is discounted and intervals are widened"
-        found.append(
-            Warned("dependent_errors", f"{measured}: annotators do not err independently; {discounted}{named}")
-        )
+    """Most serious first."""
+    instead = "" if recommended == MODEL else recommended
+    found = [
+        None if turned is None else turned[1],
+        Warned("anchors_disagree", verdict.parted) if verdict is not None and verdict.parted else None,
+        errors_together(dependence, groups, instead, crowd.accuracy),
+    ]
     if not member.converged:
         found.append(Warned("not_converged", f"the EM still moved after {member.iterations} iterations"))
-    return found
+    if order is not None and not order.random:
+        found.append(order_not_random(order))
+    return [warned for warned in found if warned is not None]

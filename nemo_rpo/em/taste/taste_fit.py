@@ -218,8 +218,8 @@ def _fit(
             Warned(
                 "groups_of_taste",
                 f"annotators fall into {k} groups ({', '.join(f'{share:.0%}' for share in fit.share[order])}) with "
-                "truths of their own: one label a pair for all of them fits nobody. Annotators who err together (of one "
-                "model) look the same in votes; gold labels tell which",
+                "truths of their own: one label a pair for all of them fits nobody. Annotators who err together look "
+                "the same in votes; gold labels tell which",
             )
         )
     eta = torch.sigmoid(fit.theta[:, 0])

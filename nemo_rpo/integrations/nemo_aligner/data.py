@@ -23,7 +23,7 @@ from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.digests import digest_of
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
-from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
+from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint, row_knowledge
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, annotator_key
 
 NO_PAIR = -1  # fills up packs of fewer pairs; index of a pair that is not among the training pairs
@@ -115,8 +115,8 @@ def training_labels(cfg: Any) -> TrainingLabels:
     pairs, first = LabelledPairs(), {}
     for file in dict.fromkeys(files):  # one that is listed twice has the same pairs twice
         first[str(file)] = len(pairs)
-        for identity, where in ids_of(file, key):
-            pairs.add(where, [(identity, 1)])
+        for identity, where, *known in ids_of(file, key):
+            pairs.add(where, [(identity, 1)], *known)
     content = (digest_of(Path(file)) for file in first)
     return TrainingLabels(pairs, pairs.table(), first, fingerprint([key, *content]))
 
@@ -164,14 +164,15 @@ class AnnotatorCollate:
         return NO_PAIR if first is None else first + pair
 
 
-def _ids_of_rows(file: Path, annotator_key: str | None) -> Iterator[tuple[str, str]]:
+def _ids_of_rows(file: Path, annotator_key: str | None) -> Iterator[tuple[Any, ...]]:
     for record in read_records(file):
         if isinstance(record, DataError):
             raise record
         if annotator_key is None:
             yield VIRTUAL, record.where
         elif annotator_key in record.fields:
-            yield Fields(record).identity(annotator_key, required=True), record.where
+            details, facts = row_knowledge(Fields(record))
+            yield Fields(record).identity(annotator_key, required=True), record.where, [details], facts
         else:
             raise DataError(
                 f"{record.where}: the row has no field '{annotator_key}'; it has {', '.join(record.fields)}. Set "

@@ -101,6 +101,7 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
             parallel.data_parallel_size(),
             COLLECTIVES,
             torch.cuda.current_device(),
+            partial(labels.pairs.crowd, labels.annotators),
         )
         if self.restored is not None:
             restore(self.em, state, labels.fingerprint, BLOCK)

@@ -15,7 +15,7 @@ from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.data.files.read import Record
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
-from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
+from nemo_rpo.integrations.labelled_pairs import KNOWN_FIELDS, LabelledPairs, fingerprint, row_knowledge
 
 UNKNOWN = -1  # the code of a row that names nobody
 # What a batch carries beside upstream's keys, and where a processed row has it; ``idx`` is upstream's.
@@ -92,7 +92,7 @@ def preference_collate(data_batch: list[dict[str, Any]], *args: Any, **kwargs: A
 
 
 def labelled_pairs(dataset: Any, annotator_key: str | None) -> LabelledPairs:
-    """Who labelled each pair of the training data; only the annotator's column is read.
+    """Who labelled each pair of the training data, and what is known of the labels; no text is read.
 
     Args:
         dataset: upstream's ``AllTaskProcessedDataset``, or any sequence of rows.
@@ -106,7 +106,9 @@ def labelled_pairs(dataset: Any, annotator_key: str | None) -> LabelledPairs:
         return LabelledPairs.of_one(len(dataset), "data:1")
     pairs = LabelledPairs()
     for record in _records(dataset, annotator_key):
-        pairs.add(record.where, [(Fields(record).identity(annotator_key, required=True), 1)])
+        fields = Fields(record)
+        details, facts = row_knowledge(fields)
+        pairs.add(record.where, [(fields.identity(annotator_key, required=True), 1)], [details], facts)
     ids = pairs.table().ids
     if len({id_code(name) for name in ids}) != len(ids):
         raise DataError("two annotator ids have the same 62-bit hash: rename one of them")
@@ -140,8 +142,9 @@ def _records(dataset: Any, annotator_key: str) -> Iterable[Record]:
             "dpo.robust.annotator_key to the field with the annotator, or to null if there is none "
             "(NeMo-RL's BinaryPreferenceDataset drops fields that are not its own: use PreferenceDataset)"
         )
-    for i, value in enumerate(dataset[annotator_key]):
-        yield Record("data", i + 1, {annotator_key: value})
+    read = [annotator_key, *(name for name in KNOWN_FIELDS if name in columns)]
+    for i, values in enumerate(zip(*(dataset[name] for name in read), strict=True)):
+        yield Record("data", i + 1, dict(zip(read, values, strict=True)))
 
 
 def _tokens(message_log: list[dict[str, Any]]) -> list[int]:

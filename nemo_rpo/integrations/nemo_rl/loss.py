@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.loss import pair_step
-from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss, posterior
+from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
@@ -21,8 +21,9 @@ from nemo_rpo.losses import PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
 
 # What the policy's proxy adds to a batch, one value a row [B].
-LOGIT_ETA = "annotator_logit_eta"  # float32, logit of the reliability of the row's annotator
-WARMING_UP = "em_warming_up"  # bool, the E-step is to ignore the model
+EVIDENCE = "pair_evidence"  # float32, log-odds that all but the policy gives the pair's chosen
+VOICE = "em_voice"  # float32, what the policy's margin is multiplied with in the E-step; 0 where it is not believed
+LABEL, SHARPNESS = "em_label", "em_sharpness"  # float32, q and u of the bounded loss
 HELD_OUT = "em_held_out"  # bool, in evaluation alone: labels are taken at their word
 PAIR = "em_pair"  # int64, index of the pair in the global batch
 STATISTIC = "em_mean_statistic"  # float32, mean over the global batch of what the loss's reduction divides by
@@ -61,20 +62,27 @@ def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = N
 
 @dataclass(frozen=True)
 class CarriedReliability:
-    """The E-step in a worker: reliabilities that came with the batch, one a row.
+    """The E-step in a worker: what the driver has looked up for each pair came with the batch.
 
     Attributes:
-        logit_eta: float32 [n], of each pair's annotator. warming_up: bool [n], the model is to be ignored.
-        link_tau: τ.
+        evidence, voice, label, sharpness: float32 [n], see :data:`EVIDENCE` and its neighbours.
     """
 
-    logit_eta: Tensor
-    warming_up: Tensor
-    link_tau: float
+    evidence: Tensor
+    voice: Tensor
+    label: Tensor
+    sharpness: Tensor
 
     def posterior(self, delta: Tensor, votes: Votes, pair: Tensor | None = None) -> Tensor:
-        """w [n]; the annotators of ``votes`` are places in ``logit_eta``. The driver has looked up the ``pair``."""
-        return posterior(torch.where(self.warming_up, 0.0, delta), votes, self.logit_eta, self.link_tau)
+        """w [n]; the driver has looked at ``votes`` and ``pair``."""
+        dtype = torch.promote_types(delta.dtype, torch.float32)
+        # where and not a product alone: a margin that is not believed may be infinite.
+        said = torch.where(self.voice == 0, 0.0, delta.detach().to(dtype) * self.voice.to(dtype))
+        return torch.sigmoid(said + self.evidence.to(dtype))
+
+    def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """q [n] and u [n] of :func:`nemo_rpo.em.objective.bounded_loss`."""
+        return self.label, self.sharpness
 
 
 @dataclass(frozen=True)
@@ -181,9 +189,9 @@ class RobustLoss:
         """With the η that the step began with; None without the EM and in evaluation: every label is believed."""
         if not self.robust.enabled or HELD_OUT in data:
             return None
-        if LOGIT_ETA not in data:
+        if EVIDENCE not in data:
             raise ConfigError("the batch carries no reliabilities: pass RobustPolicy(policy, …) to dpo_train")
-        return CarriedReliability(data[LOGIT_ETA][::2], data[WARMING_UP][::2], self.robust.link_tau)
+        return CarriedReliability(*(data[name][::2] for name in (EVIDENCE, VOICE, LABEL, SHARPNESS)))
 
 
 def _sum(value: Tensor, share: Tensor) -> Tensor:

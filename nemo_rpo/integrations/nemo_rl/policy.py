@@ -19,7 +19,17 @@ from nemo_rpo.em import BufferedReliability, Collectives, Votes, add_evidence, b
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.em_state import continued, load_state, packed, restore, save_state
 from nemo_rpo.integrations.nemo_rl.data import ROW_KEYS, data_fingerprint, id_code, labelled_pairs
-from nemo_rpo.integrations.nemo_rl.loss import HELD_OUT, LOGIT_ETA, PAIR, STATISTIC, VECTORS, WARMING_UP, RobustLoss
+from nemo_rpo.integrations.nemo_rl.loss import (
+    EVIDENCE,
+    HELD_OUT,
+    LABEL,
+    PAIR,
+    SHARPNESS,
+    STATISTIC,
+    VECTORS,
+    VOICE,
+    RobustLoss,
+)
 from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, entry
 from nemo_rpo.losses.reduction import Mean
 
@@ -56,7 +66,8 @@ class RobustPolicy:
             saved, state = load_state(Path(_latest_checkpoint(master_config) or "") / "policy")
             self.annotators = continued(saved, self.annotators, self._robust.allow_new_annotators, BLOCK)
         votes_of = partial(pairs.votes_of, self.annotators)
-        self.em = build_estimator(self._robust, len(self.annotators), len(pairs), votes_of)
+        crowd_of = partial(pairs.crowd, self.annotators)
+        self.em = build_estimator(self._robust, len(self.annotators), len(pairs), votes_of, crowd_of=crowd_of)
         if state is not None:
             restore(self.em, state, self._fingerprint, BLOCK)
         self._index = {id_code(name): k for k, name in enumerate(self.annotators.ids)}
@@ -131,13 +142,17 @@ class RobustPolicy:
         """A copy of the batch with the keys that the loss reads, [B] each."""
         _fill_up(data)
         batch = copy.copy(data)
-        index = self._annotator_index(data, training).repeat_interleave(2)
-        start = torch.tensor([self._robust.eta_init]).logit()
-        batch[LOGIT_ETA] = torch.cat((self.em.logit_eta, start))[index]
-        batch[WARMING_UP] = torch.full_like(index, self.em.warming_up, dtype=torch.bool)
-        batch[PAIR] = torch.arange(len(index)) // 2
+        index = self._annotator_index(data, training)
+        pair = self._row_index(data) if training and self.em.pair_evidence is not None else None
+        votes = Votes.single(index)
+        label, sharpness = self.em.bounded(votes, pair)
+        voice = torch.zeros(()) if self.em.warming_up else self.em.voice.weight.float()
+        of_pairs = {EVIDENCE: self.em.evidence(votes, pair), PAIR: torch.arange(len(index)), LABEL: label}
+        of_pairs |= {name: of.float().expand(len(index)) for name, of in ((VOICE, voice), (SHARPNESS, sharpness))}
+        for name, of in of_pairs.items():
+            batch[name] = of.repeat_interleave(2)
         if not training:
-            batch[HELD_OUT] = torch.ones_like(index, dtype=torch.bool)
+            batch[HELD_OUT] = torch.ones(2 * len(index), dtype=torch.bool)
         return batch
 
     def _annotator_index(self, data: Any, training: bool) -> Tensor:

@@ -44,12 +44,13 @@ class EMCallback(TrainerCallback):
 
 @torch.no_grad()
 def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
-    """The exact full-batch EM over the training data at the present weights; its η becomes the trainer's.
+    """The exact full-batch EM over the training data at the present weights; its η becomes the trainer's. Where there
+    is a label model it is refitted to the same margins, and its η is the trainer's.
 
-    Costs a forward pass over the data. Every process ends with the same result. Collectives: the model's own, and those
-    of the estimator's ``fit``.
+    Costs a forward pass over the data. Every process ends with the same result. Collectives: the model's own, those
+    of the estimator's ``fit``; for the label model a gather of 12 bytes a pair, and those of its refit.
     """
-    deltas, annotators, signs = [], [], []
+    deltas, annotators, signs, pairs = [], [], [], []
     loader = trainer.get_test_dataloader(trainer.train_dataset)
     training = trainer.model.training
     trainer.model.eval()
@@ -57,18 +58,27 @@ def sweep_reliabilities(trainer: RPOTrainer) -> SweepResult:
         for batch in loader:
             if trainer.accelerator.gradient_state.end_of_dataloader:
                 trainer.mask_repeats(batch)
-            inputs, (votes, valid, _) = take_labels(trainer._prepare_inputs(batch))
+            inputs, (votes, valid, pair) = take_labels(trainer._prepare_inputs(batch))
             with trainer.compute_loss_context_manager():
                 x = trainer.pair_logprobs(trainer.model_wrapped, inputs)
             deltas.append(trainer.loss.terms(x).delta[valid])
             annotators.append(votes.annotator[valid])
             signs.append(votes.sign[valid])
+            pairs.append(pair[valid])
     finally:
         trainer.model.train(training)
     width = max(sign.shape[-1] for sign in signs)
     votes = Votes(_widened(annotators, width), _widened(signs, width))
-    found = trainer.em.fit(torch.cat(deltas), votes, trainer.collectives).result
-    trainer.em.replace(found.eta)
+    em, delta = trainer.em, torch.cat(deltas)
+    found, fitted, _ = em.fit(delta, votes, trainer.collectives)
+    em.replace(found.eta)
+    if em.label_model is not None:
+        rows = torch.stack((torch.cat(pairs).double(), delta.double()), -1)
+        pair, margin = trainer.collectives.gather_rows(rows).unbind(-1)
+        everywhere = torch.full((em.buffer.num_pairs,), torch.nan, dtype=torch.float64, device=delta.device)
+        everywhere[pair.long()] = margin
+        if em.sweep_label_model(everywhere / fitted.link_tau) is not None:
+            found = found._replace(eta=em.eta, counts=em.label_counts, right_sums=em.right_sums)
     return found
 
 

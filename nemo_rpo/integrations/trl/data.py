@@ -17,14 +17,17 @@ from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths
 from nemo_rpo.data.formats import read_pairs
+from nemo_rpo.data.layouts.details import CHOSEN_REJECTED, GOLD, OF_VOTE, TOPIC, vote_details
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.data.pairs import PairLedger
+from nemo_rpo.data.pairs import PairLedger, PairTable
+from nemo_rpo.data.rows import VoteDetails
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
-from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint
+from nemo_rpo.integrations.labelled_pairs import KNOWN_FIELDS, LabelledPairs, PairFacts, fingerprint, row_knowledge
 
 SIGN = "annotator_sign"  # optional column beside the annotator's: +1 agrees with chosen, -1 says rejected, 0 a tie
 PAIR_INDEX = "rpo_pair_index"  # column of the training data; RPOTrainer adds it
+CHOSEN_FIRST = "chosen_first"  # optional: ±1, whether chosen or rejected came first in the file
 LABEL_KEYS = ("annotator", "sign", "valid", "pair_index")
 _ROWS_AT_ONCE = 1000  # of the fingerprint
 
@@ -41,7 +44,9 @@ def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes:
 
     Returns:
         ``prompt``, ``chosen``, ``rejected``, ``annotator`` (a list of ids), ``annotator_sign`` (a list of ±1),
-        ``pair_id``. Pairs on which nobody took a side are left out.
+        ``pair_id``; where a row of the files has them, ``shown_first``, ``strength``, ``confidence``, ``seconds``,
+        ``time`` and ``family`` (a list each, one a label), ``gold``, ``topic``, and ``chosen_first``. Pairs on which
+        nobody took a side are left out.
 
     Raises:
         DataError: a row that does not fit its layout, or one that names no annotator.
@@ -73,7 +78,27 @@ def _rows(ledger: PairLedger, texts: list[tuple[Any, Any, Any]]) -> Iterator[dic
             "annotator": [table.annotators.ids[k] for k in table.annotator[votes]],
             SIGN: [int(sign) for sign in table.sign[votes]],
             "pair_id": table.pair_id[i],
+            **_known(table, i, votes),
         }
+
+
+def _known(table: PairTable, i: int, votes: slice) -> dict[str, Any]:
+    """What is known of a pair and its votes beside who said what: as :func:`labelled_pairs` reads it."""
+    words = {side: word for word, side in CHOSEN_REJECTED.items()}
+    details = [table.details.of(vote) for vote in range(votes.start, votes.stop)]
+    found: dict[str, Any] = {}
+    for name in table.details.columns:
+        values = [getattr(of, name) for of in details]
+        found[name] = (
+            [words.get(x) for x in values] if name == "shown_first" else [None if x != x else x for x in values]
+        )
+    if "shown_first" in found:
+        found[CHOSEN_FIRST] = int(table.chosen_first[i])
+    if table.gold.any():
+        found[GOLD] = words.get(int(table.gold[i]))
+    if table.topics:
+        found[TOPIC] = table.topics[table.topic[i]] if table.topic[i] >= 0 else None
+    return found
 
 
 def labelled_pairs(dataset: Dataset, annotator_key: str | None) -> LabelledPairs:
@@ -98,20 +123,55 @@ def labelled_pairs(dataset: Dataset, annotator_key: str | None) -> LabelledPairs
             f"the training data has no column '{annotator_key}'; it has {', '.join(dataset.column_names)}. Set "
             "rpo.annotator_key to the column with the annotator, or to null if there is none"
         )
-    signs = dataset[SIGN] if SIGN in dataset.column_names else [None] * len(dataset)
+    names = [name for name in (annotator_key, SIGN, *_KNOWN) if name in dataset.column_names]
+    texts = [dataset[name] for name in ("chosen", "rejected") if name in dataset.column_names]
     pairs = LabelledPairs()
-    for i, (annotator, sign) in enumerate(zip(dataset[annotator_key], signs, strict=True)):
-        record = Record("train_dataset", i + 1, {annotator_key: annotator, SIGN: sign})
+    for i, values in enumerate(zip(*(dataset[name] for name in names), strict=True)):
+        record = Record("train_dataset", i + 1, dict(zip(names, values, strict=True)))
         votes = _votes(record, annotator_key)
         if any(identity is None for identity, _ in votes):
             raise DataError(f"{record.where}: the row names no annotator in its column '{annotator_key}'")
-        pairs.add(record.where, votes)
+        lengths = tuple(_characters(of[i]) for of in texts) if len(texts) == 2 else (0, 0)
+        details, facts = _knowledge(record, len(votes))
+        first = record.fields.get(CHOSEN_FIRST) or 0
+        pairs.add(record.where, votes, details, facts._replace(lengths=lengths, chosen_first=first))
     return pairs
+
+
+_KNOWN = (*KNOWN_FIELDS, CHOSEN_FIRST)
+
+
+def _knowledge(record: Record, votes: int) -> tuple[list[VoteDetails], PairFacts]:
+    """Details of each vote, whose columns hold a list, or one value for all; and what the row says of the pair."""
+    fields = record.fields
+    if not any(isinstance(fields.get(name), list) for name in OF_VOTE):
+        details, facts = row_knowledge(Fields(record))
+        return [details] * votes, facts
+    of_votes = []
+    for v in range(votes):
+        own = {name: _of_vote(record, name, v, votes) for name in OF_VOTE if name in fields}
+        of_votes.append(vote_details(Fields(record, own), CHOSEN_REJECTED))
+    rest = {name: value for name, value in fields.items() if name not in OF_VOTE}
+    return of_votes, row_knowledge(Fields(record, rest))[1]
+
+
+def _of_vote(record: Record, name: str, vote: int, votes: int) -> Any:
+    value = record.fields[name]
+    if isinstance(value, list) and len(value) != votes:
+        raise DataError(f"{record.where}: column '{name}' must hold one value for each of the {votes} annotators")
+    return value[vote] if isinstance(value, list) else value
+
+
+def _characters(text: Any) -> int:
+    if isinstance(text, str):
+        return len(text)
+    return sum(len(message.get("content") or "") for message in text or ())
 
 
 def data_fingerprint(dataset: Dataset, annotator_key: str | None) -> str:
     """A digest of texts and labels in their order, see :func:`fingerprint`."""
-    read = [name for name in ("prompt", "chosen", "rejected", annotator_key, SIGN) if name in dataset.column_names]
+    used = ("prompt", "chosen", "rejected", annotator_key, SIGN, *_KNOWN)
+    read = [name for name in used if name in dataset.column_names]
     plain = dataset.select_columns(read).with_format(None)
     return fingerprint(plain[start : start + _ROWS_AT_ONCE] for start in range(0, len(plain), _ROWS_AT_ONCE))
 

@@ -124,6 +124,7 @@ class RPOTrainer(DPOTrainer):
             self.accelerator.num_processes,
             self.collectives,
             self.accelerator.device,
+            partial(self._pairs.crowd, self.annotators),
         )
 
     # --- the batch

@@ -1,4 +1,4 @@
-"""Losses of reward models: Bradley-Terry on scores, and the general preference model on embeddings."""
+"""Losses of reward models: Bradley-Terry on scores, one or one a group of taste, general preferences on embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses.base import LogisticLoss, PreferenceLoss
-from nemo_rpo.losses.options import choice, flag, number
+from nemo_rpo.losses.options import choice, flag, number, whole
 from nemo_rpo.losses.pair import PairLogprobs
 from nemo_rpo.losses.registry import register
 
@@ -91,6 +91,44 @@ class ScaledBradleyTerry(PreferenceLoss):
     def delta(self, x: PairLogprobs) -> Tensor:
         difference = _score_difference(x)
         return difference if self.exact else x.pair_columns["strength"] * difference
+
+
+@register("pal")
+@dataclass(frozen=True)
+class PluralisticBradleyTerry(LogisticLoss):
+    r"""A reward model with one output a group of taste (after PAL, 2406.08469): annotators weigh the outputs.
+
+    L = -log σ(Σ_g W_g (r_g,w - r_g,l)),  r the response's ``scores`` and W the ``group_weight`` of the pair's
+    annotators. Exact. Under the EM each group has a truth of its own and W is learnt with the rewards, see
+    :class:`nemo_rpo.em.groups.TasteReliability`. With one group it is ``bt``, to the bit. PAL's prototypes are rewards
+    here, not points that a distance is taken to.
+
+    Options:
+        groups: G, how many.
+
+    >>> import torch
+    >>> scores = (torch.tensor([[2.0, 0.0]]), torch.tensor([[0.3, 1.0]]))
+    >>> x = PairLogprobs(None, None, response_columns={"scores": scores},
+    ...                  pair_columns={"group_weight": torch.tensor([[0.5, 0.5]])})
+    >>> PluralisticBradleyTerry()(x)  # -log σ(.5 · 1.7 - .5 · 1)
+    tensor([0.5334])
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"scores", "group_weight"})
+
+    groups: int = whole(2, at_least=1)
+
+    def group_margins(self, x: PairLogprobs) -> Tensor:
+        """r_w - r_l of each group [pairs, G]; an output of width 1 may come without its dimension."""
+        chosen, rejected = x.response_columns["scores"]
+        margins = chosen - rejected
+        margins = margins.unsqueeze(-1) if margins.dim() == 1 else margins
+        if margins.shape[1] != self.groups:
+            raise ConfigError(f"the loss 'pal' has {self.groups} groups, and the scores {margins.shape[1]}")
+        return margins
+
+    def margin(self, x: PairLogprobs) -> Tensor:
+        return (x.pair_columns["group_weight"] * self.group_margins(x)).sum(-1)
 
 
 @register("gpm")

@@ -38,7 +38,7 @@ class StepNeeds:
         previous_iterate = iterates and model.rpo.previous_iterate is not None
         reference = "reference" in loss.needs or (iterates and not previous_iterate)
         width = model.rpo.embedding_width
-        widths = {"score": 1, "embedding": width, "gate": width // 2}
+        widths = {"score": 1, "scores": loss.groups, "embedding": width, "gate": width // 2}
         return cls(
             logps="policy" in loss.needs or model.dpo.sft_loss_weight > 0,
             reference=reference,

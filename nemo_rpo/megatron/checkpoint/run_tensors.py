@@ -131,6 +131,6 @@ def load_em_state(
 def _with_newcomers(saved: dict[str, Tensor], fresh: dict[str, Tensor]) -> dict[str, Tensor]:
     """The saved state, extended by the initial values of annotators that it does not know."""
     known = saved["eta"].numel()
-    of_annotators = ("eta", "label_counts", "right_sums")
+    of_annotators = {"eta", "label_counts", "right_sums", "taste_log_odds"} & fresh.keys()
     joined = {name: torch.cat((saved[name], fresh[name][known:].cpu())) for name in of_annotators}
     return {**saved, **joined}

@@ -13,11 +13,14 @@ from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import (
     AnnotatorReliability,
     Collectives,
+    MarginBuffer,
     PairRecord,
     RecordedReliability,
     Votes,
     build_estimator,
 )
+from nemo_rpo.em.groups import TasteReliability
+from nemo_rpo.em.groups.start import random_start, start_of
 from nemo_rpo.em.label_model import FlatVotes
 from nemo_rpo.em.label_model.training_crowd import Crowd
 from nemo_rpo.errors import TrainingError
@@ -33,14 +36,15 @@ COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel, bro
 
 
 def build_reliability(
-    rpo: RPOConfig, cache: PreferenceCache, device: torch.device
+    rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int = 1, seed: int = 0
 ) -> AnnotatorReliability | RecordedReliability:
     """The reliabilities of the annotators of ``cache``, all at their start; recorded where ``rpo.record`` asks for it.
+    A loss with several ``groups`` has its own estimator, and ``seed`` draws where its weights begin.
 
     ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
     pair. No collective.
     """
-    em = estimator_of(rpo, cache, device)
+    em = estimator_of(rpo, cache, device) if groups == 1 else taste_of(rpo, cache, device, groups, seed)
     if not (rpo.enabled and rpo.record):
         return em
     pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
@@ -66,6 +70,34 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
         device,
         partial(crowd_of, cache),
     )
+
+
+def taste_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int, seed: int) -> TasteReliability:
+    """The weights of the annotators of ``cache`` on ``groups`` groups, at their start. One broadcast of 8 G K bytes
+    from rank 0, where the EM is on: another machine's arithmetic might begin elsewhere.
+    """
+    rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
+    start, said = random_start(len(cache.annotators), groups, seed), ""
+    if rpo.enabled:
+        votes = FlatVotes(*map(torch.from_numpy, cache.all_votes()), num_pairs=len(cache))
+        start, said = start_of(votes, len(cache.annotators), groups, seed)
+    start = start.to(device)
+    COLLECTIVES.from_first(start)
+    return TasteReliability(
+        rpo,
+        start,
+        signed_labels(cache),
+        [MarginBuffer(len(cache), rank, ranks, device) for _ in range(groups)],
+        COLLECTIVES,
+        device,
+        said,
+    )
+
+
+def signed_labels(cache: PreferenceCache) -> Tensor:
+    """Labels that take a side, of each annotator, int64 [K]."""
+    _, annotator, sign = cache.all_votes()
+    return torch.bincount(torch.from_numpy(annotator[sign != 0]).long(), minlength=len(cache.annotators))
 
 
 def crowd_of(cache: PreferenceCache) -> Crowd:

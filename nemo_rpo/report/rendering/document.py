@@ -15,17 +15,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that must not be overlooked: a title, what was found, and what to do."""
+    """Something that must not be overlooked: a title, what was found, and what to do; ``good`` news are no warning."""
 
     title: str
     text: str
     advice: str = ""
+    good: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
     """The first column is text, the others are figures. Of a long table only ``shown`` rows are seen at once: the rest
-    folds away in HTML and is left to the data files in Markdown.
+    folds away in HTML and is left to the data files in Markdown. In HTML a click on a heading sorts all rows by it.
     """
 
     header: Sequence[str]
@@ -36,12 +37,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG drawing; ``name`` is that of its file beside a Markdown report, ``alt`` says what it shows."""
+    """An SVG drawing; ``name`` is that of its file beside a Markdown report, ``alt`` says what it shows. ``small`` ones
+    need no more than half of a page's width.
+    """
 
     name: str
     svg: str
     alt: str
     caption: str = ""
+    small: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Qu
 def as_markdown(document: Document, figures: str) -> str:
     """The text; ``figures`` is the folder of the figures, as a path relative to it. Texts of the data are escaped."""
     parts = [f"# {_inline(document.title)}"]
-    parts.append("\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in document.facts))
-    for section in document.sections:
+    for place, section in enumerate(document.sections):
         parts.append(f"## {_inline(section.title)}")
         parts += [_block(block, figures) for block in section.blocks]
+        if place == 0:  # what to do comes first
+            parts.append("\n".join(f"- {_inline(name)}: {_inline(value)}" for name, value in document.facts))
     return "\n\n".join(parts) + "\n"
 
 

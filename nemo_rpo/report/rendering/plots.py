@@ -48,7 +48,7 @@ _STYLE = {
 
 
 @contextlib.contextmanager
-def _drawing(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple]:
+def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple]:
     """A figure of that size in inches, its axes, and a list that its SVG is put into at the end."""
     try:
         import matplotlib
@@ -75,7 +75,7 @@ def annotator_intervals(annotators: Annotators) -> str:
     place = np.arange(len(shown)) + np.where(np.arange(len(shown)) >= _ENDS, 1.5, 0) * many
     low, high = logit_interval(annotators.eta[shown], annotators.standard_error[shown])
     eta = annotators.eta[shown]
-    with _drawing(8.2, 1.0 + 0.22 * (len(shown) + 1.5 * many)) as (_, axes, drawn):
+    with drawing(8.2, 1.0 + 0.22 * (len(shown) + 1.5 * many)) as (_, axes, drawn):
         known = ~np.isnan(low)
         axes.hlines(place[known], low[known], high[known], color=GREY, linewidth=1.6)
         below = eta < 0.5
@@ -87,7 +87,7 @@ def annotator_intervals(annotators: Annotators) -> str:
             f"start {annotators.eta_start:g}", (annotators.eta_start, 1), xycoords=("data", "axes fraction"),
             xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=GREY,
         )  # fmt: skip
-        names = [f"{_short(annotators.id[k])}  ({annotators.labels[k]:,})" for k in shown]
+        names = [f"{short(annotators.id[k])}  ({annotators.labels[k]:,})" for k in shown]
         axes.set_yticks(place, names, fontsize=8)
         axes.set_ylim(place[-1] + 0.8, -0.8)
         axes.set_xlim(0, 1)
@@ -100,7 +100,7 @@ def annotator_intervals(annotators: Annotators) -> str:
 
 def crowd(annotators: Annotators) -> str:
     """How a crowd's reliabilities are spread, and against the number of labels that they stand on."""
-    with _drawing(8.2, 3.1, columns=2) as (_, (left, right), drawn):
+    with drawing(8.2, 3.1, columns=2) as (_, (left, right), drawn):
         left.hist(annotators.eta, bins=np.linspace(0, 1, 41), color=BLUE)
         left.set_xlabel("reliability η")
         left.set_ylabel("annotators")
@@ -125,7 +125,7 @@ def trajectories(annotators: Annotators) -> str:
         marked = annotators.ranked
     else:
         marked = np.array([i for i in annotators.ranked if annotators.labels[i] >= _ENOUGH][:_MARKED], np.int64)
-    with _drawing(8.2, 3.6) as (_, axes, drawn):
+    with drawing(8.2, 3.6) as (_, axes, drawn):
         if k > _LINES:
             low, quarter, middle, three, high = np.nanpercentile(way, (5, 25, 50, 75, 95), axis=0)
             axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, linewidth=0, label="5th to 95th percentile")
@@ -133,7 +133,7 @@ def trajectories(annotators: Annotators) -> str:
             axes.plot(steps, middle, color=BLUE, linewidth=1.6, label="median")
         for place, i in enumerate(marked.tolist()):
             colour, style = _COLOURS[(place + (k > _LINES)) % len(_COLOURS)], _STYLES[place // len(_COLOURS) % 4]
-            axes.plot(steps, way[i], color=colour, linestyle=style, linewidth=1.4, label=_short(annotators.id[i]))
+            axes.plot(steps, way[i], color=colour, linestyle=style, linewidth=1.4, label=short(annotators.id[i]))
         axes.axhline(0.5, color="black", linewidth=0.9)
         axes.set_ylim(0, 1)
         axes.set_xlim(0, steps[-1])
@@ -147,7 +147,7 @@ def posteriors(labels: Labels) -> str:
     """How many labels the EM gives each probability of being right, at first and at last sight."""
     bins = np.linspace(0, 1, 21)
     first, last = (values[~np.isnan(values)] for values in (labels.w_first, labels.w_last))
-    with _drawing(8.2, 3.1) as (_, axes, drawn):
+    with drawing(8.2, 3.1) as (_, axes, drawn):
         axes.hist(last, bins=bins, color=BLUE, label="at last sight", log=True)
         axes.hist(first, bins=bins, histtype="step", color=ORANGE, linewidth=1.8, label="at first sight", log=True)
         axes.axvline(0.5, color="black", linewidth=0.9)
@@ -162,7 +162,7 @@ def course(train: Sequence[dict], val: Sequence[dict]) -> str:
     """Loss and accuracy over the run, the training's smoothed over a twentieth of it."""
     steps = np.array([row["step"] for row in train])
     width = max(1, len(train) // 20)
-    with _drawing(8.2, 3.0, columns=2) as (_, both, drawn):
+    with drawing(8.2, 3.0, columns=2) as (_, both, drawn):
         for axes, name, label in zip(both, ("loss", "acc"), ("loss (nats)", "pairs won"), strict=True):
             values = _figures(train, name)
             axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.7)
@@ -189,13 +189,13 @@ def reliability_diagram(found: Calibration) -> str:
     y = np.array([b.right.value for b in found.bins])
     low, high = (np.array([getattr(b.right, end) for b in found.bins]) for end in ("low", "high"))
     options = {"sharex": True, "gridspec_kw": {"height_ratios": (3, 1)}}
-    with _drawing(5.4, 4.6, rows=2, **options) as (_, (axes, counts), drawn):
+    with drawing(5.4, 4.6, rows=2, **options) as (_, (axes, counts), drawn):
         axes.plot((0.5, 1), (0.5, 1), color="black", linewidth=0.9, label="sure as it should be")
         lengths = (y - low).clip(0), (high - y).clip(0)  # rounding may put a limit of 0 or 1 on the wrong side
         axes.errorbar(x, y, lengths, fmt="o", color=BLUE, ecolor=GREY, capsize=2.5, label="policy")
         axes.set_ylim(min(0.45, low.min() - 0.03), 1.02)
         axes.set_ylabel("right (95 % interval)")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)  # above: no point is there
         counts.bar([b.low for b in found.bins], [b.right.n for b in found.bins], 0.05, align="edge", color=BLUE)
         counts.set_ylabel("labels")
         counts.set_xlim(0.5, 1)
@@ -205,7 +205,7 @@ def reliability_diagram(found: Calibration) -> str:
 
 def leanings(found: Sequence[Leaning]) -> str:
     """What distrusted and believed labels prefer, with 95 % intervals."""
-    with _drawing(8.2, 0.9 + 0.55 * len(found)) as (_, axes, drawn):
+    with drawing(8.2, 0.9 + 0.55 * len(found)) as (_, axes, drawn):
         for row, leaning in enumerate(found):
             for offset, share, colour, marker in (
                 (-0.14, leaning.distrusted, RED, "D"), (0.14, leaning.believed, BLUE, "o")
@@ -227,6 +227,7 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.convolve(np.nan_to_num(values), np.ones(width), "same") / np.maximum(known, 1)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """An id as a tick of an axis has room for it."""
     name = printable(name)
     return name if len(name) <= 24 else name[:23] + "…"

@@ -9,15 +9,18 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from nemo_rpo import nemo_toolkit
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import CheckpointError, ConfigError, missing_extra
+from nemo_rpo.training.outputs.summary import AnnotatorRow, annotator_table
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 # Figures of the wall clock and of the machine, the only ones that two equal runs may differ in.
 TIMING, MEMORY = "time/", "memory/"
+_TABLE_ROWS = 10_000  # that a table of W&B shows
 
 
 class Writer(Protocol):
@@ -118,6 +122,12 @@ class TensorBoardWriter:
         for name, value in _numbers(metrics).items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
+    def annotators(self, step: int, rows: Sequence[AnnotatorRow]) -> None:
+        """A histogram of η, and the table of a run's end as text."""
+        self._events.add_histogram("annotators/eta", np.array([row.eta for row in rows]), step)
+        table = "\n".join(f"    {line}" for line in annotator_table(rows).splitlines())  # Markdown: as it stands
+        self._events.add_text("annotators/table", table, step)
+
     def close(self) -> None:
         """Writes what is buffered, and closes."""
         self._events.close()
@@ -155,6 +165,16 @@ class WandbWriter:
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """One log call a step."""
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in _numbers(metrics).items()}})
+
+    def annotators(self, step: int, rows: Sequence[AnnotatorRow]) -> None:
+        """A histogram of η, and a table of up to :data:`_TABLE_ROWS` annotators, the least reliable first."""
+        import wandb
+
+        least = sorted(rows, key=lambda row: (row.eta, row.annotator))[:_TABLE_ROWS]
+        cells = [[row.annotator, row.labels, row.eta, _plain(row.standard_error), row.running] for row in least]
+        table = wandb.Table(columns=["annotator", "labels", "eta", "standard_error", "eta_running"], data=cells)
+        histogram = wandb.Histogram([row.eta for row in rows])
+        self._run.log({"step": step, "annotators/table": table, "annotators/eta": histogram})
 
     def close(self) -> None:
         """Ends the W&B run."""

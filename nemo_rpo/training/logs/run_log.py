@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.training.logs.metrics import MEMORY, TIMING, Writer, metric_writers
 from nemo_rpo.training.logs.progress import Progress, figures
+from nemo_rpo.training.outputs.summary import AnnotatorRow
 
 _SPLITS = {"val": "validation", "sweep": "sweep", "refit": "refit"}
 
@@ -83,6 +84,12 @@ class RunLog:
         self.note(f"{_SPLITS[kind]}{' ' * bool(name)}{name} at step {step}  {figures(metrics)}")
         self._write(step, split, metrics)
 
+    def annotators(self, step: int, rows: Sequence[AnnotatorRow]) -> None:
+        """The annotators as they stand after ``step``, for the writers that show tables (TensorBoard, W&B)."""
+        for writer in self._writers:
+            if hasattr(writer, "annotators"):
+                self._try(writer, partial(writer.annotators, step, rows))
+
     def note(self, text: str) -> None:
         """A line for the person watching; in no file."""
         if self._progress is not None:
@@ -123,11 +130,16 @@ class RunLog:
 
 
 def startup_log(cfg: RunConfig, facts: Mapping[str, Any], world_size: int) -> None:
-    """Prints what the run is, once, on global rank 0: its layout and batch, then ``facts`` in their order."""
+    """Prints :func:`startup_text` once, on global rank 0."""
+    print_on_first_rank(startup_text(cfg, facts, world_size))
+
+
+def startup_text(cfg: RunConfig, facts: Mapping[str, Any], world_size: int) -> str:
+    """What a run is: its layout and batch, then ``facts`` in their order."""
     lines = {**_derived(cfg, world_size), **facts}
     width = max(map(len, lines))
     body = "\n".join(f"  {name:{width}}  {value}" for name, value in lines.items())
-    print_on_first_rank(f"nemo-rpo {__version__}: {cfg.exp_manager.name}\n{body}")
+    return f"nemo-rpo {__version__}: {cfg.exp_manager.name}\n{body}"
 
 
 def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
@@ -149,7 +161,7 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
         batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     loss = model.rpo.base_loss or model.dpo.preference_loss
     return {
-        "loss": f"re_{loss}, {model.rpo.objective} objective" if model.rpo.enabled else loss,
+        "loss": f"re_{loss}, {model.rpo.objective_in_force} objective" if model.rpo.enabled else loss,
         "ranks": f"{world_size} ({cfg.trainer.accelerator}): {layout}",
         "precision": cfg.trainer.precision,
         "pairs a step": f"{model.global_batch_size:,} = {batch}",

@@ -17,13 +17,25 @@ NO_ROOM = "see that its disk has room and start again"
 
 def write_annotators(folder: Path, rows: Sequence[AnnotatorRow]) -> None:
     """``annotators.csv``, one line an annotator in the data's order: id, labels, η, its standard error (empty where no
-    sweep or refit has been), and the running η before the last sweep. Raises :class:`CheckpointError` if it cannot be
+    sweep or refit has been), and the running η before the last sweep; with a label model in force ``skill`` and every
+    leaning or feature by its name, each with ``…_error``; of a run with groups of taste ``weight_1``, …, the weight on
+    each. Raises :class:`CheckpointError` if it cannot be
     written.
     """
     place = whole_file(folder / ANNOTATOR_CSV, CheckpointError, NO_ROOM)
     with place as writing, writing.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["id", "labels", "eta", "standard_error", "eta_running"])
+        names = list(rows[0].coefficients) if rows else []
+        more = [column for name in names for column in (name, f"{name}_error")]
+        groups = weight_names(len(rows[0].weights) if rows else 0)
+        out.writerow(["id", "labels", "eta", "standard_error", "eta_running", *more, *groups])
         for row in rows:
             error = "" if math.isnan(row.standard_error) else f"{row.standard_error:.6f}"
-            out.writerow([row.annotator, row.labels, f"{row.eta:.6f}", error, f"{row.running:.6f}"])
+            known = [f"{value:.6f}" for name in names for value in row.coefficients[name]]
+            weights = [f"{weight:.6f}" for weight in row.weights]
+            out.writerow([row.annotator, row.labels, f"{row.eta:.6f}", error, f"{row.running:.6f}", *known, *weights])
+
+
+def weight_names(groups: int) -> list[str]:
+    """Names of the columns of annotators' weights on ``groups`` groups."""
+    return [f"weight_{g}" for g in range(1, groups + 1)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.errors import printable
+from nemo_rpo.text_table import format_table
 
 _LAST = 10  # a single batch says little about where a run ended
 _ENDS = 10  # annotators shown at each end of a long table
@@ -27,6 +27,9 @@ class AnnotatorRow:
         start: the η it started from.
         standard_error: of ``eta``; nan where nothing has been fitted.
         running: η before the last sweep replaced it.
+        coefficients: (coefficient, standard error) by feature of the label model, the skill first; empty while it is
+            not in force. The same features in every row.
+        weights: on each group of taste; none where there is one truth for all.
     """
 
     annotator: str
@@ -35,17 +38,8 @@ class AnnotatorRow:
     start: float
     standard_error: float
     running: float
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart; the first is flush left, the others flush right."""
-    rows = [[printable(cell) for cell in row] for row in rows]  # ids are what a file says they are
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weights: tuple[float, ...] = ()
 
 
 def annotator_table(annotators: Sequence[AnnotatorRow]) -> str:
@@ -104,14 +98,12 @@ def final_report(
 
 def _next(run: Path, em: bool) -> str:
     folder = shlex.quote(str(run))
-    commands = [
-        (f"nemo-rpo report {folder}", "whom to believe, and what to do"),
-        (f"nemo-rpo export {folder} doubtful --out relabel.csv", "the labels to look at again"),
-        (f"nemo-rpo evaluate {folder} TEST.jsonl", "how good the policy is on labels it has not seen"),
-    ]
-    return format_table(
-        ["", ""], [[f"  {command}", says] for command, says in commands if em or "export" not in command]
-    )
+    commands = [(f"nemo-rpo report {folder}", "one page: what to do first" + ", and whom to believe" * em)]
+    if em:
+        commands.append((f"nemo-rpo export {folder} doubtful --out relabel.csv", "the labels to look at again"))
+    commands.append((f"nemo-rpo evaluate {folder} TEST.jsonl", "how good the policy is on labels it has not seen"))
+    width = max(len(command) for command, _ in commands)
+    return "\n".join(f"  {command:{width}}  # {says}" for command, says in commands)
 
 
 def _course(label: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,8 +11,8 @@ from nemo_rpo.em.label_model import VoteFeatures, fit_label_model
 from nemo_rpo.em.label_model.anchors import hold_out, judge
 from nemo_rpo.em.label_model.choose import SHARE, slot_log_bayes_factor
 from nemo_rpo.em.label_model.coded_votes import vote_table
-from nemo_rpo.em.label_model.dependence import families_found, family_weights
-from nemo_rpo.em.label_model.exchangeable import exchangeable_votes
+from nemo_rpo.em.label_model.shared_errors.exchangeable import exchangeable_votes
+from nemo_rpo.em.label_model.shared_errors.families import families_found, family_weights
 from nemo_rpo.errors import DataError
 
 from .crowds import accuracy, make, spread_of_skills

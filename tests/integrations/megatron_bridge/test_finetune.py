@@ -29,7 +29,7 @@ BOTH = {"data_prefix": {"train": "train.jsonl", "validation": "validation.jsonl"
 EXPORTED = {"checkpoint.also_save_hf_checkpoint": True}
 EMA = {"estimator": "ema"}
 # One refit in the course of a run, after the checkpoint that it is resumed from, and one at its end.
-BUFFER = {"buffer": {"refit_every": 3, "min_information": 0.0}}
+BUFFER = {"buffer": {"refit_every": 3, "min_information": 0.0, "min_gain": -1e9}}
 
 ON_ONE: dict[str, dict[str, Any]] = {
     "one": {"folder": "unbroken"},

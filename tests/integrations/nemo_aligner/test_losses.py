@@ -113,7 +113,7 @@ def plainly(stage: SimpleNamespace, rpo: dict[str, Any], dpo: dict[str, Any]) ->
     terms = loss.terms(x)
     w = em.posterior(terms.delta, votes) if own.enabled else votes.share()
     em.accumulate(w, votes, torch.tensor(own.enabled).expand(len(kept)))
-    preference = robust_loss(terms, w, own.objective if own.enabled else "weighted")
+    preference = robust_loss(terms, w, own.objective_in_force if own.enabled else "weighted")
     chosen, rejected = x.mean_policy() if shared.sft_average_log_probs else x.policy()
     each = shared.preference_loss_weight * preference - shared.sft_loss_weight * (w * chosen + (1 - w) * rejected)
     reduction = loss.reduction
@@ -195,7 +195,8 @@ def test_evaluation_learns_nothing(stage):
     model.prepare_for_validation_step()
     loss, _ = model.get_loss_and_metrics(dict(stage.batch), forward_only=True)
     model.finish_validation_step()
-    assert loss == pytest.approx(plainly(stage, {}, {}).loss, rel=1e-5)
+    # The labels at their word, which is the loss without the EM.
+    assert loss == pytest.approx(plainly(stage, {"enabled": False}, {}).loss, rel=1e-5)
     assert not model.em.pending.any()
     assert torch.equal(model.em.eta, ETA)
     assert rpo_settings(cfg).enabled

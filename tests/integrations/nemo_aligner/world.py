@@ -25,7 +25,7 @@ WORDS = (*tiny_world.WORDS, *(f"more{i}" for i in range(5)))
 VOCABULARY = len(WORDS)
 BETA, LR = 0.5, 2e-3
 # One refit in the course of a run, and one at its end.
-BUFFER = {"refit_every": 3, "min_information": 0.0}
+BUFFER = {"refit_every": 3, "min_information": 0.0, "min_gain": -1e9}
 TRAJECTORY = Path(__file__).with_name("engine_trajectory.json")
 
 

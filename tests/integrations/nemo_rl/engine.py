@@ -8,7 +8,7 @@ import torch
 
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import DPOConfig, ModelConfig
-from nemo_rpo.em import Votes, build_estimator, robust_loss
+from nemo_rpo.em import Votes, bounded_loss, build_estimator, robust_loss
 from nemo_rpo.integrations.rpo_block import rpo_config
 from nemo_rpo.losses import PairLogprobs
 
@@ -35,7 +35,11 @@ def engine_run(recipe: Recipe, lr: float = 0.5) -> SimpleNamespace:
         votes = labels.of(pair, pair.device)
         terms = loss.terms(x)
         w = em.posterior(terms.delta.detach(), votes) if em.settings.enabled else votes.share()
-        preference = robust_loss(terms, w, em.settings.objective if em.settings.enabled else "weighted")
+        objective = em.settings.objective_in_force if em.settings.enabled else "weighted"
+        if objective == "bounded":
+            preference = bounded_loss(terms, *em.bounded(votes), w)
+        else:
+            preference = robust_loss(terms, w, objective)
         sft = -(w * x.policy_chosen + (1 - w) * x.policy_rejected)
         each = dpo.preference_loss_weight * preference + dpo.sft_loss_weight * sft
         reduction = loss.reduction

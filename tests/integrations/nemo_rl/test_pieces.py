@@ -156,7 +156,7 @@ def test_labels_without_ids_are_one_annotators(version, tmp_path):
     data = rows(16)
     for row in data:
         del row["annotator"]
-    robust = {"annotator_key": None, "base_loss": "cpo"}  # margins that say something from the first step on
+    robust = {"annotator_key": None, "estimator": "ema"}
     found = run(Recipe(version, tmp_path, data, robust=robust, max_steps=2))
     assert found.policy.annotators.ids == ["all"]
     found.policy.settle()
@@ -273,7 +273,7 @@ def test_warm_up_ignores_the_model_and_keeps_eta():
     policy = robust_policy(workers, rows(4), warmup_steps=1)
     batch = collated(rows(4))
     results = [step(policy, copy.copy(batch)) for _ in range(2)]
-    assert [seen["em_warming_up"].tolist() for seen in workers.seen] == [[True] * 8, [False] * 8]
+    assert [seen["em_voice"].tolist() for seen in workers.seen] == [[0.0] * 8, [1.0] * 8]
     assert results[0]["all_mb_metrics"]["em/posterior_mean"] == [pytest.approx(0.9)]
     assert policy.em.label_counts.sum() == 4
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import DPOConfig, ModelConfig
-from nemo_rpo.em import Votes, build_estimator, robust_loss
+from nemo_rpo.em import Votes, bounded_loss, build_estimator, robust_loss
 from nemo_rpo.integrations.rpo_block import rpo_config
 from nemo_rpo.losses import PairLogprobs
 
@@ -38,7 +38,10 @@ def engine_run(
         votes = labels.of(pairs, torch.device("cpu"))
         terms = loss.terms(x)
         w = em.posterior(terms.delta.detach(), votes)
-        value = robust_loss(terms, w, settings.objective).mean()
+        if settings.objective_in_force == "bounded":
+            value = bounded_loss(terms, *em.bounded(votes), w).mean()
+        else:
+            value = robust_loss(terms, w, settings.objective_in_force).mean()
         losses.append(value.item())
         optimizer.zero_grad()
         value.backward()

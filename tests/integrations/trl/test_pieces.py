@@ -58,6 +58,27 @@ def test_the_votes_of_a_pair_make_one_row(tmp_path):
     ]
 
 
+def test_what_is_known_of_votes_goes_along(tmp_path):
+    def vote(who, side, first, **known):
+        return {"annotator": who, "vote": side, "shown_first": first, **known}
+
+    votes = [vote("a", "a", "a", strength=2), vote("b", "b", "b", family="f"), vote("c", "b", "a")]
+    row = {"pair_id": "p", "prompt": "x", "response_a": "left", "response_b": "right", "votes": votes, "gold": "a"}
+    other = {**row, "pair_id": "q", "prompt": "y", "topic": "cats", "gold": None}
+    data = preference_dataset(write(tmp_path / "votes.jsonl", [row, other]))
+    assert data[0]["chosen"] == "right" and data[0]["gold"] == "rejected" and data[0]["chosen_first"] == -1
+    pairs = labelled_pairs(data, "annotator")
+    crowd = pairs.crowd(pairs.table())
+    assert crowd.votes.sign.tolist() == [-1, 1, 1] * 2 and crowd.votes.annotator.tolist() == [0, 1, 2] * 2
+    assert crowd.columns.shown_first.tolist() == [-1, 1, -1] * 2
+    assert crowd.columns.strength[:3].isnan().tolist() == [False, True, True] and crowd.columns.strength[0] == 2
+    assert crowd.gold.tolist() == [-1, 0] and crowd.family.tolist() == [-1, 0, -1]
+    assert crowd.columns.topic.tolist() == [-1, 0] and list(crowd.columns.topic_names) == ["cats"]
+    assert crowd.columns.lengths.tolist() == [[5, 4]] * 2 and crowd.chosen_first.tolist() == [-1, -1]
+    with pytest.raises(DataError, match="'strength' must hold one value for each of the 3 annotators"):
+        labelled_pairs(Dataset.from_list([{**data[0], "strength": [1.0]}]), "annotator")
+
+
 def test_a_file_without_annotators_is_refused(tmp_path):
     data = rows(3)
     del data[1]["annotator"]

@@ -127,6 +127,36 @@ def test_a_resumed_run_is_the_unbroken_one(rpo, model, tmp_path):
     assert [row["eta"] for row in state["annotators"]] == unbroken.em.eta.tolist()
 
 
+def test_training_pairs_are_believed_by_what_is_known_of_their_votes(model, tmp_path):
+    """All follow the order shown; the evidence is looked up by the pair's index, saved, and taken up bit for bit."""
+    data = [{**row, "shown_first": "chosen" if i % 10 else "rejected"} for i, row in enumerate(rows(160))]
+    steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
+    rpo = {"buffer": {"refit_every": 2}, "label_model": {"features": ["slot"]}}
+    unbroken = trainer(model, arguments(tmp_path / "a", **steps), data, rpo)
+    asked, evidence = [], unbroken.em.evidence
+
+    def looked_up(votes, pair=None, *more):
+        asked.append((pair, found := evidence(votes, pair, *more)))
+        return found
+
+    unbroken.em.evidence = looked_up
+    unbroken.train()
+    em = unbroken.em
+    assert em.label_model.now.names == ("skill", "slot") and (em.coefficients["slot"][0] > 0.5).all()
+    pair, found = asked[-1]
+    assert pair.unique().tolist() == sorted(pair.tolist()) and em.pair_evidence[pair].shape == found.shape
+    against = torch.tensor([row["shown_first"] == "rejected" for row in data])
+    assert em.pair_evidence[against].mean() > em.pair_evidence[~against].mean() + 0.5
+    assert (tmp_path / "a" / "checkpoint-2" / "rpo_label_model.npz").exists()
+
+    stopped = trainer(model, arguments(tmp_path / "b", **{**steps, "max_steps": 2}), data, rpo)
+    stopped.train()
+    resumed = trainer(model, arguments(tmp_path / "b", **steps), data, rpo)
+    resumed.train(resume_from_checkpoint=True)
+    assert logged(resumed, "loss") == logged(unbroken, "loss")
+    assert torch.equal(resumed.em.pair_evidence, em.pair_evidence) and torch.equal(resumed.em.eta, em.eta)
+
+
 def test_margins_of_other_pairs_are_refused(model, tmp_path):
     steps, data = {"save_strategy": "steps", "save_steps": 2}, rows(18)
     trainer(model, arguments(tmp_path, max_steps=2, **steps), data, BUFFER).train()
@@ -166,7 +196,7 @@ def test_evaluation_moves_nothing(model, tmp_path):
     evaluation = Dataset.from_list(
         [{**row, "annotator": None if i % 2 else "x"} for i, row in enumerate(rows(7, seed=3))]
     )
-    rpo = {"buffer": {"refit_every": 2, "margins": "latest", "min_information": 0.0}}
+    rpo = {"buffer": {"refit_every": 2, "margins": "latest", "min_information": 0.0, "min_gain": -1e9}}
     quiet = trainer(model, arguments(tmp_path, max_steps=3), data, rpo)
     often = arguments(tmp_path, max_steps=3, eval_strategy="steps", eval_steps=1, eval_on_start=True)
     watched = trainer(model, often, data, rpo, eval_dataset=evaluation)

@@ -18,11 +18,10 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron.checkpoint.huggingface.config import exported_config
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import MegatronTensor, hf_shapes, megatron_tensors
+from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import REWARD_HEAD_FILE
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import LocalShard, local_shards
 from nemo_rpo.megatron.checkpoint.huggingface.writer import HuggingFaceFolderWriter
 from nemo_rpo.megatron.network.reward_head import head_of
-
-REWARD_HEAD_FILE = "reward_head.safetensors"
 
 T = TypeVar("T")
 _TensorId = tuple[str, "int | None"]  # sharded key, layer

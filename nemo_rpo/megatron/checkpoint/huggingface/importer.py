@@ -12,6 +12,7 @@ from torch import Tensor
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import MegatronTensor, hf_shapes, megatron_tensors
+from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import load_reward_head
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import LocalShard, local_shards
 from nemo_rpo.megatron.checkpoint.huggingface.weights import SafetensorsFolder
 
@@ -33,7 +34,8 @@ def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, archi
     Each rank reads only its own slices, straight from the memory-mapped files, one at a time. Rows that pad the
     vocabulary become zero in the embeddings and the output layer: no token id reaches them, and log-probs and
     generation mask their columns, so any definite value would do. An optimizer that was built before keeps fp32 copies
-    of the old weights: call its ``reload_model_params()``. Issues no collective.
+    of the old weights: call its ``reload_model_params()``. A reward head is filled from the file beside the weights,
+    where there is one (:func:`load_reward_head`). Issues no collective.
 
     Raises :class:`CheckpointError` for a missing, damaged or misshapen tensor, on every rank alike, and
     :class:`ConfigError` if ``chunks`` were built from another architecture.
@@ -41,6 +43,7 @@ def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, archi
     with SafetensorsFolder(folder) as weights:
         tensors = megatron_tensors(architecture)
         fill_chunks(chunks, tensors, weights, tied=architecture.share_embeddings_and_output_weights)
+    load_reward_head(chunks, folder)
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from nemo_rpo.em.label_model.coded_votes import VoteTable
 from nemo_rpo.em.label_model.coefficients import logits
-from nemo_rpo.em.label_model.dependence import statistic
 from nemo_rpo.em.label_model.member import Member
+from nemo_rpo.em.label_model.shared_errors.dependence import statistic
 
 # Parts of all agreement beyond chance that are taken for shared errors.
 _PARTS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)

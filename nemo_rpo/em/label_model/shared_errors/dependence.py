@@ -83,17 +83,29 @@ def agreement(table: VoteTable, member: Member) -> Agreement:
     return Agreement(first, second, shared, agreed, expect, variance, correlation / shared)
 
 
-def spread_of_z(found: Agreement, least: int = 5) -> float:
-    """Standard deviation of z around 0 over annotators who share ``least`` pairs or more; 1 where they err apart."""
-    enough = found.shared >= min(least, int(found.shared.max()))
-    return found.z[enough].square().mean().sqrt().item()
+def spread_of_z(found: Agreement, least: int = 5) -> tuple[float, float]:
+    """Standard deviation of z around 0 over annotators who share ``least`` pairs or more, 1 where they err apart; and
+    the largest z of those who share four times as many."""
+    shared = int(found.shared.max())
+    enough, many = found.shared >= min(least, shared), found.shared >= min(4 * least, shared)
+    return found.z[enough].square().mean().sqrt().item(), found.z[many].max().item()
 
 
 class Statistic(NamedTuple):
-    """Of a crowd: ``spread`` of z over annotators, and mean ``correlation`` of their errors over votes of one pair."""
+    """Of a crowd.
+
+    Attributes:
+        spread: of z over every two annotators.
+        correlation: mean correlation of errors over votes of one pair.
+        largest: z, of the two annotators who agree most beyond the model: a small family moves no mean.
+    """
 
     spread: float
     correlation: float
+    largest: float
+
+
+_NOTHING = Statistic(math.nan, math.nan, math.nan)
 
 
 class Dependence(NamedTuple):
@@ -102,9 +114,10 @@ class Dependence(NamedTuple):
     Attributes:
         observed: the statistic; nan where no two annotators share pairs.
         expected, error: its mean and standard deviation over crowds that were drawn from the fitted model.
-        apart: annotators agree with some and disagree with others beyond the model.
+        apart: annotators agree with some and disagree with others beyond the model, or two of them do.
         together: errors fall on the same pairs beyond the model.
         outweighs: both, and by enough for a group that errs together to pass for the truth.
+        wide: the spread is so far out of line that the majority itself may be little better than a coin.
     """
 
     observed: Statistic
@@ -113,6 +126,7 @@ class Dependence(NamedTuple):
     apart: bool
     together: bool
     outweighs: bool
+    wide: bool
 
     @property
     def found(self) -> bool:
@@ -124,8 +138,9 @@ def statistic(table: VoteTable, member: Member) -> Statistic:
     """:class:`Statistic` of the votes under a fitted model; nan where no two votes share a pair."""
     found = agreement(table, member)
     if not len(found.shared):
-        return Statistic(float("nan"), float("nan"))
-    return Statistic(spread_of_z(found), ((found.correlation * found.shared).sum() / found.shared.sum()).item())
+        return _NOTHING
+    spread, largest = spread_of_z(found)
+    return Statistic(spread, ((found.correlation * found.shared).sum() / found.shared.sum()).item(), largest)
 
 
 def judge_dependence(
@@ -141,9 +156,8 @@ def judge_dependence(
         settings, seed: number of crowds, levels; of the draws.
     """
     observed = statistic(table, member)
-    nothing = Statistic(float("nan"), float("nan"))
     if math.isnan(observed.spread) or not settings.bootstrap:
-        return Dependence(observed, nothing, nothing, False, False, False)
+        return Dependence(observed, _NOTHING, _NOTHING, False, False, False, False)
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for _ in range(settings.bootstrap):
@@ -152,15 +166,18 @@ def judge_dependence(
     rows = torch.tensor(drawn, dtype=torch.float64)
     expected, error = Statistic(*rows.mean(0).tolist()), Statistic(*rows.std(0).tolist())
     limit = settings.dependence_errors
-    apart = observed.spread > max(expected.spread + limit * error.spread, settings.min_spread * expected.spread)
+    spread = observed.spread > max(expected.spread + limit * error.spread, settings.min_spread * expected.spread)
+    # The largest of many has a longer tail than their mean.
+    two = observed.largest > expected.largest + 1.5 * limit * error.largest
     least = max(expected.correlation + limit * error.correlation, settings.min_correlation)
     together = observed.correlation > least
     outweighs = (
-        observed.spread > settings.outweighing_spread * max(1.0, expected.spread)
-        and apart
+        spread
+        and observed.spread > max(settings.outweighing_ratio * expected.spread, settings.outweighing_spread)
         and observed.correlation > max(least, settings.outweighing_correlation)
     )
-    return Dependence(observed, expected, error, apart, together, outweighs)
+    wide = spread and observed.spread > settings.wide_spread * expected.spread
+    return Dependence(observed, expected, error, spread or two, together, outweighs, wide)
 
 
 def draw_votes(table: VoteTable, member: Member, generator: torch.Generator) -> VoteTable:
@@ -172,71 +189,3 @@ def draw_votes(table: VoteTable, member: Member, generator: torch.Generator) -> 
     truth = torch.where(known, member.prior.gold > 0, truth)
     up = torch.where(truth[table.pair], torch.sigmoid(b + a), torch.sigmoid(b - a))
     return table._replace(says_chosen=torch.rand(len(up), generator=generator, dtype=torch.float64) < up)
-
-
-def families_found(table: VoteTable, w: Tensor, least: int = 20) -> list[list[int]]:
-    """Groups of annotators whose errors, taken against posteriors ``w`` [P], correlate; largest first.
-
-    Two are linked where they share ``least`` pairs and the correlation of their disagreement with w is above .2 and
-    above three standard errors; groups are the connected parts. ``w`` should be a majority's: a model's posteriors
-    already believe the family that outweighs the others.
-    """
-    says = table.says_chosen.double()
-    wrong = says * (1 - w[table.pair]) + (1 - says) * w[table.pair]
-    rate = table.per_annotator(wrong) / table.per_annotator(torch.ones_like(wrong)).clamp(min=1)
-    residual = (wrong - rate[table.annotator]) / (rate * (1 - rate)).clamp(min=1e-3).sqrt()[table.annotator]
-    v, u = two_of_a_pair(table)
-    one, other = table.annotator[v], table.annotator[u]
-    key = torch.minimum(one, other) * table.num_annotators + torch.maximum(one, other)
-    keys, group, shared = torch.unique(key, return_inverse=True, return_counts=True)
-    total = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, group, residual[v] * residual[u])
-    correlation = total / shared
-    linked = (shared >= least) & (correlation > 0.2) & (correlation > 3 / shared.double().sqrt())
-    return _connected(
-        list(
-            zip(
-                (keys[linked] // table.num_annotators).tolist(),
-                (keys[linked] % table.num_annotators).tolist(),
-                strict=True,
-            )
-        )
-    )
-
-
-def _connected(links: list[tuple[int, int]]) -> list[list[int]]:
-    parent: dict[int, int] = {}
-
-    def root(x: int) -> int:
-        while parent.setdefault(x, x) != x:
-            parent[x] = x = parent[parent[x]]
-        return x
-
-    for one, other in links:
-        parent[root(one)] = root(other)
-    groups: dict[int, list[int]] = {}
-    for x in sorted(parent):
-        groups.setdefault(root(x), []).append(x)
-    return sorted(groups.values(), key=len, reverse=True)
-
-
-def family_correlation(table: VoteTable, member: Member, family: Tensor) -> Tensor:
-    """Mean correlation of errors within each declared family, float64 [F], in [0, 1]; ``family`` int64 [K], -1 none."""
-    found = agreement(table, member)
-    inside = (family[found.first] == family[found.second]) & (family[found.first] >= 0)
-    size = int(family.max()) + 1
-    sums = torch.zeros(2, size, dtype=torch.float64)
-    rows = torch.stack((found.correlation * found.shared, found.shared))[:, inside]
-    sums.index_add_(1, family[found.first][inside], rows)
-    return (sums[0] / sums[1].clamp(min=1)).clamp(0.0, 1.0)
-
-
-def family_weights(table: VoteTable, family: Tensor, correlation: Tensor) -> Tensor:
-    """1 / (1 + (m-1) ρ) of each vote [M], m the votes of its family on the pair; 1 outside of families."""
-    of_vote = family[table.annotator]
-    inside = of_vote >= 0
-    size = int(family.max()) + 1
-    cell = table.pair * size + of_vote.clamp(min=0)
-    _, group, members = torch.unique(cell[inside], return_inverse=True, return_counts=True)
-    weight = torch.ones_like(table.weight)
-    weight[inside] = (1 / (1 + (members[group] - 1) * correlation[of_vote[inside]])).to(weight.dtype)
-    return weight

@@ -16,7 +16,7 @@ Verdict = Literal["trust", "watch", "retrain", "too few labels to say"]
 
 
 @dataclass(frozen=True)
-class AnnotatorRow:
+class AnnotatorQuality:
     """What votes say of one annotator; ``None`` where they say nothing.
 
     Attributes:
@@ -57,7 +57,7 @@ class AnnotatorRow:
     reason: str
 
 
-def annotator_rows(fit: CrowdFit, settings: CrowdSettings | None = None) -> list[AnnotatorRow]:
+def annotator_qualities(fit: CrowdFit, settings: CrowdSettings | None = None) -> list[AnnotatorQuality]:
     """The annotators, by verdict (retrain first) and then by reliability, the least first."""
     settings = settings or CrowdSettings()
     table = fit.table
@@ -66,12 +66,15 @@ def annotator_rows(fit: CrowdFit, settings: CrowdSettings | None = None) -> list
     first, ordered = _says_first(table)
     drift, seconds = _drift(fit), _median_by(table.annotator, table.detail("seconds"), len(table.annotators))
     repeats, same = _repeats(table)
+    # Too many labels for one side are a habit only where the truth is on either side equally often.
+    balanced = fit.model.order is None or fit.model.order.random
     rows = []
     for k, name in enumerate(table.annotators.ids):
         leaning = share(float(first[k]), int(ordered[k]))
-        verdict, reason = judge(fit.eta[k], fit.low[k], fit.high[k], int(labels[k]), leaning, drift[k], settings)
+        habit = leaning if balanced else share(0, 0)
+        verdict, reason = judge(fit.eta[k], fit.low[k], fit.high[k], int(labels[k]), habit, drift[k], settings)
         rows.append(
-            AnnotatorRow(
+            AnnotatorQuality(
                 annotator=name,
                 labels=int(labels[k]),
                 ties=int(all_votes[k] - labels[k]),

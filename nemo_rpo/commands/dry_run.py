@@ -1,0 +1,102 @@
+"""``nemo-rpo train --dry-run``: what a run would be, from its settings, its model's shape and its files."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import torch
+
+from nemo_rpo.commands import on_ranks
+from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.rate import RateSchedule
+from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.splits import split_files
+from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.formats import read_rows
+from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.vote_ledger import read_votes
+from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.planning.memory import peak_memory
+from nemo_rpo.planning.sizes import MEMORY, hardware_named, sizes
+from nemo_rpo.training import setup
+from nemo_rpo.training.logs.run_log import startup_text
+from nemo_rpo.training.schedule import Schedule
+
+_SAMPLE = 256  # rows that the tokenizer looks at
+_ASSUMED = "H100"  # where there is no GPU to ask
+
+
+def print_dry_run(args: argparse.Namespace) -> None:
+    """Prints layout of ranks, memory, steps and hours, and trains nothing.
+
+    Raises:
+        RPOError: what would stop the run before its first step, as far as its settings and its files show it.
+    """
+    cfg = on_ranks.read_config(args)
+    world_size = on_ranks.ranks_of(args) * cfg.trainer.num_nodes
+    on_ranks.check_run(cfg, world_size)
+    setup.check_start(cfg)
+    tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))
+    data, start = cfg.model.data, setup.starting_point(cfg)
+    architecture = (
+        setup.stored_architecture(start) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
+    )
+    keys, files = RowFormat(data.layout, data.annotator_key, data.pair_id_key), split_files(data)["train"]
+    bad: list[DataError] = []
+    votes = read_votes(files, keys, bad.append)
+    pairs = votes.pairs if data.group_votes else len(votes)
+    if pairs < cfg.model.global_batch_size:
+        raise ConfigError(
+            f"{pairs:,} pairs are no global batch of {cfg.model.global_batch_size:,}: lower model.global_batch_size"
+        )
+    schedule = Schedule.of(cfg.trainer.dpo, pairs // cfg.model.global_batch_size)
+    length = _mean_length(cfg, files, keys, tokenizer)
+    facts = {
+        "train data": f"{pairs:,} pairs, {len(votes):,} labels of {len(votes.annotators):,} annotators",
+        **({"unreadable rows": f"{len(bad):,}, the first {bad[0]}"} if bad else {}),
+        "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
+        "tokens a text": f"{length:,.0f} on average, prompt and response (the first {_SAMPLE} rows)",
+        **_cost(args, cfg, architecture, world_size, length, schedule.total_steps),
+    }
+    print(startup_text(cfg, facts, world_size))
+    sched = cfg.model.optim.sched
+    for text in RateSchedule.of(sched, schedule.total_steps).warnings(sched):
+        print(f"warning: {text}")
+    print("nothing was trained: leave out --dry-run to start")
+
+
+def _mean_length(cfg: RunConfig, files: list[str], keys: RowFormat, tokenizer: PreferenceTokenizer) -> float:
+    longest = cfg.model.data.seq_length or cfg.model.encoder_seq_length
+    lengths = []
+    for row in itertools.islice(read_rows(files, keys, lambda bad: None), _SAMPLE):
+        for response in row.responses:
+            parts = tokenizer.render(row.prompt, response, row.given)
+            lengths.append(min(sum(map(len, parts)), longest))
+    if not lengths:
+        raise DataError(f"{files[0]} has no row that can be read: see nemo-rpo validate {files[0]}")
+    return sum(lengths) / len(lengths)
+
+
+def _cost(
+    args: argparse.Namespace, cfg: RunConfig, architecture: GPTArchitecture, ranks: int, length: float, steps: int
+) -> dict[str, str]:
+    memory = peak_memory(cfg, architecture, ranks).total / 1e9
+    if cfg.trainer.accelerator == "cpu":
+        return {
+            "memory": f"about {memory:.1f} GB a rank, by formula",
+            "hours": "not estimated on a CPU: the first steps of the run say how long it takes",
+        }
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    kind = next((kind for kind in MEMORY if kind in name), None)
+    hardware = hardware_named(kind or _ASSUMED, args.utilisation)
+    [size] = sizes(cfg, architecture, hardware, [ranks], length)
+    where = f"on {hardware.name} at {hardware.utilisation:.0%} of its peak"
+    where += "" if kind else " (assumed: this machine has no such GPU)"
+    if size.step_seconds is None:
+        return {"memory": f"it does not fit: {size.why_not}"}
+    hours = size.step_seconds * steps / 3600
+    return {
+        "memory": f"about {memory:.1f} GB of a GPU, by formula",
+        "hours": f"about {hours:.2f}, {size.step_seconds:.1f} s a step, by formula, {where}",
+    }

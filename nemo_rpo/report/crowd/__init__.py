@@ -1,0 +1,1 @@
+"""A page on a crowd, from votes alone."""
