@@ -52,7 +52,7 @@ def damaged_rows(rng: random.Random, folder: Path) -> Path:
     kinds = [".jsonl", ".jsonl", ".jsonl.gz", ".json", ".parquet"]
     flat = all(isinstance(row, dict) and not any(isinstance(v, dict | list) for v in row.values()) for row in rows)
     path = folder / f"data{rng.choice([*kinds, '.csv', '.tsv', '.csv'] if flat else kinds)}"
-    if not _write(path, rows) or rng.random() < 0.35:
+    if not _write(path, rows) or rng.random() < 0.25:
         path.write_bytes(damage_bytes(rng, path.read_bytes()))
     return path
 
@@ -84,7 +84,7 @@ def _write(path: Path, rows: list[Any]) -> bool:
 
 
 def _keys(rng: random.Random) -> list[str]:
-    some = [[], [], [], ["--annotator-key", "worker"], ["--layout", rng.choice(list(ROWS)).split()[0]]]
+    some = [*[[]] * 12, ["--annotator-key", "worker"], ["--layout", rng.choice(list(ROWS)).split()[0]]]
     return rng.choice([*some, ["--columns", "annotator=id,prompt=text"], ["--columns", "vote=answer.x"]])
 
 

@@ -11,7 +11,7 @@ from nemo_rpo.data import columns as side_columns
 from nemo_rpo.data.files.spool import Spool
 from nemo_rpo.data.formats import Parsed
 from nemo_rpo.data.identity import PairIndex, Sighting
-from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
+from nemo_rpo.data.rows import NOTHING_ELSE, Given, PreferenceRow, Text, Vote
 from nemo_rpo.data.vote_ledger import VoteLedger
 
 
@@ -85,9 +85,10 @@ class MergedPairs:
         ids, sign = table.annotators.ids, table.sign[self._order].tolist()
         name = [None if none else ids[k] for k, none in zip(*self._who(), strict=True)]
         gold, topic = table.gold.tolist(), table.topic.tolist()
+        of = table.details.of if table.details.columns else lambda vote: NOTHING_ELSE
         for text, (end, spooled) in enumerate(zip(self._ends.tolist(), self._spool, strict=True)):
             where, pair_id, prompt, first, second, given, layout = spooled
-            votes = [Vote(name[v], sign[v], table.details.of(self._order[v])) for v in range(start, end)]
+            votes = [Vote(name[v], sign[v], of(self._order[v])) for v in range(start, end)]
             start = end
             columns = self._mean_columns(text) if self._columns else {}
             about = (gold[text] or None, table.topics[topic[text]] if topic[text] >= 0 else None, columns, given)

@@ -88,4 +88,7 @@ def read_scores(path: Path) -> Scores:
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing or not table.num_rows:
         raise DataError(f"{path} has no {missing[0] if missing else 'rows'}; write it with nemo-rpo evaluate --scores")
-    return Scores(*(table[name].to_numpy() for name in _COLUMNS))
+    try:
+        return Scores(*(table[name].to_numpy() for name in _COLUMNS))
+    except (pa.ArrowException, ValueError) as exc:
+        raise DataError(f"{path} is damaged ({first_line(exc)}); write it with nemo-rpo evaluate --scores") from exc

@@ -5,7 +5,9 @@ Shapes: v labels, n pairs with a label, K annotators.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.data.cache.arrow import pyarrow
-from nemo_rpo.errors import DataError, first_line
+from nemo_rpo.errors import DataError, RPOError, first_line
 from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
 from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION
 from nemo_rpo.training.process.run_lock import holder_of
@@ -154,9 +156,14 @@ def read_run(folder: Path) -> Run:
     labels = annotators = None
     step = max(row["step"] for row in metrics)
     if cfg.model.rpo.enabled:
-        annotators, step = _annotators(folder / ANNOTATORS)
-        labels = _labels(folder / POSTERIORS, annotators)
-    held_out = _held_out(folder / VALIDATION, annotators) if (folder / VALIDATION).exists() else None
+        with _whole(folder / ANNOTATORS):
+            annotators, step = _annotators(folder / ANNOTATORS)
+        with _whole(folder / POSTERIORS):
+            labels = _labels(folder / POSTERIORS, annotators)
+    held_out = None
+    if (folder / VALIDATION).exists():
+        with _whole(folder / VALIDATION):
+            held_out = _held_out(folder / VALIDATION, annotators)
     return Run(folder, cfg, metrics, step, labels, annotators, held_out)
 
 
@@ -177,6 +184,18 @@ def _table(path: Path) -> Any:
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows")
     return table
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What a damaged table leads to, as an answer: its bytes decide which of its values cannot be made sense of."""
+    pa, _ = pyarrow()
+    try:
+        yield
+    except (pa.ArrowException, ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
+        if isinstance(exc, RPOError):
+            raise
+        raise DataError(f"{path} is damaged ({first_line(exc)}); copy the run again, or train again") from exc
 
 
 def _column(table: Any, path: Path, name: str) -> Any:
@@ -227,7 +246,7 @@ def _labels(path: Path, annotators: Annotators) -> Labels:
     return Labels(
         pair=_column(table, path, "pair").to_numpy(),
         annotator=_named(table, path, annotators),
-        sign=_column(table, path, "sign").to_numpy(),
+        sign=_column(table, path, "sign").to_numpy().astype(np.int8),
         tokens=np.stack([_column(table, path, name).to_numpy() for name in ("chosen_tokens", "rejected_tokens")], 1),
         w_of_group=_numbered(table, "w_of_group_"),
         **{name: _floats(table, path, name) for name in ("delta_first", "delta_last", "w_first", "w_last")},
@@ -240,7 +259,7 @@ def _held_out(path: Path, annotators: Annotators | None) -> HeldOut:
     return HeldOut(
         pair_id=_column(table, path, "pair_id").to_numpy(),
         annotator=_named(table, path, annotators),
-        sign=_column(table, path, "sign").to_numpy(),
+        sign=_column(table, path, "sign").to_numpy().astype(np.int8),
         gold=_column(table, path, "gold").to_numpy(),
         delta=_floats(table, path, "delta"),
         set=table["set"].to_numpy() if "set" in table.column_names else np.full(table.num_rows, ""),

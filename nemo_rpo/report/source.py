@@ -51,7 +51,9 @@ class Source:
     def __init__(self, run: Run, data: Sequence[Path] = ()) -> None:
         settings = run.cfg.model.data
         self._keys = RowFormat(settings.layout, settings.annotator_key, settings.pair_id_key, settings.columns)
-        self._paths = as_paths(list(data) or settings.data_prefix["train"], setting="--data", folders=True)
+        train = settings.data_prefix.get("train")
+        listed = [train] if isinstance(train, str) else train if isinstance(train, list) else []
+        self._paths = as_paths(list(data) or list(map(str, listed)), setting="--data", folders=True)
         self._run = run
         order = np.argsort(run.labels.pair_id, kind="stable")
         ids, start = np.unique(run.labels.pair_id[order], return_index=True)

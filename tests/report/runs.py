@@ -53,6 +53,11 @@ class Crowd:
         text = [name.encode() for name in self.ids]
         return np.frombuffer(b"".join(text), np.uint8), np.cumsum([0, *map(len, text)])
 
+    def all_prompts(self) -> tuple[np.ndarray, np.ndarray]:
+        """A prompt of its own for each pair."""
+        ends = np.cumsum(self.lengths[:, 0])
+        return np.arange(ends[-1], dtype=np.int32), ends - self.lengths[:, 0]
+
     def all_sources(self) -> np.ndarray:
         return np.stack((np.zeros(len(self), np.int64), np.arange(1, len(self) + 1)), 1)
 
