@@ -38,6 +38,7 @@ class ValidationReport:
         unread: rows that have a value in a field that means nothing in their layout, by field.
         notes: pairs by what was done with their texts, or left undone: see
             :class:`nemo_rpo.data.tokenizers.preference.PreferenceTokenizer`.
+        names_winner: whether every row names a winner, so that the order of a pair is what its first label says.
     """
 
     files: dict[str, str]
@@ -57,6 +58,7 @@ class ValidationReport:
     unread: dict[str, int]
     notes: dict[str, int]
     findings: Findings
+    names_winner: bool = False
 
     @property
     def errors(self) -> int:
