@@ -15,7 +15,7 @@ PIP = bin/pip install --quiet --disable-pip-version-check
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-stacks test-wheel lint docs clean
+.PHONY: demo test test-stacks test-wheel lint docs notebook clean
 
 demo: .venv/.ready
 	.venv/bin/python examples/demo.py
@@ -33,6 +33,11 @@ test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner
 	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner $(HOSTS)
 	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
+
+# The quickstart, executed; the tests build and run it too, elsewhere.
+notebook: .venv/.ready
+	.venv/bin/jupytext --quiet --to ipynb --output examples/quickstart.ipynb examples/quickstart.py
+	.venv/bin/jupyter-execute --inplace examples/quickstart.ipynb
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
