@@ -6,7 +6,7 @@ import numpy as np
 
 from nemo_rpo.report.rendering.document import Block, Note, Section, Table, Text
 from nemo_rpo.report.run import Run
-from nemo_rpo.report.shares import share
+from nemo_rpo.shares import share
 
 _SURE = 0.9  # of an annotator's group
 _FEW_SURE = 0.5
