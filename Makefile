@@ -1,8 +1,11 @@
 # make demo: set up and run the embedded example.   make test: set up the package's own environment and test in it.
 # make test-stacks: the same for the environments of the stacks around it. See docs/testing.md.
+# make docs: the documentation as a site.   make test-wheel: the wheel, installed where nothing else is.
 # PYTHON: an interpreter of Python 3.11. TORCH: what pip installs as torch (a CPU build is enough for both).
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
+# Those that `make test-wheel` installs into; one that is not there is skipped and said.
+WHEEL_PYTHONS ?= python3.11 python3.12
 JOBS ?= 2
 # A worker has whole files, whose tests share launches; tests/conftest.py puts the long ones first.
 XDIST = --dist loadfile --no-loadscope-reorder
@@ -12,7 +15,7 @@ PIP = bin/pip install --quiet --disable-pip-version-check
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-stacks lint clean
+.PHONY: demo test test-stacks test-wheel lint docs notebook clean
 
 demo: .venv/.ready
 	.venv/bin/python examples/demo.py
@@ -31,15 +34,28 @@ test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner
 	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 
+# The quickstart, executed; the tests build and run it too, elsewhere.
+notebook: .venv/.ready
+	.venv/bin/jupytext --quiet --to ipynb --output examples/quickstart.ipynb examples/quickstart.py
+	.venv/bin/jupyter-execute --inplace examples/quickstart.ipynb
+
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports --no-logo
+
+# The documentation as a site, in build/site; a link or a name that leads nowhere is an error.
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
+# The wheel in empty environments of both Pythons, from another folder: install to first table, without downloads.
+test-wheel: .venv/.ready
+	.venv/bin/python tests/wheel.py $(WHEEL_PYTHONS)
 
 # The project, with the oldest Megatron-Core it supports.
 .venv/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) "$(TORCH)"
-	.venv/$(PIP) megatron-core==0.16.1 -e '.[cpu,dev]'
+	.venv/$(PIP) megatron-core==0.16.1 -e '.[cpu,dev,docs]'
 	touch $@
 
 # The newest one, with Megatron-Bridge. Both declare Python 3.12 and run on 3.11; Megatron-Core's wheel is unpacked, since

@@ -40,13 +40,19 @@ _SLOW_VOTES = 10_000
 
 
 class World(NamedTuple):
-    """A crowd with its truth: ``gold`` [P] is 1, 0, or -1 where unknown; ``eta`` [K], or None where unknown."""
+    """A crowd with its truth: ``gold`` [P] is 1, 0, or -1 where unknown; ``eta`` [K], or None where unknown.
+
+    ``length`` [P] is a feature that votes may lean to; the first ``anchors`` pairs are fitted with their gold label,
+    and judge nothing here.
+    """
 
     votes: Votes
     annotators: int
     gold: Tensor
     slot: Tensor | None = None
     eta: Tensor | None = None
+    length: Tensor | None = None
+    anchors: int = 0
 
 
 def draw(
@@ -125,15 +131,19 @@ def two_sided(world: World, features: VoteFeatures) -> Tensor:
 
 
 def estimates(world: World, baselines: bool) -> tuple[dict[str, Tensor], LabelModelFit]:
-    features = VoteFeatures(leaning={} if world.slot is None else {"slot": world.slot})
-    fit = fit_label_model(world.votes, world.annotators, features)
+    leaning = {} if world.slot is None else {"slot": world.slot}
+    features = VoteFeatures(leaning=leaning if world.length is None else {"length": world.length})
+    gold = None
+    if world.anchors:
+        gold = torch.where(torch.arange(len(world.gold)) < world.anchors, 2.0 * world.gold - 1, 0.0)
+    fit = fit_label_model(world.votes, world.annotators, features, gold=gold)
     found = {
         "majority": majority(world.votes, world.annotators).w,
         "one-coin": one_coin(world.votes, world.annotators, EMSettings()).w,
         "label model": fit.estimates["label model"],
         "reported": fit.w,
     }
-    if world.slot is not None:
+    if world.slot is not None and world.length is None:
         found["two-sided"] = two_sided(world, features)
     if baselines:
         try:
@@ -154,6 +164,14 @@ def calibration_error(w: Tensor, gold: Tensor) -> float:
     return (sums.abs().sum() / len(w)).item()
 
 
+def calibration_noise(w: Tensor, gold: Tensor, draws: int = 100) -> float:
+    """What the calibration error would be if ``w`` were right: truths drawn from it, mean over ``draws``."""
+    generator = torch.Generator().manual_seed(0)
+    known = w[gold >= 0].double()
+    truths = [(torch.rand(len(known), generator=generator, dtype=torch.float64) < known).long() for _ in range(draws)]
+    return sum(calibration_error(known, truth) for truth in truths) / draws
+
+
 def of_gold(world: World) -> list[str]:
     """One row for a public set: intervals over its gold items."""
     found, fit = estimates(world, baselines=True)
@@ -165,7 +183,8 @@ def of_gold(world: World) -> list[str]:
     chosen = ", ".join(choice.name for choice in fit.choices if choice.taken) or "one coin"
     factor = "; ".join(f"{choice.name} {choice.log_bayes_factor:+.0f}" for choice in fit.choices)
     said = ", ".join(warned.guard for warned in fit.warnings) or "nothing"
-    return [*cells, chosen, factor, f"{calibration_error(fit.w, world.gold):.3f}", said]
+    noise = calibration_noise(fit.w, world.gold)
+    return [*cells, chosen, factor, f"{calibration_error(fit.w, world.gold):.3f} ({noise:.3f})", said]
 
 
 def mean_of(values: list[float]) -> str:
@@ -176,28 +195,32 @@ def mean_of(values: list[float]) -> str:
 def of_seeds(make: Callable[[int], World], seeds: int) -> list[str]:
     """One row for a kind of simulated crowd: means over seeds."""
     shares: dict[str, list[float]] = {}
-    covered, errors, widths = [], [], []
-    apart = dict.fromkeys(("dependent_errors", "shared_errors", "upside_down"), 0)
+    covered, errors, noise, widths = [], [], [], []
+    apart = dict.fromkeys(("dependent_errors", "shared_errors", "upside_down", "annotators_below_half"), 0)
     below, slot = [], 0
     for seed in range(seeds):
         world = make(seed)
         found, fit = estimates(world, baselines=False)
+        judged = torch.where(torch.arange(len(world.gold)) < world.anchors, -1, world.gold)
         for name, w in found.items():
-            shares.setdefault(name, []).append(accuracy(w, world.gold))
+            shares.setdefault(name, []).append(accuracy(w, judged))
         below.append(shares["reported"][-1] - shares["majority"][-1])
         low, high = fit.eta_interval.unbind(-1)
         truth = world.eta
         covered.append(((low <= truth) & (truth <= high)).double().mean().item())
         widths.append((high - low).mean().item())
-        errors.append(calibration_error(fit.w, world.gold))
+        errors.append(calibration_error(fit.w, judged))
+        noise.append(calibration_noise(fit.w, judged))
         slot += any(choice.taken for choice in fit.choices)
         for warned in fit.warnings:
             apart[warned.guard] = apart.get(warned.guard, 0) + 1
     cells = [mean_of(shares[name]) if name in shares else "–" for name in ESTIMATES if name not in _REAL_ONLY]
     dependence = (apart["dependent_errors"] + apart["shared_errors"]) / seeds
     return [
-        *cells, mean_of(below), f"{np.mean(covered):.2f}", f"{np.mean(widths):.2f}", f"{np.mean(errors):.3f}",
+        *cells, mean_of(below), f"{np.mean(covered):.2f}", f"{np.mean(widths):.2f}",
+        f"{np.mean(errors):.3f} ({np.mean(noise):.3f})",
         f"{dependence:.2f}", f"{apart['shared_errors'] / seeds:.2f}", f"{apart['upside_down'] / seeds:.2f}",
+        f"{apart['annotators_below_half'] / seeds:.2f}",
         f"{slot / seeds:.2f}",
     ]  # fmt: skip
 
@@ -205,8 +228,8 @@ def of_seeds(make: Callable[[int], World], seeds: int) -> list[str]:
 _REAL_ONLY = ("Dawid-Skene", "GLAD", "MACE")
 _SEED_HEADS = (
     *(name for name in ESTIMATES if name not in _REAL_ONLY),
-    "reported − majority", "η covered", "width", "ECE of w", "warned of dependence", "majority reported",
-    "warned upside down", "slot taken",
+    "reported − majority", "η covered", "width", "ECE of w (of it chance)", "warned of dependence",
+    "majority reported", "warned upside down", "annotators named below ½", "feature taken",
 )  # fmt: skip
 
 
@@ -216,7 +239,7 @@ def real(data: Path) -> str:
         votes, workers, gold = read_crowd(data / "crowd_gold", name)
         rows[name] = of_gold(World(votes, workers, gold, torch.ones(votes.sign.shape)))
     rows["UKPConvArg1"] = of_gold(read_ukp(data / "ukpconvarg1"))
-    return table("set", (*ESTIMATES, "features", "log Bayes factors", "ECE of w", "warnings"), rows)
+    return table("set", (*ESTIMATES, "features", "log Bayes factors", "ECE of w (of it chance)", "warnings"), rows)
 
 
 def position(seeds: int) -> str:
@@ -226,6 +249,8 @@ def position(seeds: int) -> str:
         "40 % of votes say first": of_seeds(lambda seed: _without_family(seed, 0.4, 1.0), seeds),
         "60 % of votes say first": of_seeds(lambda seed: _without_family(seed, 0.6, 1.0), seeds),
         "half of the annotators, 70 %": of_seeds(lambda seed: _without_family(seed, 0.7, 0.5), seeds),
+        "half follow length, 70 %": of_seeds(lambda seed: _by_length(seed, 0), seeds),
+        "the same, 40 anchors": of_seeds(lambda seed: _by_length(seed, 40), seeds),
     }
     return table("crowd", _SEED_HEADS, rows)
 
@@ -235,6 +260,13 @@ def _without_family(seed: int, follows: float, followers: float) -> World:
     # A follower's reliability is that of his own votes, when either truth is as likely in either slot.
     share = follows * (torch.arange(world.annotators) < followers * world.annotators)
     return world._replace(eta=(1 - share) * world.eta + share * 0.5)
+
+
+def _by_length(seed: int, anchors: int) -> World:
+    """Half of the annotators say what is longer, 70 % of the time; log ratios of lengths N(0, 1), apart from truth."""
+    world = _without_family(seed, 0.7, 0.5)
+    size = torch.from_numpy(np.random.default_rng(seed).exponential(size=len(world.gold)))
+    return world._replace(length=world.slot[:, 0] * size, anchors=anchors)
 
 
 def shared(seeds: int) -> str:
@@ -257,13 +289,17 @@ def shared(seeds: int) -> str:
 
 
 def honest(seeds: int) -> str:
-    """Independent errors, 30 annotators, five votes a pair, skills like those of the public sets."""
-    rows = {
-        f"{pairs} pairs": of_seeds(
-            lambda seed, pairs=pairs: draw(1000 + seed, 30, pairs, 5, (1.5, 0.6))._replace(slot=None), seeds
+    """Independent errors: 30 annotators, five votes a pair, skills like those of the public sets; 12 judges of all."""
+    rows = {}
+    for pairs in (300, 1200, 4800):
+        few = seeds if pairs < 4000 else max(2, seeds // 3)
+        rows[f"{pairs} pairs, {few} seeds"] = of_seeds(
+            lambda seed, pairs=pairs: draw(1000 + seed, 30, pairs, 5, (1.5, 0.6))._replace(slot=None), few
         )
-        for pairs in (300, 1200)
-    }
+    for mean, spread in ((1.1, 0.7), (0.6, 0.5)):
+        rows[f"12 judges, skills N({mean}, {spread}²), 500 pairs"] = of_seeds(
+            lambda seed, s=(mean, spread): draw(2000 + seed, 12, 500, 12, s)._replace(slot=None), seeds
+        )
     return table("independent crowd", _SEED_HEADS, rows)
 
 
@@ -282,32 +318,91 @@ def anchors(seeds: int) -> str:
         fit, alone = fit_label_model(votes, 12, gold=gold), fit_label_model(votes, 12)
         oracle = torch.sigmoid(torch.from_numpy((sign * np.log(eta / (1 - eta))).sum(1)))
         confidence = torch.maximum(alone.w, 1 - alone.w)[rest >= 0].mean().item()
-        warned = bool({"upside_down", "shared_errors"} & {warning.guard for warning in alone.warnings})
+        guards = {warning.guard for warning in alone.warnings}
+        warned = bool({"upside_down", "annotators_below_half", "shared_errors"} & guards)
         found = {
             "η known": accuracy(oracle, rest), "40 anchors": accuracy(fit.w, rest),
             "majority": accuracy(fit.estimates["majority"], rest), "no anchors": accuracy(alone.w, rest),
             "confidence without": confidence, "warned without": float(warned),
+            "of it upside down": float("upside_down" in guards),
         }  # fmt: skip
         for name, value in found.items():
             columns.setdefault(name, []).append(value)
     return table("crowd", columns, {"worse than a coin": [mean_of(values) for values in columns.values()]})
 
 
-_SIMULATED = {"position": position, "shared": shared, "honest": honest, "anchors": anchors}
+def design(data: Path, seeds: int = 3) -> str:
+    """Votes drawn on UKPConvArg1's pairs by its annotators, at the η of the label model: what do the estimates say of
+    the truth, and what of a "gold" that Dawid-Skene estimates from the same votes, as the set's own gold was?"""
+    world = read_ukp(data / "ukpconvarg1")
+    votes = vote_table(world.votes, world.annotators)
+    eta = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(votes, False, []).eta
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in range(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        truth = torch.rand(votes.num_pairs, generator=generator) < 0.5
+        right = (
+            torch.rand(world.votes.sign.shape, generator=generator, dtype=torch.float64) < eta[world.votes.annotator]
+        )
+        sign = torch.where(right == truth.unsqueeze(-1), 1, -1) * world.votes.sign.abs()
+        drawn = Votes(world.votes.annotator, sign)
+        table_of = vote_table(drawn, world.annotators)
+        model = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(table_of, False, [])
+        estimated = dawid_skene(drawn, world.annotators).w
+        estimates_of = {
+            "majority": majority(drawn, world.annotators).w,
+            "one-coin": one_coin(drawn, world.annotators, EMSettings()).w,
+            "Dawid-Skene": estimated,
+            "label model": model.w,
+        }
+        for gold, answers in (("the truth", truth), ("Dawid-Skene of the same votes", estimated > 0.5)):
+            for name, w in estimates_of.items():
+                found.setdefault(gold, {}).setdefault(name, []).append(accuracy(w, answers.long()))
+    rows = {gold: [f"{np.mean(shares):.3f}" for shares in by_name.values()] for gold, by_name in found.items()}
+    return table("gold is", found["the truth"], rows)
+
+
+def families(seeds: int) -> str:
+    """Which of two blocks of judges is the family? Eight of twelve share errors, ρ .3; one block or both declared."""
+    settings = replace(LabelModelSettings(), bootstrap=0)
+    declared = {
+        "nobody": (),
+        "the eight": (range(8),),
+        "the other four": (range(8, 12),),
+        "both": (range(8), range(8, 12)),
+    }
+    rows = {}
+    for name, kind in (("drawn at random", {}), ("the weakest", {"weakest_first": True})):
+        shares: dict[str, list[float]] = {"majority": []}
+        for seed in range(seeds):
+            world = draw(3000 + seed, 12, 500, 12, (0.6, 0.5), family=8, correlation=0.3, **kind)
+            shares["majority"].append(accuracy(majority(world.votes, 12).w, world.gold))
+            for said, blocks in declared.items():
+                family = torch.full((12,), -1)
+                for number, block in enumerate(blocks):
+                    family[list(block)] = number
+                fit = fit_label_model(world.votes, 12, families=family, settings=settings)
+                shares.setdefault(said, []).append(accuracy(fit.estimates["label model"], world.gold))
+        rows[f"the eight are {name}"] = [mean_of(values) for values in shares.values()]
+    return table("declared", ("majority", *declared), rows)
+
+
+_SIMULATED = {"families": families, "position": position, "shared": shared, "honest": honest, "anchors": anchors}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEMO_RPO_DATA", "../shared/data")))
-    parts = ("real", *_SIMULATED)
+    on_data = {"real": real, "design": design}
+    parts = (*on_data, *_SIMULATED)
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
     parser.add_argument("--write", help="replace the blocks in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for part in arguments.only:
         start = time.process_time()
-        text = real(arguments.data) if part == "real" else _SIMULATED[part](arguments.seeds)
+        text = on_data[part](arguments.data) if part in on_data else _SIMULATED[part](arguments.seeds)
         print(f"{text}\n({part}: {time.process_time() - start:.0f} s of one core)\n", flush=True)
         if arguments.write:
             replace_block(arguments.write, part, text)

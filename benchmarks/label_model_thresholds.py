@@ -1,13 +1,14 @@
 """Random crowds whose errors hang together, for choosing when the label model gives way to the majority.
 
-    python benchmarks/label_model_thresholds.py [--worlds 150] [--seed 50000] [--save FILE] [--write docs/label_model.md]
+    python benchmarks/label_model_thresholds.py [--worlds 160] [--seed 50000] [--save FILE] [--write FILE]
 
 Worlds other than those of ``label_model.py``: 8 to 24 judges, mean logit skill .3 to 1.3, spread .3 to .8, 250 to 800
 pairs, of which every judge votes on a half or all; a family of 3 judges to all of them (one world in four: none), drawn
 at random, weakest or strongest, whose errors correlate by ρ in {.1, .2, .3, .45, .6, .8}.
 
-Printed: for thresholds (spread of z, alone and by that of independent crowds; correlation of errors), the share of worlds where what is reported
-is more than .01 below the majority, the mean gain over it, and how often the majority is reported.
+Printed: for thresholds (spread of z, alone and by that of independent crowds; correlation of errors), the share of
+worlds where what is reported is more than .01 below the majority, the mean gain over it, and how often the majority is
+reported; and how often worlds are warned of.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -128,14 +130,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=160)
     parser.add_argument("--seed", type=int, default=50_000)
-    parser.add_argument("--save", help="CSV of every world")
+    parser.add_argument("--save", help="CSV of every world; a run goes on from it")
     parser.add_argument("--write", help="replace the blocks in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # The model is always kept, so that both estimates of every world are seen.
     settings = replace(LabelModelSettings(), outweighing_spread=1e9)
     rows = []
+    if arguments.save and Path(arguments.save).exists():
+        with open(arguments.save, newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    done = {int(row["seed"]) for row in rows}
     for seed in range(arguments.seed, arguments.seed + arguments.worlds):
+        if seed in done:
+            continue
         rows.append(measure(seed, settings))
         if arguments.save:
             with open(arguments.save, "w", newline="") as file:

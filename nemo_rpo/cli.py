@@ -66,6 +66,8 @@ COMMANDS = {
         (
             "nemo-rpo annotators votes.jsonl",
             "nemo-rpo annotators votes.jsonl --gold gold.csv --html annotators.html --csv annotators.csv",
+            "nemo-rpo annotators votes.jsonl --next 200 --next-out tasks.csv",
+            "nemo-rpo annotators votes.jsonl --relabelled tasks_answered.csv",
         ),
     ),
     "convert": Command(

@@ -42,6 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
     add("--csv", type=Path, metavar="OUT", help="write the annotators to a CSV file too")
     add("--html", type=Path, metavar="OUT", help="write one page to read, with a figure")
+    help = "have N pairs labelled again: the most informative ones for their price, and whom to ask (with --next-out)"
+    add("--next", type=int, metavar="N", help=help)
+    help = "file of tasks: .csv, .json (Label Studio) or .jsonl (Argilla)"
+    add("--next-out", type=Path, metavar="OUT", help=help)
+    add("--next-format", choices=("csv", "label_studio", "argilla"), help="format of that file (told from its name)")
+    add("--budget", type=float, metavar="B", help="the most that the labels of --next may cost together")
+    help = "annotator and price of a label by him; who is not in it is not asked (1 each)"
+    add("--prices", type=Path, metavar="FILE", help=help)
+    help = "answers to --next, as the tool exports them: count as votes too"
+    add("--relabelled", type=Path, nargs="+", metavar="FILE", default=[], help=help)
+    add("--overwrite", action="store_true", help="let --next-out replace a file")
     parser.description += f". No GPU, no model: seconds.\n\n{RULES.format(**asdict(defaults))}"
 
 
@@ -49,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     """Prints the annotators."""
     settings = CrowdSettings(good_enough=args.good_enough, min_labels=args.min_labels, doubtful=args.doubtful)
     settings.check()
-    for out in (args.csv, args.html):
+    _check_next(args)
+    for out in (args.csv, args.html, args.next_out):
         if out and not out.parent.is_dir():
             raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
     reader, left_out = _read(args)
@@ -60,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         write_csv(args.csv, [asdict(row) for row in result.annotators])
     if args.html:
         _write_page(result, settings, args)
+    if args.next:
+        left_out.notes.append(_write_next(result, args))
     if args.json:
         print(json.dumps(result.to_dict() | {"rows_left_out": dict(left_out.counts)}, ensure_ascii=False, indent=1))
     else:
@@ -75,6 +89,7 @@ class _LeftOut:
         self.counts: Counter[str] = Counter()
         self.quoted: list[str] = []
         self.gold_unknown = 0
+        self.notes: list[str] = []
 
     def __call__(self, error: DataError) -> None:
         if not isinstance(error, RowError):
@@ -91,7 +106,7 @@ class _LeftOut:
             found += [f"  {line}" for line in self.quoted]
         if self.gold_unknown:
             found.append(f"{self.gold_unknown:,} gold labels are for pairs that nobody labelled")
-        return found
+        return [*found, *self.notes]
 
 
 def _read(args: argparse.Namespace) -> tuple[VoteReader, _LeftOut]:
@@ -104,7 +119,46 @@ def _read(args: argparse.Namespace) -> tuple[VoteReader, _LeftOut]:
         from nemo_rpo.crowd.anchors_file import read_gold
 
         left_out.gold_unknown = read_gold(args.gold, reader)
+    if args.relabelled:
+        from nemo_rpo.conversion.relabelling import read_relabelled
+
+        added, blank = read_relabelled(args.relabelled, reader)
+        without = f", {blank:,} tasks without an answer" if blank else ""
+        left_out.notes.append(f"{added:,} votes of the relabelled files count too{without}")
     return reader, left_out
+
+
+def _check_next(args: argparse.Namespace) -> None:
+    if args.next is None:
+        for name in ("next_out", "next_format", "budget", "prices"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} goes with --next N")
+        return
+    if args.next < 1:
+        raise ConfigError(f"--next must be 1 or more, not {args.next}")
+    if args.next_out is None:
+        raise ConfigError("--next needs a file to write the tasks to: --next-out tasks.csv")
+    if args.budget is not None and not args.budget > 0:
+        raise ConfigError(f"--budget must be above 0, not {args.budget:g}")
+
+
+def _write_next(result: Reliability, args: argparse.Namespace) -> str:
+    from nemo_rpo.conversion.relabelling import TOOL_OF, read_prices, write_next
+    from nemo_rpo.crowd.buying import next_labels
+
+    tool = args.next_format or TOOL_OF.get(args.next_out.suffix)
+    if tool is None:
+        raise ConfigError(f"{args.next_out}: the name must end in {', '.join(TOOL_OF)}, or say --next-format")
+    verdicts = {row.annotator: row.verdict for row in result.annotators}
+    table = result.fit.table
+    trusted = [verdicts[name] != "retrain" for name in table.annotators.ids]
+    prices = read_prices(args.prices) if args.prices else None
+    labels = next_labels(result.fit, args.next, table.named() & trusted, args.budget, prices)
+    if not labels:
+        raise ConfigError("no label is within --budget")
+    written = write_next(args.next_out, labels, args.data, row_format(args), tool, args.overwrite)
+    cost = f" for {sum(label.price for label in labels):g}" if prices else ""
+    return f"{args.next_out}: {written:,} labels to buy{cost}; read the answers back with --relabelled"
 
 
 def _first(left_out: _LeftOut) -> str:

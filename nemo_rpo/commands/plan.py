@@ -11,7 +11,7 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
 from nemo_rpo.planning.sizes import MEMORY, Size, hardware_named, sizes
 from nemo_rpo.planning.step_time import Hardware
-from nemo_rpo.training.outputs.summary import format_table
+from nemo_rpo.text_table import format_table
 from nemo_rpo.training.schedule import Schedule
 
 _GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

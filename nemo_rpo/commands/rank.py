@@ -85,11 +85,20 @@ def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:
     header = ["player", "rank", "score", "interval", "rating", "wins", "losses", "ties", *compare]
     yield format_table(header, [_cells(player, compare) for player in board.players[:_SHOWN]]) + _more(board.players)
     if board.annotators:
+        leans = ["leans to first"] if board.annotators[0].leaning is not None else []
         rows = [
-            [row.annotator, f"{row.labels:,}", f"{row.eta:.3f}", f"{row.standard_error:.3f}"]
+            [
+                row.annotator,
+                f"{row.labels:,}",
+                f"{row.eta:.3f}",
+                f"{row.standard_error:.3f}",
+                *([] if row.leaning is None else [f"{row.leaning:+.2f}"]),
+            ]
             for row in board.annotators[:_SHOWN]
         ]
-        yield format_table(["annotator", "labels", "η", "± se"], rows) + _more(board.annotators)
+        yield format_table(["annotator", "labels", "η", "± se", *leans], rows) + _more(board.annotators)
+    for warning in board.warnings:
+        yield f"warning: {warning}"
 
 
 def _cells(player: Standing, compare: Sequence[str]) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_rpo.data.files.read import Record, as_paths, read_records
-from nemo_rpo.data.formats import LAYOUTS, detect_layout, parse
+from nemo_rpo.data.files.formulas import without_quote
+from nemo_rpo.data.files.read import as_paths, read_records
+from nemo_rpo.data.formats import LAYOUTS, read_parsed
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.vote_ledger import VoteReader
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, RowError
 
 _SIDES = {"a": 1, "first": 1, "chosen": 1, "b": -1, "second": -1, "rejected": -1, "tie": 0}
 
@@ -25,34 +26,43 @@ def read_gold(path: Path, reader: VoteReader) -> int:
         DataError: a row that is neither, or that contradicts an earlier one; names file and row.
     """
     unknown = found = 0
-    for record, pair, gold in _rows(path, reader):
+    for file, row, pair, gold in _rows(path, reader):
         if pair is None:
             unknown += 1
         elif gold:
-            reader.ledger.add_gold(pair, gold, record.file, record.row)
+            reader.ledger.add_gold(pair, gold, file, row)
             found += 1
     if not found:
         raise DataError(f"{path} has no gold label for any pair of the votes; its pair ids or texts must be the same")
     return unknown
 
 
-def _rows(path: Path, reader: VoteReader) -> Iterator[tuple[Record, int | None, int]]:
-    keys, layout = reader.keys, None
+def _rows(path: Path, reader: VoteReader) -> Iterator[tuple[str, int, int | None, int]]:
+    """File, row, pair and gold label of every row."""
     [path] = as_paths(path, setting="--gold", folders=True)
+    head = next(read_records(path))
+    if isinstance(head, DataError):
+        raise head
+    if any(layout.recognises(head.fields) for layout in LAYOUTS.values()):
+        yield from _full_rows(path, reader)
+        return
     for record in read_records(path):
         if isinstance(record, DataError):
             raise record
         fields = Fields(record)
-        if not any(known.recognises(record.fields) for known in LAYOUTS.values()):
-            yield record, reader.pairs.named(fields.identity(keys.pair_id_key, required=True)), _side(fields)
-            continue
-        layout = layout or (detect_layout(record) if keys.layout == "auto" else keys.layout)
-        row = parse(record, keys, layout)
-        gold = row.gold if row.gold is not None or not LAYOUTS[layout].labelled else row.votes[0].sign
-        if gold is None or row.further:
-            raise fields.error("the row says nothing of the truth: give it a field 'gold'")
+        pair = str(without_quote(fields.identity(reader.keys.pair_id_key, required=True)))
+        yield record.file, record.row, reader.pairs.named(pair), _side(fields)
+
+
+def _full_rows(path: Path, reader: VoteReader) -> Iterator[tuple[str, int, int | None, int]]:
+    for parsed in read_parsed([path], reader.keys):
+        row, gold = parsed.row, parsed.row.gold
+        if gold is None and LAYOUTS[parsed.layout].labelled and not row.further and row.votes:
+            gold = row.votes[0].sign
+        if gold is None:
+            raise RowError(row.file, row.row, "the row says nothing of the truth: give it a field 'gold'")
         sighting = reader.pairs.seen(row)
-        yield record, sighting and sighting.text, -gold if sighting and sighting.turned else gold
+        yield row.file, row.row, sighting and sighting.text, -gold if sighting and sighting.turned else gold
 
 
 def _side(fields: Fields) -> int:

@@ -49,7 +49,7 @@ class JudgedEstimate:
     recommended: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reliability:
     """What votes say of a crowd. ``print(result)`` shows it, a notebook draws it as tables.
 
@@ -129,6 +129,11 @@ class Reliability:
         from nemo_rpo.crowd.as_text import as_text
 
         return as_text(self)
+
+    def __repr__(self) -> str:
+        from nemo_rpo.crowd.as_text import headline
+
+        return f"<Reliability: {' · '.join(headline(self).splitlines())}>"
 
     def _repr_html_(self) -> str:
         from nemo_rpo.crowd.as_text import as_notebook

@@ -129,6 +129,20 @@ class VoteTable:
             content_turned=self.content_turned ^ which,
         )
 
+    def of_pairs(self, kept: np.ndarray) -> VoteTable:
+        """The votes of the pairs ``kept`` (bool [n]); pairs are renumbered, annotators keep their places."""
+        votes = np.flatnonzero(kept[self.pair])
+        of_votes = ("annotator", "sign", "said", "weight", "unnamed", "file", "row")
+        of_pairs = ("gold", "topic", "lengths", "pair_file", "pair_row", "content_turned")
+        return replace(
+            self,
+            pair=(np.cumsum(kept) - 1)[self.pair[votes]],
+            details=self.details.take(votes),
+            pair_id=[name for name, keep in zip(self.pair_id, kept.tolist(), strict=True) if keep],
+            **{name: getattr(self, name)[votes] for name in of_votes},
+            **{name: getattr(self, name)[kept] for name in of_pairs},
+        )
+
     def knows(self, name: str) -> bool:
         """Whether any vote has the detail ``name``, a field of :class:`nemo_rpo.data.rows.VoteDetails`."""
         return name in self.details.columns

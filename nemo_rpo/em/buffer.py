@@ -224,7 +224,7 @@ class BufferedReliability(AnnotatorReliability):
     @torch.no_grad()
     def refit_label_model(self, log_odds: Tensor) -> None:
         """Fits the label model to the policy's ``log_odds`` float64 [block] of this rank's pairs (nan: not seen); where
-        it is in force, takes over its η and its evidence.
+        it is in force, takes over its evidence, and its η where that rests on coefficients of its own.
 
         The collectives of :meth:`RunLabelModel.refit`, :meth:`~RunLabelModel.evidence`,
         :meth:`~RunLabelModel.reliabilities` and :meth:`~RunLabelModel.coefficients`.
@@ -232,7 +232,8 @@ class BufferedReliability(AnnotatorReliability):
         self.label_model.refit(log_odds)
         self.pair_evidence, self.coefficients = None, {}
         if self.label_model.active:
-            self.pair_evidence = self.label_model.evidence()
+            self.pair_evidence = self.label_model.evidence(torch.logit(self.eta))
+        if self.label_model.by_coefficients:
             eta, self.label_counts, self.right_sums = self.label_model.reliabilities(log_odds)
             self.replace(eta)
             self.coefficients = self.label_model.coefficients(log_odds)
@@ -243,20 +244,26 @@ class BufferedReliability(AnnotatorReliability):
 
     def sweep_label_model(self, log_odds: Tensor) -> Tensor | None:
         """:meth:`refit_label_model` to the policy's ``log_odds`` float64 [num_pairs] of all pairs, as a sweep has them.
-        Returns the standard errors of η, float64 [K], or None where the label model is not in force.
+        Returns the standard errors of η, float64 [K], or None where η is not the label model's.
         """
         self.refit_label_model(log_odds[self.buffer.block])
-        return self._eta_errors() if self.label_model.active else None
+        return self._eta_errors() if self.coefficients else None
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
-        log_odds = margins.double() / found.temperature.value
+        log_odds = margins.double() * found.temperature.weight
         return log_odds if found.sweep is not None else torch.where(log_odds.isnan(), log_odds, 0.0)
 
     def _seen(self) -> tuple[Tensor, Votes]:
         """Margins and votes of this rank's pairs that have a margin."""
         seen = (~self.buffer.margins.isnan()).nonzero().squeeze(-1)
         return self.buffer.margins[seen], self.votes.of(seen, self.eta.device)
+
+    def seen_share(self) -> float:
+        """Share of the data's pairs that have a margin. One all-reduce of 8 bytes; waits for the device."""
+        seen = (~self.buffer.margins.isnan()).sum().double()
+        self.collectives.all_reduce(seen)
+        return seen.item() / self.buffer.num_pairs
 
     def findings(self) -> tuple[Tensor, Evidence] | None:
         """Standard errors [K] of the last refit and the evidence it stood on; None if nothing has been fitted yet.
@@ -267,11 +274,12 @@ class BufferedReliability(AnnotatorReliability):
             return None
         fitted = self._as_fitted(self.estimate)
         seen, reduce = self._seen(), self.collectives.all_reduce
-        evidence = evidence_of(*seen, self.eta, fitted, reduce)
+        evidence = evidence_of(*seen, fitted, reduce)
         if self.coefficients:
             return self._eta_errors(), evidence
         scale_fitted = self.estimate.temperature.fitted
-        return standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
+        stretch = 1.0 if self.pair_evidence is None else self.label_model.now.stretch
+        return stretch * standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
         """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [3], and under ``label_model.<name>`` what that

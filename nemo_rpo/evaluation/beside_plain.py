@@ -10,7 +10,7 @@ from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.judgements import Comparison, compare
 from nemo_rpo.evaluation.scores import Scores
 from nemo_rpo.report.run import Run, read_run
-from nemo_rpo.training.outputs.summary import format_table
+from nemo_rpo.text_table import format_table
 
 RESAMPLES, SEED = 1000, 0
 

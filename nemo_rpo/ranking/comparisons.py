@@ -13,6 +13,8 @@ from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
 
 _OUTCOMES = {"a": +1, "model_a": +1, "b": -1, "model_b": -1}
+_SLOTS = dict(_OUTCOMES)
+SHOWN_FIRST = "shown_first"
 _OUTCOMES |= dict.fromkeys(("tie", "draw", "tie (bothbad)", "both_bad", "bothbad"), 0)
 
 
@@ -35,6 +37,7 @@ class Comparisons:
         first, second: int64 [n], indices into ``players``.
         outcome: int8 [n], +1 first won, -1 second won, 0 a tie.
         annotators: ids [K], sorted. annotator: int64 [n]; those without an id share the id ``all``.
+        slot: int8 [n], +1 if ``first`` was shown first, -1 if ``second`` was, 0 where not known; ``None`` if never.
     """
 
     players: list[str]
@@ -43,6 +46,7 @@ class Comparisons:
     outcome: np.ndarray
     annotators: list[str]
     annotator: np.ndarray
+    slot: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.outcome)
@@ -50,7 +54,7 @@ class Comparisons:
     def take(self, which: np.ndarray) -> Comparisons:
         """The comparisons ``which``, indices or bool [n], between the same players."""
         arrays = {name: getattr(self, name)[which] for name in ("first", "second", "outcome", "annotator")}
-        return replace(self, **arrays)
+        return replace(self, **arrays, slot=None if self.slot is None else self.slot[which])
 
     def tally(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Wins, losses and ties of every player, int64 [N] each."""
@@ -75,6 +79,7 @@ def read_comparisons(paths: Paths, keys: ComparisonFormat | None = None) -> Comp
     players: dict[str, int] = {}
     annotators: dict[str, int] = {}
     first, second, annotator, outcome = array("q"), array("q"), array("q"), array("b")
+    slot = array("b")
     for path in as_paths(paths, setting="the path", folders=True):
         for record in read_records(path):
             if isinstance(record, DataError):
@@ -85,6 +90,7 @@ def read_comparisons(paths: Paths, keys: ComparisonFormat | None = None) -> Comp
             first.append(players.setdefault(a, len(players)))
             second.append(players.setdefault(b, len(players)))
             outcome.append(_outcome(record, keys.winner_key, a, b))
+            slot.append(_slot(record))
             annotator.append(annotators.setdefault(_annotator(record, keys), len(annotators)))
     return Comparisons(
         sorted(players),
@@ -93,6 +99,7 @@ def read_comparisons(paths: Paths, keys: ComparisonFormat | None = None) -> Comp
         np.array(outcome, dtype=np.int8),
         sorted(annotators),
         _places(annotators)[np.array(annotator)],
+        np.array(slot, dtype=np.int8) if any(slot) else None,
     )
 
 
@@ -114,6 +121,16 @@ def _annotator(record: Record, keys: ComparisonFormat) -> str:
     if not required and keys.annotator_key not in record.fields:
         return VIRTUAL
     return Fields(record).identity(keys.annotator_key, required=required) or VIRTUAL
+
+
+def _slot(record: Record) -> int:
+    """``shown_first``, a or b (model_a or model_b), where the record has it."""
+    value = record.fields.get(SHOWN_FIRST)
+    if value is None or value == "":
+        return 0
+    if not isinstance(value, str) or value.lower() not in _SLOTS:
+        raise Fields(record).wrong_type(SHOWN_FIRST, ", ".join(_SLOTS), value)
+    return _SLOTS[value.lower()]
 
 
 def _outcome(record: Record, key: str, a: str, b: str) -> int:

@@ -21,15 +21,18 @@ from nemo_rpo.ranking.strengths import Strengths, bradley_terry
 
 logger = logging.getLogger(__name__)
 
+_LOG_BAYES_FACTOR = 3.0  # by which the evidence has to rise for leanings to be taken
 _NEAR = 1e-2  # strengths move by less than this a round once the EM is at its mode
 
 
 class Reliabilities(NamedTuple):
-    """Attributes: η of every annotator [K], its standard error [K] for known strengths, and signed labels [K]."""
+    """Attributes: η of every annotator [K], its standard error [K] for known strengths, signed labels [K]; and where it
+    was asked for by the evidence, the leaning [K] to what was shown first, in logits."""
 
     eta: np.ndarray
     standard_error: np.ndarray
     labels: np.ndarray
+    leaning: np.ndarray | None = None
 
 
 def crowd_bt(
@@ -54,9 +57,8 @@ def crowd_bt(
     em = em or EMSettings()
     labels = _Labels(comparisons)
     strengths, eta = None, torch.full((len(comparisons.annotators),), em.eta_init, dtype=torch.float64)
-    likelihood, bounds = crowd_likelihood(comparisons, settings, em)
     # Where the system is small enough to be solved, rounds only have to find the right mode.
-    dense = likelihood.size <= settings.refit_parameters
+    dense = len(comparisons.players) + len(comparisons.annotators) <= settings.refit_parameters
     tolerance = max(settings.crowd_tolerance, _NEAR) if dense else settings.crowd_tolerance
     inner = replace(settings, tolerance=max(settings.tolerance, 0.1 * tolerance))
     sweep = replace(em, sweep_tolerance=max(em.sweep_tolerance, 0.1 * tolerance))
@@ -71,33 +73,58 @@ def crowd_bt(
             break
     else:
         logger.warning("Crowd-BT stopped with strengths still moving by %.1e a round", moved)
+    leaning = None
     if dense:
-        strengths, eta = _solved(likelihood, bounds, strengths, eta, settings)
+        strengths, eta, leaning = _solved(comparisons, settings, em, strengths, eta)
+    elif comparisons.slot is not None:
+        logger.warning(
+            "the order shown is left out: it is used with up to %d players and annotators", settings.refit_parameters
+        )
     error = standard_errors(labels.margin(strengths), labels.votes, eta, em)
-    return strengths, Reliabilities(eta.numpy(), error.numpy(), labels.count())
+    return strengths, Reliabilities(eta.numpy(), error.numpy(), labels.count(), leaning)
 
 
 def crowd_likelihood(
-    comparisons: Comparisons, settings: RankSettings, em: EMSettings | None = None
+    comparisons: Comparisons, settings: RankSettings, em: EMSettings | None = None, slots: bool = False
 ) -> tuple[Likelihood, tuple[float, float]]:
-    """The marginal likelihood of the model with its priors, and the bounds of logit η."""
+    """The marginal likelihood of the model with its priors, with leanings or without, and the bounds of logit η."""
     em = em or EMSettings()
     low, high = (math.log(bound / (1 - bound)) for bound in em.eta_bounds)
-    return Likelihood(comparisons, settings, em.prior), (low, high)
+    return Likelihood(comparisons, settings, em.prior, slots), (low, high)
 
 
 def _solved(
-    likelihood: Likelihood, bounds: tuple[float, float], near: Strengths, eta: Tensor, settings: RankSettings
-) -> tuple[Strengths, Tensor]:
-    """The mode near an EM's estimate, by Fisher scoring."""
-    nu = [np.log([max(near.tie_strength, 1e-9)])] if likelihood.modelled_ties else []
-    theta = np.concatenate([near.log_strength, eta.logit().numpy(), *nu])
-    counts = likelihood.counts()
-    theta, converged = maximise(likelihood, theta, counts, bounds, settings.crowd_tolerance, settings.max_iterations)
+    comparisons: Comparisons, settings: RankSettings, em: EMSettings, near: Strengths, eta: Tensor
+) -> tuple[Strengths, Tensor, np.ndarray | None]:
+    """The mode near an EM's estimate, by Fisher scoring; with leanings where the order shown is known and the marginal
+    likelihood (Laplace's) asks for them.
+    """
+    nu = [max(near.tie_strength, 1e-9)]
+    found = []
+    for slots in (False, True)[: 1 + (comparisons.slot is not None)]:
+        likelihood, bounds = crowd_likelihood(comparisons, settings, em, slots)
+        start = [near.log_strength, eta.logit().numpy(), np.zeros(likelihood.annotators * slots)]
+        theta = np.concatenate([*start, np.log(nu)[: likelihood.modelled_ties]])
+        counts = likelihood.counts()
+        theta, converged = maximise(
+            likelihood, theta, counts, bounds, settings.crowd_tolerance, settings.max_iterations
+        )
+        evidence = likelihood.log_posterior(theta, counts)
+        if slots:
+            known = likelihood.information(counts, likelihood.terms(theta))[:, 3, 3]
+            of_annotator = np.bincount(likelihood.k - likelihood.players, known, likelihood.annotators)
+            evidence -= 0.5 * float(np.log1p(of_annotator).sum())
+        found.append((evidence, likelihood, theta, converged))
+    taken = found[-1] if len(found) > 1 and found[1][0] - found[0][0] > _LOG_BAYES_FACTOR else found[0]
+    _, likelihood, theta, converged = taken
+    if len(found) > 1:
+        word = "taken" if likelihood.slots else "left out"
+        logger.info("order shown: %s (log Bayes factor %+.1f)", word, found[1][0] - found[0][0])
     players, annotators = likelihood.players, likelihood.annotators
-    nu = float(np.exp(theta[-1])) if likelihood.modelled_ties else near.tie_strength
-    strengths = Strengths(theta[:players], nu, near.iterations, converged)
-    return strengths, torch.from_numpy(theta[players : players + annotators]).sigmoid()
+    tie_strength = float(np.exp(theta[-1])) if likelihood.modelled_ties else near.tie_strength
+    strengths = Strengths(theta[:players], tie_strength, near.iterations, converged)
+    eta = torch.from_numpy(theta[players : players + annotators]).sigmoid()
+    return strengths, eta, theta[likelihood.leanings()] if likelihood.slots else None
 
 
 class _Labels:

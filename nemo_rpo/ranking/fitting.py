@@ -79,10 +79,11 @@ def bootstrap(
     if settings.crowd_bt:
         from nemo_rpo.ranking.crowd import crowd_likelihood
 
-        likelihood, bounds = crowd_likelihood(comparisons, settings)
+        slots = best.reliabilities is not None and best.reliabilities.leaning is not None
+        likelihood, bounds = crowd_likelihood(comparisons, settings, slots=slots)
     theta = parameters(likelihood, best)
     draws, done = np.empty((settings.bootstrap, len(comparisons.players))), 0
-    refit = likelihood.size <= settings.refit_parameters
+    refit = likelihood.players + likelihood.annotators <= settings.refit_parameters
     one_step = None if refit else OneStep(likelihood, theta)
     tolerance = max(settings.tolerance, 1e-4)  # resamples differ by far more than this
     for batch in _in_batches(drawn, 1 if refit else BATCH):
@@ -106,6 +107,8 @@ def parameters(likelihood: Likelihood, best: Fit) -> np.ndarray:
     if best.reliabilities is not None:
         eta = best.reliabilities.eta
         parts.append(np.log(eta) - np.log1p(-eta))
+        if best.reliabilities.leaning is not None:
+            parts.append(best.reliabilities.leaning)
     if likelihood.modelled_ties:
         parts.append(np.log([max(best.strengths.tie_strength, 1e-9)]))
     return np.concatenate(parts)

@@ -68,15 +68,6 @@ class Schedule:
             np.concatenate([tied, tied])[self._order],
         )
 
-    def parts(self) -> list[np.ndarray]:
-        """The players in parts of which no two ever met, indices each, the largest part first."""
-        part, before = np.arange(self.players), None  # the lowest player that each is known to be connected with
-        while before is None or (part != before).any():
-            before = part.copy()
-            np.minimum.at(part, self.here, before[self.there])
-            part = part[part]
-        return sorted((np.flatnonzero(part == first) for first in np.unique(part)), key=len, reverse=True)
-
     def check_connected(self, results: Results, names: list[str]) -> None:
         """Raises :class:`DataError` unless a chain of wins or ties leads from every player to every other."""
         won = results.credit > 0
@@ -89,6 +80,17 @@ class Schedule:
                 raise DataError(
                     f"maximum likelihood does not exist: no chain of wins leads from {way}; give a prior, --prior 1 say"
                 )
+
+
+def connected_parts(first: np.ndarray, second: np.ndarray, players: int) -> list[np.ndarray]:
+    """The players in parts of which no two ever met, indices each, the largest part first."""
+    part, before = np.arange(players), None  # the lowest player that each is known to be connected with
+    while before is None or (part != before).any():
+        before = part.copy()
+        np.minimum.at(part, first, before[second])
+        np.minimum.at(part, second, before[first])
+        part = part[part]
+    return sorted((np.flatnonzero(part == lowest) for lowest in np.unique(part)), key=len, reverse=True)
 
 
 def _reached(source: np.ndarray, target: np.ndarray, players: int) -> np.ndarray:

@@ -99,8 +99,9 @@ class OneStep:
     def __init__(self, likelihood: Likelihood, theta: np.ndarray) -> None:
         self.likelihood, self.theta = likelihood, theta
         counts = likelihood.counts()
-        self._terms = likelihood.terms(theta)
-        row, column, value = likelihood.entries(likelihood.information(counts, self._terms))
+        terms = likelihood.terms(theta)
+        self._scores, self._pull = likelihood.scores(terms), likelihood.prior_score(theta)
+        row, column, value = likelihood.entries(likelihood.information(counts, terms))
         place = row * likelihood.size + column
         order = np.argsort(place, kind="stable")
         begins = np.flatnonzero(np.r_[True, np.diff(place[order]) != 0])
@@ -116,7 +117,7 @@ class OneStep:
 
     def strengths(self, weights: list[np.ndarray]) -> np.ndarray:
         """Log-strengths of resamples with ``weights`` [n] each, float64 [len(weights), N]."""
-        right = [self.likelihood.score(self.theta, self.likelihood.counts(w), self._terms) for w in weights]
+        right = [self._scores.of(w) + self._pull for w in weights]
         found = self.theta + self._solve(np.stack(right, 1)).T
         return found[:, : self.likelihood.players]
 

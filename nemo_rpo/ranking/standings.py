@@ -15,11 +15,12 @@ from nemo_rpo.ranking import others
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.fitting import Fit, bootstrap, fit
 from nemo_rpo.ranking.ranking_settings import RankSettings
-from nemo_rpo.ranking.schedule import Schedule
+from nemo_rpo.ranking.schedule import connected_parts
 
 logger = logging.getLogger(__name__)
 
 COMPARE = ("elo", "trueskill")
+_LEANS = 0.2  # logits: at ½, .55 of the labels
 _SHOWN = 5  # parts, and players of a part, that a warning names
 
 
@@ -52,12 +53,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class AnnotatorStanding:
-    """One annotator: signed labels, reliability η and its standard error for known strengths."""
+    """One annotator: signed labels, reliability η and its standard error for known strengths; and the leaning to what
+    was shown first, in logits, where the file has the order and the evidence asks for leanings.
+    """
 
     annotator: str
     labels: int
     eta: float
     standard_error: float
+    leaning: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Leaderboard:
         comparisons: their number. tie_strength: ν of the ties. converged: whether the fit did.
         players: best first.
         annotators: worst first (with ``crowd_bt``).
+        warnings: of the annotators' estimates.
         parts: the players in parts of which no two ever met, the largest first; between parts the order is the prior's.
     """
 
@@ -77,6 +82,7 @@ class Leaderboard:
     players: list[Standing]
     annotators: list[AnnotatorStanding]
     parts: list[list[str]]
+    warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """The leaderboard as plain data, for JSON."""
@@ -112,14 +118,15 @@ def leaderboard(
         _standings(comparisons, settings, best, draws, beside),
         _annotators(comparisons, best),
         _parts(comparisons, settings),
+        _warnings(best),
     )
 
 
 def _parts(comparisons: Comparisons, settings: RankSettings) -> list[list[str]]:
     """See :class:`Leaderboard`; warns where there are several."""
     met = comparisons.take(comparisons.outcome != 0) if settings.ties == "drop" else comparisons
-    schedule = Schedule(met.first, met.second, len(met.players))
-    parts = [[comparisons.players[i] for i in members] for members in schedule.parts()]
+    found = connected_parts(met.first, met.second, len(met.players))
+    parts = [[comparisons.players[i] for i in members] for members in found]
     if len(parts) > 1:
         shown = "; ".join(_some(part) for part in parts[:_SHOWN]) + (" …" if len(parts) > _SHOWN else "")
         logger.warning(
@@ -180,11 +187,30 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 def _annotators(comparisons: Comparisons, best: Fit) -> list[AnnotatorStanding]:
     if best.reliabilities is None:
         return []
-    eta, error, labels = (values.tolist() for values in best.reliabilities)
-    rows = [
-        AnnotatorStanding(annotator, labels[k], eta[k], error[k]) for k, annotator in enumerate(comparisons.annotators)
-    ]
+    known = best.reliabilities
+    leaning = [None] * len(known.eta) if known.leaning is None else known.leaning.tolist()
+    columns = (known.labels.tolist(), known.eta.tolist(), known.standard_error.tolist(), leaning)
+    rows = [AnnotatorStanding(*row) for row in zip(comparisons.annotators, *columns, strict=True)]
     return sorted(rows, key=lambda row: (row.eta, row.annotator))
+
+
+def _warnings(best: Fit) -> list[str]:
+    """Situations in which reliabilities look like estimates and are not."""
+    if best.reliabilities is None:
+        return []
+    import torch
+
+    from nemo_rpo.em import EMSettings, warn_all
+
+    known = best.reliabilities
+    found = warn_all(torch.from_numpy(known.eta), torch.from_numpy(known.labels), EMSettings().eta_init)
+    texts = [warned.text for warned in found if warned.guard != "stuck_at_start"]  # of training, not of a full fit
+    if known.leaning is not None:
+        mean = float(np.average(known.leaning, weights=known.labels))
+        if abs(mean) > _LEANS:
+            side = "first" if mean > 0 else "second"
+            texts.append(f"annotators lean to what was shown {side} (by {abs(mean):.2f} logits); it is allowed for")
+    return texts
 
 
 def _beside(comparisons: Comparisons, compare: Sequence[str]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemo_rpo.crowd.annotator_rows import Verdict, judge
+from nemo_rpo.crowd.by_annotator import Verdict, judge
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.report.calibration_bins import calibration
 from nemo_rpo.report.rendering.document import Note

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from nemo_rpo.em import Votes, evidence_of, warn_all
+from nemo_rpo.em.fit.temperature import Temperature
+from nemo_rpo.em.guards import Agreed
 from nemo_rpo.report.run import Labels, Run
 
 _ADVICE = {
+    "policy_at_chance": (
+        "The policy is no better than chance",
+        "Do not deploy it, nor read its opinion of labels. Lower the learning rate, train on more pairs or start from "
+        "a stronger model; what the votes alone say of labels and annotators needs no policy.",
+    ),
+    "lone_annotator_at_floor": (
+        "Labels without ids seem to be right half of the time",
+        "Look at a few dozen of them yourself. If they are right, the policy has learnt the opposite: start from a "
+        "policy that is better than chance, or give some gold labels. If they are noise, there is nothing to learn.",
+    ),
+    "memorised_margins": (
+        "The policy remembers the labels that it was trained on",
+        "Its agreement with them is no evidence. Use margins from before the training on a pair "
+        "(model.rpo.estimator=buffer, model.rpo.sweep=none) or fewer epochs.",
+    ),
     "lone_annotator_below_half": (
         "The only annotator seems to be wrong more often than right",
         "Label a few dozen of these pairs again yourself: if the annotator is right on those, the policy has learnt "
@@ -60,9 +78,32 @@ def warnings_of(run: Run) -> list[Warning]:
         return []
     eta, counts = torch.from_numpy(run.annotators.eta), torch.from_numpy(run.annotators.labels.astype(np.float64))
     delta, votes = _margins_and_votes(run.labels, len(run.annotators))
-    evidence = evidence_of(delta, votes, eta, run.cfg.model.rpo) if len(delta) else None
-    found = warn_all(eta, counts, run.annotators.eta_start, evidence)
+    evidence = evidence_of(delta, votes, run.cfg.model.rpo) if len(delta) else None
+    errors = torch.from_numpy(run.annotators.standard_error)
+    found = warn_all(eta, counts, run.annotators.eta_start, evidence, errors, _temperature(run), _held_out(run))
     return [Warning(_ADVICE[guard][0], text, _ADVICE[guard][1]) for guard, text in found]
+
+
+def _temperature(run: Run) -> Temperature | None:
+    """That of the last refit, as the run logged it; None where there was none."""
+    refits = [row for row in run.metrics if row["split"] == "refit" and "em/voice_gain" in row]
+    if not refits:
+        return None
+    last = refits[-1]
+    chance = last["em/voice_gain"] < run.cfg.model.rpo.buffer.min_gain
+    identified = bool(last["em/temperature_identified"])
+    return Temperature(last.get("em/temperature", math.inf), identified, math.nan, "", last["em/voice_gain"], chance)
+
+
+def _held_out(run: Run) -> Agreed | None:
+    """The policy on one gold label a held-out pair, or on each of its labels where there is none."""
+    if run.held_out is None:
+        return None
+    truth, delta = run.held_out.truth, run.held_out.delta
+    _, first = np.unique(np.stack((run.held_out.pair_id, run.held_out.set)).astype(str), axis=1, return_index=True)
+    taken = (run.held_out.gold == 0) | np.isin(np.arange(len(truth)), first)
+    right = 0.5 + 0.5 * np.sign(truth[taken] * delta[taken])
+    return Agreed(float(right.sum()), float(len(right)))
 
 
 def _margins_and_votes(labels: Labels, annotators: int) -> tuple[torch.Tensor, Votes]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import Evidence, RecordedReliability, warn_all
+from nemo_rpo.em.fit.temperature import Temperature
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
@@ -22,6 +23,8 @@ from nemo_rpo.training.outputs.summary import AnnotatorRow
 from nemo_rpo.training.outputs.tastes import GroupsSeen
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.sweep import sweep_reliabilities
+
+_MOST_PAIRS = 0.9
 
 
 class AnnotatorBook:
@@ -57,7 +60,10 @@ class AnnotatorBook:
         }
 
     def note_refit(self, step: int) -> None:
-        """Logs the refit that step's commit made, if it made one. Collectives: those of ``em.findings()``."""
+        """Logs the refit that step's commit made, if it made one; guards speak once nearly all pairs have been seen,
+        since a policy that has learnt nothing yet is none that learns nothing. Collectives: those of ``em.findings()``
+        and ``em.seen_share()``.
+        """
         fit = self.model.em.estimate
         if fit is self._noted:
             return
@@ -69,19 +75,24 @@ class AnnotatorBook:
             step,
             {
                 "em/information": fit.information,
-                "em/temperature": temperature.value,
+                **({"em/temperature": temperature.value} if math.isfinite(temperature.value) else {}),
                 "em/temperature_identified": float(temperature.identified),
+                "em/voice_weight": temperature.weight,
+                **({} if math.isnan(temperature.gain) else {"em/voice_gain": temperature.gain}),
                 "em/prior_right": fit.prior[0],
                 "em/prior_wrong": fit.prior[1],
                 **self.metrics(),
             },
         )
         if temperature.reason:
-            self._say("temperature", f"temperature of the margins left at {temperature.value:g}: {temperature.reason}")
+            self._say("temperature", f"the policy weighs {temperature.weight:g} in the E-step: {temperature.reason}")
         self._say_choice()
         found = self.model.em.findings()
         if found is not None:
-            self._judge(*found, counts=self.model.em.label_counts)
+            self._take(found[0])
+        if self.model.em.seen_share() >= _MOST_PAIRS:
+            counts = torch.tensor([a.labels for a in self.cache.annotators.annotators]).to(self.model.em.eta)
+            self._judge(None if found is None else found[1], counts, temperature)
 
     def sweep(self, step: int, batches: Iterable[Batch]) -> None:
         """The exact full-batch EM at the present weights over ``batches``; its η replaces the running one.
@@ -98,12 +109,17 @@ class AnnotatorBook:
         }
         self.log.record("sweep", step, {**metrics, **self.metrics()})
         self._say_choice()
-        self._judge(found.standard_error, found.evidence, counts=found.result.counts)
+        self._take(found.standard_error)
+        fit = self.model.em.estimate
+        self._judge(found.evidence, found.result.counts, None if fit is None else fit.temperature)
 
-    def _judge(self, standard_error: Tensor, evidence: Evidence, counts: Tensor) -> None:
-        self.standard_error, em = standard_error, self.model.em
-        self.coefficients = {name: [of.tolist() for of in pair] for name, pair in em.coefficients.items()}
-        for guard, text in warn_all(self.model.em.eta, counts, self.model.em.settings.eta_init, evidence):
+    def _take(self, standard_error: Tensor) -> None:
+        self.standard_error = standard_error
+        self.coefficients = {name: [of.tolist() for of in pair] for name, pair in self.model.em.coefficients.items()}
+
+    def _judge(self, evidence: Evidence | None, counts: Tensor, temperature: Temperature | None) -> None:
+        em = self.model.em
+        for guard, text in warn_all(em.eta, counts, em.settings.eta_init, evidence, self.standard_error, temperature):
             self._say(guard, f"warning: {text}")
 
     def _say_choice(self) -> None:

@@ -81,7 +81,7 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     record is kept, these margins are the last sight of each pair.
 
     Collectives: the model's forward ones; over the data-parallel group those of the EM, of its standard errors and
-    evidence; one broadcast of 8 (4K + 7) bytes from the last pipeline stage and one from rank 0; for the record and for
+    evidence; one broadcast of 8 (4K + 9) bytes from the last pipeline stage and one from rank 0; for the record and for
     the label model :meth:`Margins.everywhere`, and those of the latter's refit.
     """
     with model.evaluating():
@@ -94,8 +94,9 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     packed = torch.zeros(4 * k + 4 + len(Evidence._fields), dtype=torch.float64, device=model.device)
     if is_last_stage():
         found, fitted, scale_fitted = em.fit(delta, votes, COLLECTIVES)
-        known = delta, votes, found.eta, fitted, COLLECTIVES.all_reduce
-        error, evidence = standard_errors(*known, scale_fitted), evidence_of(*known)
+        reduce = COLLECTIVES.all_reduce
+        error = standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted)
+        evidence = evidence_of(delta, votes, fitted, reduce)
         scalars = packed.new_tensor(
             [float(found.log_likelihood), found.iterations, found.converged, fitted.link_tau, *evidence]
         )

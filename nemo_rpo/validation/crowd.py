@@ -8,6 +8,7 @@ import numpy as np
 
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.validation.findings import Findings
+from nemo_rpo.validation.together import Together
 from nemo_rpo.validation.votes import Repeat, words
 
 
@@ -29,6 +30,18 @@ def check(findings: Findings, table: VoteTable, min_labels: int) -> None:
     for annotator in np.flatnonzero(named & (labels < min_labels)):
         problem = f"annotator '{ids[annotator]}': signed labels {labels[annotator]}, under {min_labels}"
         findings.add("few_labels", *table.place(first[annotator]), problem)
+
+
+def report_together(findings: Findings, table: VoteTable, together: Together) -> None:
+    """Votes that follow the order of the responses, and what the label model warns of."""
+    if together.order is not None and together.order.follows:
+        order = together.order
+        which = "was shown first" if order.shown else "stands first in its row"
+        share = f"{order.first / order.pairs:.0%} of the votes (one a pair, {order.pairs:,} pairs)"
+        problem = f"{share} are for the response that {which} (p = {order.p_value:.1g} if order meant nothing)"
+        findings.add("votes_follow_order", *table.place(0), problem)
+    for warning in together.warnings:
+        findings.add("crowd", *table.place(0), warning["text"])
 
 
 def describe(table: VoteTable, repeat: Repeat) -> tuple[str, str]:

@@ -97,6 +97,16 @@ CHECKS: dict[str, Check] = {
         "annotators with too few labels to say anything",
         "collect more, or expect the prior in place of an estimate",
     ),
+    "votes_follow_order": Check(
+        "warning",
+        "votes that follow the order of the responses",
+        "show them in random order and record it (shown_first); nemo-rpo annotators names who follows it",
+    ),
+    "crowd": Check(
+        "warning",
+        "what the votes show together",
+        "nemo-rpo annotators says more, and what gold labels would settle",
+    ),
     "no_signed_vote": Check("note", "pairs without a signed label", "ties are no evidence: training leaves them out"),
 }
 

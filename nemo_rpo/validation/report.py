@@ -11,6 +11,7 @@ import numpy as np
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.validation.agreement import krippendorff_alpha
 from nemo_rpo.validation.findings import CHECKS, SEVERITIES, Findings
+from nemo_rpo.validation.together import Together
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ValidationReport:
         unread: rows that have a value in a field that means nothing in their layout, by field.
         notes: pairs by what was done with their texts, or left undone: see
             :class:`nemo_rpo.data.tokenizers.preference.PreferenceTokenizer`.
+        together: what all votes show together: the order shown, the dependence of errors.
     """
 
     files: dict[str, str]
@@ -56,6 +58,7 @@ class ValidationReport:
     not_checked: dict[str, str]
     unread: dict[str, int]
     notes: dict[str, int]
+    together: Together
     findings: Findings
 
     @property
@@ -73,7 +76,7 @@ class ValidationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON holds it."""
-        plain = {name: value for name, value in vars(self).items() if name not in ("findings", "agreement")}
+        plain = {name: value for name, value in vars(self).items() if name not in ("findings", "agreement", "together")}
         findings = [
             {
                 "kind": kind,
@@ -91,6 +94,7 @@ class ValidationReport:
         return {
             **plain,
             "agreement": asdict(self.agreement),
+            "together": self.together.to_dict(),
             "errors": self.errors,
             "warnings": self.warnings,
             "findings": findings,

@@ -19,7 +19,7 @@ from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.vote_ledger import VoteLedger
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import DataError, RowError
-from nemo_rpo.validation import crowd
+from nemo_rpo.validation import crowd, together
 from nemo_rpo.validation.findings import CHECKS, Findings
 from nemo_rpo.validation.languages import LanguageChecks
 from nemo_rpo.validation.report import ValidationReport, agreement, spread, vote_counts, votes_per_pair
@@ -145,6 +145,8 @@ class _Reading:
         crowd.check(self.findings, table, self.settings.min_labels)
         for pair in np.flatnonzero(table.counts()[:, :2].sum(1) == 0):
             self.findings.add("no_signed_vote", *self.pairs.first_row(int(pair)), "")
+        of_all = together.look(table)
+        crowd.report_together(self.findings, table, of_all)
         readable = len(self.exclusions.pair_of_row)
         return ValidationReport(
             files=self.files,
@@ -163,6 +165,7 @@ class _Reading:
             not_checked=self.texts.not_checked,
             unread=dict(self.unread.most_common()),
             notes=dict(self.tokens.notes.most_common()) if self.tokens else {},
+            together=of_all,
             findings=self.findings,
         )
 

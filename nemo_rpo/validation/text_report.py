@@ -25,6 +25,8 @@ def as_text(report: ValidationReport) -> str:
     if report.not_checked:
         lines += ["", "not checked"]
         lines += [f"  {CHECKS[kind].title}: {reason}" for kind, reason in report.not_checked.items()]
+    if report.together.left_out:
+        lines += ["", f"not looked at: {report.together.left_out}"]
     if report.notes:
         lines += ["", "training says"]
         lines += [f"  {note} ({count:,} pairs)" for note, count in report.notes.items()]
@@ -48,6 +50,14 @@ def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
         detail = f"{agreement.not_unanimous:,} of {agreement.pairs_with_several_votes:,} pairs with several votes"
         yield "not unanimous", f"{agreement.not_unanimous / agreement.pairs_with_several_votes:.1%}", detail
         yield "Krippendorff's α", _alpha(agreement.alpha), f"without ties {_alpha(agreement.alpha_signed)}"
+    if report.together.order is not None:
+        order = report.together.order
+        which = "the order shown" if order.shown else "the order of the file"
+        yield "for the first", f"{order.first / order.pairs:.1%}", f"of {order.pairs:,} pairs, by {which}"
+    if report.together.dependence:
+        found = report.together.dependence
+        detail = f"independent errors: {found['expected_spread']:.2f}; annotators agree with some, and with others not"
+        yield "spread of agreement", f"{found['spread']:.2f}", detail
     if report.longest:
         detail = ", ".join(f"{name} {tokens:,}" for name, tokens in report.longest.items())
         yield "longest in tokens", "", detail

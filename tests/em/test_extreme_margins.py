@@ -43,12 +43,13 @@ def finite(*values: Tensor | float) -> bool:
 
 def test_the_evidence_stays_a_number(runaway: World):
     eta = torch.tensor([0.95, 0.85, 0.7, 0.55, 0.2])
-    found = evidence_of(runaway.delta, runaway.votes, eta, EMSettings())
+    first = Votes(runaway.votes.annotator[:, :1], runaway.votes.sign[:, :1])
+    found = evidence_of(runaway.delta, first, EMSettings())
     assert finite(*found) and found.disagreement > 1 and found.undecided == 0
     # One label against a margin beyond every bound outweighs any number of labels with it.
     assert guards.overconfident_margins(found) is None
-    assert "the margins are too large" in guards.saturated_posteriors(found)
-    agreeing = evidence_of(runaway.delta.abs(), Votes.single(torch.zeros(4000, dtype=torch.long)), eta, EMSettings())
+    assert "they are too large for the link" in guards.saturated_posteriors(found)
+    agreeing = evidence_of(runaway.delta.abs(), Votes.single(torch.zeros(4000, dtype=torch.long)), EMSettings())
     assert agreeing.disagreement < 1e-40 and "reliabilities tend to 1" in guards.overconfident_margins(agreeing)
     assert warn_all(eta, torch.full((5,), 100.0), 0.9, found)
 
@@ -56,7 +57,7 @@ def test_the_evidence_stays_a_number(runaway: World):
 def test_the_evidence_is_exact_where_it_was_before():
     """The bound is out of reach of margins that a double can exponentiate twice over."""
     delta, votes = torch.tensor([-300.0, 2.0], dtype=torch.float64), Votes.single(torch.zeros(2, dtype=torch.long))
-    found = evidence_of(delta, votes, torch.tensor([0.9]), EMSettings())
+    found = evidence_of(delta, votes, EMSettings())
     assert found.disagreement == pytest.approx((math.exp(300) + math.exp(-2)) / 2, rel=1e-12)
     assert found.disagreement_error == pytest.approx(math.exp(300) / (2 * math.sqrt(2)), rel=1e-12)
 
@@ -80,7 +81,7 @@ def test_the_refit_survives_them(runaway: World):
     assert found.temperature.weight == 0 and found.temperature.reason
     fitted = replace(BUFFER, prior=found.prior, link_tau=found.temperature.value)
     assert finite(standard_errors(runaway.delta, runaway.votes, found.eta, fitted))
-    assert finite(*evidence_of(runaway.delta, runaway.votes, found.eta, fitted))
+    assert finite(*evidence_of(runaway.delta, runaway.votes, fitted)[2:])
 
 
 @pytest.mark.parametrize("votes_per_pair", [1, 3])
@@ -108,16 +109,18 @@ def test_what_is_no_number_counts_for_nothing(world: World, bad: float):
     assert torch.equal(swept.eta, alone.eta) and torch.equal(swept.counts, alone.counts)
     refitted, alone = (estimate(*data, START, BUFFER) for data in ((delta, world.votes), rest))
     assert torch.equal(refitted.eta, alone.eta) and refitted.prior == alone.prior
-    for measure in (standard_errors, evidence_of):
-        here, there = (measure(*data, alone.eta, EMSettings()) for data in ((delta, world.votes), rest))
-        torch.testing.assert_close(torch.as_tensor(here), torch.as_tensor(there), rtol=0, atol=0)
+    data = (delta, world.votes), rest
+    here, there = (standard_errors(*margins, alone.eta, EMSettings()) for margins in data)
+    assert torch.equal(here, there)
+    here, there = (evidence_of(*margins, EMSettings()) for margins in data)
+    torch.testing.assert_close(torch.tensor(here), torch.tensor(there), rtol=0, atol=0, equal_nan=True)
 
 
 def test_nothing_but_such_margins_leaves_only_the_prior():
     delta, votes = torch.full((3,), math.nan), Votes.single(torch.tensor([0, 1, 1]))
     assert full_batch_em(delta, votes, START[:2], EMSettings()).eta.tolist() == [0.75, 0.75]
     assert estimate(delta, votes, START[:2], BUFFER).sweep is None
-    assert evidence_of(delta, votes, START[:2], EMSettings()).disagreement == math.inf
+    assert evidence_of(delta, votes, EMSettings()).disagreement == math.inf
 
 
 def test_a_posterior_that_is_no_number_is_no_evidence():

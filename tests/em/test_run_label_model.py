@@ -6,6 +6,7 @@ import torch
 from nemo_rpo.em import BufferSettings, EMSettings, Votes
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.label_model import VoteFeatures, fit_label_model
+from nemo_rpo.em.label_model.in_training import RunLabelModel
 from nemo_rpo.errors import ConfigError
 
 from .ranks import Ranks
@@ -196,6 +197,24 @@ def test_errors_that_hang_together_are_believed_less_and_said_to():
     assert {guard for guard, _ in em.label_model.warnings} & {"dependent_errors", "shared_errors"}
     assert right.float().mean() > majority - 0.02
     assert sure.mean() < right.float().mean() + 0.08
+
+
+def test_a_temperature_alone_leaves_eta_to_the_buffers_own_fit():
+    """Where all that is known is that errors hang together: the votes' log-odds are divided, intervals widened."""
+    em, plain = estimator(PLAIN, None), estimator(PLAIN, None)
+    model, bounds = LabelModelInTraining(features="none", dependence=False), EMSettings().eta_bounds
+    em.label_model = RunLabelModel(crowd_of(PLAIN), 16, slice(0, 600), model, em.collectives, bounds, "cpu")
+    for estimates in (em, plain):
+        estimates.buffer.load(margins(PLAIN))
+        estimates.refit()
+    assert em.pair_evidence is None
+    em.label_model.now = em.label_model.now._replace(temperature=2.0, stretch=1.5)
+    em.refit(), plain.refit()
+    assert torch.equal(em.eta, plain.eta) and not em.coefficients
+    share = em.pair_evidence / plain.evidence(PLAIN.votes)
+    torch.testing.assert_close(share, share[0].expand_as(share))
+    assert 0.1 < share[0] <= 0.5
+    torch.testing.assert_close(em.findings()[0], 1.5 * plain.findings()[0])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import torch
 
 from nemo_rpo.em import EMSettings, Votes, full_batch_em, standard_errors
 from nemo_rpo.em.fit import standard_error as module
+from nemo_rpo.em.fit.empirical_bayes import log_tau_precision
 
 from .ranks import Ranks
 from .worlds import World, make_crowd, make_world
@@ -76,3 +77,22 @@ def test_known_answers_give_the_binomial_error():
     flat = EMSettings(prior=(0.0, 0.0))
     errors = standard_errors(torch.full((100,), 50.0), votes, torch.tensor([0.8]), flat)
     assert errors.item() == pytest.approx((0.8 * 0.2 / 100) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("votes_per_pair", [1, 3])
+def test_with_the_scale_unknown_it_is_the_joint_curvature(votes_per_pair):
+    world = make_world([0.95, 0.8, 0.6, 0.3], pairs=400, votes_per_pair=votes_per_pair)
+    eta = full_batch_em(world.delta, world.votes, torch.full((4,), 0.9), EM).eta
+
+    def log_posterior(parameters: torch.Tensor) -> torch.Tensor:
+        scaled = world._replace(delta=world.delta / parameters[-1].exp())
+        return (
+            observed_log_posterior(parameters[:-1], scaled, EM.prior) - 0.5 * log_tau_precision() * parameters[-1] ** 2
+        )
+
+    at = torch.cat((eta, torch.zeros(1, dtype=torch.float64)))
+    hessian = torch.autograd.functional.hessian(log_posterior, at)
+    expected = torch.linalg.inv(-hessian).diagonal().sqrt()[:-1]
+    found = standard_errors(world.delta, world.votes, eta, EM, scale_fitted=True)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert (found > standard_errors(world.delta, world.votes, eta, EM)).all()

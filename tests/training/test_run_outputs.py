@@ -38,7 +38,7 @@ def re_dpo(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def files_named(stderr: str) -> list[Path]:
     _, _, named = stderr.partition("Files written\n")
-    return [Path(line.strip()) for line in named.splitlines()]
+    return [Path(line.strip()) for line in named.partition("\n\n")[0].splitlines()]
 
 
 def test_every_file_of_the_report_is_there(re_dpo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -32,13 +32,15 @@ class LabelModelSettings:
         min_correlation: the same for the mean correlation of errors.
         outweighing_ratio, outweighing_spread, outweighing_correlation: where all are exceeded (the spread of z relative
             to the simulated crowds', the spread, the correlation), votes cannot tell shared errors from truth, and the
-            majority is reported instead of the model. Chosen on random worlds, ``benchmarks/label_model_thresholds.py``.
+            majority is reported instead of the model. Chosen by ``benchmarks/label_model_thresholds.py``.
         wide_spread: spread of z, relative to the simulated crowds', beyond which intervals of reliabilities no longer
             take the majority for better than a coin.
         match_tolerance: how near, relative to it, the correlation of errors of a simulated crowd has to come to the
             observed one for the two to count as equally dependent.
         min_anchors: fewer anchors judge nothing, and free no mean of a leaning.
         folds: parts of the anchors; each is held out once to judge a fit to the others.
+        drift_level: probability with which a crowd that does not drift is said to; of annotators named, those wrongly.
+        drift_labels: labels with a known time from which an annotator is tested for drift.
         max_below_half: share of labels from annotators surely below ½ from which they are named, and posteriors are
             mixed with their mirror image.
         upside_down_share: expected share of labels from annotators below ½ from which the rest of the crowd is
@@ -71,6 +73,8 @@ class LabelModelSettings:
     match_tolerance: float = 0.3
     min_anchors: int = 10
     folds: int = 5
+    drift_level: float = 0.05
+    drift_labels: int = 20
     max_below_half: float = 0.15
     upside_down_share: float = 0.25
     below_half_spread: float = 0.7

@@ -11,7 +11,14 @@ from nemo_rpo.report.rendering.plots import BLUE, GREY, ORANGE, RED, drawing, sh
 
 _EACH = 40  # annotators up to which each is drawn
 _ENDS = 20  # of more, those at each end of the table
+_WIDTH = 7.0  # inches
 _LOOK = {"retrain": (RED, "D"), "watch": (ORANGE, "s"), "too few labels to say": (GREY, "o"), "trust": (BLUE, "o")}
+
+
+def left_out(rows: Sequence[AnnotatorQuality]) -> int:
+    """Annotators with a reliability whom the figure has no room for."""
+    known = sum(row.reliability is not None for row in rows)
+    return max(0, known - 2 * _ENDS) if known > _EACH else 0
 
 
 def intervals_figure(rows: Sequence[AnnotatorQuality], good_enough: float) -> str:
@@ -19,7 +26,7 @@ def intervals_figure(rows: Sequence[AnnotatorQuality], good_enough: float) -> st
     known = [row for row in rows if row.reliability is not None]
     shown = known if len(known) <= _EACH else [*known[:_ENDS], *known[-_ENDS:]]
     place = np.arange(len(shown))
-    with drawing(7.0, 1.1 + 0.26 * len(shown)) as (_, axes, drawn):
+    with drawing(_WIDTH, 1.2 + 0.24 * len(shown)) as (_, axes, drawn):
         for verdict, (colour, marker) in _LOOK.items():
             mine = [i for i, row in enumerate(shown) if row.verdict == verdict]
             if mine:
@@ -29,9 +36,7 @@ def intervals_figure(rows: Sequence[AnnotatorQuality], good_enough: float) -> st
         axes.axvline(good_enough, color="black", linewidth=0.9, linestyle="--")
         axes.set_yticks(place, [f"{short(row.annotator)} ({row.labels:,})" for row in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("reliability (line: 95 % interval; dashed: what is asked)")
-        axes.legend(loc="lower left")
-        if len(known) > _EACH:
-            axes.set_title(f"{len(known) - 2 * _ENDS:,} annotators between are in the table")
+        axes.set_xlim(max(0.0, min((row.low for row in shown), default=0.0) - 0.05), 1)
+        axes.set_xlabel("reliability")
+        axes.legend(loc="lower left", fontsize=8)
     return drawn[0]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from nemo_rpo.crowd.as_text import annotator_cells, doubtful_cells, estimate_lines, headline
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
 from nemo_rpo.crowd.reliability import Reliability
-from nemo_rpo.report.crowd.figures import intervals_figure
+from nemo_rpo.report.crowd.figures import intervals_figure, left_out
 from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Section, Table, Text
 
 _ADVICE = {
@@ -48,13 +48,19 @@ def _title(kind: str) -> str:
 
 def _annotators(result: Reliability, settings: CrowdSettings) -> list[Block]:
     header, rows = annotator_cells(result)
+    # What to do stands beside the name: a phone shows the first columns only.
+    order = [0, len(header) - 2, *range(1, len(header) - 2), len(header) - 1]
+    header, rows = [header[i] for i in order], [[row[i] for i in order] for row in rows]
     caption = "Those to retrain first. Reliability is the probability that a label is right, with its 95 % interval."
+    between = left_out(result.annotators)
     figure = Figure(
         "reliability",
         intervals_figure(result.annotators, settings.good_enough),
         "reliability of each annotator with its 95 % interval",
+        "Lines are 95 % intervals, the dashed line is what is asked; in brackets the labels."
+        + (f" {between:,} annotators in the middle are left out." if between else ""),
     )
-    return [figure, Table(header, rows, caption), Text(RULES.format(**asdict(settings)))]
+    return [Table(header, rows, caption), figure, Text(RULES.format(**asdict(settings)))]
 
 
 def _doubtful(result: Reliability) -> list[Block]:

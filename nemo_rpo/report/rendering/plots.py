@@ -164,17 +164,23 @@ def course(train: Sequence[dict], val: Sequence[dict]) -> str:
     width = max(1, len(train) // 20)
     with drawing(8.2, 3.0, columns=2) as (_, both, drawn):
         for axes, name, label in zip(both, ("loss", "acc"), ("loss (nats)", "pairs won"), strict=True):
-            values = np.array([np.nan if row[name] is None else row[name] for row in train])
+            values = _figures(train, name)
             axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.7)
             axes.plot(steps, _smooth(values, width), color=BLUE, linewidth=1.6, label="training")
             if val:
-                held_out = [row["step"] for row in val], [row[name] for row in val]
+                held_out = [row["step"] for row in val], _figures(val, name)
                 axes.plot(*held_out, "D-", color=RED, markersize=4, linewidth=1, label="validation")
             axes.set_xlabel("optimizer step")
             axes.set_ylabel(label)
         both[1].set_ylim(0, 1)
         both[0].legend()
     return drawn[0]
+
+
+def _figures(rows: Sequence[dict], name: str) -> np.ndarray:
+    """One figure of each row, float64; NaN where a row has no number of that name."""
+    values = (row.get(name) for row in rows)
+    return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
 
 
 def reliability_diagram(found: Calibration) -> str:

@@ -92,7 +92,7 @@ class MetricsWriter:
 def read_metrics(run_dir: str | Path, timing: bool = True) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl`` in order; without ``timing``, only what equal runs have in common."""
     rows = []
-    for line in (Path(run_dir) / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+    for line in (Path(run_dir) / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines():
         row = _parse(line)
         if row is not None:
             rows.append(row if timing else {k: v for k, v in row.items() if not k.startswith((TIMING, MEMORY))})
@@ -237,11 +237,13 @@ def _cut_after(path: Path, step: int) -> None:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    """The row of a line; None for one that a killed process left unfinished."""
+    """The row of a line; None for one that a killed process left unfinished, or that a disk has damaged."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    whole = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("split"), str)
+    return row if whole else None
 
 
 def _plain(value: Any) -> Any:

@@ -58,7 +58,7 @@ def sign_of(fields: Fields, name: str, sides: tuple[str, ...] = ()) -> int | Non
     value = fields.values.get(name)
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str) and (isinstance(value, bool) or value not in (1, 2)):
         raise not_an_answer(fields, name, value)
     said = str(value).strip()
     if said in sides:

@@ -30,6 +30,9 @@ def record_of(record: Record, keys: RowFormat) -> PreferenceRow:
     prompt, first, second = texts(shown)
     sides = side_names(shown.values) or ()
     question = _question(record.fields)
+    if question is None:
+        raise fields.error("no question has answers with the users who gave them (….responses.users, or user_id)")
+    _check(fields, question)
     votes = []
     for i, (user, value, status) in enumerate(_answers(record.fields, question)):
         if status in (None, SUBMITTED) and value is not None:
@@ -76,6 +79,26 @@ def _question(fields: dict[str, Any]) -> str | None:
     return next((name for name in _QUESTIONS if name in found), found[0] if found else None)
 
 
+def _check(fields: Fields, question: str) -> None:
+    """Raises :class:`RowError` where what should be a list is none."""
+    values = fields.values
+    for end in (RESPONSES, USERS, STATUS):
+        if values.get(f"{question}{end}") is not None and not isinstance(values[f"{question}{end}"], list):
+            raise fields.wrong_type(f"{question}{end}", "a list", values[f"{question}{end}"])
+    nested = values.get("responses")
+    answers = nested.get(question) if isinstance(nested, dict) else values.get(question)
+    for name, answer in answers.items() if isinstance(answers, dict) else ():
+        if answer is not None and not isinstance(answer, list):
+            raise fields.wrong_type(f"{question}.{name}", "a list", answer)
+    listed = answers if isinstance(answers, list) else []
+    if (answers is not None and not isinstance(answers, dict | list)) or not all(isinstance(a, dict) for a in listed):
+        raise fields.wrong_type(question, "a list of answers", answers)
+    columns = [answers.get(name) for name in ("user_id", "value", "status")] if isinstance(answers, dict) else []
+    columns = columns or [values.get(f"{question}{end}") for end in (USERS, RESPONSES, STATUS)]
+    if len({len(column) for column in columns if column}) > 1:
+        raise fields.error(f"field '{question}' has users, answers and statuses of different numbers")
+
+
 def _answers(fields: dict[str, Any], question: str | None) -> list[tuple[Any, Any, Any]]:
     """User, value and status of each."""
     if question is None:
@@ -87,10 +110,9 @@ def _answers(fields: dict[str, Any], question: str | None) -> list[tuple[Any, An
     nested = fields.get("responses")
     answers = nested.get(question) if isinstance(nested, dict) else fields.get(question)
     if isinstance(answers, dict):  # a table's way to hold a list of objects
-        users, values = answers["user_id"] or [], answers["value"] or []
+        users, values = answers.get("user_id") or [], answers.get("value") or []
         return list(zip(users, values, answers.get("status") or [None] * len(users), strict=False))
-    told = [answer for answer in answers or [] if isinstance(answer, dict)]
-    return [(answer.get("user_id"), answer.get("value"), answer.get("status")) for answer in told]
+    return [(answer.get("user_id"), answer.get("value"), answer.get("status")) for answer in answers or []]
 
 
 def _sign(answer: Fields, sides: tuple[str, ...]) -> int:
@@ -98,7 +120,7 @@ def _sign(answer: Fields, sides: tuple[str, ...]) -> int:
     if isinstance(value, dict) and isinstance(value.get("rank"), list) and isinstance(value.get("value"), list):
         value = [{"rank": r, "value": v} for r, v in zip(value["rank"], value["value"], strict=False)]
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        ranks = {item.get("value"): item.get("rank") for item in value}
+        ranks = {str(item.get("value")): item.get("rank") for item in value}
         first, second = (ranks.get(side) for side in sides)
         if isinstance(first, int | float) and isinstance(second, int | float):
             return (second > first) - (first > second)  # rank 1 is the best

@@ -38,8 +38,8 @@ def distilabel(record: Record, keys: RowFormat) -> list[PreferenceRow]:
     fields = Fields(record)
     prompt = fields.conversation("instruction" if "instruction" in fields.values else "prompt")
     texts = fields.conversations("generations")
-    name = next(name for name in (*_RATINGS, *_RANKS) if name in fields.values)
-    ratings = fields.numbers(name) if fields.values[name] is not None else [math.nan] * len(texts)
+    name = next((name for name in (*_RATINGS, *_RANKS) if name in fields.values), _RATINGS[0])
+    ratings = fields.numbers(name) if fields.values.get(name, 0) is not None else [math.nan] * len(texts)
     if len(ratings) != len(texts):
         raise fields.error(f"field '{name}' holds {len(ratings)} numbers for {len(texts)} generations")
     if name in _RANKS:

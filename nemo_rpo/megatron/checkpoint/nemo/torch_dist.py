@@ -49,15 +49,16 @@ class TorchDistWeights(NemoWeights):
 
     def __init__(self, archive: NemoArchive) -> None:
         super().__init__(archive)
-        try:
-            index = _Unpickler(io.BytesIO(archive.read(INDEX))).load()
-            stored, self._places = index.state_dict_metadata, index.storage_data
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError, ValueError) as exc:
-            raise CheckpointError(f"{archive.path}: {INDEX} is not an index of tensors ({first_line(exc)})") from exc
         self._chunks: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], Any]]] = {}
-        for fqn, tensor in stored.items():
-            if holds_weights(fqn) and hasattr(tensor, "chunks"):
-                self._add(fqn, tensor)
+        pickled = archive.read(INDEX)
+        try:
+            index = _Unpickler(io.BytesIO(pickled)).load()
+            stored, self._places = index.state_dict_metadata, index.storage_data
+            for fqn, tensor in stored.items():
+                if holds_weights(fqn) and hasattr(tensor, "chunks"):
+                    self._add(fqn, tensor)
+        except Exception as exc:  # a damaged pickle fails in any way, or holds anything
+            raise CheckpointError(f"{archive.path}: {INDEX} is not an index of tensors ({first_line(exc)})") from exc
 
     def _add(self, fqn: str, tensor: Any) -> None:
         key, layer = key_of(fqn.removeprefix(PREFIX))

@@ -1,0 +1,126 @@
+"""``nemo-rpo annotators``: what it prints and writes, gold labels, labels to buy and their answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nemo_rpo.cli import main
+
+from . import crowds
+
+
+@pytest.fixture
+def votes(tmp_path):
+    lines, truth = crowds.rows(pairs=100)
+    return crowds.write(tmp_path / "votes.jsonl", lines), lines, truth
+
+
+def result_of(capsys, *args) -> dict:
+    assert main(["annotators", *map(str, args), "--json"]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_prints_a_table_and_writes_csv_and_a_page(votes, tmp_path, capsys):
+    path, lines, _ = votes
+    lines[0]["votes"][0]["annotator"] = "=1+1"
+    path.write_text("not json\n" + "".join(json.dumps(row) + "\n" for row in lines))
+    out, page = tmp_path / "a.csv", tmp_path / "a.html"
+    assert main(["annotators", str(path), "--csv", str(out), "--html", str(page)]) == 0
+    printed = capsys.readouterr()
+    assert "100 pairs" in printed.out and "retrain" in printed.out and "most doubtful labels" in printed.out
+    assert "1 rows cannot be read" in printed.err
+    assert "'=1+1" in [row["annotator"] for row in crowds.read_csv(out)]
+    text = page.read_text(encoding="utf-8")
+    assert "=1+1" in text and "<svg" in text
+    assert not any(word in text for word in ("src=", 'href="http', "@import", "url(http"))
+
+
+def test_gold_of_a_file_by_id_or_by_rows(votes, tmp_path, capsys):
+    path, lines, truth = votes
+    by_id = crowds.write_csv(tmp_path / "gold.csv", [{"pair_id": p, "gold": truth[p]} for p in list(truth)[:40]])
+    rows = []
+    for row in lines[:40]:
+        chosen, rejected = (
+            ("response_a", "response_b") if truth[row["pair_id"]] == "a" else ("response_b", "response_a")
+        )
+        texts = {"chosen": row[chosen], "rejected": row[rejected]}
+        rows.append({"pair_id": row["pair_id"], "prompt": row["prompt"], **texts})
+    by_rows = crowds.write(tmp_path / "gold.jsonl", rows)
+    first, second = (result_of(capsys, path, "--gold", gold) for gold in (by_id, by_rows))
+    assert first == second and first["counts"]["gold"] == 40
+    assert next(e for e in first["estimates"] if e["name"] == "label model")["right"] > 0.8
+
+
+@pytest.mark.parametrize("tool", ["csv", "label_studio", "argilla"])
+def test_labels_to_buy_come_back_as_votes(tool, votes, tmp_path, capsys):
+    path, _, truth = votes
+    out = tmp_path / {"csv": "t.csv", "label_studio": "t.json", "argilla": "t.jsonl"}[tool]
+    before = result_of(capsys, path, "--next", "30", "--next-out", out)
+    answered = tmp_path / f"answered{out.suffix}"
+    better = {name: f"{side} of {name[1:]}" for name, side in truth.items()}
+    if tool == "csv":
+        tasks = crowds.read_csv(out)
+        for task in tasks[1:]:
+            task["vote"] = "a" if task["response_a"] == better[task["pair_id"]] else "b"
+        crowds.write_csv(answered, tasks)
+        assert tasks[0]["annotator"] in {
+            row["annotator"] for row in before["annotators"] if row["verdict"] != "retrain"
+        }
+        asked = [task["pair_id"] for task in tasks]
+    elif tool == "label_studio":
+        tasks = json.loads(out.read_text())
+        for task in tasks[1:]:
+            left = task["data"]["answer1"] == better[task["data"]["pair_id"]]
+            value = {"selected": "left" if left else "right"}
+            task["annotations"] = [{"completed_by": "expert", "result": [{"type": "pairwise", "value": value}]}]
+        tasks[0]["annotations"] = []
+        answered.write_text(json.dumps(tasks))
+        asked = [task["data"]["pair_id"] for task in tasks]
+    else:
+        tasks = [json.loads(line) for line in out.read_text().splitlines()]
+        for task in tasks[1:]:
+            side = "response_a" if task["response_a"] == better[task["id"]] else "response_b"
+            task |= {"preference.responses": [side], "preference.responses.users": ["expert"]}
+        tasks[0] |= {"preference.responses": [], "preference.responses.users": []}
+        crowds.write(answered, tasks)
+        asked = [task["id"] for task in tasks]
+    assert len(set(asked)) == 30
+    after = result_of(capsys, path, "--relabelled", answered)
+    assert after["counts"]["pairs"] == before["counts"]["pairs"]
+    assert after["counts"]["votes"] == before["counts"]["votes"] + 29
+    if tool != "csv":
+        [expert] = [row for row in after["annotators"] if row["annotator"] == "expert"]
+        assert expert["labels"] == 29 and expert["reliability"] > 0.8
+
+
+def test_prices_and_budget_bound_what_is_bought(votes, tmp_path, capsys):
+    path, _, _ = votes
+    prices = crowds.write_csv(
+        tmp_path / "p.csv",
+        [{"annotator": "w0", "price": 2}, {"annotator": "w1", "price": 1}, {"annotator": "w6", "price": 0.01}],
+    )
+    out = tmp_path / "t.csv"
+    result_of(capsys, path, "--next", "20", "--next-out", out, "--prices", prices, "--budget", "15")
+    asked = [row["annotator"] for row in crowds.read_csv(out)]
+    assert set(asked) <= {"w0", "w1"} and asked.count("w0") * 2 + asked.count("w1") <= 15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--next", "0", "--next-out", "t.csv"], "--next must be 1 or more"),
+        (["--next", "5"], "--next-out"),
+        (["--budget", "5"], "--budget goes with --next"),
+        (["--next", "5", "--next-out", "t.xyz"], "must end in"),
+        (["--good-enough", "2"], "--good-enough"),
+        (["--gold", "none.csv"], "none.csv does not exist"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(options, message, votes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["annotators", str(votes[0]), *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not (tmp_path / "t.csv").exists()
