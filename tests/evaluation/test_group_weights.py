@@ -19,7 +19,7 @@ from nemo_rpo.training.outputs.summary import AnnotatorRow
 def target(tmp_path: Path) -> Target:
     """A run whose annotators ann and bob have weights on two groups."""
     weights = {"ann": (0.75, 0.25), "bob": (0.125, 0.875)}
-    write_annotators(tmp_path, [AnnotatorRow(name, 9, 0.9, 0.9, 0.1, 0.9, w) for name, w in weights.items()])
+    write_annotators(tmp_path, [AnnotatorRow(name, 9, 0.9, 0.9, 0.1, 0.9, weights=w) for name, w in weights.items()])
     return Target(tmp_path / "hf", RunConfig())
 
 

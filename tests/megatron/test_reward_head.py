@@ -202,4 +202,6 @@ def test_its_weights_start_a_policy_and_another_head(out: Path) -> None:
 def test_a_reward_models_figures(out: Path) -> None:
     row = read_metrics(out / "whole")[-1]
     assert "logps_chosen_mean" not in row and 0 <= row["acc"] <= 1
-    assert row["rewards_rejected_mean"] == 0 and row["margin"] == row["rewards_chosen_mean"]
+    assert row["rewards_rejected_mean"] == 0
+    # They differ by the pairs whose votes are even, which have no better response.
+    assert row["margin"] == pytest.approx(row["rewards_chosen_mean"], abs=0.05)
