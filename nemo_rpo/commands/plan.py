@@ -9,7 +9,7 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
-from nemo_rpo.planning.sizes import MEMORY, Size, hardware_named, sizes
+from nemo_rpo.planning.card_counts import MEMORY, Size, hardware_named, sizes
 from nemo_rpo.planning.step_time import Hardware
 from nemo_rpo.text_table import format_table
 from nemo_rpo.training.schedule import Schedule

@@ -15,7 +15,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError, RPOError
 from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
-from nemo_rpo.planning.sizes import sizes
+from nemo_rpo.planning.card_counts import sizes
 from nemo_rpo.planning.step_time import Hardware
 
 GPUS = (8, 16, 32, 64, 128, 256)

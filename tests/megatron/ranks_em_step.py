@@ -172,11 +172,13 @@ def shared_work() -> dict[str, Any]:
 def agreement(run: Engine) -> dict[str, Any]:
     """A refit in which the last rank alone rounds otherwise, and what is said of a rank whose η is its own."""
     generator, annotators = torch.Generator().manual_seed(0), run.model.em.num_annotators
-    pairs, last = 400 * parallel.data_parallel_size(), dist.get_rank() == dist.get_world_size() - 1
+    pairs, last = 2000 * parallel.data_parallel_size(), dist.get_rank() == dist.get_world_size() - 1
     margin = torch.randn(pairs, generator=generator) * 2
+    # Labels as the margins have it, in their scale: else the policy would have no voice, and η would stay.
+    sign = torch.where(torch.rand(pairs, generator=generator) < margin.sigmoid(), 1.0, -1.0)
     annotator = torch.randint(annotators, (pairs,), generator=generator)
     buffer = MarginBuffer(pairs, parallel.data_parallel_rank(), parallel.data_parallel_size())
-    votes = Votes(annotator[buffer.block].unsqueeze(-1), torch.sign(margin)[buffer.block].unsqueeze(-1))
+    votes = Votes(annotator[buffer.block].unsqueeze(-1), sign[buffer.block].unsqueeze(-1))
     em = BufferedReliability(annotators, EMSettings(estimator="buffer"), buffer, votes, COLLECTIVES)
     buffer.load(margin)
 
