@@ -1,6 +1,6 @@
 """How well the reliabilities of a long-tailed population are estimated from margins that are given.
 
-    python benchmarks/estimators.py [--seeds 10] [--votes-per-pair 1] [--write docs/estimators.md]
+    python benchmarks/estimators.py [--seeds 10] [--votes-per-pair 1] [--coverage] [--write docs/estimators.md]
 
 227 annotators, 10,000 labels, log-normal activity (standard deviation 1.3 of the logarithm: the middle annotator has a
 fifth of the mean's labels), reliabilities from Beta(10, 2.5) (mean .80, standard deviation .11). These are between the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,16 @@ import torch
 from markdown_table import replace_block, table
 from torch import Tensor
 
-from nemo_rpo.em import AnnotatorReliability, EMSettings, Estimate, Votes, estimate, full_batch_em
+from nemo_rpo.em import (
+    AnnotatorReliability,
+    EMSettings,
+    Estimate,
+    Votes,
+    estimate,
+    full_batch_em,
+    posterior,
+    standard_errors,
+)
 from nemo_rpo.em.fit.baselines import one_coin
 
 ANNOTATORS, LABELS, BATCH = 227, 10_000, 64
@@ -33,6 +43,7 @@ class Population(NamedTuple):
     delta: Tensor
     votes: Votes
     eta: Tensor
+    better: Tensor
 
     def disturbed(self, condition: str) -> Tensor:
         """The margins that an estimator reads; memorised: every pair one nat further towards its own labels."""
@@ -52,7 +63,7 @@ def draw(seed: int, votes_per_pair: int) -> Population:
     better = rng.random((pairs, 1)) < 1 / (1 + np.exp(-delta[:, None]))
     right = rng.random(annotator.shape) < eta[annotator]
     votes = Votes(torch.from_numpy(annotator), torch.from_numpy(np.where(right == better, 1.0, -1.0)))
-    return Population(torch.from_numpy(delta), votes, torch.from_numpy(eta))
+    return Population(torch.from_numpy(delta), votes, torch.from_numpy(eta), torch.from_numpy(better[:, 0]))
 
 
 def ema(delta: Tensor, votes: Votes, start: float) -> Tensor:
@@ -144,6 +155,37 @@ def temperatures(worlds: list[Population]) -> dict[str, list[str]]:
     return rows
 
 
+def coverage(worlds: list[Population]) -> str:
+    """How often stated 95 % intervals (on the scale of logit η) hold the truth, and how far posteriors are off."""
+    rows = {}
+    for name, scale in (("buffer", 1.0), ("buffer, margins × 3", 3.0), ("exact sweep, prior (3, 1)", 1.0)):
+        inside, gaps = [], []
+        for world in worlds:
+            delta, settings, fitted = scale * world.delta, EMSettings(), False
+            if name.startswith("buffer"):
+                found = buffer(delta, world.votes, 0.9)
+                settings = replace(settings, prior=found.prior, link_tau=found.temperature.value)
+                eta, fitted = found.eta, found.temperature.fitted
+            else:
+                eta = sweep(delta, world.votes, 0.9).double()
+            error = standard_errors(delta, world.votes, eta, settings, scale_fitted=fitted)
+            occurs = world.votes.annotator.unique()
+            off = (eta.logit() - world.eta.logit()).abs() <= 1.96 * error / (eta * (1 - eta))
+            inside.append(off[occurs].double().mean().item())
+            w = posterior(delta, world.votes, eta.logit(), settings.link_tau)
+            gaps.append(calibration_error(w, world.better))
+        spread = np.std(inside, ddof=1) / np.sqrt(len(inside))
+        rows[name] = [f"{np.mean(inside):.3f} ± {spread:.3f}", f"{np.mean(gaps):.4f}"]
+    return table("95 % intervals and w", ("coverage", "ECE of w"), rows)
+
+
+def calibration_error(w: Tensor, better: Tensor, bins: int = 10) -> float:
+    """Expected calibration error: mean over pairs of |mean w - share that is better| of the pair's tenth by w."""
+    order = torch.argsort(w)
+    pieces = zip(w[order].tensor_split(bins), better[order].double().tensor_split(bins), strict=True)
+    return sum(len(p) * abs(p.mean() - b.mean()).item() for p, b in pieces) / len(w)
+
+
 def report(worlds: list[Population]) -> str:
     everywhere = undisturbed_errors(worlds)
     by_condition = [errors(worlds, condition) | everywhere for condition in CONDITIONS]
@@ -156,13 +198,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--votes-per-pair", type=int, default=1)
+    parser.add_argument("--coverage", action="store_true", help="the intervals and the calibration of w alone")
     parser.add_argument("--write", help="replace the block of this setting in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = report([draw(seed, arguments.votes_per_pair) for seed in range(arguments.seeds)])
+    worlds = [draw(seed, arguments.votes_per_pair) for seed in range(arguments.seeds)]
+    text = coverage(worlds) if arguments.coverage else report(worlds)
     print(text)
     if arguments.write:
-        replace_block(arguments.write, f"given margins, {arguments.votes_per_pair} a pair", text)
+        block = "coverage" if arguments.coverage else "given margins"
+        replace_block(arguments.write, f"{block}, {arguments.votes_per_pair} a pair", text)
 
 
 if __name__ == "__main__":

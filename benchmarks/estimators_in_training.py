@@ -31,9 +31,12 @@ from nemo_rpo.em import (
     EMSettings,
     MarginBuffer,
     Votes,
+    bounded_loss,
     estimate,
     full_batch_em,
+    robust_loss,
 )
+from nemo_rpo.losses import LossTerms
 
 METHODS = ("DPO", "ema", "ema, sweep at epoch ends", "buffer", "known")
 COLUMNS = ("clean accuracy", "η, running", "η, sweep", "η, full fit")
@@ -95,7 +98,11 @@ def train(task: Task, method: str, settings: Settings, seed: int) -> list[float]
         rows = shuffled[(step % steps) * settings.batch_size :][: settings.batch_size]
         delta, votes = margins(rows), Votes(task.votes.annotator[rows], task.votes.sign[rows])
         w = torch.ones(len(rows)) if method == "DPO" else reliability.posterior(delta, votes)
-        loss = -(w * F.logsigmoid(delta) + (1 - w) * F.logsigmoid(-delta)).mean()
+        terms = LossTerms(-F.logsigmoid(delta), -F.logsigmoid(-delta), delta, exact=True)
+        if method == "buffer":  # its own objective; the others have the paper's
+            loss = bounded_loss(terms, *reliability.bounded(votes), w).mean()
+        else:
+            loss = robust_loss(terms, w).mean()
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps * settings.epochs, settings)
         optimizer.zero_grad()
         loss.backward()

@@ -387,7 +387,55 @@ def families(seeds: int) -> str:
     return table("declared", ("majority", *declared), rows)
 
 
-_SIMULATED = {"families": families, "position": position, "shared": shared, "honest": honest, "anchors": anchors}
+def coins(seeds: int) -> str:
+    """How often is a crowd without anchors said to be worse than a coin, by its skills? Dependence is not asked."""
+    settings = replace(LabelModelSettings(), bootstrap=0)
+
+    def logit(mean: float, spread: float, judges: int, least: float = 0.0) -> Callable:
+        return lambda rng: np.maximum(least, 1 / (1 + np.exp(-(mean + spread * rng.normal(size=judges)))))
+
+    crowds = {
+        "12 judges, logit skills N(.6, .5²)": logit(0.6, 0.5, 12),
+        "the same, nobody below ½": logit(0.6, 0.5, 12, 0.5),
+        "30 judges, N(.6, .5²)": logit(0.6, 0.5, 30),
+        "12 judges, N(1.1, .7²)": logit(1.1, 0.7, 12),
+        "12 judges, η uniform on (.15, .65)": lambda rng: rng.uniform(0.15, 0.65, 12),
+        "12 judges, (.2, .7)": lambda rng: rng.uniform(0.2, 0.7, 12),
+        "30 judges, (.15, .65)": lambda rng: rng.uniform(0.15, 0.65, 30),
+    }
+    rows = {}
+    for name, skills in crowds.items():
+        said = dict.fromkeys(("upside_down", "annotators_below_half"), 0)
+        confidence, wrong = [], []
+        for seed in range(seeds):
+            rng = np.random.default_rng(7000 + seed)
+            eta = skills(rng)
+            truth = np.where(rng.random((500, 1)) < 0.5, 1, -1)
+            annotator = np.argsort(rng.random((500, len(eta))), 1)[:, :12]
+            sign = np.where(rng.random(annotator.shape) < eta[annotator], truth, -truth)
+            votes = Votes(torch.from_numpy(annotator), torch.from_numpy(sign))
+            fit = fit_label_model(votes, len(eta), settings=settings)
+            for warned in fit.warnings:
+                said[warned.guard] = said.get(warned.guard, 0) + 1
+            confidence.append(torch.maximum(fit.w, 1 - fit.w).mean().item())
+            wrong.append(accuracy(fit.w, torch.from_numpy((truth[:, 0] > 0).astype(int))))
+        either = (said["upside_down"] + said["annotators_below_half"]) / seeds
+        rows[name] = [
+            f"{said['upside_down'] / seeds:.2f}", f"{said['annotators_below_half'] / seeds:.2f}", f"{either:.2f}",
+            f"{np.mean(confidence):.2f}", f"{np.mean(wrong):.2f}",
+        ]  # fmt: skip
+    heads = ("upside down", "annotators named below ½", "either", "mean confidence", "truths found")
+    return table("500 pairs, 12 votes a pair", heads, rows)
+
+
+_SIMULATED = {
+    "coins": coins,
+    "families": families,
+    "position": position,
+    "shared": shared,
+    "honest": honest,
+    "anchors": anchors,
+}
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ from nemo_rpo.world import WorldConfig, write_world
 from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
 BETA, LR, BATCH, EPOCHS, WARM_UP = 0.5, 4e-3, 64, 2, 10
+# Labels of each annotator, and votes a pair.
+WORLDS = {"one vote a pair": (400, 1), "three votes a pair": (600, 3)}
 METHODS = ("DPO", "rDPO, true ε", "UDPO, true ε", "Dr. DPO", "FA-DPO", "RGPO", "RE-DPO")
 
 
@@ -118,7 +120,7 @@ def train(task: Task, seed: int) -> dict[str, float]:
                 votes = Votes(*(column[batch] for column in task.votes[:2]))
                 if name == "RGPO":  # its labels are the consensus's
                     votes = Votes.single(votes.annotator[:, 0])
-                step = PairStep(of[name], settings.objective, 1.0, 0.0, False)
+                step = PairStep(of[name], settings.objective_in_force, 1.0, 0.0, False)
                 learns = name == "RE-DPO"
                 everyone = torch.ones(BATCH, dtype=torch.bool)
                 made = step(x, votes, everyone, em if learns else None, batch if learns else None)
@@ -153,10 +155,11 @@ def _fitted(task: Task, first: Tensor, reference: Sequence[Tensor]) -> Preferenc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--votes", type=int, nargs="+", default=[1, 3], help="votes a pair, a column each")
     parser.add_argument("--write", metavar="DOC", help="document whose block 'rivals' takes the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    worlds = {"one vote a pair": (400, 1), "three votes a pair": (600, 3)}
+    worlds = {title: world for title, world in WORLDS.items() if world[1] in args.votes}
     rows: dict[str, list[str]] = {name: [] for name in METHODS}
     heads = []
     for title, (labels, votes_a_pair) in worlds.items():

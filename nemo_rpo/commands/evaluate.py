@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_rpo.commands.on_ranks import check_run, fewest_ranks
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
@@ -111,13 +112,18 @@ def _check_options(args: argparse.Namespace) -> None:
         read_scores(args.compare)
 
 
+def _group_of(args: argparse.Namespace, beside: Target) -> int | None:
+    """The group to judge the run beside as: none where it has one truth for all."""
+    return args.group if base_loss(beside.cfg.model).groups > 1 else None
+
+
 def _judge(args: argparse.Namespace, target: Target, beside: Target | None) -> None:
     from nemo_rpo.evaluation.judgements import compare
     from nemo_rpo.evaluation.measurements import measure
     from nemo_rpo.evaluation.scores import read_scores, write_scores
 
     scores, summary = measure(target, args.group)
-    theirs = None if beside is None else measure(beside, args.group)[0]
+    theirs = None if beside is None else measure(beside, _group_of(args, beside))[0]
     if os.environ.get("RANK", "0") != "0":
         return
     theirs = read_scores(args.compare) if args.compare else theirs

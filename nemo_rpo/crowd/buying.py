@@ -64,7 +64,7 @@ def next_labels(
     asked = np.flatnonzero(available & ~np.isnan(price) & ~np.isnan(fit.eta))
     if not len(asked):
         raise ConfigError("nobody is left to ask: all annotators are careless, unnamed or without a price")
-    variance = fit.model.skill_error[: len(ids)].numpy() ** 2
+    variance = fit.skill_error**2
     room = np.full(len(ids), max(1, int(np.ceil(_SHARE * number / len(asked)))))
     taken, spent, found = np.zeros(len(fit.w), dtype=bool), 0.0, []
     voted = set((fit.table.pair * len(ids) + fit.table.annotator).tolist())

@@ -21,10 +21,13 @@ class CrowdFit:
 
     Attributes:
         table: the votes, pairs in an order that does not depend on what was said of them.
-        model: the fit. Its annotators are those of the table; further unnamed votes on one pair stand behind them.
+        model: the fit, of the annotators that are ``present``.
         w: float64 [n], probability that a pair's first response is better.
         right: float64 [v], probability that each vote is right; NaN of a tie.
         eta, low, high: float64 [K], reliability and its 95 % interval; NaN of annotators without a signed label.
+        skill_error: float64 [K], standard error of logit eta.
+        present: int64, the annotators of ``model`` by their places in the table; those beyond K are further unnamed
+            votes on one pair.
     """
 
     table: VoteTable
@@ -34,6 +37,8 @@ class CrowdFit:
     eta: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    skill_error: np.ndarray
+    present: np.ndarray
 
     @property
     def warnings(self) -> list[Warned]:
@@ -43,7 +48,8 @@ class CrowdFit:
     def families_found(self) -> list[list[str]]:
         """Groups of annotators whose errors hang together, by id."""
         ids = self.table.annotators.ids
-        return [[ids[k] for k in group if k < len(ids)] for group in self.model.families]
+        places = [self.present[group] for group in self.model.families]
+        return [[ids[k] for k in place if k < len(ids)] for place in places]
 
     def _named(self, text: str) -> str:
         for group, names in zip(self.model.families, self.families_found(), strict=True):
@@ -62,11 +68,13 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
     if not (table.sign != 0).any():
         raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
     annotators = len(table.annotators)
-    voice = _voices(table)
+    # Annotators who gave no signed vote here are not part of the fit.
+    present, voice = np.unique(_voices(table), return_inverse=True)
+    voices = len(present)
     votes = FlatVotes(
         torch.from_numpy(table.pair), torch.from_numpy(voice), torch.from_numpy(table.sign), table.pairs, _weight(table)
     )
-    families = _families(table, int(voice.max()) + 1)
+    families = _families(table, present)
     columns = VoteColumns(
         **{name: _known(table, name) for name in ("shown_first", "strength", "confidence", "seconds", "time")},
         lengths=torch.from_numpy(table.lengths.copy()),
@@ -75,16 +83,17 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
     )
     gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
     features = vote_features(votes, columns, settings)
-    model = fit_label_model(votes, int(voice.max()) + 1, features, gold=gold, families=families, settings=settings)
+    model = fit_label_model(votes, voices, features, gold=gold, families=families, settings=settings)
     w = model.w.numpy()
     labelled = table.labels(signed=True) > 0
-    eta, low, high = (
-        np.where(labelled, values[:annotators], np.nan)
-        for values in (model.eta.numpy(), model.eta_interval[:, 0].numpy(), model.eta_interval[:, 1].numpy())
-    )
+    named = present < annotators
+    of_all = np.full((4, annotators), np.nan)
+    fitted = (model.eta, model.eta_interval[:, 0], model.eta_interval[:, 1], model.skill_error)
+    of_all[:, present[named]] = np.stack([values.numpy() for values in fitted])[:, named]
+    eta, low, high, error = np.where(labelled, of_all, np.nan)
     chosen = w[table.pair]
     right = np.where(table.sign > 0, chosen, 1 - chosen)
-    return CrowdFit(table, model, w, np.where(table.sign == 0, np.nan, right), eta, low, high)
+    return CrowdFit(table, model, w, np.where(table.sign == 0, np.nan, right), eta, low, high, error, present)
 
 
 def _voices(table: VoteTable) -> np.ndarray:
@@ -110,12 +119,12 @@ def _weight(table: VoteTable) -> Tensor | None:
     return torch.from_numpy(np.where(count > 0, mean, 1.0).astype(np.float32))
 
 
-def _families(table: VoteTable, voices: int) -> Tensor | None:
+def _families(table: VoteTable, present: np.ndarray) -> Tensor | None:
     if not (table.family >= 0).any():
         return None
-    families = np.full(voices, -1, dtype=np.int64)
+    families = np.full(max(len(table.family), int(present.max()) + 1), -1, dtype=np.int64)
     families[: len(table.family)] = table.family
-    return torch.from_numpy(families)
+    return torch.from_numpy(families[present])
 
 
 def _known(table: VoteTable, name: str) -> Tensor | None:

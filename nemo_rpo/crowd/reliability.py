@@ -126,17 +126,17 @@ class Reliability:
         }
 
     def __str__(self) -> str:
-        from nemo_rpo.crowd.as_text import as_text
+        from nemo_rpo.crowd.wording import as_text
 
         return as_text(self)
 
     def __repr__(self) -> str:
-        from nemo_rpo.crowd.as_text import headline
+        from nemo_rpo.crowd.wording import headline
 
         return f"<Reliability: {' · '.join(headline(self).splitlines())}>"
 
     def _repr_html_(self) -> str:
-        from nemo_rpo.crowd.as_text import as_notebook
+        from nemo_rpo.crowd.wording import as_notebook
 
         return as_notebook(self)
 

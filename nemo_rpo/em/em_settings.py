@@ -78,7 +78,7 @@ class LabelModelInTraining:
     gold: bool = True
     families: bool = True
     dependence: bool = True
-    sample_votes: int = 40_000
+    sample_votes: int = 20_000
 
     def validate(self) -> None:
         """Raises :class:`ConfigError` with one line that names the first setting that is out of its range."""

@@ -152,7 +152,8 @@ def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float, standard_
     if not enough.any() or still.sum() <= 0.5 * enough.sum():
         return None
     return (
-        f"{int(still.sum())} of {int(enough.sum())} annotators with {_ENOUGH_LABELS} or more labels are within "
+        f"{int(still.sum())} of {int(enough.sum())} annotators with {_ENOUGH_LABELS} or more labels "
+        f"{'is' if still.sum() == 1 else 'are'} within "
         f"{_MOVED} of the start {eta_init}: kept rather than learnt (margins still small, or few steps). Turn on a "
         "sweep, or train longer"
     )

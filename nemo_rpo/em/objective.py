@@ -53,10 +53,11 @@ def bounded_loss(terms: LossTerms, q: Tensor, sharpness: Tensor, w: Tensor) -> T
     Sastry, AAAI 2017), so with one annotator nobody has to know that share; the induced loss needs it, and one label a
     pair does not tell it from the scale of the margins. At Δ = 0 it has the gradient of the induced loss there, ½ - q,
     and like that it lets go of pairs on which policy and label disagree for good; it is what the induced loss tends to
-    as the labels' log-odds go to 0. u → 0 is the mean over all labels, linear in Δ.
+    as the labels' log-odds go to 0. u → 0 is the mean over all labels, linear in Δ. An importance of the pair that is
+    no part of the link (``terms.exact``: ORPO's λ) multiplies it.
 
     Args:
-        terms: of the base loss; only Δ and anchors are read.
+        terms: of the base loss.
         q: probability that chosen is better by all that is known but the policy, [P].
         sharpness: u, []: how soon a margin counts as large (:meth:`nemo_rpo.em.voice.Voice.sharpness`).
         w: posterior that chosen is better [P], the weight of anchors.
@@ -64,7 +65,16 @@ def bounded_loss(terms: LossTerms, q: Tensor, sharpness: Tensor, w: Tensor) -> T
     delta = _at_least_float32(terms.delta)
     q, u, w = q.detach().to(delta.dtype), sharpness.to(delta.dtype), w.detach()
     loss = math.log(2) - (2 * q - 1) * torch.tanh(u * delta / 2) / u
-    return _with_anchors(loss, terms, w)
+    return _with_anchors(_importance(terms, delta) * loss, terms, w)
+
+
+def _importance(terms: LossTerms, delta: Tensor) -> Tensor | float:
+    """What an exact loss multiplies -log σ(±Δ) by, [P] without gradient."""
+    if not terms.exact:
+        return 1.0
+    both = (_at_least_float32(terms.chosen) + _at_least_float32(terms.rejected)).detach()
+    ratio = both / -(F.logsigmoid(delta) + F.logsigmoid(-delta)).detach()
+    return torch.where(ratio.isfinite(), ratio, 1.0)
 
 
 def _with_anchors(loss: Tensor, terms: LossTerms, w: Tensor) -> Tensor:

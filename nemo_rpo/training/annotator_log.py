@@ -15,10 +15,11 @@ from torch import Tensor
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import Evidence, RecordedReliability, warn_all
 from nemo_rpo.em.fit.temperature import Temperature
+from nemo_rpo.em.label_model.in_training import FROM_DEPENDENCE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
-from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, write_annotators
+from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, LABEL_MODEL_JSON, write_annotators, write_label_model
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 from nemo_rpo.training.outputs.tastes import GroupsSeen
 from nemo_rpo.training.process.rank0 import on_first_rank
@@ -34,6 +35,7 @@ class AnnotatorBook:
         running_eta: η [K] before the last sweep replaced it.
         standard_error: of η [K], from the last sweep or refit; nan where nothing has been fitted.
         coefficients: by feature of the label model in force, coefficients and their standard errors [K]; empty without.
+        choice: what the label model's last choice rested on, for :data:`LABEL_MODEL_JSON`; empty before one.
     """
 
     def __init__(self, model: MegatronGPTRPOModel, cache: PreferenceCache, folder: Path, log: RunLog) -> None:
@@ -43,8 +45,8 @@ class AnnotatorBook:
         self.standard_error = torch.full_like(model.em.eta, math.nan)
         self.coefficients: dict[str, list[list[float]]] = {}
         self._noted = model.em.estimate
+        self.choice: dict[str, Any] = {}
         self._said: set[str] = set()
-        self._reasons: list[str] = []
         self._written: int | None = None
 
     def metrics(self) -> dict[str, float]:
@@ -125,13 +127,26 @@ class AnnotatorBook:
     def _say_choice(self) -> None:
         """What the label model's choice of features rested on, whenever it is another; and its warnings."""
         label_model = self.model.em.label_model
-        if label_model is None:
+        if label_model is None or label_model.now is None:
             return
-        if label_model.reasons and label_model.reasons != self._reasons:
-            self._reasons = label_model.reasons
-            self.log.note(f"label model: {'; '.join(label_model.reasons)}")
+        found = {
+            "reasons": label_model.reasons or self.choice.get("reasons", []),
+            "warnings": [warned._asdict() for warned in label_model.warnings] or self.choice.get("warnings", []),
+            "families": [[self.cache.annotators.ids[k] for k in of] for of in label_model.families]
+            or self.choice.get("families", []),
+        }
+        if found["reasons"] and found["reasons"] != self.choice.get("reasons"):
+            self.log.note(f"label model: {'; '.join(found['reasons'])}")
+        now = label_model.now
+        self.choice = {
+            "features": list(now.names),
+            "temperature": now.temperature,
+            "majority": len(now.grid) > 0,
+            **found,
+        }
         for guard, text in label_model.warnings:
-            self._say(guard, f"warning: {text}")
+            named = ", ".join(map(str, found["families"][:3])) if guard in FROM_DEPENDENCE else ""
+            self._say(guard, f"warning: {text}{named and f'; families: {named}'}")
 
     def _say(self, subject: str, text: str) -> None:
         """Once a run: the figures in a warning change from fit to fit, its meaning does not."""
@@ -146,6 +161,7 @@ class AnnotatorBook:
             "running_eta": self.running_eta.tolist(),
             "standard_error": errors,
             "coefficients": self.coefficients,
+            "label_model": self.choice,
         }
 
     def take_up(self, state: dict[str, Any]) -> None:
@@ -155,13 +171,13 @@ class AnnotatorBook:
             kept = torch.tensor(saved, dtype=torch.float64, device=self.model.device)
             fresh = self.model.em.eta if name == "running_eta" else self.standard_error
             setattr(self, name, torch.cat((kept, fresh[len(kept) :])))
-        self.coefficients = state.get("coefficients", {})
+        self.coefficients, self.choice = state.get("coefficients", {}), state.get("label_model", {})
         self._noted = self.model.em.estimate
 
     def write(self, step: int) -> list[Path]:
-        """Writes ``annotators.csv`` and, where a record is kept, ``annotators.parquet`` and ``posteriors.parquet``, on
-        global rank 0, as they stand after ``step``; returns their paths. Once a step: the end of a run has them from
-        its last checkpoint.
+        """Writes ``annotators.csv``, ``label_model.json`` once one was chosen, and, where a record is kept,
+        ``annotators.parquet`` and ``posteriors.parquet``, on global rank 0, as they stand after ``step``; returns their
+        paths. Once a step: the end of a run has them from its last checkpoint.
 
         Collectives: :meth:`RecordedReliability.seen`, where they are written.
 
@@ -169,6 +185,8 @@ class AnnotatorBook:
             CheckpointError: on every rank; they cannot be written.
         """
         em, paths = self.model.em, [self.folder / ANNOTATOR_CSV]
+        if self.choice:
+            paths.append(self.folder / LABEL_MODEL_JSON)
         recorded = isinstance(em, RecordedReliability)
         if recorded:
             paths += [self.folder / record.ANNOTATORS, self.folder / record.POSTERIORS]
@@ -182,6 +200,8 @@ class AnnotatorBook:
     def _write(self, step: int, seen: np.ndarray | None, groups: GroupsSeen | None) -> None:
         em, rows = self.model.em, self.rows()
         write_annotators(self.folder, rows)
+        if self.choice:
+            write_label_model(self.folder, self.choice)
         self.log.annotators(step, rows)
         if seen is not None:
             record.write_annotators(self.folder, step, rows, em.trajectory)

@@ -15,7 +15,7 @@ from nemo_rpo.config.splits import VALIDATION
 from nemo_rpo.training.logs.metrics import read_metrics
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import exports, record
-from nemo_rpo.training.outputs.results import ANNOTATOR_CSV
+from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, LABEL_MODEL_JSON
 from nemo_rpo.training.outputs.summary import final_report
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.sweep import margins
@@ -33,7 +33,7 @@ def drop_results(folder: Path, fresh: bool) -> None:
         exports.drop(folder)
         (folder / record.VALIDATION).unlink(missing_ok=True)
         if fresh:
-            for name in (ANNOTATOR_CSV, record.ANNOTATORS, record.POSTERIORS):
+            for name in (ANNOTATOR_CSV, LABEL_MODEL_JSON, record.ANNOTATORS, record.POSTERIORS):
                 (folder / name).unlink(missing_ok=True)
 
     on_first_rank(drop)

@@ -39,7 +39,7 @@ def write_clean(validation: Validation, out: Path, overwrite: bool = False) -> L
     """Reads the files again and writes to ``out`` all rows that training can use, in their own layout and fields.
 
     Left out are rows and pairs with an error, a label beyond its first occurrence, both labels of an annotator who
-    contradicts himself, and rows whose every label is left out. Other warnings are not mended.
+    labelled a pair both ways, and rows whose every label is left out. Other warnings are not mended.
 
     Raises:
         ConfigError: files of different layouts, or an ``out`` that cannot be written.

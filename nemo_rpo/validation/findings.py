@@ -79,7 +79,7 @@ CHECKS: dict[str, Check] = {
     ),
     "duplicate_vote": Check("warning", "the same label given twice", "count it once (--fix keeps the first)"),
     "contradiction": Check(
-        "warning", "an annotator contradicts himself", "ask again, or leave both labels out (--fix)"
+        "warning", "the same annotator labelled it both ways", "ask again, or leave both labels out (--fix)"
     ),
     "opposite_unnamed": Check(
         "warning", "opposite labels without an annotator", "name the annotators, so that one can be believed more"
@@ -109,6 +109,9 @@ CHECKS: dict[str, Check] = {
     ),
     "no_signed_vote": Check("note", "pairs without a signed label", "ties are no evidence: training leaves them out"),
 }
+
+# What is found in all votes together; its row is the first.
+OF_ALL_VOTES = ("votes_follow_order", "crowd")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class ValidationReport:
         notes: pairs by what was done with their texts, or left undone: see
             :class:`nemo_rpo.data.tokenizers.preference.PreferenceTokenizer`.
         together: what all votes show together: the order shown, the dependence of errors.
+        names_winner: whether every row names a winner, so that the order of a pair is what its first label says.
     """
 
     files: dict[str, str]
@@ -60,6 +61,7 @@ class ValidationReport:
     notes: dict[str, int]
     together: Together
     findings: Findings
+    names_winner: bool = False
 
     @property
     def errors(self) -> int:

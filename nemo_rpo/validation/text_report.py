@@ -38,7 +38,9 @@ def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
     votes, agreement = report.votes, report.agreement
     yield "rows", f"{report.rows:,}", f"{report.unreadable:,} more cannot be read" if report.unreadable else ""
     yield "pairs", f"{report.pairs:,}", f"{report.gold:,} with a gold label" if report.gold else ""
-    detail = f"first {votes['first']:,}, second {votes['second']:,}, tie {votes['ties']:,}"
+    # Where rows name the winner, "first" is what a pair's first label says, and no order that anybody was shown.
+    first, second = ("as the pair's first label", "the opposite") if report.names_winner else ("first", "second")
+    detail = f"{first} {votes['first']:,}, {second} {votes['second']:,}, tie {votes['ties']:,}"
     yield "votes", f"{votes['all']:,}", detail
     yield "votes a pair", "", _sizes(report.votes_per_pair)
     detail = f"{votes['without_annotator']:,} votes without one" if votes["without_annotator"] else ""

@@ -13,7 +13,8 @@ from nemo_rpo.errors import DataError
 
 _P_VALUE = 1e-3  # below which votes follow the order
 _SHARE = 0.03  # from one half, below which nobody has to mind
-_SAMPLE = 40_000  # votes that the label model looks at
+_LEAST = 30  # pairs with several votes, below which a label model has nothing to go by
+_SAMPLE = 5_000  # votes that the label model looks at
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class Together:
 
 
 def look(table: VoteTable) -> Together:
-    """The test of the order, and the label model where several annotators share pairs and torch is there."""
+    """The test of the order, and the label model where annotators share pairs enough and torch is there."""
     order = order_test(table)
     annotators = int(table.named().sum())
-    if annotators < 2 or not (table.counts()[:, :2].sum(1) > 1).any():
+    if annotators < 2 or (table.counts()[:, :2].sum(1) > 1).sum() < _LEAST:
         return Together(order)
     try:
         from nemo_rpo.crowd.crowd_fit import fit_crowd

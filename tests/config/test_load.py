@@ -42,12 +42,14 @@ def test_an_empty_file_is_the_defaults(empty: str) -> None:
 
 def test_every_setting_round_trips_through_yaml(tmp_path: Path, empty: str) -> None:
     overrides = ["model.rpo.loss_options={gamma: 0.5}", "trainer.precision=32", "model.rpo.prior=[2, 1]"]
-    overrides += ["model.seed=1e3"]
+    overrides += ["model.seed=1e3", "model.rpo.label_model={features: [slot, topic], gold: false, sample_votes: 1e3}"]
     cfg = load_config(empty, overrides)
     path = tmp_path / "again.yaml"
     path.write_text(config_to_yaml(cfg), encoding="utf-8")
     assert load_config(str(path)) == cfg != RunConfig()
     assert (cfg.trainer.precision, cfg.model.rpo.prior, cfg.model.seed) == ("32", (2.0, 1.0), 1000)
+    known = cfg.model.rpo.label_model
+    assert (known.features, known.gold, known.families, known.sample_votes) == (["slot", "topic"], False, True, 1000)
 
 
 @pytest.mark.parametrize("name", ["gpt_rpo", "demo", "ukpconvarg1"])

@@ -37,6 +37,18 @@ def test_the_defaults_with_data_are_valid() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"model__rpo__base_loss": "pal", "model__rpo__enabled": False},
+            "the loss 'pal' learns which of its 2 groups an annotator belongs to by the EM: set model.rpo.enabled=true",
+        ),
+        (
+            {"model__rpo__base_loss": "pal", "model__rpo__sweep": "end"},
+            "model.rpo.sweep=end fits one truth a pair, and the loss 'pal' has 2, one a group: set it to none",
+        ),
+        (
+            {"model__rpo__base_loss": "pal", "model__rpo__loss_options": {"groups": 0}},
+            "option 'groups' of the loss 'pal' must be a whole number, 1 or more; got 0",
+        ),
         ({"model__micro_batch_size": 0}, "model.micro_batch_size must be a whole number, at least 1; got 0"),
         ({"trainer__precision": "fp8"}, "trainer.precision must be one of bf16, 32; got 'fp8'"),
         (

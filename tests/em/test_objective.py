@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nemo_rpo.em import Votes, posterior, robust_loss
+from nemo_rpo.em import Votes, bounded_loss, posterior, robust_loss
 from nemo_rpo.losses import LossTerms
 
 
@@ -113,3 +114,40 @@ def test_low_precision_losses_are_combined_in_float32():
     terms = dpo(torch.randn(3))
     terms = replace(terms, chosen=terms.chosen.bfloat16(), rejected=terms.rejected.bfloat16())
     assert robust_loss(terms, torch.rand(3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("u", [0.1, 1.0])
+def test_the_bounded_loss_starts_as_the_induced_one_and_lets_go(u):
+    """At Δ = 0 its gradient is ½ - q; far out it is 0, whichever side the label is on."""
+    margin = torch.tensor([0.0, 80.0 / u, -80.0 / u], dtype=torch.float64, requires_grad=True)
+    q = torch.full((3,), 0.9, dtype=torch.float64)
+    loss = bounded_loss(dpo(margin), q, torch.tensor(u), q)
+    (gradient,) = torch.autograd.grad(loss.sum(), margin)
+    torch.testing.assert_close(gradient, torch.tensor([-0.4, 0.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-12)
+    assert loss[0].item() == pytest.approx(math.log(2))
+
+
+def test_both_sides_of_the_bounded_loss_add_up_to_a_constant():
+    """So labels flipped at random scale it and shift it, and leave its minimum where it is (Ghosh et al., 2017)."""
+    u, certain = torch.tensor(0.7), torch.ones_like(MARGINS)
+    one, other = (bounded_loss(dpo(MARGINS), q, u, q) for q in (certain, 1 - certain))
+    torch.testing.assert_close(one + other, torch.full_like(MARGINS, 2 * math.log(2)))
+    flipped = bounded_loss(dpo(MARGINS), 0.6 * certain, u, certain)
+    torch.testing.assert_close(flipped - math.log(2), 0.2 * (one - math.log(2)))
+
+
+def test_the_induced_loss_tends_to_the_bounded_one_as_the_evidence_goes():
+    margin = MARGINS.clone().requires_grad_()
+    eta = 0.5 + 1e-6
+    (induced,) = torch.autograd.grad(robust_loss(dpo(margin), e_step(margin, eta)).sum(), margin)
+    q = torch.full_like(MARGINS, eta)
+    (bounded,) = torch.autograd.grad(bounded_loss(dpo(margin), q, torch.tensor(1.0), q).sum(), margin)
+    torch.testing.assert_close(induced, bounded, rtol=1e-4, atol=0)
+
+
+def test_an_importance_multiplies_the_bounded_loss():
+    """ORPO's λ and a strength are no part of the link, and stay beside the anchor."""
+    plain, heavy = dpo(MARGINS), dpo(MARGINS)
+    heavy = replace(heavy, chosen=0.1 * heavy.chosen, rejected=0.1 * heavy.rejected)
+    q, u = torch.full_like(MARGINS, 0.8), torch.tensor(0.5)
+    torch.testing.assert_close(bounded_loss(heavy, q, u, q), 0.1 * bounded_loss(plain, q, u, q))

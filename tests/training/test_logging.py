@@ -137,7 +137,7 @@ def test_start_up_names_the_layout_and_the_batch(capsys) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith(": megatron_gpt_rpo")
     assert dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines[1:]) == {
-        "loss": "re_dpo, induced objective",
+        "loss": "re_dpo, bounded objective",
         "ranks": "8 (cpu): TP 2 × PP 2 × CP 1 × DP 2",
         "precision": "bf16",
         "pairs a step": "64 = DP 2 × 8 micro-batches × 4",

@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
@@ -168,6 +169,32 @@ def test_the_margin_buffer_is_resumed(world: World, tmp_path: Path) -> None:
     world.train(other, *buffer, ranks=2)
     assert etas(other) == pytest.approx(etas(unbroken), abs=1e-5)
     assert_close_records(other, unbroken)
+
+
+def test_the_label_model_is_resumed(world: World, tmp_path: Path) -> None:
+    """Data that know the order shown, and annotators who follow it: coefficients and evidence by pair, to the bit."""
+    rows = [json.loads(line) for line in (world.folder / "train.jsonl").read_text().splitlines()]
+    data = tmp_path / "train.jsonl"
+    shown = ({**row, "shown_first": "chosen" if i % 12 else "rejected"} for i, row in enumerate(rows))
+    data.write_text("".join(json.dumps(row) + "\n" for row in shown))
+    settings = [f"model.data.data_prefix.train=[{data}]", "trainer.dpo.max_steps=6", "trainer.dpo.val_check_interval=6"]
+    settings += ["model.rpo.estimator=buffer", "model.rpo.buffer.refit_every=2", "model.rpo.sweep=end"]
+    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
+    said = world.train(unbroken, *settings).stderr
+    assert said.count("label model: slot: taken (log Bayes factor +") == 1
+    with (unbroken / ETA).open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert all(float(row["slot"]) > 1 and float(row["slot_error"]) > 0 and float(row["skill"]) for row in table)
+    choice = json.loads((unbroken / "label_model.json").read_text())
+    assert choice["features"] == ["skill", "slot"] and choice["reasons"][0].startswith("slot: taken")
+    labels = parquet.read_table(unbroken / RECORD[0]).to_pydict()
+    against = np.array([row["shown_first"] == "rejected" for row in map(json.loads, data.read_text().splitlines())])
+    assert np.mean(np.array(labels["w_last"])[against]) > np.mean(np.array(labels["w_last"])[~against]) + 0.1
+    killed = world.train(out, *settings, stop_at=f"kill os.rename .writing-{step(6)}", check=False)
+    assert killed.returncode == -signal.SIGKILL and whole(out)[-1] == step(4)
+    world.train(out, *settings)
+    assert_same_end(out, unbroken, tmp_path)
+    assert json.loads((out / "label_model.json").read_text()) == choice
 
 
 def refit_of_the_record(run: Path) -> dict[str, float]:

@@ -85,6 +85,10 @@ def test_tensorboard_has_the_same_figures(re_dpo: tuple[Path, subprocess.Complet
         seen = [(event.step, event.value) for event in events.Scalars(f"{split}/{name}")]
         assert [at for at, _ in seen] == [row["step"] for row in rows]
         assert [value for _, value in seen] == pytest.approx([row[name] for row in rows])
+    shown = events.Histograms("annotators/eta")
+    assert shown[-1].step == STEPS and shown[-1].histogram_value.num == 4
+    [table] = [event for event in events.Tensors("annotators/table/text_summary") if event.step == STEPS]
+    assert all(f"a0{k}" in table.tensor_proto.string_val[0].decode() for k in (1, 2, 3, 4))
 
 
 def test_annotators(world: World, re_dpo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

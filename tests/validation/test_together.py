@@ -66,10 +66,9 @@ def test_a_layout_that_names_the_winner_has_no_order(tmp_path):
 
 
 def test_shared_errors_are_warned_of(tmp_path):
-    rng, truth, votes = crowd(3, 150, 8, right=0.7)
-    _, _, common = crowd(4, 150, 1, right=0.6)
-    together = np.where(common == (rng.random((150, 1)) < 2), truth[:, None], ~truth[:, None])
-    votes[:, :5] = np.where(rng.random((150, 5)) < 0.7, together, votes[:, :5])
+    rng, truth, votes = crowd(3, 150, 8, right=0.75)
+    common = np.where(rng.random((150, 1)) < 0.7, truth[:, None], ~truth[:, None])  # right or wrong for all of them
+    votes[:, :4] = np.where(rng.random((150, 4)) < 0.8, common, votes[:, :4])
     report = validate(write(tmp_path / "v.jsonl", votes, truth)).report
     assert {w["kind"] for w in report.together.warnings} & {"shared_errors", "dependent_errors", "upside_down"}
     assert report.findings.counts["crowd"] == len(report.together.warnings)
@@ -80,7 +79,7 @@ def test_shared_errors_are_warned_of(tmp_path):
 
 
 def test_without_torch_it_says_what_is_left_out(tmp_path, monkeypatch):
-    _, truth, votes = crowd(0, 20, 3)
+    _, truth, votes = crowd(0, 40, 3)
     monkeypatch.setitem(sys.modules, "nemo_rpo.crowd.crowd_fit", None)
     report = validate(write(tmp_path / "v.jsonl", votes, truth)).report
     assert "label model" in report.together.left_out and "not looked at" in as_text(report)

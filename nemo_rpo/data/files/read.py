@@ -165,7 +165,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
         except UnicodeDecodeError as exc:
             yield row, RowError(str(path), row, f"not UTF-8 ({exc.reason} at byte {exc.start})", "bad_encoding")
         except json.JSONDecodeError as exc:
-            yield row, RowError(str(path), row, f"bad JSON ({exc.msg} at column {exc.colno})", "bad_json")
+            problem = f"bad JSON ({exc.msg.removesuffix(' at')} at column {exc.colno})"
+            yield row, RowError(str(path), row, problem, "bad_json")
         except RecursionError:
             yield row, RowError(str(path), row, "bad JSON (nested too deep)", "bad_json")
         except ValueError as exc:  # an integer of more digits than Python reads

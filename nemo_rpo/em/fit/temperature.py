@@ -66,6 +66,8 @@ def judge_temperature(fit: Population, gain: float, annotators: int, settings: B
         return _nothing(f"the margins make the votes no more likely than chance does ({gain:.1f} nats)", gain)
     if not 1 / _EDGE < fit.tau < _EDGE:
         reason = f"the fit of the margins' scale ran to its edge (τ = {fit.tau:.3g}): votes and margins do not agree"
+        if fit.tau < 1 and annotators > 1:  # small margins that foretold nearly every vote: no scale, but knowledge
+            value = 1 / _EDGE
     elif not fit.log_tau_error <= settings.temperature_max_error:
         error = f"standard error of log τ {fit.log_tau_error:.2f}, allowed {settings.temperature_max_error}"
         reason = f"the votes do not tell the scale of the margins ({error})"

@@ -33,6 +33,12 @@ from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exch
 from nemo_rpo.em.label_model.shared_errors.families import family_weights
 from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
+# Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
+# costs as much as several refits.
+_CHOSEN_ANEW = 4
+# Warnings of what is measured once; and those of votes alone, where a run's own guards ask beside the margins.
+FROM_DEPENDENCE = ("dependent_errors", "shared_errors")
+_OF_VOTES_ALONE = ("upside_down", "annotators_below_half")
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
 _VOTES_FOR_LENGTH = 1.5
 
@@ -41,13 +47,14 @@ class RunLabelModel:
     """The label model beside the margin buffer: every refit gives it the margins of this rank's pairs.
 
     Which features are in is chosen by :func:`fit_label_model` on a sample of the pairs, the same on every rank, at the
-    first refit and again whenever twice as many pairs have margins. Every refit then runs the EM over all pairs of all
-    ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes are
-    evidence of their annotators too.
+    first refit and again whenever four times as many pairs have margins. Every refit then runs the EM over all pairs of
+    all ranks, from the coefficients of the last one. Pairs without a margin take part with a margin of 0: their votes
+    are evidence of their annotators too.
 
     Attributes:
         now: the model in force; None before the first refit.
-        reasons, warnings: of the last choice made in this process.
+        reasons, warnings: of the last choice made in this process; what was found of dependence stays.
+        families: groups found whose errors hang together, as annotator indices.
     """
 
     def __init__(
@@ -63,10 +70,13 @@ class RunLabelModel:
         """``block``: this rank's pairs. ``bounds``: of η, within which skills are kept. No collective."""
         self.settings, self.collectives, self.device = settings, collectives, torch.device(device)
         self.num_annotators = num_annotators
-        self._bounds = torch.logit(torch.tensor(bounds, dtype=torch.float64)).tolist()
         known = settings.gold and crowd.gold is not None
         gold = crowd.gold if known else torch.zeros(crowd.votes.num_pairs)
         self._anchored = bool((gold != 0).any())
+        lower, upper = bounds
+        if num_annotators == 1 and not self._anchored:  # one alone is not told from his opposite
+            lower = max(lower, 0.5)
+        self._bounds = torch.logit(torch.tensor((lower, upper), dtype=torch.float64)).tolist()
         declared = settings.families and crowd.family is not None and bool((crowd.family >= 0).any())
         self.family = crowd.family.to(self.device) if declared else None
         whole = vote_table(crowd.votes, num_annotators, self._features(crowd))
@@ -77,10 +87,11 @@ class RunLabelModel:
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
         self._table = own._replace(**columns, all_reduce=collectives.all_reduce)
-        self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(self._table)
+        self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(own).to(self.device)
         self.now: ModelInForce | None = None
         self.reasons: list[str] = []
         self.warnings: list[Warned] = []
+        self.families: list[list[int]] = []
         self._chosen_at = 0  # pairs that had a margin when it was chosen
 
     def _features(self, crowd: Crowd) -> VoteFeatures:
@@ -129,7 +140,7 @@ class RunLabelModel:
         :func:`nemo_rpo.em.label_model.model_in_force.of_first_rank`, twice.
         """
         seen = self._table.total(~margin.isnan()).item()
-        if self.now is None or seen >= 2 * max(1, self._chosen_at):
+        if self.now is None or seen >= _CHOSEN_ANEW * max(1, self._chosen_at):
             everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
             self._choose(everywhere[self._sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0))
             self._chosen_at = int(seen)
@@ -159,7 +170,13 @@ class RunLabelModel:
                 bootstrap_votes=min(LabelModelSettings.bootstrap_votes, self.settings.sample_votes),
             ),
         )
-        self.reasons, self.warnings = fit.reasons(), fit.warnings
+        self.reasons = fit.reasons()
+        if measure:
+            self.families = [present[group].tolist() for group in fit.families]
+        lasting = [warned for warned in self.warnings if warned.guard in FROM_DEPENDENCE]
+        of_now = [warned for warned in fit.warnings if warned.guard not in _OF_VOTES_ALONE]
+        # Families are named there by their places in the sample.
+        self.warnings = lasting + [Warned(guard, text.partition("; families: ")[0]) for guard, text in of_now]
         self._take(self._from(fit, present))
 
     def _from(self, fit: LabelModelFit, present: Tensor) -> ModelInForce:

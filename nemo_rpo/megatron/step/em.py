@@ -74,7 +74,7 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
 
 def taste_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int, seed: int) -> TasteReliability:
     """The weights of the annotators of ``cache`` on ``groups`` groups, at their start. One broadcast of 8 G K bytes
-    from rank 0, where the EM is on: another machine's arithmetic might begin elsewhere.
+    from rank 0: another machine's arithmetic might begin elsewhere.
     """
     rank, ranks = parallel.data_parallel_rank(), parallel.data_parallel_size()
     start, said = random_start(len(cache.annotators), groups, seed), ""

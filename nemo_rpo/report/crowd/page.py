@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from nemo_rpo.crowd.as_text import annotator_cells, doubtful_cells, estimate_lines, headline
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
 from nemo_rpo.crowd.reliability import Reliability
+from nemo_rpo.crowd.wording import annotator_cells, doubtful_cells, estimate_lines, headline
 from nemo_rpo.report.crowd.figures import intervals_figure, left_out
 from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Section, Table, Text
 

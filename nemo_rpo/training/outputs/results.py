@@ -1,17 +1,19 @@
-"""``annotators.csv``: what a run leaves behind of its annotators for people and other programs."""
+"""``annotators.csv`` and ``label_model.json``: what a run leaves behind of its annotators for people and programs."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 
-ANNOTATOR_CSV = "annotators.csv"
+ANNOTATOR_CSV, LABEL_MODEL_JSON = "annotators.csv", "label_model.json"
 NO_ROOM = "see that its disk has room and start again"
 
 
@@ -39,3 +41,12 @@ def write_annotators(folder: Path, rows: Sequence[AnnotatorRow]) -> None:
 def weight_names(groups: int) -> list[str]:
     """Names of the columns of annotators' weights on ``groups`` groups."""
     return [f"weight_{g}" for g in range(1, groups + 1)]
+
+
+def write_label_model(folder: Path, choice: Mapping[str, Any]) -> None:
+    """``label_model.json``: ``features`` in force, the ``reasons`` of the last choice, its ``warnings`` (``guard``,
+    ``text``), the ``temperature`` of the votes' evidence, and whether the ``majority`` is believed instead. Raises
+    :class:`CheckpointError` if it cannot be written.
+    """
+    with whole_file(folder / LABEL_MODEL_JSON, CheckpointError, NO_ROOM) as writing:
+        writing.write_text(json.dumps(choice, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
