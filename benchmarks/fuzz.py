@@ -34,7 +34,7 @@ from fuzzing.readers import Outcome, Refused, Target, Wrong  # noqa: E402
 from fuzzing.runs import RUNS, make_runs  # noqa: E402
 
 TARGETS = DATA | RUNS | CHECKPOINTS
-_HANG = 30  # seconds; the slowest, a report, takes two
+_HANG = 120  # seconds; the slowest, a report, takes two on an idle machine
 
 
 class _Hang(BaseException):

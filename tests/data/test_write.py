@@ -20,14 +20,14 @@ def fields_of(path):
 def test_a_field_that_comes_late_is_kept(name, tmp_path):
     if name == "rows":
         pytest.importorskip("datasets", reason="saved data sets need datasets: pip install 'nemo-rpo[data]'")
-    rows = [{"n": i, "chat": [{"role": "user", "content": str(i)}]} for i in range(1500)]
-    rows[1400] |= {"late": [1.5], "chat": [{"role": "user", "content": "x", "tool": {"id": 7}}]}
+    rows = [{"n": i, "chat": [{"role": "user", "content": str(i)}]} for i in range(4500)]
+    rows[4400] |= {"late": [1.5], "chat": [{"role": "user", "content": "x", "tool": {"id": 7}}]}
     with record_writer(tmp_path / name) as write:
         for row in rows:
             write(row)
     found = fields_of(tmp_path / name)
-    assert len(found) == 1500 and found[1400]["late"] == [1.5] and found[0]["late"] is None
-    assert found[1400]["chat"] == rows[1400]["chat"]
+    assert len(found) == 4500 and found[4400]["late"] == [1.5] and found[0]["late"] is None
+    assert found[4400]["chat"] == rows[4400]["chat"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -17,7 +17,7 @@ from nemo_rpo.data.files.read import BUFFER
 from nemo_rpo.errors import DataError, first_line, missing_extra
 
 log = logging.getLogger(__name__)
-_BATCH = 1024  # rows that a Parquet schema is looked for in at a time
+_BATCH = 4096  # rows that a Parquet schema is looked for in at a time
 
 
 class Sink(ABC):
@@ -120,15 +120,17 @@ class Csv(Lines):
 
 
 class Parquet(Sink):
-    """Parquet, by way of Arrow's own format: the type of a column may show in the last batch only."""
+    """Parquet. A column may come up, or change its type, in the last batch: from the first batch that does not fit the
+    ones before it all wait in Arrow's own format, and the file is written again under the schema of all.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             import pyarrow
         except ImportError as exc:
             raise missing_extra("pyarrow", "hf") from exc
-        self._folder, self._held, self._batches = folder, [], []
-        self._schema = pyarrow.schema([])
+        self._path, self._held, self._waiting = folder / "rows.parquet", [], []
+        self._schema, self._writer = pyarrow.schema([]), None
 
     def write(self, fields: dict[str, Any]) -> None:
         self._held.append(fields)
@@ -136,27 +138,24 @@ class Parquet(Sink):
             self._set_down()
 
     def finish(self) -> Path:
-        import pyarrow
-        from pyarrow import parquet
-
         if self._held:
             self._set_down()
-        path = self._folder / "rows.parquet"
-        try:
-            # Texts hardly ever repeat: a dictionary of them is given up after its first pages.
-            with parquet.ParquetWriter(path, self._schema, dictionary_pagesize_limit=2**16) as writer:
-                for batch in self._batches:
-                    with pyarrow.memory_map(str(batch)) as file:
-                        writer.write_batch(_as(pyarrow.ipc.open_file(file).get_batch(0), self._schema))
-        except (pyarrow.ArrowException, OverflowError, UnicodeError) as exc:
-            raise _no_table(exc) from exc
-        return path
+        self.close()
+        if self._waiting:
+            first = self._path.rename(self._path.with_name("first.parquet"))
+            try:
+                self._again(first)
+            except _unfit() as exc:
+                raise _no_table(exc) from exc
+        return self._path
 
     def close(self) -> None:
         self._held = []
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _set_down(self) -> None:
-        """Writes the held rows as one Arrow file and widens the schema to theirs."""
         import pyarrow
 
         try:
@@ -164,21 +163,45 @@ class Parquet(Sink):
             names = dict.fromkeys(name for fields in self._held for name in fields)
             columns = [_column([fields.get(name) for fields in self._held]) for name in names]
             batch = pyarrow.RecordBatch.from_arrays(columns, list(names))
-            self._schema = pyarrow.unify_schemas([self._schema, batch.schema], promote_options="permissive")
-        except (pyarrow.ArrowException, OverflowError, UnicodeError) as exc:  # integers of 64 bits, half an emoji
+            schema = pyarrow.unify_schemas([self._schema, batch.schema], promote_options="permissive")
+            self._held = []
+            if self._writer is None and not self._waiting:
+                self._schema, self._writer = schema, self._writer_of(schema)
+            if schema.equals(self._schema) and not self._waiting:
+                self._writer.write_batch(_as(batch, schema))
+                return
+        except _unfit() as exc:  # integers of 64 bits, half an emoji
             raise _no_table(exc) from exc
-        path = self._folder / f"{len(self._batches)}.arrow"
+        self._schema = schema
+        path = self._path.with_name(f"{len(self._waiting)}.arrow")
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
-        self._batches.append(path)
-        self._held = []
+        self._waiting.append(path)
+
+    def _again(self, first: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        with self._writer_of(self._schema) as writer:
+            with parquet.ParquetFile(first) as file:
+                for batch in file.iter_batches(_BATCH):
+                    writer.write_batch(_as(batch, self._schema))
+            for path in self._waiting:
+                with pyarrow.memory_map(str(path)) as file:
+                    writer.write_batch(_as(pyarrow.ipc.open_file(file).get_batch(0), self._schema))
+
+    def _writer_of(self, schema: Any) -> Any:
+        from pyarrow import parquet
+
+        # Texts hardly ever repeat: a dictionary of them is given up after its first pages.
+        return parquet.ParquetWriter(self._path, schema, dictionary_pagesize_limit=2**16)
 
 
 class SavedDataset(Parquet):
     """A folder as Hugging Face ``datasets`` writes it."""
 
     def finish(self) -> Path:
-        saved = self._folder / "saved"
+        saved = self._path.with_name("saved")
         saved_dataset.write(super().finish(), saved)
         return saved
 
@@ -267,6 +290,13 @@ def _as(batch: Any, schema: Any) -> Any:
         else:
             columns.append(pyarrow.array(batch.column(place).to_pylist(), type=field.type))
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _unfit() -> tuple[type[BaseException], ...]:
+    """What Arrow says of rows that no table holds."""
+    import pyarrow
+
+    return (pyarrow.ArrowException, OverflowError, UnicodeError)
 
 
 def _no_table(exc: BaseException) -> DataError:
