@@ -17,7 +17,7 @@ BETA = 0.1
 class Doubter:
     """An estimator that believes the opposite of every label."""
 
-    def posterior(self, delta: torch.Tensor, votes: Votes) -> torch.Tensor:
+    def posterior(self, delta: torch.Tensor, votes: Votes, pair: torch.Tensor | None = None) -> torch.Tensor:
         return torch.full_like(delta, 0.1)
 
 
