@@ -17,8 +17,9 @@ from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.planning.card_counts import sizes
+from nemo_rpo.planning.hardware import MEMORY, hardware_named
 from nemo_rpo.planning.memory import peak_memory
-from nemo_rpo.planning.card_counts import MEMORY, hardware_named, sizes
 from nemo_rpo.training import setup
 from nemo_rpo.training.logs.run_log import startup_text
 from nemo_rpo.training.schedule import Schedule

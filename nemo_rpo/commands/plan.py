@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import copy
+from typing import TYPE_CHECKING
 
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.planning.hardware import MEMORY, Hardware, hardware_named
 from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
-from nemo_rpo.planning.card_counts import MEMORY, Size, hardware_named, sizes
-from nemo_rpo.planning.step_time import Hardware
 from nemo_rpo.text_table import format_table
 from nemo_rpo.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from nemo_rpo.planning.card_counts import Size
 
 _GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LENGTH = 512  # tokens of a prompt and a response: nearer to chats than the limit is
@@ -37,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table."""
+    from nemo_rpo.planning.card_counts import sizes
+
     cfg = load_config(args.config_name, args.overrides, args.config_path)
     cfg.model.data.data_prefix.setdefault("train", "train.jsonl")  # not read: whose settings are checked needs a name
     cfg.pretrained_checkpoint.restore_from_path = cfg.pretrained_checkpoint.restore_from_path or args.model

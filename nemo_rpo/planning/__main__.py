@@ -14,9 +14,9 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError, RPOError
-from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
 from nemo_rpo.planning.card_counts import sizes
-from nemo_rpo.planning.step_time import Hardware
+from nemo_rpo.planning.hardware import Hardware
+from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
 
 GPUS = (8, 16, 32, 64, 128, 256)
 SHORT = 512  # tokens of a prompt and a response: nearer to chats than the limit is

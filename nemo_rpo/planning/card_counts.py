@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.flops import PEAK
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_parallel
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.planning.hardware import Hardware
 from nemo_rpo.planning.memory import Memory, peak_memory
-from nemo_rpo.planning.step_time import Hardware, step_seconds
+from nemo_rpo.planning.step_time import step_seconds
 
 NODE = 8  # GPUs of one machine
 SPARE = 0.1  # of a GPU's memory, for what is not counted
-# GB of memory, from NVIDIA's data sheets; of the A100 the larger one.
-MEMORY = {"A100": 80, "H100 PCIe": 80, "H100": 80, "H200": 141, "B200": 180}
-
-
-def hardware_named(kind: str, utilisation: float | None = None) -> Hardware:
-    """A GPU of a kind in :data:`MEMORY`, at a share of its peak rate (None: :class:`Hardware`'s).
-
-    Raises:
-        ConfigError: an unknown kind, or a share that is none.
-    """
-    if kind not in MEMORY:
-        raise ConfigError(f"--gpu {kind}: known are {', '.join(MEMORY)}")
-    if utilisation is not None and not 0 < utilisation <= 1:
-        raise ConfigError(f"--utilisation is a share of the peak, above 0 and at most 1; got {utilisation:g}")
-    gpu = replace(Hardware(), name=f"{kind} {MEMORY[kind]} GB", memory=MEMORY[kind] * 1e9, peak=PEAK[kind])
-    return gpu if utilisation is None else replace(gpu, utilisation=utilisation)
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,12 @@ GPUs say to each other has no term of its own: it is in the utilisation, which f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.flops import PEAK, forward_flops, layer_matrix_weights
+from nemo_rpo.config.flops import forward_flops, layer_matrix_weights
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What is assumed of one GPU: an H100 SXM, and what Megatron-Core reaches on it with models of these sizes."""
-
-    name: str = "H100 80 GB"
-    memory: float = 80e9  # bytes
-    peak: float = PEAK["H100"]  # FLOP/s
-    utilisation: float = 0.40  # model FLOPs over peak: an assumption, not a measurement
-    host_bandwidth: float = 50e9  # bytes/s, PCIe 5 × 16
+from nemo_rpo.planning.hardware import Hardware
 
 
 def step_seconds(

@@ -14,9 +14,10 @@ from nemo_rpo.config.flops import forward_flops
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.planning.__main__ import main
+from nemo_rpo.planning.hardware import Hardware
 from nemo_rpo.planning.memory import peak_memory
 from nemo_rpo.planning.models import MODELS, total_weights
-from nemo_rpo.planning.step_time import Hardware, step_seconds
+from nemo_rpo.planning.step_time import step_seconds
 
 CONF = ROOT / "conf"
 RECIPES = sorted([*CONF.glob("*_ultrafeedback.yaml"), *CONF.glob("*_multipref.yaml")])
