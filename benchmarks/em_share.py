@@ -2,15 +2,17 @@
 
     python -m benchmarks.em_share [--annotators 10000] [--pairs 100000] [--step 1.7] [--write docs/label_model.md]
 
-One label a pair; annotators lean to the response shown first, are the more often right the surer they are, and tire.
-Every step is what a trainer does: posteriors of a batch, its evidence, and the commit, which now and then refits. The
-step beside which it stands is the one that docs/speed.md measures on one CPU thread (6M parameters, 64 pairs).
+One label a pair; annotators lean to the response shown first, are the more often right the surer they are, and tire. A
+step is what a trainer asks: posteriors of a batch, and its evidence taken in; refits come after some of them. The step
+beside which it stands is the one that docs/speed.md measures on one CPU thread (6M parameters, 64 pairs).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,31 +44,56 @@ def draw(annotators: int, pairs: int) -> tuple[Tensor, Crowd]:
     return delta, Crowd(votes, VoteColumns(shown_first=shown, confidence=confidence, time=time_of_vote))
 
 
-def epoch(delta: Tensor, crowd: Crowd, annotators: int, enabled: bool) -> dict[str, float]:
-    """Processor seconds of an epoch's steps, and of those that refit; features in force at its end."""
+def refit_steps(steps: int, every: int) -> list[int]:
+    """Steps of an epoch after which the buffer is refitted."""
+    return [step for step in range(8, steps + 1) if step & (step - 1) == 0 or step % every == 0]
+
+
+def epoch(delta: Tensor, crowd: Crowd, annotators: int, enabled: bool) -> dict[str, Any]:
+    """Processor seconds of an epoch: of its steps, of its refits and of the searches for features among them; from 100
+    steps, refits to a tenth, a half and all of the margins (in between: a straight line), and one search."""
     settings = EMSettings(label_model=LabelModelInTraining(enabled=enabled))
-    flat = crowd.votes
+    flat, steps = crowd.votes, len(delta) // BATCH
 
     def votes_of(block: slice | Tensor) -> Votes:
         return Votes(flat.annotator[block].unsqueeze(-1), flat.sign[block].unsqueeze(-1))
 
     em = build_estimator(settings, annotators, len(delta), votes_of, crowd_of=lambda: crowd)
-    order = torch.randperm(len(delta), generator=torch.Generator().manual_seed(1)).split(BATCH)
-    plain, refits, valid = 0.0, [], torch.ones(BATCH, dtype=torch.bool)
-    for pair in order:
-        batch, before, began = votes_of(pair), em.estimate, time.process_time()
-        margin = delta[pair]
+    shares, seconds, search = [0.1, 0.5, 1.0], [], 0.0
+    for share in shares:
+        em.buffer.load(torch.where(torch.arange(len(delta)) % 10 < 10 * share, delta, torch.nan))
+        if em.label_model is not None:
+            began = time.process_time()
+            em.refit()  # with a search, the first time
+            search = search or time.process_time() - began
+            em.label_model._chosen_at = len(delta)
+        began = time.process_time()
+        em.refit()
+        seconds.append(time.process_time() - began)
+    refits = refit_steps(steps, settings.buffer.refit_every)
+    fits = sum(_between(shares, seconds, step / steps) for step in refits)
+    searches = 0 if em.label_model is None else len({int(math.log(step / 8, 4)) for step in refits})
+    valid, began = torch.ones(BATCH, dtype=torch.bool), time.process_time()
+    for pair in torch.arange(100 * BATCH).split(BATCH):
+        batch, margin = votes_of(pair), delta[pair]
         w = em.posterior(margin, batch, pair)
-        add_evidence(em, pair, w, margin, batch, valid[: len(pair)])
+        add_evidence(em, pair, w, margin, batch, valid)
         em.exchange(lambda rows: rows)
-        em.commit()
-        seconds = time.process_time() - began
-        if em.estimate is before:
-            plain += seconds
-        else:
-            refits.append(seconds)
+        em.buffer.record(pair, margin, keep_first=True)
+        em.rollback()
+    plain = (time.process_time() - began) / 100 * steps
     names = [] if em.label_model is None else list(em.label_model.now.names[1:])
-    return {"steps": len(order), "plain": plain, "refits": len(refits), "fits": sum(refits), "names": names}
+    return {
+        "steps": steps, "plain": plain, "refits": len(refits), "fits": fits, "names": names,
+        "searches": searches, "search": searches * max(0.0, search - seconds[0]),
+    }  # fmt: skip
+
+
+def _between(at: list[float], values: list[float], share: float) -> float:
+    right = next((i for i, x in enumerate(at) if x >= share), len(at) - 1)
+    left = max(0, right - 1)
+    part = 0.0 if at[right] == at[left] else min(1.0, max(0.0, (share - at[left]) / (at[right] - at[left])))
+    return values[left] + part * (values[right] - values[left])
 
 
 def main() -> None:
@@ -83,14 +110,13 @@ def main() -> None:
         found = epoch(delta, crowd, arguments.annotators, enabled)
         whole = found["steps"] * arguments.step
         rows[", ".join(found["names"]) or "reliabilities alone"] = [
-            f"{found['steps']:,}",
             f"{1e3 * found['plain'] / found['steps']:.2f} ms",
-            f"{found['refits']}",
-            f"{found['fits']:.1f} s",
+            f"{found['refits']} in {found['fits']:.0f} s",
+            f"{found['searches']} in {found['search']:.0f} s",
             f"{found['plain'] / whole:.2%}",
-            f"{(found['plain'] + found['fits']) / whole:.2%}",
+            f"{(found['plain'] + found['fits'] + found['search']) / whole:.2%}",
         ]
-    heads = ["steps", "EM in a step", "refits", "all refits", "share without them", "share with them"]
+    heads = ["EM in a step", "refits", "searches", "share of a step", "share of the epoch"]
     text = table("features", heads, rows)
     print(text)
     if arguments.write:
