@@ -10,13 +10,13 @@ import numpy as np
 from nemo_rpo import __version__
 from nemo_rpo.errors import DataError
 from nemo_rpo.report import doubtful, policy, reliability, tastes
+from nemo_rpo.report.advice import no_better_than_chance, verdict
 from nemo_rpo.report.disagreement import taste
 from nemo_rpo.report.groups import bands, read_groups
 from nemo_rpo.report.rendering.document import Document, Note, Section, Text
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source
 from nemo_rpo.report.texts import Texts, read_texts
-from nemo_rpo.report.verdict import no_better_than_chance, verdict
 from nemo_rpo.report.warnings import warnings_of
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
+from nemo_rpo.report.advice import of_annotators
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Annotators, Run
-from nemo_rpo.report.verdict import of_annotators
 from nemo_rpo.shares import logit_interval
 
 _SHOWN = 25

@@ -19,13 +19,13 @@ pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip insta
 pytest.importorskip("pyarrow", reason="the report needs pyarrow: pip install 'nemo-rpo[report]'")
 
 from nemo_rpo.cli import main
+from nemo_rpo.report.advice import verdict
 from nemo_rpo.report.build import ReportSettings, build_report
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Document, Figure, Note, Quote, Section, Table, Text
 from nemo_rpo.report.rendering.html import as_html
 from nemo_rpo.report.rendering.markdown import as_markdown
 from nemo_rpo.report.run import Annotators, Run, read_run
-from nemo_rpo.report.verdict import verdict
 from nemo_rpo.training.outputs import record
 
 from .runs import STEPS, Crowd, make_run
