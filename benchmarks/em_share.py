@@ -74,7 +74,7 @@ def epoch(delta: Tensor, crowd: Crowd, annotators: int, enabled: bool) -> dict[s
     fits = sum(_between(shares, seconds, step / steps) for step in refits)
     searches = 0 if em.label_model is None else len({int(math.log(step / 8, 4)) for step in refits})
     valid, began = torch.ones(BATCH, dtype=torch.bool), time.process_time()
-    for pair in torch.arange(100 * BATCH).split(BATCH):
+    for pair in (torch.arange(100 * BATCH) % len(delta)).split(BATCH):
         batch, margin = votes_of(pair), delta[pair]
         w = em.posterior(margin, batch, pair)
         add_evidence(em, pair, w, margin, batch, valid)
