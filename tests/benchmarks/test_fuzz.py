@@ -43,9 +43,11 @@ def test_whole_inputs_are_taken(fuzz, prepared, monkeypatch):
     for module in ("data", "readers"):
         monkeypatch.setattr(f"fuzzing.{module}.damage_bytes", lambda rng, data: data)
         monkeypatch.setattr(f"fuzzing.{module}.damage_value", lambda rng, value, times=1: value)
-    taken = Counter()
+    taken, seen = Counter(), Counter()
     for seed in range(WHOLE):
         name, kind, said = fuzz.run_case(seed, prepared)
         assert kind != "WRONG", f"{seed}: {name}: {said}"
         taken[name] += kind == "taken"
-    assert {name for name, count in taken.items() if not count} <= {"YAML"}, "whose lines are damaged on the spot"
+        seen[name] += 1
+    # A file may still be missing, and a YAML file's lines are damaged on the spot.
+    assert {name for name, count in seen.items() if count > 3 and not taken[name]} <= {"YAML"}
