@@ -82,10 +82,14 @@ def _outcome(target: Target, rng: random.Random, folder: Path, prepared: Path) -
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
     said = io.StringIO()
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield said
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield said
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def losses() -> str:
     """Trains a bigram table with NeMo-RL's loss; what to say. Raises :class:`RuntimeError` if it fails."""
     import torch
 
-    from nemo_rpo.integrations.nemo_rl.loss import LOGIT_ETA, PAIR, WARMING_UP, make_loss
+    from nemo_rpo.integrations.nemo_rl.loss import EVIDENCE, LABEL, PAIR, SHARPNESS, VOICE, make_loss
 
     loss_fn = pickle.loads(pickle.dumps(make_loss({"reference_policy_kl_penalty": 1.0, "robust": {}})))
     generator = torch.Generator().manual_seed(0)
@@ -70,8 +70,10 @@ def losses() -> str:
         "token_mask": torch.ones(rows, length, dtype=torch.int64),
         "sample_mask": torch.ones(rows),
         "reference_policy_logprobs": torch.nn.functional.pad(next_token_logprobs().detach(), (0, 1)),
-        LOGIT_ETA: torch.full((rows,), 2.0),
-        WARMING_UP: torch.zeros(rows, dtype=torch.bool),
+        EVIDENCE: torch.full((rows,), 2.0),
+        LABEL: torch.full((rows,), 2.0).sigmoid(),
+        VOICE: torch.ones(rows),
+        SHARPNESS: torch.ones(rows),
         PAIR: torch.arange(rows) // 2,
     }
     values = []

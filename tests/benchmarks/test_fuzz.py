@@ -49,5 +49,6 @@ def test_whole_inputs_are_taken(fuzz, prepared, monkeypatch):
         assert kind != "WRONG", f"{seed}: {name}: {said}"
         taken[name] += kind == "taken"
         seen[name] += 1
-    # A file may still be missing, and a YAML file's lines are damaged on the spot.
-    assert {name for name, count in seen.items() if count > 3 and not taken[name]} <= {"YAML"}
+    # A file may still be missing, a column be renamed to none, and a YAML file's lines are damaged on the spot.
+    assert {name for name, count in seen.items() if count > 5 and not taken[name]} <= {"YAML"}
+    assert sum(taken.values()) > WHOLE / 2

@@ -153,7 +153,9 @@ def test_the_margin_buffer_is_the_same_on_any_ranks(launched: Callable[[str], Tr
     one, several = launched("buffer"), launched("buffer, TP=2 × DP=2")
     assert one[-1]["eta"] != one[0]["eta"]
     found = largest_differences(several, one)
-    assert all(value <= TOLERANCE for value in found.values()), found
+    # A refit's η, within the tolerance, is a factor of the gradient's parts, which cancel to some tenths.
+    allowed = {"loss": TOLERANCE, "eta": TOLERANCE, "grad_norm": 5 * TOLERANCE}
+    assert found.keys() == allowed.keys() and all(found[name] <= allowed[name] for name in found), found
 
 
 def test_who_reverses_rankings_is_not_believed(launched: Callable[[str], Trajectory]) -> None:
