@@ -8,7 +8,7 @@ from pathlib import Path
 
 from integrations.trl.world import arguments, logged, rows, trainer
 
-SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2}}}
+SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2, "min_gain": -1e9}}}
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def test_losses_and_eta_are_the_packages_own(rpo, model, tmp_path):
 @pytest.mark.parametrize("margins", ["prequential", "latest"])
 def test_the_margin_buffer_is_the_packages_own(margins, model, tmp_path):
     """Refits after every second step and at the end; the margins of a reference-free loss differ from 0 at once."""
-    data, rpo = rows(18), {"base_loss": "cpo", "buffer": {"refit_every": 2, "margins": margins}}
+    data, rpo = rows(18), {"base_loss": "cpo", "buffer": {"refit_every": 2, "margins": margins, "min_gain": -1e9}}
     run = trainer(model, arguments(tmp_path, max_steps=7), data, rpo)
     run.train()
     expected = engine_run(model, data, batch=4, steps=7, rpo=rpo)
@@ -102,7 +102,7 @@ def test_without_the_em_it_is_trls_own_dpo(model, tmp_path):
     assert not logged(ours, "em/eta_mean")
 
 
-BUFFER = {"estimator": "buffer", "base_loss": "cpo", "buffer": {"refit_every": 2}}
+BUFFER = {"estimator": "buffer", "base_loss": "cpo", "buffer": {"refit_every": 2, "min_gain": -1e9}}
 
 
 @pytest.mark.parametrize("rpo", [{"estimator": "ema"}, BUFFER], ids=lambda rpo: rpo["estimator"])
