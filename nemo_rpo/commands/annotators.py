@@ -19,6 +19,7 @@ from nemo_rpo.errors import ConfigError, DataError, RowError, printable
 
 if TYPE_CHECKING:
     from nemo_rpo.crowd.reliability import Reliability
+    from nemo_rpo.data.vote_table import VoteTable
 
 _QUOTED = 3  # rows left out that are quoted
 
@@ -64,10 +65,10 @@ def run(args: argparse.Namespace) -> None:
     for out in (args.csv, args.html, args.next_out):
         if out and not out.parent.is_dir():
             raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
-    reader, left_out = _read(args)
+    table, left_out = _read(args)
     from nemo_rpo.crowd.reliability import assess
 
-    result = assess(reader.close(), settings)
+    result = assess(table, settings)
     if args.csv:
         write_csv(args.csv, [asdict(row) for row in result.annotators])
     if args.html:
@@ -109,8 +110,15 @@ class _LeftOut:
         return [*found, *self.notes]
 
 
-def _read(args: argparse.Namespace) -> tuple[VoteReader, _LeftOut]:
+def _read(args: argparse.Namespace) -> tuple[VoteTable, _LeftOut]:
+    from nemo_rpo.crowd.votes_alone import read_votes_alone
+
     left_out = _LeftOut()
+    if alone := read_votes_alone(args.data, row_format(args), args.gold):
+        if args.next or args.relabelled:
+            raise ConfigError(f"{args.data[0]} has votes without texts: --next and --relabelled need the texts too")
+        table, left_out.gold_unknown = alone
+        return table, left_out
     reader = VoteReader(row_format(args), left_out)
     reader.read(args.data)
     if not len(reader.ledger):
@@ -125,7 +133,7 @@ def _read(args: argparse.Namespace) -> tuple[VoteReader, _LeftOut]:
         added, blank = read_relabelled(args.relabelled, reader)
         without = f", {blank:,} tasks without an answer" if blank else ""
         left_out.notes.append(f"{added:,} votes of the relabelled files count too{without}")
-    return reader, left_out
+    return reader.close(), left_out
 
 
 def _check_next(args: argparse.Namespace) -> None:

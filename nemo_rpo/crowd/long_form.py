@@ -129,7 +129,7 @@ def signs(values: Sequence, name: str) -> np.ndarray:
         found[row] = sign
     if numbers == {0, 1}:
         raise DataError(
-            f"'{name}' holds 1 and 0 but no -1, so 0 may be the second response or a tie: give bools, or -1"
+            f"'{name}' holds 1 and 0 but no -1, so 0 may be the second response or a tie: write a and b, or 1 and -1"
         )
     return found
 

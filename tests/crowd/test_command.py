@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import nemo_rpo
 from nemo_rpo.cli import main
 
 from . import crowds
@@ -35,6 +36,38 @@ def test_prints_a_table_and_writes_csv_and_a_page(votes, tmp_path, capsys):
     text = page.read_text(encoding="utf-8")
     assert "=1+1" in text and "<svg" in text
     assert not any(word in text for word in ("src=", 'href="http', "@import", "url(http"))
+
+
+def test_votes_without_texts(tmp_path, capsys):
+    """The same annotators under other names of the columns, as files of crowd platforms have them, as from Python."""
+    rows = [(f"t{p}", w, "ab"[(p + (w == "dan" and p % 3 > 0)) % 2]) for p in range(60) for w in ("ann", "bob", "dan")]
+    names = {"task": 0, "worker": 1, "label": 2}
+    table = tmp_path / "votes.csv"
+    table.write_text("task,worker,label\n" + "".join(",".join(row) + "\n" for row in rows))
+    gold = tmp_path / "gold.csv"
+    gold.write_text("task,gold\n" + "".join(f"t{p},{'ab'[p % 2]}\n" for p in range(30)) + "t99,a\n")
+    assert main(["annotators", str(table), "--gold", str(gold), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "1 gold labels are for pairs that nobody labelled" in printed.err
+    found = {row["annotator"]: row["verdict"] for row in json.loads(printed.out)["annotators"]}
+    assert found["dan"] == "retrain" and found["ann"] != "retrain"
+    columns = {name: [row[i] for row in rows] for name, i in names.items()}
+    known = {f"t{p}": "ab"[p % 2] for p in range(30)}
+    columns["gold"] = [known.get(task) for task in columns["task"]]
+    result = nemo_rpo.estimate_reliability(columns, pair="task", annotator="worker", vote="label", gold="gold")
+    assert found == {row.annotator: row.verdict for row in result.annotators}
+    wrong = {
+        "t1,ann,x": ":2: 'label' is 'x'",
+        "t1,ann,1\nt1,bob,0": "1 and 0 but no -1",
+        "t1,ann,a\n,ann,b": ":3: 'task'",
+    }
+    for text, said in wrong.items():
+        table.write_text(f"task,worker,label\n{text}\n")
+        assert main(["annotators", str(table)]) == 2
+        assert said in capsys.readouterr().err
+    table.write_text("task,worker,label\nt1,ann,a\n")
+    assert main(["annotators", str(table), "--next", "3", "--next-out", str(tmp_path / "n.csv")]) == 2
+    assert "without texts" in capsys.readouterr().err and not (tmp_path / "n.csv").exists()
 
 
 def test_gold_of_a_file_by_id_or_by_rows(votes, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_every_kind_of_table_is_the_file(tmp_path):
         ([{"pair": 1, "annotator": "w"}], "no column 'vote'"),
         ([{"pair": 1, "annotator": "w", "vote": "maybe"}], "row 0: 'vote' is 'maybe'"),
         ([{"pair": None, "annotator": "w", "vote": "a"}], "row 0: 'pair' is empty"),
-        ([{"pair": 1, "annotator": "w", "vote": v} for v in (1, 0)], "give bools"),
+        ([{"pair": 1, "annotator": "w", "vote": v} for v in (1, 0)], "no -1"),
         ([{"pair": 1, "annotator": "w", "vote": "a", "gold": g} for g in "ab"], "opposite gold label"),
         ("votes", "does not exist"),
         (3, "not int"),
