@@ -195,7 +195,8 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
             self._pass_over(batch, scale, forward_only=True)
             scale = scale * self.step_metrics.gradient_scale()
         self._pass_over(batch, scale, forward_only)
-        metrics = self.step_metrics.means(held_out=forward_only)
+        # Switched off, the figures are NeMo-Aligner's own.
+        metrics = self.step_metrics.means(held_out=forward_only and self.rpo.enabled)
         return metrics["loss"], metrics
 
     def _pass_over(self, batch: dict[str, Tensor], scale: Tensor, forward_only: bool) -> None:
