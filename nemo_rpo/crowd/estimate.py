@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
-from nemo_rpo.crowd.long_form import columns_of, vote_table
+from nemo_rpo.crowd.long_form import BESIDE, columns_of, vote_table
 from nemo_rpo.crowd.reliability import Reliability, assess
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import DataError
-
-_BESIDE = ("gold", "shown_first", "strength", "confidence", "seconds", "time", "family", "topic")
 
 
 def estimate_reliability(
@@ -50,12 +48,12 @@ def estimate_reliability(
     """
     settings = CrowdSettings(good_enough=good_enough, min_labels=min_labels, doubtful=doubtful)
     settings.check()
-    unknown = sorted(columns.keys() - set(_BESIDE))
+    unknown = sorted(columns.keys() - set(BESIDE))
     if unknown:
-        raise DataError(f"estimate_reliability knows no column '{unknown[0]}'; it can be {', '.join(_BESIDE)}")
+        raise DataError(f"estimate_reliability knows no column '{unknown[0]}'; it can be {', '.join(BESIDE)}")
     if isinstance(votes, str | Path):
         return assess(read_votes(votes), settings)
     table = columns_of(votes)
     names = {"pair": pair, "annotator": annotator, "vote": vote}
-    names |= {name: name for name in _BESIDE if name in table} | columns
+    names |= {name: name for name in BESIDE if name in table} | columns
     return assess(vote_table(table, names), settings)

@@ -19,6 +19,8 @@ _FIRST = ("a", "first", "left", "chosen", "model_a", "response_a")
 _SECOND = ("b", "second", "right", "rejected", "model_b", "response_b")
 _SIGNS = dict.fromkeys(_FIRST, 1) | dict.fromkeys(_SECOND, -1) | dict.fromkeys(("tie", "both", "draw"), 0)
 _DETAILS = ("strength", "confidence", "seconds")
+# Columns that may stand beside pair, annotator and vote.
+BESIDE = ("gold", "shown_first", *_DETAILS, "time", "family", "topic")
 
 
 def columns_of(data: Any) -> dict[str, list]:

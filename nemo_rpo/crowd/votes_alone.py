@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_rpo.crowd.long_form import signs, vote_table
+from nemo_rpo.crowd.long_form import BESIDE, signs, vote_table
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Record, as_paths, read_records
 from nemo_rpo.data.formats import LAYOUTS
@@ -24,8 +24,7 @@ _PAIR = ("pair", "pair_id", "task", "item", "comparison_id", "question_id")
 _ANNOTATOR = ("annotator", "annotator_id", "worker", "worker_id", "WorkerId", "user_id", "rater", "judge")
 _VOTE = ("vote", "label", "choice", "preference", "winner")
 _GOLD = ("gold", "truth", "ground_truth")
-_DETAILS = ("gold", "shown_first", "family", "topic")
-_NUMBERS = ("strength", "confidence", "seconds", "time")
+_SIDES = ("vote", "gold", "shown_first")  # the columns that hold a side, which may be spelt as a number
 _HEAD = 100  # rows that show what a file has
 _ROW = re.compile(r"^row (\d+): ")
 
@@ -49,7 +48,9 @@ def read_votes_alone(paths: list[Path], keys: RowFormat, gold: Path | None = Non
     if names is None:
         return None
     records = [record for path in paths for record in _records(path, keys)]
-    columns = {name: [_value(record.fields.get(name)) for record in records] for name in names.values()}
+    columns = {name: [record.fields.get(name) for record in records] for name in names.values()}
+    for name in (names[side] for side in _SIDES if side in names):
+        columns[name] = [_value(value) for value in columns[name]]
     try:
         table = vote_table(columns, names)
     except DataError as exc:
@@ -82,7 +83,7 @@ def _names(fields: Set[str], keys: RowFormat) -> dict[str, str] | None:
     found = {what: next((name for name in names if name in fields), None) for what, names in wanted.items()}
     if None in found.values():
         return None
-    return found | {name: name for name in (*_DETAILS, *_NUMBERS) if name in fields}
+    return found | {name: name for name in BESIDE if name in fields}
 
 
 def _value(value: Any) -> Any:

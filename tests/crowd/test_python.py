@@ -79,7 +79,7 @@ def test_crowd_kit_s_names():
 
 
 def test_it_is_cloned_as_scikit_learn_clones():
-    clone = pytest.importorskip("sklearn.base").clone
+    clone = pytest.importorskip("sklearn.base", reason="clone is scikit-learn's: pip install 'nemo-rpo[crowd]'").clone
     assert clone(nemo_rpo.RobustLabels(min_labels=3)).get_params() == {"good_enough": 0.7, "min_labels": 3}
 
 
