@@ -142,8 +142,8 @@ def _attention_kind(config: Mapping[str, Any]) -> tuple[bool, bool]:
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
     """Raises :class:`CheckpointError` for a value that no release of ``transformers`` writes."""
-    if config.get("sliding_window") == 0 and not config.get("use_sliding_window", False):
-        config = {**config, "sliding_window": None}  # as transformers writes it for Qwen2-MoE
+    if config["model_type"] == "qwen2_moe" and config.get("sliding_window") == 0:  # what transformers writes for none
+        config = {**config, "sliding_window": None}
     check_values(config, where, _WHOLE, _POSITIVE, _FLAGS, _ROTARY)
     for name in _ROTARY:
         check_values(config.get(name) or {}, f"{where}: {name}", positive=(*_POSITIVE, *_LLAMA3_ROPE))
