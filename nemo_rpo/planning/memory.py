@@ -77,10 +77,11 @@ def peak_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int) 
             "memory is not estimated for model.virtual_pipeline_model_parallel_size: leave it out for an estimate"
         )
     stages = range(cfg.model.pipeline_model_parallel_size)
-    return max((_stage(cfg, architecture, world_size, stage) for stage in stages), key=lambda memory: memory.total)
+    return max((stage_memory(cfg, architecture, world_size, stage) for stage in stages), key=lambda memory: memory.total)
 
 
-def _stage(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage: int) -> Memory:
+def stage_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage: int) -> Memory:
+    """That of a GPU of one pipeline stage."""
     model, low = cfg.model, cfg.trainer.precision == "bf16"
     tensor, pipeline, context = (
         model.tensor_model_parallel_size,

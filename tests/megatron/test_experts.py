@@ -16,7 +16,12 @@ import pytest
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 pytest.importorskip("transformers", reason="the models are made with transformers: pip install 'nemo-rpo[hf]'")
+from engine import CONFIG
 from torchrun import run_ranks
+
+from nemo_rpo.config.load import load_config
+from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
+from nemo_rpo.planning.memory import stage_memory
 
 pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
@@ -76,20 +81,33 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
 }
 # Other families, under one layout of each number of ranks; and the router's own losses.
 FAMILIES = {1: [], 2: [f"{EP}2"], 4: [f"{PP}2", f"{EP}2"]}
+# Whose weights are counted, and compared with the planner's.
+COUNTED = {name: LAYOUTS[4][name] for name in ("PP=2, EP=2", "TP=2, SP, EP=2, experts' TP=2", "TP=2, SP, EP=2, DP=2")}
 Figures = list[dict[str, float]]
 
 
 def run(overrides: list[str], steps: int = 4, model: str = "glm4_moe", after: Path | None = None) -> dict[str, Any]:
     longer = [f"trainer.dpo.max_steps={steps}", "model.optim.sched.max_steps=20"]
-    return {"model": model, "overrides": [*longer, *overrides], "after": None if after is None else str(after)}
+    return {
+        "model": model,
+        "overrides": [*longer, *overrides],
+        "after": None if after is None else str(after),
+        "count": overrides in COUNTED.values(),
+    }
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Figures]:
-    """The figures of a run. Two ranks run first, then one, then four: each goes on from checkpoints of those before."""
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import expert_worlds
 
-    world = expert_worlds.make(tmp_path_factory.mktemp("experts"))
+    return expert_worlds.make(tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture(scope="module")
+def left(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+    """Figures and weights of a run. Two ranks run first, then one, then four: each goes on from checkpoints of those
+    before.
+    """
     folders: dict[int, Path] = {}
 
     def runs_of(ranks: int) -> dict[str, dict[str, Any]]:
@@ -114,11 +132,17 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Figure
         folders[ranks] = tmp_path_factory.mktemp("ran")
         run_ranks(HERE / "ranks_experts.py", ranks, world, folders[ranks], json.dumps(runs_of(ranks)), timeout=400)
 
-    def figures_of(name: str) -> Figures:
+    def left_by(name: str) -> list[Any]:
         [path] = [folder / f"{name}.json" for folder in folders.values() if (folder / f"{name}.json").exists()]
         return json.loads(path.read_text(encoding="utf-8"))
 
-    return figures_of
+    return left_by
+
+
+@pytest.fixture(scope="module")
+def launched(left: Callable[[str], list[Any]]) -> Callable[[str], Figures]:
+    """The figures of a run."""
+    return lambda name: left(name)[0]
 
 
 def differences(found: Figures, expected: Figures) -> dict[str, float]:
@@ -170,3 +194,13 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(launched: Callable[[str], 
 def test_a_run_goes_on_under_another_number_of_expert_ranks(resumed: str, launched: Callable[[str], Figures]) -> None:
     found = differences(launched(resumed), launched("one rank"))
     assert max(found.values()) <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("layout", COUNTED)
+def test_the_planner_counts_the_weights_that_the_ranks_have(
+    layout: str, world: Path, left: Callable[[str], list[Any]]
+) -> None:
+    architecture = architecture_from_hf(world / "glm4_moe")
+    cfg = load_config(str(CONFIG), ["model.data.data_prefix.train=none", *COUNTED[layout]], notify=lambda text: None)
+    for stage, weights in left(layout)[1]:
+        assert stage_memory(cfg, architecture, 4, stage).gradients == 4 * weights
