@@ -77,7 +77,8 @@ def peak_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int) 
             "memory is not estimated for model.virtual_pipeline_model_parallel_size: leave it out for an estimate"
         )
     stages = range(cfg.model.pipeline_model_parallel_size)
-    return max((stage_memory(cfg, architecture, world_size, stage) for stage in stages), key=lambda memory: memory.total)
+    found = (stage_memory(cfg, architecture, world_size, stage) for stage in stages)
+    return max(found, key=lambda memory: memory.total)
 
 
 def stage_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage: int) -> Memory:

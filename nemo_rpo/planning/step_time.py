@@ -5,11 +5,12 @@
     step         T · [ 3 F + F·(full recomputation) + F·(live reference) + 2 N_head·(chunked head) ]
     seconds      step / (GPUs · peak · MFU) · (1 + (p - 1) / m)  +  3 · 2P / bandwidth·(swapped reference)
 
-Of experts N_layers are the weights that a token meets, so that 30e9 weights of which 3e9 are active take the time of
-3e9 where every expert gets its share of the tokens. T tokens of a global batch, 2 · pairs · s with s tokens a prompt and response; backward is twice the forward; the
-pipeline's p - 1 idle slots come on m micro-batches; a swapped reference moves the GPU's P weights over the bus three
-times. With T at full length the arithmetic is an upper bound: packing, or shorter texts, take away in proportion. What
-GPUs say to each other has no term of its own: it is in the utilisation, which falls where ranks have few micro-batches.
+Of experts N_layers are the weights that a token meets: 30e9 weights of which 3e9 are active take the time of 3e9 where
+every expert gets its share of the tokens. T tokens of a global batch, 2 · pairs · s with s tokens a prompt and
+response; backward is twice the forward; the pipeline's p - 1 idle slots come on m micro-batches; a swapped reference
+moves the GPU's P weights over the bus three times. With T at full length the arithmetic is an upper bound: packing, or
+shorter texts, take away in proportion. What GPUs say to each other has no term of its own: it is in the utilisation,
+which falls where ranks have few micro-batches, and with experts on several ranks, whose tokens travel in every layer.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
-from nemo_rpo.config.experts.expert_shape import check_expert_layout
+from nemo_rpo.config.experts.expert_shape import check_expert_layout, check_fresh_experts
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.places import run_folder as run_folder
@@ -271,6 +271,8 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
         CheckpointError, ConfigError: as :func:`check_start`, or a tokenizer with ids beyond the model's vocabulary.
     """
     path = starting_point(cfg)
+    if path is None:
+        check_fresh_experts(cfg)
     architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:

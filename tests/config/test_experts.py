@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
-from nemo_rpo.config.experts.expert_shape import Experts, check_expert_layout, layer_pattern
+from nemo_rpo.config.experts.expert_shape import Experts, check_expert_layout, check_fresh_experts, layer_pattern
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config, validate_parallel
@@ -103,38 +103,26 @@ def test_what_does_not_go_together_is_one_line(case: str) -> None:
     assert str(caught.value) == f"model.{message}"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            [
-                "model.expert_model_parallel_size=2",
-                "model.tensor_model_parallel_size=2",
-                "model.sequence_parallel=true",
-            ],
-            "model.expert_tensor_parallel_size=2 with model.moe_token_dispatcher_type=alltoall needs "
-            "trainer.accelerator=gpu: set the latter to allgather, or the former to 1",
-        ),
-        (
-            ["model.expert_model_parallel_size=2", "pretrained_checkpoint.restore_from_path=null"],
-            "model.expert_model_parallel_size=2 with fresh weights needs trainer.accelerator=gpu: every rank would draw "
-            "the same experts: start from a checkpoint",
-        ),
-    ],
-)
-def test_what_a_cpu_cannot_do_and_a_gpu_can(overrides: list[str], message: str) -> None:
-    cfg = load_config("gpt_rpo", [*GIVEN, *overrides], notify=lambda text: None)
+def test_what_a_cpu_cannot_do_and_a_gpu_can() -> None:
+    cfg = config("expert_model_parallel_size=2", "tensor_model_parallel_size=2", "sequence_parallel=true")
     check_expert_layout(cfg, MODEL)
+    check_fresh_experts(cfg)
     cfg.trainer.accelerator = "cpu"
     with pytest.raises(ConfigError) as caught:
         check_expert_layout(cfg, MODEL)
-    assert str(caught.value) == message
+    assert str(caught.value) == (
+        "model.expert_tensor_parallel_size=2 with model.moe_token_dispatcher_type=alltoall needs "
+        "trainer.accelerator=gpu: set the latter to allgather, or the former to 1"
+    )
+    with pytest.raises(ConfigError, match=r"^model.expert_model_parallel_size=2 with fresh weights needs trainer.acc"):
+        check_fresh_experts(cfg)
+    check_fresh_experts(config())
 
 
 def test_a_nemo_file_of_experts_is_refused_before_training() -> None:
     cfg = config()
     cfg.exp_manager.checkpoint_callback_params.save_nemo_on_train_end = True
-    with pytest.raises(ConfigError, match="a .nemo has no mixture of experts; set save_hf_on_train_end=true instead"):
+    with pytest.raises(ConfigError, match=r"a \.nemo has no mixture of experts; set save_hf_on_train_end=true"):
         check_expert_layout(cfg, MODEL)
 
 

@@ -21,10 +21,17 @@ SIZES = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
-# GLM's has all that others have: a dense first layer, groups, a bias of the router, a shared expert, half heads rotated.
+# GLM's has all that others have: a dense first layer, groups, a bias of the router, a shared expert. (hf_models rotates
+# half heads and has biases too.)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": ("Glm4Moe", GLM_EXPERTS | dict(n_group=2, topk_group=1, attention_bias=False, use_qk_norm=True)),
     "qwen2_moe": ("Qwen2Moe", QWEN_EXPERTS | dict(shared_expert_intermediate_size=40, norm_topk_prob=False)),
+    # A fake GPU has no values to route by, and needs none where there is nothing to choose.
+    "one_expert": (
+        "Qwen2Moe",
+        QWEN_EXPERTS
+        | dict(num_experts=1, num_experts_per_tok=1, shared_expert_intermediate_size=40, norm_topk_prob=False),
+    ),
     "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
 }
 

@@ -55,6 +55,7 @@ GLM_EXPERTS = dict(
     routed_scaling_factor=1.7,
     norm_topk_prob=True,
     head_dim=8,
+    num_nextn_predict_layers=0,  # layers that save_pretrained does not write
 )
 CASES = {
     "llama": Case("Llama", vocabulary_multiple=128),

@@ -1,5 +1,5 @@
-"""Training runs of mixtures of experts, one after the other on the same ranks; each leaves its figures of each step, and
-how many weights each rank has.
+"""Training runs of mixtures of experts, one after the other on the same ranks; each leaves its figures of each step,
+and how many weights each rank has.
 
 ``argv``: the world's folder, the folder to write to, and a JSON object of name → ``{"model", "overrides", "after",
 "count"}``; of a run that goes on from another one ``after`` is that run's folder, which is copied.

@@ -94,7 +94,7 @@ def main() -> None:
         data = "rankings.jsonl" if name == "rankings" else "train.jsonl"
         given = [*places(world, out / "run", data), *overrides]
         if name.startswith("experts"):
-            given.append(f"pretrained_checkpoint.restore_from_path={experts / 'glm4_moe'}")
+            given.append(f"pretrained_checkpoint.restore_from_path={experts / 'one_expert'}")
         found[name] = rehearse(given, faults=number == 0)
     (out / "found.json").write_text(json.dumps(found))
 

@@ -143,13 +143,17 @@ def check_expert_layout(cfg: RunConfig, architecture: GPTArchitecture) -> None:
             f"model.expert_tensor_parallel_size={tensor} with model.moe_token_dispatcher_type=alltoall",
             "set the latter to allgather, or the former to 1",
         )
-    if parallel > 1 and cfg.pretrained_checkpoint.restore_from_path is None:
+    _check_numbers(cfg, architecture)
+
+
+def check_fresh_experts(cfg: RunConfig) -> None:
+    """Raises :class:`ConfigError` where ranks would begin with the same random experts."""
+    if cfg.model.expert_model_parallel_size > 1:
         _not_on_a_cpu(
             cfg,
-            f"model.expert_model_parallel_size={parallel} with fresh weights",
+            f"model.expert_model_parallel_size={cfg.model.expert_model_parallel_size} with fresh weights",
             "every rank would draw the same experts: start from a checkpoint",
         )
-    _check_numbers(cfg, architecture)
 
 
 def _not_on_a_cpu(cfg: RunConfig, what: str, advice: str) -> None:
