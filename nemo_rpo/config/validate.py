@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
-from nemo_rpo.config.experts.expert_shape import expert_tensor_size
+from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
@@ -79,13 +78,12 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
 
 def _check_expert_ranks(cfg: RunConfig, world_size: int) -> None:
     model = cfg.model
-    sizes = {
-        "expert_tensor_parallel_size": expert_tensor_size(model),
-        "expert_model_parallel_size": model.expert_model_parallel_size,
-        "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
-    }
-    ranks = math.prod(sizes.values())
-    if model.expert_model_parallel_size > 1 and world_size % ranks:
+    if world_size % (ranks := expert_ranks(model)):
+        sizes = {
+            "expert_tensor_parallel_size": expert_tensor_size(model),
+            "expert_model_parallel_size": model.expert_model_parallel_size,
+            "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
+        }
         named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
         raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {ranks}")
 

@@ -68,6 +68,9 @@ def round_trip(name: str, cfg: RunConfig, models: Path, out: Path) -> None:
     sizes = SMALL_FILES if case.files == "many" else "1GB"
     export_hf(chunks, architecture, exported, None, read_hf_config(source), case.dtype, max_shard_size=sizes)
     export_hf(chunks, architecture, out / f"{name}_without_source")
+    if case.has_experts:
+        written = greedy(chunks, [[1], [1, 7, 3]], 5, None, architecture.vocab_size)
+        (out / f"{name}.{dist.get_rank()}.written").write_text(json.dumps(written))
     dist.barrier()
     assert architecture_from_hf(exported) == architecture
     again = fresh_model(cfg, architecture, seed=2)

@@ -129,6 +129,21 @@ def test_transformers_loads_an_export_without_source_config(ran: Path, models: P
         torch.testing.assert_close(model(expected["token_ids"]).logits, expected["logits"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("ran", "name"), [at for at in EVERYWHERE if CASES[at[1]].has_experts], indirect=["ran"])
+def test_every_rank_writes_what_transformers_would(ran: Path, models: Path, name: str) -> None:
+    """Greedily; expert ranks exchange tokens and have to end together."""
+    transformers = pytest.importorskip("transformers")
+    everyones = [json.loads(path.read_text()) for path in sorted(ran.glob(f"{name}.*.written"))]
+    assert len({json.dumps(written) for written in everyones}) == 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / name, attn_implementation="eager")
+    for prompt, written in zip(([1], [1, 7, 3]), everyones[0], strict=True):
+        ids = list(prompt)
+        for _ in range(5):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert ids[len(prompt) :] == written
+
+
 def test_every_rank_refuses_alike_and_leaves_nothing_half_written(ran: Path) -> None:
     everyones = [json.loads(path.read_text()) for path in sorted(ran.glob("refusals.*.json"))]
     damaged, other_model, not_empty, wrong_config, disk_full = everyones[0]

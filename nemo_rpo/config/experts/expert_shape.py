@@ -104,6 +104,13 @@ def expert_tensor_size(model: ModelConfig) -> int:
     return model.expert_tensor_parallel_size or model.tensor_model_parallel_size
 
 
+def expert_ranks(model: ModelConfig) -> int:
+    """Ranks that hold all experts together, a multiple of which there has to be; 1 without expert parallelism."""
+    if model.expert_model_parallel_size == 1:
+        return 1
+    return expert_tensor_size(model) * model.expert_model_parallel_size * model.pipeline_model_parallel_size
+
+
 def check_expert_layout(cfg: RunConfig, architecture: GPTArchitecture) -> None:
     """Raises :class:`ConfigError` where the run's layout, precision or router losses do not go with the experts of
     ``architecture``, or with its having none.
