@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nproc-per-node",
         type=int,
-        help="ranks to start on this machine, when torchrun has not started them (trainer.devices, or the fewest that the layout needs)",
+        help="ranks to start on this machine, if torchrun has started none (trainer.devices, or the layout's fewest)",
     )
     parser.add_argument(
         "--rdzv-endpoint",

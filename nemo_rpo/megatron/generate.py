@@ -65,9 +65,9 @@ def greedy(
     does. ``vocab_size`` is the unpadded one: padded ids are never chosen, and of equal logits the lowest id is. Rows
     are padded on the right, where no real token attends. Collective over the tensor and pipeline groups; data-parallel
     replicas may generate from different prompts. Under expert parallelism, where they exchange tokens, it is collective
-    over the world, from the same prompts, and each token is also broadcast over the world. Besides the forwards, each token costs an all-gather of ``[2, b]``
-    numbers over the tensor group and a broadcast of ``b`` ids over the pipeline group. Returns the same on every rank
-    of them.
+    over the world, from the same prompts, and each token is also broadcast over the world. Besides the forwards, each
+    token costs an all-gather of ``[2, b]`` numbers over the tensor group and a broadcast of ``b`` ids over the pipeline
+    group. Returns the same on every rank of them.
     """
     device = next(chunks[0].parameters()).device
     rows = [list(prompt) for prompt in prompts]

@@ -58,10 +58,13 @@ class _Stream:
     def wait_stream(self, other: Any) -> None:
         pass
 
+    def synchronize(self) -> None:
+        pass
+
     wait_event = wait_stream
 
-    def record_event(self) -> None:
-        pass
+    def record_event(self) -> _Stream:
+        return self
 
 
 def install() -> None:
