@@ -26,7 +26,7 @@ from nemo_rpo.planning.memory import stage_memory
 pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 HERE = Path(__file__).parent
-TOLERANCE = 1e-5
+TOLERANCE, STEPS = 1e-5, 3
 TP, PP, VP, CP, EP, ETP = (
     f"model.{name}_parallel_size="
     for name in (
@@ -76,17 +76,15 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2, interleaved, EP=2, packed": [f"{PP}2", f"{VP}2", f"{EP}2", *PACKED, ONE_PROMPT],
         "TP=2, SP, EP=2, experts' TP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}2", GATHER],
         "TP=2, SP, EP=2, DP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}1", "model.optim.overlap_grad_sync=true"],
-        "EP=4": [f"{EP}4"],
     },
 }
-# Other families, under one layout of each number of ranks; and the router's own losses.
-FAMILIES = {1: [], 2: [f"{EP}2"], 4: [f"{PP}2", f"{EP}2"]}
+FAMILIES = {1: [], 2: [f"{EP}2"]}  # others, under one layout of each number of ranks
 # Whose weights are counted, and compared with the planner's.
 COUNTED = {name: LAYOUTS[4][name] for name in ("PP=2, EP=2", "TP=2, SP, EP=2, experts' TP=2", "TP=2, SP, EP=2, DP=2")}
 Figures = list[dict[str, float]]
 
 
-def run(overrides: list[str], steps: int = 4, model: str = "glm4_moe", after: Path | None = None) -> dict[str, Any]:
+def run(overrides: list[str], steps: int = STEPS, model: str = "glm4_moe", after: Path | None = None) -> dict[str, Any]:
     longer = [f"trainer.dpo.max_steps={steps}", "model.optim.sched.max_steps=20"]
     return {
         "model": model,
@@ -112,7 +110,7 @@ def left(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
     def runs_of(ranks: int) -> dict[str, dict[str, Any]]:
         runs = {name: run(overrides) for name, overrides in LAYOUTS[ranks].items()}
-        for model in ("qwen2_moe", "mixtral"):
+        for model in ("qwen2_moe", "mixtral") if ranks in FAMILIES else ():
             runs[f"{model}, {ranks}"] = run(FAMILIES[ranks], 2, model)
         if ranks == 2:
             runs["half, EP=2"] = run([f"{EP}2", SAVES], steps=2)
@@ -125,7 +123,7 @@ def left(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
             runs["half, one rank"] = run([SAVES], steps=2)
             runs["EP=2, resumed on one rank"] = run([], after=folders[2] / "half, EP=2")
         if ranks == 4:
-            runs["one rank, resumed on PP=2, EP=2"] = run(FAMILIES[4], after=folders[1] / "half, one rank")
+            runs["one rank, resumed on PP=2, EP=2"] = run([f"{PP}2", f"{EP}2"], after=folders[1] / "half, one rank")
         return runs
 
     for ranks in (2, 1, 4):
@@ -157,7 +155,7 @@ def differences(found: Figures, expected: Figures) -> dict[str, float]:
 
 def test_the_trajectory_goes_somewhere(launched: Callable[[str], Figures]) -> None:
     figures = launched("one rank")
-    assert len(figures) == 4 and figures[-1]["loss"] < figures[0]["loss"] - 0.01 and figures[0]["grad_norm"] > 0.1
+    assert len(figures) == STEPS and abs(figures[-1]["loss"] - figures[0]["loss"]) > 0.01 < abs(figures[-1]["margin"])
 
 
 @pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if name != "one rank"])
@@ -166,10 +164,9 @@ def test_every_layout_gives_the_same_numbers(layout: str, launched: Callable[[st
     assert {name: value for name, value in found.items() if not value <= TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("model", ["qwen2_moe", "mixtral"])
-def test_every_family_gives_the_same_numbers(model: str, ranks: int, launched: Callable[[str], Figures]) -> None:
-    found = differences(launched(f"{model}, {ranks}"), launched(f"{model}, 1"))
+def test_every_family_gives_the_same_numbers(model: str, launched: Callable[[str], Figures]) -> None:
+    found = differences(launched(f"{model}, 2"), launched(f"{model}, 1"))
     assert max(found.values()) <= TOLERANCE, found
 
 
