@@ -6,6 +6,7 @@ import argparse
 import copy
 from typing import TYPE_CHECKING
 
+from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
             f"--pairs and --gpus must be 1 or more, and --length from 1 to {longest}, the longest allowed"
         )
     architecture, hardware = architecture_named(args.model), hardware_named(args.gpu, args.utilisation)
+    check_expert_layout(cfg, architecture)
     batches = args.pairs // cfg.model.global_batch_size
     if not batches:
         raise ConfigError(f"{args.pairs} pairs are no global batch of {cfg.model.global_batch_size}: lower that")

@@ -1,7 +1,8 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
 Every default stands here once, or in the classes that ``model.rpo`` and ``model.data`` inherit from
-(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`). ``null`` means "derived", and the comment says
+(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`), or ``model`` itself
+(:mod:`nemo_rpo.config.experts.expert_settings`). ``null`` means "derived", and the comment says
 from what. A choice is a ``Literal`` and a range is part of the type (:mod:`nemo_rpo.config.types`).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from nemo_rpo.config.experts.expert_settings import ExpertSettings
 from nemo_rpo.config.types import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.em.em_settings import EMSettings
@@ -228,8 +230,8 @@ class ProfileConfig:
 
 
 @dataclass
-class ModelConfig:
-    """``model``: architecture, layout, precision, and every block below it."""
+class ModelConfig(ExpertSettings):
+    """``model``: architecture, layout, precision, and every block below it. Mixtures of experts are inherited."""
 
     micro_batch_size: Count = 1  # pairs
     global_batch_size: Count = 64  # pairs

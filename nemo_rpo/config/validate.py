@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
+from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
@@ -15,6 +16,7 @@ from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses.columns import COLUMNS
+from nemo_rpo.losses.reduction import Mean
 
 
 def validate_config(cfg: RunConfig) -> None:
@@ -26,6 +28,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_values(cfg, "")
     cfg.model.rpo.validate()
     _check_policies(cfg)
+    _check_router_losses(cfg)
     _check_groups(cfg)
     _check_layout(cfg)
     check_precision(cfg)
@@ -59,6 +62,7 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
     if world_size % model_parallel:
         named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
         raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {model_parallel}")
+    _check_expert_ranks(cfg, world_size)
     data_parallel = world_size // model_parallel
     if model.data.packed_sequence:
         _check_packed_batch(cfg, data_parallel)
@@ -70,6 +74,18 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
             f"choose a multiple of {model.micro_batch_size * data_parallel}"
         )
     _check_interleaving(cfg, model.global_batch_size // (model.micro_batch_size * data_parallel))
+
+
+def _check_expert_ranks(cfg: RunConfig, world_size: int) -> None:
+    model = cfg.model
+    if world_size % (ranks := expert_ranks(model)):
+        sizes = {
+            "expert_tensor_parallel_size": expert_tensor_size(model),
+            "expert_model_parallel_size": model.expert_model_parallel_size,
+            "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
+        }
+        named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {ranks}")
 
 
 def _check_packed_batch(cfg: RunConfig, data_parallel: int) -> None:
@@ -180,6 +196,16 @@ def _check_policies(cfg: RunConfig) -> None:
             "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
             "round"
         )
+
+
+def _check_router_losses(cfg: RunConfig) -> None:
+    loss, model = base_loss(cfg.model), cfg.model
+    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
+        if getattr(model, name) and not isinstance(loss.reduction, Mean):
+            raise ConfigError(
+                f"model.{name}={getattr(model, name):g}: the loss '{loss.name}' is no mean over pairs and scales all "
+                "gradients after the step, those of the router's loss too; set it to 0"
+            )
 
 
 def _check_length(cfg: RunConfig) -> None:

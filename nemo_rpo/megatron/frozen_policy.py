@@ -43,10 +43,10 @@ class ReferencePolicy:
         self._resident = None
         self._swap: WeightSwap | None = None
         if build_resident is None:
-            self._swap = WeightSwap(list(_parameters(chunks)))
+            self._swap = WeightSwap(list(_weights(chunks)))
         else:
             self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
-            _write(self._resident, list(_parameters(chunks)))
+            _write(self._resident, list(_weights(chunks)))
         self.head = _head_of(self._resident or chunks, copy=build_resident is None) if keep_head else None
 
     @contextlib.contextmanager
@@ -85,12 +85,14 @@ def _head_of(chunks: list[torch.nn.Module], copy: bool) -> Tensor | None:
     return model.head_weight.detach().clone() if copy else model.head_weight.detach()
 
 
-def _parameters(chunks: list[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:
+def _weights(chunks: list[torch.nn.Module]) -> Iterator[Tensor]:
+    """Parameters, and what else decides what a model predicts: the bias of a router, which is a buffer."""
     for chunk in chunks:
         yield from chunk.parameters()
+        yield from (buffer for name, buffer in chunk.named_buffers() if name.endswith("router.expert_bias"))
 
 
 @torch.no_grad()
 def _write(chunks: list[torch.nn.Module], weights: list[Tensor]) -> None:
-    for parameter, weight in zip(_parameters(chunks), weights, strict=True):
+    for parameter, weight in zip(_weights(chunks), weights, strict=True):
         parameter.copy_(weight)

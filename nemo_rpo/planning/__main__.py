@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config
@@ -31,6 +32,7 @@ def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) 
     """
     validate_config(cfg)
     model = cfg.model
+    check_expert_layout(cfg, architecture)
     architecture.check_parallel(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
     )

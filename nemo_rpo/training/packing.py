@@ -35,6 +35,7 @@ def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
         budget=data.packed_sequence_size or whole * model.micro_batch_size,
         share_prompts=_shares_prompts(cfg, lengths),
         count_multiple_of=model.pipeline_model_parallel_size if model.virtual_pipeline_model_parallel_size else 1,
+        in_step=model.expert_model_parallel_size > 1,
     )
 
 

@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.experts.expert_shape import check_expert_layout, check_fresh_experts
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.places import run_folder as run_folder
-from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
@@ -203,9 +204,14 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         micro_batch_size=model.micro_batch_size,
         seq_length=model.data.seq_length or model.encoder_seq_length,
         pad_to_multiple_of=math.lcm(model.data.pad_length_to_multiple_of, length_multiple(model)),
-        same_length=model.pipeline_model_parallel_size > 1,
+        same_length=model.pipeline_model_parallel_size > 1 or _gathers_tokens_of_all(model),
         packing=packing_of(cfg, cache.ranking_lengths),
     )
+
+
+def _gathers_tokens_of_all(model: ModelConfig) -> bool:
+    """Whether expert ranks gather each other's tokens, of which all must then have as many."""
+    return model.expert_model_parallel_size > 1 and model.moe_token_dispatcher_type == "allgather"
 
 
 def open_splits(cfg: RunConfig) -> dict[str, Split]:
@@ -265,6 +271,8 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
         CheckpointError, ConfigError: as :func:`check_start`, or a tokenizer with ids beyond the model's vocabulary.
     """
     path = starting_point(cfg)
+    if path is None:
+        check_fresh_experts(cfg)
     architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
@@ -290,6 +298,7 @@ def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
         model.pipeline_model_parallel_size,
         model.virtual_pipeline_model_parallel_size,
     )
+    check_expert_layout(cfg, architecture)
     length = model.data.seq_length or model.encoder_seq_length
     if length > architecture.max_position_embeddings:
         raise ConfigError(
