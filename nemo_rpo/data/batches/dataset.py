@@ -119,13 +119,19 @@ class PreferenceDataset:
         lengths = [int(packing.sizes(self.cache.ranking_lengths[share]).sum()) for share, _ in shares]
         longest = max(lengths)
         return [
-            self._pack(share, valid, longest if self.same_length else length, packing.share_prompts)
+            self._pack(share, valid, longest if self.same_length else length, packing)
             for (share, valid), length in zip(shares, lengths, strict=True)
         ]
 
-    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, share_prompts: bool) -> Batch:
+    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, packing: Packing) -> Batch:
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pairs, cache = self._pairs(share, valid), self.cache
+        cache = self.cache
         return collate_packed(
-            *pairs, length, cache.pad_id, cache.max_votes, share_prompts, max_responses=cache.max_responses
+            *self._pairs(share, valid),
+            length,
+            cache.pad_id,
+            cache.max_votes,
+            packing.share_prompts,
+            max_responses=cache.max_responses,
+            sequence_multiple_of=packing.sequence_multiple_of,
         )
