@@ -226,8 +226,6 @@ def _check_packing(cfg: RunConfig) -> None:
             if (value := getattr(data, name)) not in (default, "never"):
                 raise ConfigError(f"model.data.{name}={value} needs model.data.packed_sequence=true")
         return
-    if model.context_parallel_size > 1:
-        raise ConfigError("model.data.packed_sequence does not go with model.context_parallel_size above 1")
     pair = 2 * (data.seq_length or model.encoder_seq_length)
     if data.packed_sequence_size is not None and data.packed_sequence_size < pair:
         raise ConfigError(

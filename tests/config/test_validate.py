@@ -140,10 +140,6 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.data.packed_sequence_size=2047 has no room for both responses of a pair: set at least 2048",
         ),
         (
-            {"model__data__packed_sequence": True, "model__context_parallel_size": 2},
-            "model.data.packed_sequence does not go with model.context_parallel_size above 1",
-        ),
-        (
             {"model__optim__overlap_param_sync": True},
             "model.optim.overlap_param_sync needs model.optim.overlap_grad_sync",
         ),
