@@ -93,11 +93,18 @@ class Judge(Protocol):
 
     Attributes:
         name: the annotator's id in the votes.
+        family: judges of one family err together; None for one by himself.
         orders: ``one`` (drawn at random for every pair), ``both``, or ``none`` where order means nothing.
+        tried: whether he is asked about a few pairs first, since a verdict costs something.
     """
 
     name: str
+    family: str | None
     orders: Literal["one", "both", "none"]
+    tried: bool
+
+    def outcome(self) -> dict[str, Any]:
+        """Whatever his verdicts depend on, as plain data: verdicts of another outcome are not taken for his."""
 
     def judge(self, shown: Iterable[Shown]) -> Iterator[Verdict]:
         """A verdict on each, as soon as it is there, in any order.
@@ -105,3 +112,6 @@ class Judge(Protocol):
         Raises:
             RPOError: it cannot go on. What came before is to be kept; only what is missing needs asking again.
         """
+
+    def close(self) -> None:
+        """Ends whatever was started for this judge."""
