@@ -97,8 +97,8 @@ def _log_likelihood(
     """
     columns = vote_columns(delta, votes, sweep.eta, sweep.counts, collectives.gather_rows)
     quadrature = adapt_quadrature(columns, population.prior, population.tau)
-    a, b, tau = torch.tensor([*population.prior, population.tau], dtype=torch.float64)
-    likelihood = torch.stack((log_marginal(columns, quadrature, a, b, tau), torch.ones_like(tau))).to(delta.device)
+    likelihood = log_marginal(columns, quadrature, *population.prior, population.tau)
+    likelihood = torch.tensor((likelihood, 1.0), dtype=torch.float64, device=delta.device)
     collectives.all_reduce(likelihood)
     return (likelihood[0] / likelihood[1]).item()
 
