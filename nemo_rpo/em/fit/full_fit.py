@@ -86,6 +86,10 @@ def estimate(
         temperature = judge_set_temperature(settings.link_tau, gain, buffer)
     if math.isinf(temperature.value):
         return alone._replace(temperature=temperature)
+    if not temperature.weight and alone.sweep is not None:
+        # Margins without a voice must not speak through the reliabilities either: those of a policy that learnt what
+        # many annotators follow (length, say) would make these the reliable ones.
+        return alone._replace(temperature=temperature._replace(value=math.inf))
     return Estimate(sweep.eta, population.prior, temperature, information, sweep)
 
 
