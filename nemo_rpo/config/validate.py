@@ -191,11 +191,11 @@ def _check_policies(cfg: RunConfig) -> None:
         )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")
-    if cfg.model.rpo.previous_iterate is not None and cfg.pretrained_checkpoint.restore_from_path is None:
-        raise ConfigError(
-            "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
-            "round"
-        )
+    for name, lacking in (("previous_iterate", "no earlier round"), ("reference_from", "nothing to be compared with")):
+        if getattr(cfg.model.rpo, name) is not None and cfg.pretrained_checkpoint.restore_from_path is None:
+            raise ConfigError(
+                f"model.rpo.{name} needs pretrained_checkpoint.restore_from_path: fresh weights have {lacking}"
+            )
 
 
 def _check_router_losses(cfg: RunConfig) -> None:
