@@ -1,4 +1,4 @@
-"""A run that goes on from an earlier one as the next round of a loop: its reference, its annotators, how far it went."""
+"""A run that goes on from an earlier one as the next round of a loop: its reference, its annotators, its distance."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def next_round(world: World, unbroken: Path) -> list[str]:
     ]
 
 
-def test_margins_are_relative_to_the_reference_and_not_to_the_start(
-    world: World, unbroken: Path, second: Path
-) -> None:
+def test_margins_are_relative_to_the_reference_and_not_to_the_start(world: World, unbroken: Path, second: Path) -> None:
     """The last validation, done again by transformers with three folders."""
     last = [row for row in read_metrics(second) if row["split"] == "val"][-1]
     rows = held_out(world)

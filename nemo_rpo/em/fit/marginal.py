@@ -101,11 +101,11 @@ def adapt_quadrature(columns: VoteColumns, prior: tuple[float, float], tau: floa
     variance = eta * (1 - eta)
     curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + sum(prior) * variance
     width = math.sqrt(2) * curvature.clamp(min=1e-3).rsqrt().unsqueeze(-1)
-    x, log_w = _gauss_hermite(_NODES)
+    x, log_w = gauss_hermite(_NODES)
     return Quadrature(columns.centre.unsqueeze(-1) + width * x, width.log() + log_w + x**2)
 
 
-def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
+def gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
     """Nodes and log-weights for ∫ f(x) e^{-x²} dx, from the Jacobi matrix (Golub & Welsch, 1969)."""
     off_diagonal = torch.sqrt(torch.arange(1, n, dtype=torch.float64) / 2)
     x, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))

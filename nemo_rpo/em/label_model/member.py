@@ -28,8 +28,8 @@ from nemo_rpo.em.label_model.laplace import curvature, log_marginal
 
 # Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
 KNOWN = 1e4
-# Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for the
-# one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
+# Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for
+# the one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
 _EM_FIRST, _REFIT_FROM, _FALLS, _QUIET = 3, 4, 3, 3
 # Log-odds of the share of truths stay within this.
 _LARGEST_SHARE = 6.0
