@@ -41,6 +41,7 @@ _FREE = (
     "model.activations_checkpoint_num_layers",
     "model.rpo.reference",
     "model.rpo.reference_cache",
+    "model.rpo.reference_from",
     "model.rpo.previous_iterate",
     "model.rpo.step0_tolerance",
     "model.rpo.step0_link_tolerance",

@@ -129,6 +129,8 @@ class RPOConfig(EMSettings):
     # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once.
     reference: Literal["resident", "swapped", "cached"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
+    # The reference's weights where they are not the policy's start: what restore_from_path takes; null: the start.
+    reference_from: str | None = None
     # π_t of losses that compare with the policy of an earlier round: what restore_from_path takes, kept as
     # `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None

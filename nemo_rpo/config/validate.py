@@ -191,11 +191,11 @@ def _check_policies(cfg: RunConfig) -> None:
         )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")
-    if cfg.model.rpo.previous_iterate is not None and cfg.pretrained_checkpoint.restore_from_path is None:
-        raise ConfigError(
-            "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
-            "round"
-        )
+    for name, lacking in (("previous_iterate", "no earlier round"), ("reference_from", "nothing to be compared with")):
+        if getattr(cfg.model.rpo, name) is not None and cfg.pretrained_checkpoint.restore_from_path is None:
+            raise ConfigError(
+                f"model.rpo.{name} needs pretrained_checkpoint.restore_from_path: fresh weights have {lacking}"
+            )
 
 
 def _check_router_losses(cfg: RunConfig) -> None:
@@ -226,8 +226,6 @@ def _check_packing(cfg: RunConfig) -> None:
             if (value := getattr(data, name)) not in (default, "never"):
                 raise ConfigError(f"model.data.{name}={value} needs model.data.packed_sequence=true")
         return
-    if model.context_parallel_size > 1:
-        raise ConfigError("model.data.packed_sequence does not go with model.context_parallel_size above 1")
     pair = 2 * (data.seq_length or model.encoder_seq_length)
     if data.packed_sequence_size is not None and data.packed_sequence_size < pair:
         raise ConfigError(

@@ -51,6 +51,7 @@ from nemo_rpo.megatron.step.forward import (
 )
 from nemo_rpo.megatron.step.metrics import StepMetrics
 from nemo_rpo.megatron.step.schedule import forward_step, run_batch
+from nemo_rpo.megatron.weight_swap import overwritten
 
 Batch = list[MicroBatch]
 LoadWeights = Callable[[list[torch.nn.Module]], None]
@@ -74,6 +75,7 @@ class MegatronGPTRPOModel:
             keeps the random ones.
         load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
             other than the reference.
+        load_reference: writes the reference's weights; None: they are the initial ones.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class MegatronGPTRPOModel:
         device: torch.device,
         load_weights: LoadWeights | None = None,
         load_previous: LoadWeights | None = None,
+        load_reference: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
@@ -102,12 +105,16 @@ class MegatronGPTRPOModel:
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
+        self._load_reference = load_reference
         if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
+        if load_reference is not None and self.needs.live_reference:
+            load_reference(chunks)
+            self.reference = frozen(keep_head=self.needs.kl)
         if load_weights is not None:
             load_weights(chunks)
-        if self.needs.live_reference:
+        if load_reference is None and self.needs.live_reference:
             self.reference = frozen(keep_head=self.needs.kl)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
@@ -267,6 +274,21 @@ class MegatronGPTRPOModel:
         assert self.reference is not None, "a loss without a reference or a cached one has no live reference"
         with self.reference.active(self.model) as model:
             return self.get_logprob_batch(batch, model)
+
+    @contextlib.contextmanager
+    def reference_in_place(self) -> Iterator[None]:
+        """Inside the block the policy's chunks hold the reference's weights, read again from where they are; for
+        log-probs that are computed once. Nothing happens where the reference is the start, which they are taken to
+        hold.
+
+        Collectives: those of loading weights.
+        """
+        if self._load_reference is None:
+            yield
+            return
+        with overwritten([parameter for chunk in self.model for parameter in chunk.parameters()]):
+            self._load_reference(self.model)
+            yield
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
         """Adds to the batch, in place, what the loss compares with: log-probs of the frozen policies that run in each

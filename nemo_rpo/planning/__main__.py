@@ -64,7 +64,9 @@ def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m nemo_rpo.planning", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m nemo_rpo.planning", description="Does a recipe fit its GPUs, and how long does a step take?"
+    )
     parser.add_argument("config", help="a recipe, such as llama3_8b_ultrafeedback")
     parser.add_argument("--model", required=True, help=f"a Hugging Face folder, or one of {', '.join(MODELS)}")
     assumed = Hardware()

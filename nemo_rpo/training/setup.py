@@ -234,9 +234,12 @@ def starting_point(cfg: RunConfig) -> Path | None:
     return _place("pretrained_checkpoint.restore_from_path", cfg.pretrained_checkpoint.restore_from_path)
 
 
-def previous_iterate(cfg: RunConfig) -> Path | None:
-    """Folder or ``.nemo`` of π_t's weights; None: the reference is π_t. :class:`CheckpointError` if not there."""
-    return _place("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
+def frozen_policies(cfg: RunConfig) -> dict[str, Path | None]:
+    """Folder or ``.nemo`` of the weights of each frozen policy, by its key of ``model.rpo``: the reference (None: the
+    start) and π_t (None: the reference). :class:`CheckpointError` if one is not there.
+    """
+    keys = ("reference_from", "previous_iterate")
+    return {key: _place(f"model.rpo.{key}", getattr(cfg.model.rpo, key)) for key in keys}
 
 
 def _place(key: str, path: str | None) -> Path | None:
@@ -250,18 +253,19 @@ def check_start(cfg: RunConfig) -> None:
 
     Raises:
         CheckpointError, ConfigError: no such folder, neither format, not divisible by the layout, too few positions, or
-            a previous iterate of another architecture.
+            a frozen policy of another architecture.
     """
-    path, previous = starting_point(cfg), previous_iterate(cfg)
+    path, frozen = starting_point(cfg), frozen_policies(cfg)
     if path is None:
         return
     architecture = stored_architecture(path)
     _check_fits(cfg, architecture)
-    if previous is not None and stored_architecture(previous) != architecture:
-        raise ConfigError(
-            f"model.rpo.previous_iterate={previous} has a different architecture from the starting weights in {path}: "
-            "it has to be an earlier state of the same model"
-        )
+    for key, other in frozen.items():
+        if other is not None and stored_architecture(other) != architecture:
+            raise ConfigError(
+                f"model.rpo.{key}={other} has a different architecture from the starting weights in {path}: "
+                "it has to be another state of the same model"
+            )
 
 
 def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
@@ -320,13 +324,15 @@ def check_groups(cfg: RunConfig, cache: PreferenceCache) -> None:
 def build_model(
     cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
 ) -> MegatronGPTRPOModel:
-    """The engine with its starting weights in place, which are also the reference's; ``cache`` is the training data."""
-    start, previous = (
+    """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
+    the training data.
+    """
+    start, reference, previous = (
         None if path is None else weights_loader(path, architecture)
-        for path in (starting_point(cfg), previous_iterate(cfg))
+        for path in (starting_point(cfg), *frozen_policies(cfg).values())
     )
     em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous)
+    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous, reference)
 
 
 def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:

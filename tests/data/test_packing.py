@@ -23,6 +23,12 @@ def test_sizes_count_a_shared_prompt_once() -> None:
     assert Packing(budget=99, share_prompts=True).sizes(lengths).tolist() == [10, 9]
 
 
+def test_sizes_count_the_padding_of_each_sequence() -> None:
+    lengths = np.array([[5, 2, 3, 0], [1, 4, 7, 3]])  # of up to three responses
+    assert Packing(budget=99, share_prompts=False).sizes(lengths).tolist() == [15, 17]
+    assert Packing(budget=99, share_prompts=False, sequence_multiple_of=4).sizes(lengths).tolist() == [16, 20]
+
+
 @given(SIZES)
 def test_first_fit_decreasing(sizes: np.ndarray) -> None:
     packs = first_fit_decreasing(sizes, BUDGET)

@@ -124,14 +124,20 @@ class PreferenceDataset:
                 indices[pack or [0]],
                 np.full(len(pack) or 1, bool(pack)),
                 longest if self.same_length else length,
-                packing.share_prompts,
+                packing,
             )
             for pack, length in zip(packs, lengths, strict=True)
         ]
 
-    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, share_prompts: bool) -> Batch:
+    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, packing: Packing) -> Batch:
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pairs, cache = self._pairs(share, valid), self.cache
+        cache = self.cache
         return collate_packed(
-            *pairs, length, cache.pad_id, cache.max_votes, share_prompts, max_responses=cache.max_responses
+            *self._pairs(share, valid),
+            length,
+            cache.pad_id,
+            cache.max_votes,
+            packing.share_prompts,
+            max_responses=cache.max_responses,
+            sequence_multiple_of=packing.sequence_multiple_of,
         )

@@ -22,12 +22,14 @@ class Packing:
     Attributes:
         budget: tokens of a pack, at least those of the largest pair.
         share_prompts: a prompt stands in the pack once, and both responses attend to it.
+        sequence_multiple_of: each sequence of a pack is padded to it; above 1 not with ``share_prompts``.
         count_multiple_of: the number of packs of a rank is a multiple of it (interleaved pipeline schedules).
         in_step: all ranks have equally many packs (those of expert parallelism exchange tokens in each).
     """
 
     budget: int
     share_prompts: bool
+    sequence_multiple_of: int = 1
     count_multiple_of: int = 1
     in_step: bool = False
 
@@ -35,8 +37,11 @@ class Packing:
         """Tokens that each pair takes, int64 [n], of ``lengths [n, 3]`` (prompt, chosen, rejected), or that each
         ranking takes, of ``lengths [n, 1+K]`` with 0 where it has fewer responses.
         """
-        prompts = 1 if self.share_prompts else (lengths[:, 1:] > 0).sum(1)
-        return lengths[:, 1:].sum(1, dtype=np.int64) + prompts * lengths[:, 0]
+        responses = lengths[:, 1:].astype(np.int64)
+        if self.share_prompts:
+            return responses.sum(1) + lengths[:, 0]
+        padded = -(-(responses + lengths[:, :1]) // self.sequence_multiple_of) * self.sequence_multiple_of
+        return np.where(responses > 0, padded, 0).sum(1)
 
     def packs(self, sizes: np.ndarray, rank: int, ranks: int) -> list[list[int]]:
         """The packs of one data-parallel rank, each a list of positions in ``sizes``; all ranks together have each
