@@ -16,6 +16,8 @@ from nemo_rpo.text_table import format_table
 from nemo_rpo.training.schedule import Schedule
 
 if TYPE_CHECKING:
+    from nemo_rpo.config.architecture import GPTArchitecture
+    from nemo_rpo.config.schema import RunConfig
     from nemo_rpo.planning.card_counts import Size
 
 _GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -66,11 +68,25 @@ def run(args: argparse.Namespace) -> None:
         f"at {hardware.utilisation:.0%} of {hardware.peak / 1e12:.0f} TFLOP/s.\nBy formula: nothing here was measured."
     )
     print(as_table(found, schedule.total_steps))
+    if fits := [size.gpus for size in found if size.step_seconds]:
+        print(of_files(cfg, architecture, fits[0]))
     if not any(size.step_seconds for size in found):
         raise ConfigError(
             "none of these fits: raise model.tensor_model_parallel_size or pipeline_model_parallel_size, set "
             "model.activations_checkpoint_granularity=full, or name other --gpus"
         )
+
+
+def of_files(cfg: RunConfig, architecture: GPTArchitecture, gpus: int) -> str:
+    """A line on checkpoints, exports and host memory."""
+    from nemo_rpo.planning.checkpoints import written_bytes
+
+    files = written_bytes(cfg, architecture, gpus)
+    return (
+        f"A checkpoint is {files.checkpoint / 1e9:.0f} GB, {files.share / 1e9:.1f} of them from a GPU on {gpus}, which "
+        f"needs {files.host / 1e9:.1f} GB of host memory; an export gathers {files.export / 1e9:.0f} GB tensor by "
+        "tensor."
+    )
 
 
 def as_table(found: list[Size], steps: int) -> str:
