@@ -115,7 +115,7 @@ class DPOConfig:
     gt_reward_scale: float = 1.0
 
 
-LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"]
+LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "fp8_delayed"]
 
 
 @dataclass
