@@ -53,6 +53,8 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.resume_from_checkpoint": ((None,), "set exp_manager.explicit_log_dir to the run to resume"),
     "model.peft.peft_scheme": (("none", None), "all weights are trained; remove it"),
     "model.fp8": ((False, None), "set model.rpo.logprob_precision"),
+    "model.optim.optimizer_cpu_offload": ((False,), "the optimizer's state is sharded over data-parallel ranks"),
+    "model.optim.fp8_param_gather": ((False,), "weights are kept, and gathered, in bf16"),
     "model.fp8_params": ((False, None), "weights are kept in bf16: policy and reference take turns in one module"),
     "model.fp32_residual_connection": ((False,), "residuals have the precision of the weights"),
     "model.fp16_lm_cross_entropy": ((False,), "log-probs are computed in fp32"),
