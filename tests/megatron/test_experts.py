@@ -156,7 +156,9 @@ def differences(found: Figures, expected: Figures) -> dict[str, float]:
 
 def test_the_trajectory_goes_somewhere(launched: Callable[[str], Figures]) -> None:
     figures = launched("one rank")
-    assert len(figures) == STEPS and abs(figures[-1]["loss"] - figures[0]["loss"]) > 0.01 < abs(figures[-1]["margin"])
+    assert len(figures) == STEPS
+    for figure in ("loss", "margin"):
+        assert abs(figures[-1][figure] - figures[0][figure]) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if name != "one rank"])
