@@ -36,6 +36,7 @@ _FREE = (
     "model.expert_model_parallel_size",
     "model.expert_tensor_parallel_size",
     "model.moe_token_dispatcher_type",
+    "model.moe_permute_fusion",
     "model.activations_checkpoint_granularity",
     "model.activations_checkpoint_method",
     "model.activations_checkpoint_num_layers",

@@ -32,7 +32,7 @@ IGNORED = frozenset(
     model.tp_comm_atomic_ag model.tp_comm_atomic_rs model.nccl_communicator_config_path model.gc_interval
     model.memory_profile.* model.activations_checkpoint_layers_per_pipeline
     model.num_micro_batches_with_partial_activation_checkpoints model.cpu_offloading model.defer_embedding_wgrad_compute
-    model.moe_grouped_gemm model.moe_router_dtype model.moe_permute_fusion model.moe_per_layer_logging
+    model.moe_grouped_gemm model.moe_router_dtype model.moe_per_layer_logging
     model.dist_ckpt_format model.dist_ckpt_load_strictness model.dist_ckpt_load_on_device
     model.dist_ckpt_parallel_save model.dist_ckpt_parallel_load model.dist_ckpt_torch_dist_multiproc
     model.dist_ckpt_assume_constant_structure model.dist_ckpt_parallel_dist_opt model.dist_ckpt_parallel_save_within_dp
