@@ -28,6 +28,7 @@ from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs,
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
+from nemo_rpo.megatron.network.lora.attach import start_afresh
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
     StepOutcome,
@@ -73,7 +74,9 @@ class MegatronGPTRPOModel:
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
             keeps the random ones.
         load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
-            other than the reference.
+            other than the reference; under LoRA its adapters.
+        load_adapters: under LoRA, writes the adapters to start from, which are then the reference too; None starts at
+            the base.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class MegatronGPTRPOModel:
         device: torch.device,
         load_weights: LoadWeights | None = None,
         load_previous: LoadWeights | None = None,
+        load_adapters: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
@@ -96,7 +100,7 @@ class MegatronGPTRPOModel:
         self.precision = Precision(policy_precision)
         chunks = build_model_chunks(architecture, cfg, self.precision)
         resident = None
-        if cfg.model.rpo.reference == "resident":
+        if cfg.model.reference_in_force == "resident":
             resident = partial(build_model_chunks, architecture, cfg, Precision(self.frozen_precision))
         in_frozen_precision = partial(self.precision.switched, self.frozen_precision)
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
@@ -105,10 +109,14 @@ class MegatronGPTRPOModel:
         if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
+            start_afresh(chunks)
         if load_weights is not None:
             load_weights(chunks)
+        if load_adapters is not None:
+            load_adapters(chunks)
         if self.needs.live_reference:
-            self.reference = frozen(keep_head=self.needs.kl)
+            at_base = cfg.model.peft.lora and load_adapters is None
+            self.reference = frozen(keep_head=self.needs.kl, without_adapters=at_base)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)

@@ -17,16 +17,19 @@ f of the MLP:
     4ac + 4gc + 4a  queries, keys, values, attention's output and its log-sum-exp            / t
     6f              gate, up and their product (4f without a gate)                           / t
 
-Full recomputation leaves 2h a layer (every ``num_layers``-th under ``uniform``), and the layers that are being
-recomputed in full once. Selective recomputation repeats the attention's core, whose scores flash attention does not
-keep anyway: here it saves nothing. The head's block of fp32 logits (or all logits of a micro-batch, twice) comes on
-top, at the last stage. Not counted: CUDA's context, NCCL's buffers and fragmentation; leave them a tenth of the GPU.
+Under LoRA gradients and optimizer are those of the adapters alone, whose r numbers between A and B come to the
+activations; the base stays as it is, and is the reference without a copy. Full recomputation leaves 2h a layer (every
+``num_layers``-th under ``uniform``), and the layers that are being recomputed in full once. Selective recomputation
+repeats the attention's core, whose scores flash attention does not keep anyway: here it saves nothing. The head's block
+of fp32 logits (or all logits of a micro-batch, twice) comes on top, at the last stage. Not counted: CUDA's context,
+NCCL's buffers and fragmentation; leave them a tenth of the GPU.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from nemo_rpo.config.adapters.adapter_size import layer_adapter_activations, layer_adapter_weights
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.flops import layer_matrix_weights
 from nemo_rpo.config.schema import ModelConfig, RunConfig
@@ -87,15 +90,17 @@ def _stage(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage
     tables = (stage == 0) + (last and not (stage == 0 and architecture.share_embeddings_and_output_weights))
     weights = layers * (layer_matrix_weights(architecture) / tensor + layer_norm_weights(architecture))
     weights += tables * table / tensor + last * architecture.hidden_size
+    adapters = layers * layer_adapter_weights(architecture, model.peft, tensor)
+    trained = adapters if model.peft.lora else weights
     sharded = shards if model.optim.name == "distributed_fused_adam" else 1
     tokens = micro_batch_tokens(model) / context
     in_flight = min(pipeline - stage, micro_batches)
     width = 2 if low else 4
     return Memory(
-        weights=width * weights,
-        gradients=4 * weights,
-        optimizer=(12 if low else 8) * weights / sharded,
-        reference=width * weights if model.rpo.reference == "resident" else 0,
+        weights=width * (weights + adapters),
+        gradients=4 * trained,
+        optimizer=(12 if low else 8) * trained / sharded,
+        reference=width * weights if model.reference_in_force == "resident" else 0,
         activations=tokens * _layers_bytes(model, architecture, layers, in_flight) * width / 2,
         head=_head_bytes(cfg, table // architecture.hidden_size, architecture, tokens) if last else 0,
     )
@@ -118,7 +123,7 @@ def _layer_bytes(model: ModelConfig, architecture: GPTArchitecture) -> float:
     norms = 8 * architecture.hidden_size / (tensor if model.sequence_parallel else 1)
     attention = 4 * (heads + architecture.num_query_groups) * architecture.kv_channels + 4 * heads
     mlp = (6 if architecture.activation == "swiglu" else 4) * architecture.ffn_hidden_size
-    return norms + (attention + mlp) / tensor
+    return norms + (attention + mlp) / tensor + 2 * layer_adapter_activations(architecture, model.peft)
 
 
 def _head_bytes(cfg: RunConfig, vocabulary: int, architecture: GPTArchitecture, tokens: float) -> float:

@@ -14,12 +14,13 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 def origin_of(cfg: RunConfig, cache: PreferenceCache) -> dict[str, str]:
     """What a run is made from, as fingerprints that a resumed run must share: its data, its starting weights, and the
-    weights of the previous iterate.
+    weights of the previous iterate and of the adapter that it starts from.
     """
     return {
         "data": cache.fingerprint(),
         "weights": weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
         "previous_iterate": weights_fingerprint(cfg.model.rpo.previous_iterate),
+        "adapter": weights_fingerprint(cfg.model.peft.restore_from_path),
     }
 
 

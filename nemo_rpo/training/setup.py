@@ -41,6 +41,7 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
+from nemo_rpo.training.adapters import adapter_loader, check_adapter_start
 from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.process.rank0 import once_a_node
@@ -249,9 +250,10 @@ def check_start(cfg: RunConfig) -> None:
     path, previous = starting_point(cfg), previous_iterate(cfg)
     if path is None:
         return
+    check_adapter_start(cfg, path, previous)
     architecture = stored_architecture(path)
     _check_fits(cfg, architecture)
-    if previous is not None and stored_architecture(previous) != architecture:
+    if previous is not None and not cfg.model.peft.lora and stored_architecture(previous) != architecture:
         raise ConfigError(
             f"model.rpo.previous_iterate={previous} has a different architecture from the starting weights in {path}: "
             "it has to be an earlier state of the same model"
@@ -312,12 +314,20 @@ def build_model(
     cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's; ``cache`` is the training data."""
-    start, previous = (
-        None if path is None else weights_loader(path, architecture)
-        for path in (starting_point(cfg), previous_iterate(cfg))
-    )
+    start, previous, adapters = starting_point(cfg), previous_iterate(cfg), cfg.model.peft.restore_from_path
+    loader = partial(weights_loader, architecture=architecture)
+    adapter = partial(adapter_loader, architecture=architecture, cfg=cfg)
     em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous)
+    return MegatronGPTRPOModel(
+        cfg,
+        architecture,
+        em,
+        total_steps,
+        device,
+        load_weights=None if start is None else loader(start),
+        load_previous=None if previous is None else (adapter if cfg.model.peft.lora else loader)(previous),
+        load_adapters=None if adapters is None else adapter(Path(adapters)),
+    )
 
 
 def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
@@ -327,3 +337,8 @@ def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
     if is_nemo(path):
         return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)
+
+
+def target_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
+    """What fills model chunks with a trained policy: all weights, or the adapters of a run under LoRA."""
+    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture)

@@ -89,10 +89,12 @@ def made_with(cfg: RunConfig, name: str) -> MadeWith:
     """What the log-probs of a split depend on beside its pairs."""
     spec = cache_spec(cfg, _data_name(name))
     _, frozen = cfg.model.rpo.precisions()
+    adapter = cfg.model.peft.restore_from_path
     return MadeWith(
         model={
             "weights": weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
             "precision": cfg.trainer.precision if frozen == "bf16" else frozen,
+            **({} if adapter is None else {"adapter": weights_fingerprint(adapter)}),
         },
         text={
             "tokenizer": spec.tokenizer.fingerprint(),

@@ -58,6 +58,13 @@ def fill_chunks(
     shards = list(local_shards(chunks))
     _check_architecture(shards, by_key)
     weights.check(hf_shapes(by_key.values()), tied)
+    fill_shards(shards, by_key.values(), weights)
+
+
+@torch.no_grad()
+def fill_shards(shards: Iterable[LocalShard], tensors: Iterable[MegatronTensor], weights: StoredWeights) -> None:
+    """Fills ``shards`` of the ``tensors`` from ``weights``, which have been checked. Issues no collective."""
+    by_key = {(tensor.key, tensor.layer): tensor for tensor in tensors}
     for shard in shards:
         _fill(shard, by_key[(shard.key, shard.layer)], weights)
 
