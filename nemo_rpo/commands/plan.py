@@ -6,7 +6,8 @@ import argparse
 import copy
 from typing import TYPE_CHECKING
 
-from nemo_rpo.config.adapters.adapter_size import layer_adapter_weights
+from nemo_rpo.config.adapters.adapter_size import adapter_weights
+from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import ConfigError
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
             f"--pairs and --gpus must be 1 or more, and --length from 1 to {longest}, the longest allowed"
         )
     architecture, hardware = architecture_named(args.model), hardware_named(args.gpu, args.utilisation)
+    check_expert_layout(cfg, architecture)
     batches = args.pairs // cfg.model.global_batch_size
     if not batches:
         raise ConfigError(f"{args.pairs} pairs are no global batch of {cfg.model.global_batch_size}: lower that")
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 def _adapters(cfg: RunConfig, architecture: GPTArchitecture) -> str:
     if not cfg.model.peft.lora:
         return ""
-    trained = architecture.num_layers * layer_adapter_weights(architecture, cfg.model.peft)
+    trained = adapter_weights(architecture, cfg.model.peft)
     share = trained / total_weights(architecture)
     return (
         f"\nLoRA of rank {cfg.model.peft.lora_tuning.adapter_dim}: {trained / 1e6:.1f}e6 weights trained ({share:.2%})."

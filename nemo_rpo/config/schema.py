@@ -1,7 +1,8 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
 Every default stands here once, or in the classes that ``model.rpo`` and ``model.data`` inherit from
-(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`). ``null`` means "derived", and the comment says
+(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`), or ``model`` itself
+(:mod:`nemo_rpo.config.experts.expert_settings`). ``null`` means "derived", and the comment says
 from what. A choice is a ``Literal`` and a range is part of the type (:mod:`nemo_rpo.config.types`).
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nemo_rpo.config.adapters.adapter_settings import PeftConfig
+from nemo_rpo.config.experts.expert_settings import ExpertSettings
 from nemo_rpo.config.types import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.em.em_settings import EMSettings
@@ -130,6 +132,8 @@ class RPOConfig(EMSettings):
     # adapters: the model without its adapters, as resident and swapped are too under model.peft.peft_scheme=lora.
     reference: Literal["resident", "swapped", "cached", "adapters"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
+    # The reference's weights where they are not the policy's start: what restore_from_path takes; null: the start.
+    reference_from: str | None = None
     # π_t of losses that compare with the policy of an earlier round: what restore_from_path takes, kept as
     # `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None
@@ -231,8 +235,8 @@ class ProfileConfig:
 
 
 @dataclass
-class ModelConfig:
-    """``model``: architecture, layout, precision, and every block below it."""
+class ModelConfig(ExpertSettings):
+    """``model``: architecture, layout, precision, and every block below it. Mixtures of experts are inherited."""
 
     micro_batch_size: Count = 1  # pairs
     global_batch_size: Count = 64  # pairs

@@ -51,7 +51,9 @@ def target_of(
             f"{path} is not part of a run, so its reference model is unknown: name its starting weights with "
             "--reference, or a run's config.yaml with --config"
         )
-    given = [] if reference is None else [f"pretrained_checkpoint.restore_from_path={reference}"]
+    given = []
+    if reference is not None:
+        given = [f"pretrained_checkpoint.restore_from_path={reference}", "model.rpo.reference_from=null"]
     if found is None:
         given.append(f"model.tokenizer.type={reference if is_adapter(weights) else path}")
     arguments = [*given, *overrides]

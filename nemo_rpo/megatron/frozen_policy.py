@@ -49,17 +49,16 @@ class ReferencePolicy:
         self._around = around
         self._resident = None
         self._as_it_was: Callable[[], AbstractContextManager] | None = None
+        adapted = has_adapters(chunks)
         if without_adapters:
             self._as_it_was = partial(switched_off, chunks)
         elif build_resident is None:
-            adapted = has_adapters(chunks)
-            self._as_it_was = WeightSwap(
-                [of for of in _parameters(chunks) if of.requires_grad or not adapted]
-            ).kept_values
+            trained = (weight for weight in _weights(chunks) if weight.requires_grad)
+            self._as_it_was = WeightSwap(list(trained if adapted else _weights(chunks))).kept_values
         else:
             self._resident = [chunk.requires_grad_(False).eval() for chunk in build_resident()]
-            _write(self._resident, list(_parameters(chunks)))
-        copied = build_resident is None and not has_adapters(chunks)
+            _write(self._resident, list(_weights(chunks)))
+        copied = build_resident is None and not adapted
         self.head = _head_of(self._resident or chunks, copied) if keep_head else None
 
     @contextlib.contextmanager
@@ -98,12 +97,14 @@ def _head_of(chunks: list[torch.nn.Module], copy: bool) -> Tensor | None:
     return model.head_weight.detach().clone() if copy else model.head_weight.detach()
 
 
-def _parameters(chunks: list[torch.nn.Module]) -> Iterator[torch.nn.Parameter]:
+def _weights(chunks: list[torch.nn.Module]) -> Iterator[Tensor]:
+    """Parameters, and what else decides what a model predicts: the bias of a router, which is a buffer."""
     for chunk in chunks:
         yield from chunk.parameters()
+        yield from (buffer for name, buffer in chunk.named_buffers() if name.endswith("router.expert_bias"))
 
 
 @torch.no_grad()
 def _write(chunks: list[torch.nn.Module], weights: list[Tensor]) -> None:
-    for parameter, weight in zip(_parameters(chunks), weights, strict=True):
+    for parameter, weight in zip(_weights(chunks), weights, strict=True):
         parameter.copy_(weight)

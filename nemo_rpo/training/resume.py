@@ -69,7 +69,7 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
     """Compares what the checkpoint was made from with :func:`nemo_rpo.training.origin.origin_of` of this start.
 
     Raises:
-        CheckpointError: other pairs, labels, starting weights, adapter or previous iterate.
+        CheckpointError: other pairs, labels, starting weights, adapter, reference or previous iterate.
     """
     saved = read_run(checkpoint)["origin"]
     if saved["weights"] != origin["weights"]:
@@ -77,15 +77,16 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
             f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
             f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
         )
-    if saved["previous_iterate"] != origin["previous_iterate"]:
-        raise CheckpointError(
-            f"{checkpoint} was trained against another previous iterate than model.rpo.previous_iterate="
-            f"{cfg.model.rpo.previous_iterate}: set it back, {_OR_ANOTHER}"
-        )
+    for key, called in (("reference_from", "reference"), ("previous_iterate", "previous iterate")):
+        if saved.get(key, weights_fingerprint(None)) != origin[key]:  # runs of before 0.2 know no other reference
+            raise CheckpointError(
+                f"{checkpoint} was trained against another {called} than model.rpo.{key}="
+                f"{getattr(cfg.model.rpo, key)}: set it back, {_OR_ANOTHER}"
+            )
     if saved.get("adapter", weights_fingerprint(None)) != origin["adapter"]:
         raise CheckpointError(
             f"{checkpoint} was trained from another adapter than model.peft.restore_from_path="
-            f"{cfg.model.peft.restore_from_path}, which its reference needs: set it back, {_OR_ANOTHER}"
+            f"{cfg.model.peft.restore_from_path}: set it back, {_OR_ANOTHER}"
         )
     # The margin buffer knows pairs by their place in the data; running reliabilities know annotators only.
     may_change = cfg.model.data.allow_new_annotators and cfg.model.rpo.estimator == AnnotatorReliability.estimator

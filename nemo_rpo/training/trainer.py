@@ -209,7 +209,7 @@ class RPOTrainer:
             "config": config_fingerprint(self.cfg),
             "origin": self.origin,
             "skipped_in_a_row": self.skipped_in_a_row,
-            **described(self.cfg, self.origin),
+            **described(self.cfg, self.model.architecture, self.origin),
             **self.annotators.state(),
         }
         whole = self.store.save(self.model, self.splits["train"].cache.annotators, run)

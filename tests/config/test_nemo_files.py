@@ -50,7 +50,8 @@ def test_one_notice_names_what_means_nothing(aligner_yaml: Path) -> None:
     _, notices = load(aligner_yaml)
     (notice,) = notices
     assert notice.startswith("settings of NeMo that mean nothing here: trainer.logger, trainer.enable_checkpointing, ")
-    assert "optional tp_overlap@model.ub_tp_comm_overlap_cfg" in notice and "model.peft.restore_from_ckpt.checkpoint_dir" in notice
+    assert "optional tp_overlap@model.ub_tp_comm_overlap_cfg" in notice
+    assert "model.peft.restore_from_ckpt.checkpoint_dir" in notice
     named = notice.partition(": ")[2].split(", ")
     for path in SETTINGS:
         ours = path in HINTS or path in MIRRORS

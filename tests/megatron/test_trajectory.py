@@ -48,6 +48,7 @@ FULL_RECOMPUTE = [
 # A pack of a whole global batch, and of a single pair or two.
 PACKED, ONE_PROMPT = ["model.data.packed_sequence=true"], "model.data.share_prompts=always"
 TWO_PROMPTS, SMALL = "model.data.share_prompts=never", "model.data.packed_sequence_size=64"
+FOR_TRANSFORMER_ENGINE = "packs for Transformer Engine"  # no setting: see ranks_trajectory.py
 OVERLAP = ["model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true"]
 
 # By number of ranks, so that those of one number share one start. Without PLAIN_ADAM the optimizer is distributed.
@@ -82,6 +83,8 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2, interleaved": [f"{PP}2", f"{VP}2"],
         "CP=2": [f"{CP}2"],
         "CP=2, plain optimizer, cached reference, recompute": [f"{CP}2", PLAIN_ADAM, CACHED, *FULL_RECOMPUTE],
+        "CP=2, packed, one prompt, small packs": [f"{CP}2", *PACKED, ONE_PROMPT, SMALL],
+        "CP=2, packed as for Transformer Engine": [f"{CP}2", *PACKED, FOR_TRANSFORMER_ENGINE],
         "CP=2, all logits": [f"{CP}2", ALL_LOGITS, f"{MICRO}2"],
         "DP=2": [PLAIN_ADAM],
         "DP=2, distributed optimizer": [f"{MICRO}2"],
@@ -94,6 +97,8 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2 × DP=2": [f"{PP}2", f"{MICRO}2"],
         "TP=2 × PP=2, sequence parallel, packed": [f"{TP}2", f"{PP}2", SEQUENCE_PARALLEL, *PACKED, TWO_PROMPTS],
         "TP=2 × CP=2, sequence parallel": [f"{TP}2", f"{CP}2", SEQUENCE_PARALLEL],
+        "TP=2 × CP=2, sequence parallel, packed": [f"{TP}2", f"{CP}2", SEQUENCE_PARALLEL, *PACKED, TWO_PROMPTS],
+        "PP=2 × CP=2, packed, one prompt": [f"{PP}2", f"{CP}2", *PACKED, ONE_PROMPT, *FULL_RECOMPUTE],
         "PP=2 × CP=2": [f"{PP}2", f"{CP}2", RESIDENT],
         "CP=2 × DP=2": [f"{CP}2", f"{MICRO}2"],
         "CP=4": [f"{CP}4"],

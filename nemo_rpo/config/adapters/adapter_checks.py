@@ -34,6 +34,7 @@ def check_adapters(cfg: RunConfig) -> None:
         name
         for name, path in (
             ("model.peft.restore_from_path", peft.restore_from_path),
+            ("model.rpo.reference_from", model.rpo.reference_from),
             ("model.rpo.previous_iterate", model.rpo.previous_iterate),
         )
         if path is not None

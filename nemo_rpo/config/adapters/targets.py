@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nemo_rpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemo_rpo.config.architecture import GPTArchitecture
 
 SETTING = "model.peft.lora_tuning.target_modules"
 
@@ -31,6 +35,7 @@ _NEMO = {
     "all": tuple(MATRICES),
 }
 _LAYER_OF = {matrix: layer for layer, matrices in MATRICES.items() for matrix in matrices}
+MLP = ("linear_fc1", "linear_fc2")
 _ALL_LINEAR = "all-linear"  # peft's
 _HEADS = {"lm_head", "output_layer", "embed_tokens", "word_embeddings", "embedding"}
 
@@ -76,6 +81,24 @@ def resolve_targets(names: Sequence[str]) -> Targets:
         elif apart := tuple((matrix,) for matrix in matrices if matrix in single):
             found[layer] = apart
     return found
+
+
+def targets_in(model: GPTArchitecture, names: Sequence[str]) -> Targets:
+    """Those of :func:`resolve_targets` that ``model`` has outside of experts, which have no adapters.
+
+    Raises:
+        ConfigError: also where none is left, or a gate is named that the model's MLP does not have.
+    """
+    targets = resolve_targets(names)
+    if model.activation != "swiglu" and any(part != MATRICES["linear_fc1"] for part in targets.get("linear_fc1", ())):
+        raise ConfigError(f"{SETTING}: the model's MLP has no gate, hence no gate_proj and up_proj: name linear_fc1")
+    if all(map(model.has_experts, range(model.num_layers))):
+        targets = {layer: parts for layer, parts in targets.items() if layer not in MLP}
+    if not targets:
+        raise ConfigError(
+            f"{SETTING}: all MLPs of the model are experts, which have no adapters: name a layer of the attention"
+        )
+    return targets
 
 
 def named_by_hugging_face(targets: Targets) -> list[str]:

@@ -32,6 +32,7 @@ IGNORED = frozenset(
     model.tp_comm_atomic_ag model.tp_comm_atomic_rs model.nccl_communicator_config_path model.gc_interval
     model.memory_profile.* model.activations_checkpoint_layers_per_pipeline
     model.num_micro_batches_with_partial_activation_checkpoints model.cpu_offloading model.defer_embedding_wgrad_compute
+    model.moe_grouped_gemm model.moe_router_dtype model.moe_permute_fusion model.moe_per_layer_logging
     model.dist_ckpt_format model.dist_ckpt_load_strictness model.dist_ckpt_load_on_device
     model.dist_ckpt_parallel_save model.dist_ckpt_parallel_load model.dist_ckpt_torch_dist_multiproc
     model.dist_ckpt_assume_constant_structure model.dist_ckpt_parallel_dist_opt model.dist_ckpt_parallel_save_within_dp
@@ -75,8 +76,10 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.normalize_attention_scores": ((True,), "attention scores are divided by the root of the head size"),
     "model.do_layer_norm_weight_decay": ((False,), "norms and biases are not decayed"),
     "model.ffn_dropout": ((0,), "set model.hidden_dropout"),
-    "model.num_moe_experts": ((None,), "only dense models are trained"),
-    "model.expert_model_parallel_size": ((1, None), "only dense models are trained"),
+    "model.moe_router_load_balancing": ((None,), "set model.moe_router_load_balancing_type"),
+    "model.moe_input_jitter_eps": ((None,), "policy and reference would be routed by different noise"),
+    "model.moe_token_dropping": ((False,), "no token is dropped: its log-prob would depend on the others of its batch"),
+    "model.moe_expert_capacity_factor": ((None,), "no token is dropped: its log-prob would depend on its batch"),
     "model.pipeline_model_parallel_split_rank": ((0, None), "only decoder models are trained"),
     "model.tokenizer.delimiter": ((None,), "there is no tokenizer of tables here, nor in NeMo 3"),
 }

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nemo_rpo.config.adapters.targets import Targets
-from nemo_rpo.megatron.checkpoint.huggingface.mapping import MegatronTensor, RowRun
+from nemo_rpo.megatron.checkpoint.huggingface.tensors import MegatronTensor, RowRun
 from nemo_rpo.megatron.network.lora.adapter import ADAPTER
+from nemo_rpo.megatron.network.lora.attach import EXPERTS
 
 _PREFIX = "base_model.model."
 
@@ -28,8 +29,8 @@ def adapter_tensors(base: Iterable[MegatronTensor], targets: Targets, rank: int)
     """Of the adapters of ``targets`` beside the model whose tensors are ``base``."""
     found, copies = [], {}
     for tensor in base:
-        *_, layer, kind = ["", *tensor.key.split(".")]
-        if kind != "weight" or layer not in targets or tensor.columns is None:
+        *folders, layer, kind = ["", *tensor.key.split(".")]
+        if kind != "weight" or layer not in targets or EXPERTS.intersection(folders):
             continue
         parts, stem = targets[layer], tensor.key.removesuffix("weight") + ADAPTER
         names = {run.name.split(".")[-2]: run.name.removesuffix("weight") for run in tensor.runs}

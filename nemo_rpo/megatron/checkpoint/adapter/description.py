@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.config.adapters.adapter_settings import PeftConfig
-from nemo_rpo.config.adapters.targets import SETTING, named_by_hugging_face, resolve_targets
+from nemo_rpo.config.adapters.targets import SETTING, named_by_hugging_face, resolve_targets, targets_in
+from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, read_run
 
@@ -55,9 +56,9 @@ class AdapterDescription:
     base: str | None
 
     @classmethod
-    def of_run(cls, peft: PeftConfig, base: str) -> AdapterDescription:
+    def of_run(cls, peft: PeftConfig, model: GPTArchitecture, base: str) -> AdapterDescription:
         """That of a run's adapters."""
-        targets = resolve_targets(peft.lora_tuning.target_modules)
+        targets = targets_in(model, peft.lora_tuning.target_modules)
         return cls(peft.lora_tuning.adapter_dim, peft.scale, tuple(named_by_hugging_face(targets)), base)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,13 +107,13 @@ def read_description(path: Path) -> AdapterDescription:
     return AdapterDescription(rank, alpha / rank, named, beside.get("base"))
 
 
-def check_fits(path: Path, peft: PeftConfig, base: str) -> None:
+def check_fits(path: Path, peft: PeftConfig, model: GPTArchitecture, base: str) -> None:
     """Refuses an adapter to start from that is not of the run's shape, or of another base than ``base``.
 
     Raises:
         ConfigError: with the setting to change.
     """
-    found, wanted = read_description(path), AdapterDescription.of_run(peft, base)
+    found, wanted = read_description(path), AdapterDescription.of_run(peft, model, base)
     if found.rank != wanted.rank:
         raise ConfigError(
             f"{path} has rank {found.rank}, and {_TUNING}.adapter_dim={wanted.rank}: set it to {found.rank}"

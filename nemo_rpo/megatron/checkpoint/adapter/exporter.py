@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.adapters.adapter_settings import PeftConfig
-from nemo_rpo.config.adapters.targets import resolve_targets
+from nemo_rpo.config.adapters.targets import targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.adapter.adapter_mapping import adapter_tensors
@@ -21,6 +21,7 @@ from nemo_rpo.megatron.checkpoint.adapter.description import BASE_FILE, PEFT_CON
 from nemo_rpo.megatron.checkpoint.huggingface.exporter import add_reward_head, export_tensors
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import megatron_tensors
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import adapter_shards
+from nemo_rpo.megatron.checkpoint.huggingface.tensors import MegatronTensor
 
 
 def export_peft(
@@ -43,8 +44,9 @@ def export_peft(
     Collectives and errors: :func:`nemo_rpo.megatron.checkpoint.huggingface.exporter.export_hf`.
     """
     tuning = peft.lora_tuning
-    made = adapter_tensors(megatron_tensors(architecture), resolve_targets(tuning.target_modules), tuning.adapter_dim)
-    described = AdapterDescription.of_run(peft, fingerprint)
+    targets = targets_in(architecture, tuning.target_modules)
+    made = adapter_tensors(megatron_tensors(architecture), targets, tuning.adapter_dim)
+    described = AdapterDescription.of_run(peft, architecture, fingerprint)
     config = {
         "peft_type": "LORA",
         "task_type": None if reward_model else "CAUSAL_LM",
@@ -52,7 +54,7 @@ def export_peft(
         "r": tuning.adapter_dim,
         "lora_alpha": peft.scale * tuning.adapter_dim,
         "lora_dropout": tuning.adapter_dropout,
-        "target_modules": list(described.matrices),
+        "target_modules": _modules(made.tensors) if architecture.experts else list(described.matrices),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -65,6 +67,12 @@ def export_peft(
     start = partial(_AdapterWriter, Path(folder), made.copies)
     shards = partial(adapter_shards, chunks)
     export_tensors(chunks, made.tensors, lambda stored: (start, files), dtype, add_reward_head, shards)
+
+
+def _modules(tensors: Iterable[MegatronTensor]) -> list[str]:
+    """Paths of the adapted modules: by its last name alone an expert's would be meant too."""
+    names = {run.name for tensor in tensors for run in tensor.runs if ".lora_B." in run.name}
+    return sorted(name.removeprefix("base_model.model.").partition(".lora_B.")[0] for name in names)
 
 
 class _AdapterWriter:

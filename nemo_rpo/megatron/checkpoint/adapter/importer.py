@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.config.adapters.adapter_settings import PeftConfig
-from nemo_rpo.config.adapters.targets import MATRICES, SETTING, resolve_targets
+from nemo_rpo.config.adapters.targets import MATRICES, SETTING, targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.adapter.adapter_mapping import adapter_tensors
@@ -57,7 +57,7 @@ def load_peft(chunks: Sequence[torch.nn.Module], folder: Path, architecture: GPT
     Raises:
         CheckpointError, ConfigError: on every rank alike, where the folder's tensors are not those of the adapters.
     """
-    targets = resolve_targets(peft.lora_tuning.target_modules)
+    targets = targets_in(architecture, peft.lora_tuning.target_modules)
     made = adapter_tensors(megatron_tensors(architecture), targets, peft.lora_tuning.adapter_dim)
     weights = _PeftWeights(folder / PEFT_WEIGHTS, made.copies)
     weights.check(hf_shapes(made.tensors), tied=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,19 +10,30 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor
 
+from nemo_rpo.megatron.checkpoint.huggingface.tensors import Place
 from nemo_rpo.megatron.network.lora.attach import is_trained
 from nemo_rpo.megatron.network.lora.sharded import sharded_adapters
+
+_NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
 class LocalShard:
-    """A block of the tensor ``key`` (of ``layer``): ``data``, in place, stands at ``offset`` in ``global_shape``."""
+    """A block of the tensor ``key`` (of ``layer``, of one ``expert``): ``data``, in place, stands at ``offset`` in
+    ``global_shape``.
+    """
 
     key: str
     layer: int | None
     offset: tuple[int, ...]
     global_shape: tuple[int, ...]
     data: Tensor
+    expert: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Of which tensor it is a block, see :attr:`MegatronTensor.place`."""
+        return self.key, self.layer, self.expert
 
 
 def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
@@ -30,7 +42,7 @@ def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
 
     A gated ``linear_fc1`` is two: each tensor-parallel rank stacks its gate rows on its up rows, which are not
     neighbours in the whole tensor. A tied output layer on its own pipeline stage comes under the key of the word
-    embeddings. Issues no collective.
+    embeddings. An expert's weights are a tensor of their own. Issues no collective.
     """
     for chunk in _bare(chunks):
         for name, entry in chunk.sharded_state_dict().items():
@@ -62,7 +74,9 @@ def _shards(entry: object) -> Iterator[LocalShard]:
 
 def _shard(entry: ShardedTensor) -> LocalShard:
     axes = entry.prepend_axis_num
-    layer = entry.global_offset[0] if axes else None
-    return LocalShard(
-        entry.key, layer, tuple(entry.global_offset[axes:]), tuple(entry.global_shape[axes:]), entry.data.detach()
-    )
+    key, numbers = entry.key, list(entry.global_offset[:axes])
+    if (found := _NUMBERED.fullmatch(key)) is not None:  # layers that are not all alike
+        key, numbers = f"decoder.layers.{found[2]}", [int(found[1]), *numbers]
+    layer, expert = (*numbers, None, None)[:2]
+    offset, shape = tuple(entry.global_offset[axes:]), tuple(entry.global_shape[axes:])
+    return LocalShard(key, layer, offset, shape, entry.data.detach(), expert)

@@ -43,11 +43,12 @@ def open_safetensors(path: Path, but: str = "") -> Any:
 class SafetensorsFolder:
     """The tensors of ``folder`` by name. Files are memory-mapped: only the slices that are read come into memory.
 
-    A context manager. Raises :class:`CheckpointError` naming the file if the weights are missing or damaged.
+    ``left_out``: what the names of tensors begin with that are to be passed over. A context manager. Raises
+    :class:`CheckpointError` naming the file if the weights are missing or damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, left_out: tuple[str, ...] = ()) -> None:
+        self.folder, self._left_out = Path(folder), left_out
         self._stack = ExitStack()
         self._opened: dict[str, Any] = {}
         self._file_of = self._locate()
@@ -105,6 +106,8 @@ class SafetensorsFolder:
             if found.get_dtype() not in _FLOATS:
                 raise CheckpointError(f"{where} is stored as {found.get_dtype()}; start from the unquantized weights")
         for name in sorted(self._file_of.keys() - shapes.keys()):
+            if name.startswith(self._left_out):
+                continue
             if name == "lm_head.weight" and tied:
                 self._check_tied(name, "model.embed_tokens.weight")
             elif not name.endswith("rotary_emb.inv_freq"):  # a constant that early transformers releases saved

@@ -9,31 +9,31 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_rpo.config.adapters.adapter_settings import PeftConfig
-from nemo_rpo.config.adapters.targets import MATRICES, SETTING, Parts, resolve_targets
+from nemo_rpo.config.adapters.targets import MATRICES, SETTING, Parts, Targets
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.compat.linear_layers import is_column_parallel
 from nemo_rpo.megatron.network.lora.adapter import ADAPTER, LowRankAdapter, Rows, put_beside
 from nemo_rpo.megatron.network.reward_head import REWARD_HEAD
 
-_EXPERTS = {"experts", "shared_experts"}  # folders of layers that get no adapter
+EXPERTS = frozenset({"experts", "shared_experts"})  # in the path of layers that get no adapter
 
 
-def attach(chunk: torch.nn.Module, config: TransformerConfig, peft: PeftConfig, seed: int) -> None:
-    """Puts an adapter beside each target of ``chunk``, a bare GPTModel, and freezes all else but a reward head.
+def attach(chunk: torch.nn.Module, config: TransformerConfig, peft: PeftConfig, targets: Targets, seed: int) -> None:
+    """Puts an adapter beside each of ``targets`` outside of experts in ``chunk``, a bare GPTModel, and freezes all else
+    but a reward head.
 
     An adapter starts from random numbers of its own, which depend on ``seed``, its layer's number and name alone.
     Issues no collective.
 
     Raises:
-        ConfigError: a target that the model does not have.
+        ConfigError: a layer that is none of Megatron's parallel ones, or a pipeline stage without any target.
     """
     chunk.requires_grad_(False)
-    targets, tuning = resolve_targets(peft.lora_tuning.target_modules), peft.lora_tuning
-    found: set[str] = set()
+    tuning, found = peft.lora_tuning, False
     for layer in chunk.decoder.layers:
         for path, module in list(layer.named_modules()):
             *folders, name = path.split(".")
-            if name not in targets or _EXPERTS.intersection(folders):
+            if name not in targets or EXPERTS.intersection(folders):
                 continue
             column = is_column_parallel(module)
             if column is None:
@@ -55,9 +55,12 @@ def attach(chunk: torch.nn.Module, config: TransformerConfig, peft: PeftConfig, 
                 random_of=f"{seed}/{layer.layer_number}/{path}",
             )
             put_beside(module, adapter)
-            found.add(name)
-    if missing := sorted(targets.keys() - found):
-        raise ConfigError(f"{SETTING}: the model has no {missing[0]} outside of experts: leave it out")
+            found = True
+    if not found:
+        raise ConfigError(
+            f"{SETTING}: a pipeline stage has none of {', '.join(targets)} outside of experts: name a layer of the "
+            "attention too"
+        )
     if hasattr(chunk, REWARD_HEAD):
         getattr(chunk, REWARD_HEAD).requires_grad_(True)
     if config.recompute_granularity == "full" and chunk.pre_process:
@@ -74,10 +77,8 @@ def _rows(name: str, layer: torch.nn.Module, config: TransformerConfig, parts: P
         groups = config.num_query_groups // ranks
         head = config.kv_channels
         sizes = (config.num_attention_heads // config.num_query_groups * head, head, head)
-    elif config.gated_linear_unit:
-        groups, sizes = 1, (outputs // 2,) * 2
     else:
-        raise ConfigError(f"{SETTING}: the model's MLP has no {parts[0][0]}, for it has no gate: name linear_fc1")
+        groups, sizes = 1, (outputs // 2,) * 2
     part_of = {matrix: index for index, part in enumerate(parts) for matrix in part}
     return Rows(groups, tuple((size, part_of.get(of)) for size, of in zip(sizes, matrices, strict=True))), len(parts)
 
