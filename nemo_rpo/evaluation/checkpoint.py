@@ -12,6 +12,7 @@ from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.adapter.description import PEFT_CONFIG, is_adapter, read_description
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
+from nemo_rpo.training.origin import weights_fingerprint
 
 
 class Target(NamedTuple):
@@ -64,7 +65,7 @@ def target_of(
 
 def _set_adapters(cfg: RunConfig, weights: Path) -> None:
     """Adapters where ``weights`` are some, and none where they are whole."""
-    peft = cfg.model.peft
+    peft, base = cfg.model.peft, cfg.pretrained_checkpoint.restore_from_path
     if not is_adapter(weights):
         if peft.lora and peft.restore_from_path is not None:
             raise ConfigError(
@@ -72,8 +73,13 @@ def _set_adapters(cfg: RunConfig, weights: Path) -> None:
                 "started from: name the run, its adapter or one of its checkpoints"
             )
         cfg.model.peft = PeftConfig()
-    elif not peft.lora:
-        said = read_description(weights)
+        return
+    said = read_description(weights)
+    if said.base is not None and said.base != weights_fingerprint(base):
+        raise ConfigError(
+            f"{weights} is an adapter of other weights than those in {base}: name its base with --reference"
+        )
+    if not peft.lora:
         if said.matrices is None:
             raise ConfigError(f"{weights} does not list its target_modules: name a run's config.yaml with --config")
         tuning = LoraTuningConfig(said.rank, said.scale * said.rank, target_modules=list(said.matrices))

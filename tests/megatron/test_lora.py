@@ -33,7 +33,7 @@ LORA = [
 LOOK = [*LORA, "model.optim.name=adam"]
 MATRICES = f"{TUNING}.target_modules=[v_proj,q_proj,o_proj,up_proj,down_proj]"
 TP2, PP2, CP2 = (f"model.{name}_parallel_size=2" for name in ("tensor_model", "pipeline_model", "context"))
-SP = "model.sequence_parallel=true"
+SP, DROPOUT = "model.sequence_parallel=true", f"{TUNING}.adapter_dropout=0.3"
 LOOKED: dict[int, dict[str, list[str]]] = {
     1: {"one rank": LOOK, "matrices": [*LOOK, MATRICES]},
     2: {
@@ -41,6 +41,8 @@ LOOKED: dict[int, dict[str, list[str]]] = {
         "TP=2, sequence parallel": [*LOOK, TP2, SP],
         "TP=2, sequence parallel, matrices": [*LOOK, TP2, SP, MATRICES],
         "PP=2, matrices": [*LOOK, PP2, MATRICES],
+        "TP=2, dropout": [*LOOK, TP2, DROPOUT],
+        "TP=2, sequence parallel, dropout": [*LOOK, TP2, SP, DROPOUT],
     },
 }
 ALIKE = {name: "matrices" if "matrices" in name else "one rank" for of in LOOKED.values() for name in of}
@@ -104,7 +106,16 @@ def test_as_many_weights_are_trained_as_peft_would(ran: Path, world: Path) -> No
     assert ours["trained"][0] == theirs.get_nb_trainable_parameters()[0]
 
 
-@pytest.mark.parametrize("layout", [name for name, one in ALIKE.items() if name != one])
+@pytest.mark.parametrize("layout", [name for name in ALIKE if "dropout" in name])
+def test_ranks_drop_alike_what_they_hold_alike(ran: Path, layout: str) -> None:
+    """Gradients of what each tensor rank holds as a whole stay equal, and are not those without dropout."""
+    found, without = whole(ran, layout), whole(ran, "one rank")
+    assert found.keys() == without.keys()
+    off = {key: float((found[key] - without[key]).abs().max() / without[key].abs().max()) for key in found}
+    assert all(0.01 < value for value in off.values()), off
+
+
+@pytest.mark.parametrize("layout", [name for name, one in ALIKE.items() if name != one and "dropout" not in name])
 def test_gradients_are_those_of_one_rank(ran: Path, layout: str) -> None:
     found, expected = whole(ran, layout), whole(ran, ALIKE[layout])
     assert found.keys() == expected.keys() and len(found) >= 16
