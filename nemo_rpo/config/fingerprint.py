@@ -49,6 +49,7 @@ _FREE = (
     "model.rpo.allow_asymmetric_precision",
     "model.rpo.logprob_head",
     "model.rpo.record",
+    "model.peft.restore_from_path",
     "model.optim.name",
     "model.optim.overlap_grad_sync",
     "model.optim.overlap_param_sync",

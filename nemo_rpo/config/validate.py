@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
+from nemo_rpo.config.adapters.adapter_checks import check_adapters
 from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
@@ -28,6 +29,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_values(cfg, "")
     cfg.model.rpo.validate()
     _check_policies(cfg)
+    check_adapters(cfg)
     _check_router_losses(cfg)
     _check_groups(cfg)
     _check_layout(cfg)
@@ -150,7 +152,7 @@ def _check_layout(cfg: RunConfig) -> None:
         raise ConfigError("model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked")
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
-    if model.optim.overlap_param_sync and model.rpo.reference == "swapped":
+    if model.optim.overlap_param_sync and model.reference_in_force == "swapped":
         raise ConfigError(
             "model.optim.overlap_param_sync gathers weights while the reference's are swapped in: "
             "set model.rpo.reference to resident or cached"
