@@ -1,7 +1,7 @@
 """A small server that speaks OpenAI's protocol, and misbehaves where a test asks it to.
 
 In a test: ``with FakeServer(answer) as server: … server.url``. As a process: ``python fake_server.py --port N``, with
-``--die N`` it ends itself at its N-th request (with ``--once FILE`` of its first start only). It says texts of the seed.
+``--die N`` it ends itself at its N-th request (with ``--once FILE`` of its first start only). Texts are of the seed.
 """
 
 from __future__ import annotations
