@@ -29,6 +29,7 @@ from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
@@ -313,16 +314,21 @@ def check_groups(cfg: RunConfig, cache: PreferenceCache) -> None:
 
 
 def build_model(
-    cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
+    cfg: RunConfig,
+    architecture: GPTArchitecture,
+    cache: PreferenceCache,
+    total_steps: int,
+    device: torch.device,
+    belief: Belief | None = None,
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
-    the training data.
+    the training data, ``belief`` what is known of its annotators.
     """
     start, reference, previous = (
         None if path is None else weights_loader(path, architecture)
         for path in (starting_point(cfg), *frozen_policies(cfg).values())
     )
-    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
+    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
     return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous, reference)
 
 

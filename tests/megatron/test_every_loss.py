@@ -150,7 +150,8 @@ def test_the_layout_changes_nothing(name: str, ranks: int, trained: Callable[[st
 
 def test_a_reference_of_its_own_is_the_same_wherever_it_waits(trained: Callable[[str, int], Trajectory]) -> None:
     swapped, resident, cached = (
-        [step["loss"] for step in trained(f"a reference of its own{where}", 1)] for where in ("", ", resident", ", cached")
+        [step["loss"] for step in trained(f"a reference of its own{where}", 1)]
+        for where in ("", ", resident", ", cached")
     )
     assert swapped == resident and cached == pytest.approx(swapped, rel=1e-5)
     assert abs(swapped[0] - trained("dpo", 1)[0]["loss"]) > 1e-4  # at step 0 it is not the policy

@@ -35,6 +35,7 @@ class VoteColumns(NamedTuple):
         earlier: s Σ s' logit η' over the earlier votes of the pair.
         weight: what the vote counts for.
         centre: float64 [A], logit of the current reliability.
+        known: float64 [2, A], right and wrong answers that count beside the votes; None: none.
     """
 
     annotator: Tensor
@@ -42,10 +43,16 @@ class VoteColumns(NamedTuple):
     earlier: Tensor
     weight: Tensor
     centre: Tensor
+    known: Tensor | None = None
 
 
 def vote_columns(
-    delta: Tensor, votes: Votes, eta: Tensor, counts: Tensor, gather_rows: Callable[[Tensor], Tensor]
+    delta: Tensor,
+    votes: Votes,
+    eta: Tensor,
+    counts: Tensor,
+    gather_rows: Callable[[Tensor], Tensor],
+    known: Tensor | None = None,
 ) -> VoteColumns:
     """The votes to fit the population to, on the CPU, the same on every rank.
 
@@ -56,6 +63,7 @@ def vote_columns(
     Args:
         delta, votes: margins [P] and labels [P, V] of this rank. eta, counts: [K], the same on every rank.
         gather_rows: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 32 bytes a vote.
+        known: right and wrong answers [2, K] that count beside them, the same on every rank; None: none.
     """
     chosen = _choose_annotators(counts)
     stride = max(1, math.ceil((counts * chosen).sum().item() / MAX_VOTES))
@@ -70,7 +78,8 @@ def vote_columns(
     # The CPU adds in a fixed order, so that the fit repeats bit for bit; on a GPU the order of atomics would decide.
     annotator, margin, earlier, weight = gather_rows(rows).cpu().unbind(-1)
     present, annotator = torch.unique(annotator.long(), return_inverse=True)
-    return VoteColumns(annotator, margin, earlier, weight, torch.logit(eta).cpu()[present])
+    known = None if known is None else known.cpu()[:, present]
+    return VoteColumns(annotator, margin, earlier, weight, torch.logit(eta).cpu()[present], known)
 
 
 def _choose_annotators(counts: Tensor) -> Tensor:
@@ -97,7 +106,8 @@ def adapt_quadrature(columns: VoteColumns, prior: tuple[float, float], tau: floa
     zeros = torch.zeros_like(eta)
     slopes, squares = (zeros.index_add(0, columns.annotator, columns.weight * x) for x in (slope, slope**2))
     variance = eta * (1 - eta)
-    curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + sum(prior) * variance
+    answers = sum(prior) if columns.known is None else sum(prior) + columns.known.sum(0)
+    curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + answers * variance
     width = math.sqrt(2) * curvature.clamp(min=1e-3).rsqrt().unsqueeze(-1)
     x, log_w = _gauss_hermite(_NODES)
     return Quadrature(columns.centre.unsqueeze(-1) + width * x, width.log() + log_w + x**2)
@@ -111,9 +121,9 @@ def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
 
 
 def log_marginal(columns: VoteColumns, quadrature: Quadrature, a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
-    r"""Σ_k log ∫ Π_v P(vote_v | η) Beta(η; a, b) dη, differentiable in a, b and τ (scalars).
+    r"""Σ_k log ∫ η^R_k (1-η)^W_k Π_v P(vote_v | η) Beta(η; a, b) dη, differentiable in a, b and τ (scalars).
 
-    P(vote | η) = η m + (1-η)(1-m) with logit m = margin/τ + earlier.
+    P(vote | η) = η m + (1-η)(1-m) with logit m = margin/τ + earlier; R and W are the known answers.
     """
     nodes = quadrature.nodes
     agreement = torch.tanh((columns.margin / tau + columns.earlier) / 2).unsqueeze(-1)
@@ -121,6 +131,9 @@ def log_marginal(columns: VoteColumns, quadrature: Quadrature, a: Tensor, b: Ten
     doubled = 1 + (agreement * torch.tanh(nodes / 2)[columns.annotator]).clamp(min=-1 + 1e-12)
     counted = columns.weight.unsqueeze(-1) * (doubled.log() - math.log(2))
     log_votes = torch.zeros_like(nodes).index_add(0, columns.annotator, counted)
+    if columns.known is not None:
+        right, wrong = columns.known.unsqueeze(-1)
+        log_votes = log_votes + right * F.logsigmoid(nodes) + wrong * F.logsigmoid(-nodes)
     log_beta = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
     log_prior = a * F.logsigmoid(nodes) + b * F.logsigmoid(-nodes) - log_beta
     return torch.logsumexp(log_votes + log_prior + quadrature.log_weights, -1).sum()
