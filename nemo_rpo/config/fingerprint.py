@@ -44,6 +44,7 @@ _FREE = (
     "model.rpo.reference_cache",
     "model.rpo.reference_from",
     "model.rpo.previous_iterate",
+    "model.rpo.believe_from",
     "model.rpo.step0_tolerance",
     "model.rpo.step0_link_tolerance",
     "model.rpo.allow_asymmetric_precision",
