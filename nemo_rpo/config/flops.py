@@ -102,13 +102,19 @@ def forward_flops(architecture: GPTArchitecture, length: float) -> tuple[float, 
 
 
 def step_flops(
-    architecture: GPTArchitecture, lengths: np.ndarray, scored: np.ndarray, frozen: int, head: bool = True
+    architecture: GPTArchitecture,
+    lengths: np.ndarray,
+    scored: np.ndarray,
+    frozen: int,
+    head: bool = True,
+    adapters: bool = False,
 ) -> float:
     """Model FLOPs of an optimizer step over texts of ``lengths`` tokens int ``[n]``, prompts included, of which
     ``scored`` int ``[n]`` are scored.
 
     ``frozen``: policies that run forward beside the trained one; ``head``: whether there are log-probs (of a reward
-    model there are none).
+    model there are none). ``adapters``: the base is frozen, and its weights have no gradients (the adapters' own
+    products, some per mille, are left out).
     """
     layers, of_head = forward_flops(architecture, lengths.astype(np.float64))
-    return (3 + frozen) * float(lengths @ layers + head * of_head * scored.sum())
+    return (2 + (not adapters) + frozen) * float(lengths @ layers + head * of_head * scored.sum())

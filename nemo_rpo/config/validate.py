@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
+from nemo_rpo.config.adapters.adapter_checks import check_adapters
 from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
@@ -28,6 +29,7 @@ def validate_config(cfg: RunConfig) -> None:
     _check_values(cfg, "")
     cfg.model.rpo.validate()
     _check_policies(cfg)
+    check_adapters(cfg)
     _check_router_losses(cfg)
     _check_groups(cfg)
     _check_layout(cfg)
@@ -150,7 +152,7 @@ def _check_layout(cfg: RunConfig) -> None:
         raise ConfigError("model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked")
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
-    if model.optim.overlap_param_sync and model.rpo.reference == "swapped":
+    if model.optim.overlap_param_sync and model.reference_in_force == "swapped":
         raise ConfigError(
             "model.optim.overlap_param_sync gathers weights while the reference's are swapped in: "
             "set model.rpo.reference to resident or cached"
@@ -174,6 +176,12 @@ def _check_groups(cfg: RunConfig) -> None:
             f"the loss '{loss.name}' learns which of its {loss.groups} groups an annotator belongs to by the EM: set "
             "model.rpo.enabled=true, or model.rpo.loss_options.groups=1"
         )
+    for name, value in (("believe_from", rpo.believe_from), ("freeze_eta", rpo.freeze_eta)):
+        if value:
+            raise ConfigError(
+                f"model.rpo.{name}={value} is of one reliability an annotator, and the loss '{loss.name}' learns "
+                f"weights on {loss.groups} groups: unset it"
+            )
     if rpo.sweep != "none":
         raise ConfigError(
             f"model.rpo.sweep={rpo.sweep} fits one truth a pair, and the loss '{loss.name}' has {loss.groups}, one a "

@@ -84,9 +84,12 @@ class _Speaker:
         from nemo_rpo.training import setup
 
         cfg = target.cfg
-        architecture = setup.stored_architecture(target.weights)
+        base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
+        architecture = setup.stored_architecture(base)
         chunks = build_model_chunks(architecture, cfg)
-        setup.weights_loader(target.weights, architecture)(chunks)
+        setup.weights_loader(base, architecture)(chunks)
+        if cfg.model.peft.lora:
+            setup.target_loader(target.weights, architecture, cfg)(chunks)
         room = architecture.max_position_embeddings
         return cls(
             chunks, PreferenceTokenizer.load(setup.tokenizer_spec(cfg)), architecture.vocab_size, room, max_new_tokens

@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         cfg = load_config(args.config, args.overrides)
+        start = cfg.pretrained_checkpoint
+        start.restore_from_path = start.restore_from_path or args.model  # not read: adapters ask for a base
         lines = estimate(cfg, architecture_named(args.model), Hardware(utilisation=args.utilisation))
     except RPOError as exc:
         print(f"error: {exc}", file=sys.stderr)

@@ -24,6 +24,9 @@ A layer of E experts, of which a token has k, is as the above with f of the shar
 
 if every expert gets its share of the tokens. A rank whose experts are liked better has more: nothing is dropped.
 
+Under LoRA gradients and optimizer are those of the adapters alone, whose r numbers between A and B come to the
+activations; the base stays as it is, and is the reference without a copy.
+
 Full recomputation leaves 2h a layer (every ``num_layers``-th under ``uniform``), and the layers that are being
 recomputed in full once. Selective recomputation repeats the attention's core, whose scores flash attention does not
 keep anyway: here it saves nothing. The head's block of fp32 logits (or all logits of a micro-batch, twice) comes on
@@ -34,6 +37,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from nemo_rpo.config.adapters.adapter_size import layer_adapter_activations, layer_adapter_weights
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.experts.expert_shape import expert_tensor_size
 from nemo_rpo.config.flops import ExpertLayer, layer_matrix_weights
@@ -97,18 +101,22 @@ def stage_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int,
     tables = (stage == 0) + (last and not (stage == 0 and architecture.share_embeddings_and_output_weights))
     dense, of_experts = layers_on_a_gpu(model, architecture, layers)
     dense += tables * table / tensor + last * architecture.hidden_size
-    weights = dense + of_experts
+    adapters = sum(layer_adapter_weights(architecture, model.peft, layer, tensor) for layer in layers)
+    weights = dense + of_experts + adapters
+    if model.peft.lora:
+        dense, of_experts = adapters, 0
+    trained = dense + of_experts
     distributed = model.optim.name == "distributed_fused_adam"
     expert_shards = world_size // (expert_tensor_size(model) * model.expert_model_parallel_size * pipeline)
-    stepped = dense / shards + of_experts / expert_shards if distributed else weights
+    stepped = dense / shards + of_experts / expert_shards if distributed else trained
     tokens = micro_batch_tokens(model) / context
     in_flight = min(pipeline - stage, micro_batches)
     width = 2 if low else 4
     return Memory(
         weights=width * weights,
-        gradients=4 * weights,
+        gradients=4 * trained,
         optimizer=(12 if low else 8) * stepped,
-        reference=width * weights if model.rpo.reference == "resident" else 0,
+        reference=width * weights if model.reference_in_force == "resident" else 0,
         activations=tokens * _layers_bytes(model, architecture, layers, in_flight) * width / 2,
         head=_head_bytes(cfg, table // architecture.hidden_size, architecture, tokens) if last else 0,
     )
@@ -150,12 +158,13 @@ def _layer_bytes(model: ModelConfig, architecture: GPTArchitecture, has_experts:
     h, inside = architecture.hidden_size, 6 if architecture.activation == "swiglu" else 4
     norms = 8 * h / (tensor if model.sequence_parallel else 1)
     attention = 4 * (heads + architecture.num_query_groups) * architecture.kv_channels + 4 * heads
+    between = 2 * layer_adapter_activations(model.peft, has_experts)
     if not has_experts:
-        return norms + (attention + inside * architecture.ffn_hidden_size) / tensor
+        return norms + (attention + inside * architecture.ffn_hidden_size) / tensor + between
     e = architecture.experts
     chosen = e.moe_router_topk * (4 * h * expert_tensor_size(model) + inside * e.moe_ffn_hidden_size)
     shared = inside * (e.moe_shared_expert_intermediate_size or 0)
-    return norms + (attention + shared + chosen + 8 * e.num_moe_experts) / tensor
+    return norms + (attention + shared + chosen + 8 * e.num_moe_experts) / tensor + between
 
 
 def _head_bytes(cfg: RunConfig, vocabulary: int, architecture: GPTArchitecture, tokens: float) -> float:

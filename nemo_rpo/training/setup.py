@@ -30,6 +30,7 @@ from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
@@ -42,6 +43,12 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
+from nemo_rpo.training.adapters import (
+    adapter_loader,
+    check_adapter_start,
+    check_whole_weights,
+    frozen_adapter_loader,
+)
 from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.process.rank0 import once_a_node
@@ -258,9 +265,11 @@ def check_start(cfg: RunConfig) -> None:
     path, frozen = starting_point(cfg), frozen_policies(cfg)
     if path is None:
         return
+    check_whole_weights(cfg, path, frozen)
     architecture = stored_architecture(path)
+    check_adapter_start(cfg, architecture, path, frozen)
     _check_fits(cfg, architecture)
-    for key, other in frozen.items():
+    for key, other in frozen.items() if not cfg.model.peft.lora else ():
         if other is not None and stored_architecture(other) != architecture:
             raise ConfigError(
                 f"model.rpo.{key}={other} has a different architecture from the starting weights in {path}: "
@@ -322,17 +331,33 @@ def check_groups(cfg: RunConfig, cache: PreferenceCache) -> None:
 
 
 def build_model(
-    cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
+    cfg: RunConfig,
+    architecture: GPTArchitecture,
+    cache: PreferenceCache,
+    total_steps: int,
+    device: torch.device,
+    belief: Belief | None = None,
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
-    the training data.
+    the training data, ``belief`` what is known of its annotators.
     """
-    start, reference, previous = (
-        None if path is None else weights_loader(path, architecture)
-        for path in (starting_point(cfg), *frozen_policies(cfg).values())
+    start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
+    frozen = partial(frozen_adapter_loader, cfg=cfg) if cfg.model.peft.lora else weights_loader
+    reference, previous = (
+        None if path is None else frozen(path, architecture=architecture) for path in frozen_policies(cfg).values()
     )
-    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous, reference)
+    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
+    return MegatronGPTRPOModel(
+        cfg,
+        architecture,
+        em,
+        total_steps,
+        device,
+        load_weights=None if start is None else weights_loader(start, architecture),
+        load_previous=previous,
+        load_reference=reference,
+        load_adapters=None if adapters is None else adapter_loader(Path(adapters), architecture, cfg),
+    )
 
 
 def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
@@ -342,3 +367,8 @@ def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
     if is_nemo(path):
         return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)
+
+
+def target_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
+    """What fills model chunks with a trained policy: all weights, or the adapters of a run under LoRA."""
+    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture)

@@ -24,6 +24,13 @@ SCENARIOS = {
     "all logits, plain optimizer": ["model.rpo.logprob_head=logits", "model.optim.name=adam"],
     "resident reference, KL": ["model.rpo.reference=resident", "model.rpo.base_loss=tdpo1"],
     "rankings": [],
+    "LoRA, full recompute": [
+        "model.peft.peft_scheme=lora",
+        "model.peft.lora_tuning.target_modules=[all-linear]",
+        "model.activations_checkpoint_granularity=full",
+        "model.activations_checkpoint_method=uniform",
+        "model.activations_checkpoint_num_layers=1",
+    ],
     "reward model": ["model.rpo.base_loss=bt"],
     "experts, one after the other": ["model.rpo.reference=resident", "model.moe_aux_loss_coeff=0.1"],
 }

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 pytest.importorskip("transformers", reason="the models are made with transformers: pip install 'nemo-rpo[hf]'")
 from engine import CONFIG
+from safetensors.torch import load_file
 from torchrun import run_ranks
 
 from nemo_rpo.config.load import load_config
@@ -49,6 +50,7 @@ FULL_RECOMPUTE = [
 ]
 AUX = ["model.moe_aux_loss_coeff=0.05", "model.moe_z_loss_coeff=0.01"]
 OVERLAP = ["model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true"]
+LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=4", "model.optim.lr=1e-2"]
 SAVES = "trainer.dpo.save_interval=2"
 
 LAYOUTS: dict[int, dict[str, list[str]]] = {
@@ -79,6 +81,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
     },
 }
 FAMILIES = {1: [], 2: [f"{EP}2"]}  # others, under one layout of each number of ranks
+WITH_ADAPTERS = FAMILIES | {4: LAYOUTS[4]["PP=2, EP=2"]}
 # Whose weights are counted, and compared with the planner's.
 COUNTED = {name: LAYOUTS[4][name] for name in ("PP=2, EP=2", "TP=2, SP, EP=2, experts' TP=2", "TP=2, SP, EP=2, DP=2")}
 Figures = list[dict[str, float]]
@@ -103,16 +106,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def left(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """What a run has left. Two ranks run first, then one, then four: each goes on from checkpoints of those
-    before.
-    """
+def folder_of(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run. Two ranks run first, then one, then four: each goes on from checkpoints of those before."""
     folders: dict[int, Path] = {}
 
     def runs_of(ranks: int) -> dict[str, dict[str, Any]]:
         runs = {name: run(overrides) for name, overrides in LAYOUTS[ranks].items()}
         for model in ("qwen2_moe", "mixtral") if ranks in FAMILIES else ():
             runs[f"{model}, {ranks}"] = run(FAMILIES[ranks], 2, model)
+        runs[f"LoRA, {ranks}"] = run([*LORA, *WITH_ADAPTERS[ranks]], 2)
         if ranks == 2:
             runs["half, EP=2"] = run([f"{EP}2", SAVES], steps=2)
             runs["half, EP=2, resumed"] = run([f"{EP}2"], after=folders[2] / "half, EP=2")
@@ -128,11 +130,17 @@ def left(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         folders[ranks] = tmp_path_factory.mktemp("ran")
         run_ranks(HERE / "ranks_experts.py", ranks, world, folders[ranks], json.dumps(runs_of(ranks)), timeout=400)
 
-    def left_by(name: str) -> dict[str, Any]:
-        [path] = [folder / f"{name}.json" for folder in folders.values() if (folder / f"{name}.json").exists()]
-        return json.loads(path.read_text(encoding="utf-8"))
+    def left_by(name: str) -> Path:
+        [folder] = [folder / name for folder in folders.values() if (folder / name).exists()]
+        return folder
 
     return left_by
+
+
+@pytest.fixture(scope="module")
+def left(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, Any]]:
+    """Figures and weights of a run."""
+    return lambda name: json.loads(folder_of(name).with_name(f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +176,24 @@ def test_every_layout_gives_the_same_numbers(layout: str, launched: Callable[[st
 def test_every_family_gives_the_same_numbers(model: str, launched: Callable[[str], Figures]) -> None:
     found = differences(launched(f"{model}, 2"), launched(f"{model}, 1"))
     assert max(found.values()) <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_adapters_stand_outside_of_experts_and_give_the_same_numbers(
+    ranks: int, launched: Callable[[str], Figures], folder_of: Callable[[str], Path]
+) -> None:
+    """On every layout; what is exported is the same, and names its modules by their paths, of which none is an
+    expert's.
+    """
+    found = differences(launched(f"LoRA, {ranks}"), launched("LoRA, 1"))
+    assert max(found.values()) <= TOLERANCE and launched(f"LoRA, {ranks}")[0]["margin"] == 0, found
+    one, other = (load_file(folder_of(f"LoRA, {n}") / "adapter/adapter_model.safetensors") for n in (1, ranks))
+    assert one.keys() == other.keys() and max(float((one[key] - other[key]).abs().max()) for key in one) <= TOLERANCE
+    paths = json.loads((folder_of("LoRA, 1") / "adapter/adapter_config.json").read_text())["target_modules"]
+    assert len(paths) == 4 * 4 + 3 and {path for path in paths if "mlp" in path} == {
+        f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    assert {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in one} == set(paths)
 
 
 @pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if "cached" not in name])

@@ -35,6 +35,7 @@ SCENARIOS = (
     "all logits, plain optimizer",
     "resident reference, KL",
     "rankings",
+    "LoRA, full recompute",
     "reward model",
     EXPERTS,
 )

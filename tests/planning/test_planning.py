@@ -10,6 +10,7 @@ import torch
 from paths import ROOT
 
 from nemo_rpo.cli import main as cli
+from nemo_rpo.config.adapters.adapter_size import adapter_weights, layer_adapter_weights
 from nemo_rpo.config.flops import forward_flops, layers_weights
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
@@ -21,7 +22,7 @@ from nemo_rpo.planning.models import MODELS, total_weights
 from nemo_rpo.planning.step_time import step_seconds
 
 CONF = ROOT / "conf"
-RECIPES = sorted([*CONF.glob("*_ultrafeedback.yaml"), *CONF.glob("*_multipref.yaml")])
+RECIPES = sorted(path for data in ("ultrafeedback", "multipref", "lora") for path in CONF.glob(f"*_{data}.yaml"))
 COMMAND = re.compile(r"^# python -m nemo_rpo\.planning (\S+) --model (\S+)$", re.MULTILINE)
 
 
@@ -56,6 +57,33 @@ def test_the_recipes_are_those_of_the_paper_and_its_successors() -> None:
         assert (one.model.rpo.estimator, one.model.rpo.eta_init, one.model.rpo.alpha) == ("ema", 0.9, 0.1)
         assert (one.model.data.layout, many.model.data.layout) == ("auto", "multipref")
         assert many.trainer.num_nodes == one.trainer.num_nodes
+
+
+def test_adapters_by_hand() -> None:
+    """Rank 16 beside every layer of Llama-3 8B, as a whole and by matrix: 4096 in and out of each, as peft counts."""
+    whole, matrices = (
+        load_config(
+            str(CONF / "llama3_8b_ultrafeedback.yaml"),
+            ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16", *more],
+        )
+        for more in ([], ["model.peft.lora_tuning.target_modules=[all-linear]"])
+    )
+    h, kv, f, r = 4096, 1024, 14336, 16
+    out = (h + 2 * kv) + h + 2 * f + h
+    assert layer_adapter_weights(MODELS["llama3-8b"], whole.model.peft, 0) == r * (h + h + h + f + out)
+    assert adapter_weights(MODELS["llama3-8b"], matrices.model.peft) == 32 * r * (3 * h + h + 2 * h + f + out)
+    full, adapted = (
+        peak_memory(load_config(str(CONF / "llama3_8b_ultrafeedback.yaml"), over), MODELS["llama3-8b"], 8)
+        for over in ([], ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16"])
+    )
+    split = r * (h + (h + 2 * kv) / 2 + h / 2 + h + h + f + f / 2 + h)
+    assert adapted.gradients == 4 * 32 * split and adapted.weights == full.weights + 2 * 32 * split
+    assert adapted.reference == 0 and adapted.activations == full.activations + 2 * 2048 * 32 * 2 * 4 * r
+    seconds = [
+        step_seconds(cfg, MODELS["llama3-8b"], 8, 2048, Hardware())
+        for cfg in (whole, load_config(str(CONF / "llama3_8b_ultrafeedback.yaml")))
+    ]
+    assert 0.7 < seconds[0] / seconds[1] < 0.8
 
 
 @pytest.mark.parametrize(("name", "kind"), [("llama3-8b", "Llama"), ("mistral-7b", "Mistral"), ("qwen3-32b", "Qwen3")])

@@ -36,7 +36,7 @@ IGNORED = frozenset(
     model.dist_ckpt_format model.dist_ckpt_load_strictness model.dist_ckpt_load_on_device
     model.dist_ckpt_parallel_save model.dist_ckpt_parallel_load model.dist_ckpt_torch_dist_multiproc
     model.dist_ckpt_assume_constant_structure model.dist_ckpt_parallel_dist_opt model.dist_ckpt_parallel_save_within_dp
-    model.peft.restore_from_path model.peft.restore_from_ckpt.* model.peft.lora_tuning.*
+    model.peft.adapter_tuning.* model.peft.p_tuning.* model.peft.ia3_tuning.*
     model.optim.bucket_cap_mb model.optim.contiguous_grad_buffer model.optim.contiguous_param_buffer
     model.optim.grad_sync_dtype model.optim.param_sync_dtype model.optim.grad_sync_chunk_size
     model.data.splits_string model.data.skip_warmup model.data.index_mapping_dir model.data.dataloader_type
@@ -51,7 +51,12 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainer.gradient_clip_val": ((None,), "set trainer.dpo.gradient_clip_val"),
     "exp_manager.resume_from_checkpoint": ((None,), "set exp_manager.explicit_log_dir to the run to resume"),
     "model.resume_from_checkpoint": ((None,), "set exp_manager.explicit_log_dir to the run to resume"),
-    "model.peft.peft_scheme": (("none", None), "all weights are trained; remove it"),
+    "model.peft.restore_from_ckpt.checkpoint_dir": ((None,), "set model.peft.restore_from_path"),
+    "model.peft.restore_from_ckpt.checkpoint_name": ((None,), "set model.peft.restore_from_path"),
+    "model.peft.lora_tuning.row_init_method": (("zero",), "an adapter starts at its base"),
+    "model.peft.lora_tuning.layer_selection": ((None,), "every layer has its adapters"),
+    "model.peft.lora_tuning.weight_tying": ((False,), "every layer has its own adapters"),
+    "model.peft.lora_tuning.position_embedding_strategy": ((None,), "every layer has its own adapters"),
     "model.fp8": ((False, None), "set model.rpo.logprob_precision"),
     "model.optim.optimizer_cpu_offload": ((False,), "the optimizer's state is sharded over data-parallel ranks"),
     "model.optim.fp8_param_gather": ((False,), "weights are kept, and gathered, in bf16"),

@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     from megatron.core.transformer.module import Float16Module
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nemo_rpo.config.adapters.targets import targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.loss import base_loss
@@ -35,6 +36,7 @@ from nemo_rpo.megatron.logprobs.liger import check_liger
 from nemo_rpo.megatron.network.attention import CausalSDPA, ContextSDPA
 from nemo_rpo.megatron.network.experts import expert_arguments, stage_spec
 from nemo_rpo.megatron.network.gpt import PreferenceGPT
+from nemo_rpo.megatron.network.lora.attach import attach
 from nemo_rpo.megatron.network.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.network.reward_head import RewardHead
 
@@ -209,7 +211,8 @@ def build_model_chunks(
     """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet
     wrapped for data parallelism.
 
-    ``precision``: of their layers, which it can switch later; None: the policy's. Where the run's loss needs outputs of
+    ``precision``: of their layers, which it can switch later; None: the policy's. Under ``model.peft.peft_scheme=lora``
+    adapters stand beside its targets, and all else is frozen but a reward head. Where the run's loss needs outputs of
     a reward head, the last stage has one; where it needs no log-probs, the output layer is not trained.
 
     Raises :class:`ConfigError` if the layout does not divide the model, or leaves a gradient to wait for that never
@@ -249,7 +252,10 @@ def build_model_chunks(
             vp_stage=vp_stage,
             **_rope_arguments(architecture),
         )
-        if not needs.logps:
+        if model.peft.lora:
+            targets = targets_in(architecture, model.peft.lora_tuning.target_modules)
+            attach(chunk, config, model.peft, targets, model.seed)
+        elif not needs.logps:
             _leave_output_layer(chunk, cfg)
         if cfg.trainer.accelerator == "gpu":
             chunk.cuda(torch.cuda.current_device())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,7 @@ def export_hf(
         files = (folder, hf_shapes(tensors), stored, max_shard_size, tokenizer_folder, generation_config)
         return partial(HuggingFaceFolderWriter, *files), config
 
-    export_tensors(chunks, tensors, started, dtype, _add_reward_head)
+    export_tensors(chunks, tensors, started, dtype, add_reward_head)
 
 
 class TensorWriter(Protocol):
@@ -136,6 +136,7 @@ def export_tensors(
     start: Callable[[torch.dtype], tuple[Callable[[], Writer], Mapping[str, Any]]],
     dtype: torch.dtype | None,
     add_beside: Callable[[Sequence[torch.nn.Module], torch.dtype, FirstRank, Writer | None], None] | None = None,
+    shards_here: Callable[[], Iterable[LocalShard]] | None = None,
 ) -> None:
     """Hands the model's ``tensors``, whole, under the names of their runs, to a writer on the group's first rank.
 
@@ -144,13 +145,14 @@ def export_tensors(
             on every rank of the group, which all raise what it raises.
         dtype: of the weights that are written; None: the parameters' own.
         add_beside: collective over the group as well; what else the writer, None on other ranks, is to take.
+        shards_here: this rank's parts of ``tensors``; None: those of the language model.
 
     Collectives and errors: :func:`export_hf`.
     """
     first = FirstRank()
     if first.rank != 0:
         return
-    shards = list(local_shards(chunks))
+    shards = list(local_shards(chunks) if shards_here is None else shards_here())
     inventory = _inventory(shards, first.group)
     _check_complete(tensors, inventory)
     dtype = dtype or shards[0].data.dtype
@@ -168,9 +170,8 @@ def export_tensors(
     first.agree()
 
 
-def _add_reward_head(
-    chunks: Sequence[torch.nn.Module], dtype: torch.dtype, first: FirstRank, writer: HuggingFaceFolderWriter | None
-) -> None:
+def add_reward_head(chunks: Sequence[torch.nn.Module], dtype: torch.dtype, first: FirstRank, writer: Any) -> None:
+    """Hands the weights of a reward head to a ``writer`` that has ``add_file``. Gathers them over the group."""
     head = _reward_head(chunks, dtype, first.group)
     if head:
         first.run(lambda: writer.add_file(REWARD_HEAD_FILE, head))

@@ -60,6 +60,13 @@ def fill_chunks(
     shards = list(local_shards(chunks))
     _check_architecture(shards, by_place)
     weights.check(hf_shapes(by_place.values()), tied)
+    fill_shards(shards, by_place.values(), weights)
+
+
+@torch.no_grad()
+def fill_shards(shards: Iterable[LocalShard], tensors: Iterable[MegatronTensor], weights: StoredWeights) -> None:
+    """Fills ``shards`` of the ``tensors`` from ``weights``, which have been checked. Issues no collective."""
+    by_place = {tensor.place: tensor for tensor in tensors}
     for shard in shards:
         _fill(shard, by_place[shard.place], weights)
 

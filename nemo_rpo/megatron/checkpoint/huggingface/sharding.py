@@ -11,7 +11,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import Tensor
 
 from nemo_rpo.megatron.checkpoint.huggingface.tensors import Place
-from nemo_rpo.megatron.network.reward_head import REWARD_HEAD
+from nemo_rpo.megatron.network.lora.attach import is_trained
+from nemo_rpo.megatron.network.lora.sharded import sharded_adapters
 
 _NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 
@@ -37,23 +38,38 @@ class LocalShard:
 
 def local_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
     """Every parameter of the language model in ``chunks`` as one or two shards that share its memory; wrappers for
-    16-bit precision and data parallelism are looked through, and a reward head beside it is left out.
+    16-bit precision and data parallelism are looked through, and adapters and a reward head are left out.
 
     A gated ``linear_fc1`` is two: each tensor-parallel rank stacks its gate rows on its up rows, which are not
     neighbours in the whole tensor. A tied output layer on its own pipeline stage comes under the key of the word
     embeddings. An expert's weights are a tensor of their own. Issues no collective.
     """
+    for chunk in _bare(chunks):
+        for name, entry in chunk.sharded_state_dict().items():
+            if not is_trained(name):  # neither an adapter's nor the reward head's
+                yield from _shards(entry)
+
+
+def adapter_shards(chunks: Sequence[torch.nn.Module]) -> Iterator[LocalShard]:
+    """Those of the adapters, in the manner of :func:`local_shards`."""
+    for chunk in _bare(chunks):
+        for entry in sharded_adapters(chunk).values():
+            yield from _shards(entry)
+
+
+def _bare(chunks: Sequence[torch.nn.Module]) -> Iterator[torch.nn.Module]:
     for chunk in chunks:
         while hasattr(chunk, "module"):
             chunk = chunk.module
-        for name, entry in chunk.sharded_state_dict().items():
-            if name.startswith(f"{REWARD_HEAD}."):
-                continue
-            if isinstance(entry, ShardedTensorFactory):
-                parts = entry.build()
-                yield from (_shard(part) for part in (parts.values() if isinstance(parts, dict) else parts))
-            elif isinstance(entry, ShardedTensor):
-                yield _shard(entry)
+        yield chunk
+
+
+def _shards(entry: object) -> Iterator[LocalShard]:
+    if isinstance(entry, ShardedTensorFactory):
+        parts = entry.build()
+        yield from (_shard(part) for part in (parts.values() if isinstance(parts, dict) else parts))
+    elif isinstance(entry, ShardedTensor):
+        yield _shard(entry)
 
 
 def _shard(entry: ShardedTensor) -> LocalShard:

@@ -27,6 +27,19 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
+def open_safetensors(path: Path, but: str = "") -> Any:
+    """A memory-mapped file; its context closes it. Raises :class:`CheckpointError`: it does not exist (``but`` what
+    says that it does), or is damaged.
+    """
+    safetensors = _safetensors()
+    try:
+        return safetensors.safe_open(path, framework="pt", device="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist{but}") from None
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {exc}") from exc
+
+
 class SafetensorsFolder:
     """The tensors of ``folder`` by name. Files are memory-mapped: only the slices that are read come into memory.
 
@@ -65,13 +78,7 @@ class SafetensorsFolder:
 
     def _file(self, name: str) -> Any:
         if name not in self._opened:
-            path, safetensors = self.folder / name, _safetensors()
-            try:
-                file = safetensors.safe_open(path, framework="pt", device="cpu")
-            except FileNotFoundError:
-                raise CheckpointError(f"{path} does not exist, but {INDEX} names it") from None
-            except (OSError, safetensors.SafetensorError) as exc:
-                raise CheckpointError(f"{path} is not a readable safetensors file: {exc}") from exc
+            file = open_safetensors(self.folder / name, f", but {INDEX} names it")
             self._opened[name] = self._stack.enter_context(file)
         return self._opened[name]
 
