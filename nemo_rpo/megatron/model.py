@@ -76,6 +76,7 @@ class MegatronGPTRPOModel:
         load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
             other than the reference.
         load_reference: writes the reference's weights; None: they are the initial ones.
+        load_first: writes those of π₀, which validations measure the distance from; None: the initial ones.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class MegatronGPTRPOModel:
         load_weights: LoadWeights | None = None,
         load_previous: LoadWeights | None = None,
         load_reference: LoadWeights | None = None,
+        load_first: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
@@ -105,7 +107,12 @@ class MegatronGPTRPOModel:
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
+        self.first: ReferencePolicy | None = None  # π₀, where the distance from it is measured
+        at_first = partial(ReferencePolicy, chunks, None, keep_head=True, around=in_frozen_precision)
         self._load_reference = load_reference
+        if load_first is not None:
+            load_first(chunks)
+            self.first = at_first()
         if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
@@ -116,6 +123,8 @@ class MegatronGPTRPOModel:
             load_weights(chunks)
         if load_reference is None and self.needs.live_reference:
             self.reference = frozen(keep_head=self.needs.kl)
+        if cfg.model.rpo.measures_kl and self.first is None:
+            self.first = at_first()
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)

@@ -230,10 +230,10 @@ def starting_point(cfg: RunConfig) -> Path | None:
 
 
 def frozen_policies(cfg: RunConfig) -> dict[str, Path | None]:
-    """Folder or ``.nemo`` of the weights of each frozen policy, by its key of ``model.rpo``: the reference (None: the
-    start) and π_t (None: the reference). :class:`CheckpointError` if one is not there.
+    """Folder or ``.nemo`` of the weights of each frozen policy, by its key of ``model.rpo``: π_t (None: the reference),
+    the reference and π₀ (None: the start). :class:`CheckpointError` if one is not there.
     """
-    keys = ("reference_from", "previous_iterate")
+    keys = ("previous_iterate", "reference_from", "first_policy")
     return {key: _place(f"model.rpo.{key}", getattr(cfg.model.rpo, key)) for key in keys}
 
 
@@ -324,12 +324,12 @@ def build_model(
     """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
     the training data, ``belief`` what is known of its annotators.
     """
-    start, reference, previous = (
+    loaders = [
         None if path is None else weights_loader(path, architecture)
         for path in (starting_point(cfg), *frozen_policies(cfg).values())
-    )
+    ]
     em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous, reference)
+    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, *loaders)
 
 
 def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
