@@ -50,20 +50,18 @@ def answer(
     with engine(target.cfg):
         from megatron.core import parallel_state
 
+        from nemo_rpo.megatron import parallel
+
         speaker = Speaker.load(target, settings)
         group = parallel_state.get_data_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        if target.cfg.model.expert_model_parallel_size > 1:  # they exchange tokens, so that each answers all
-            rank, ranks, group = 0, 1, None
+        rank, ranks = parallel.independent_replica()
         mine = [Conversation(i, questions[i], []) for i in range(rank, len(questions), ranks)]
         for turn in range(max(map(len, questions))):
             asked = [conversation for conversation in mine if turn < len(conversation.turns)]
             if asked:
                 _answer(speaker, asked, [seed_of(seed, str(of.number), turn) for of in asked])
-        own = {c.number: c.said for c in mine}
-        everyones: list = [own] * ranks
-        if group is not None:
-            dist.all_gather_object(everyones, own, group=group)
+        everyones: list = [None] * dist.get_world_size(group)
+        dist.all_gather_object(everyones, {c.number: c.said for c in mine}, group=group)
     found = {number: said for theirs in everyones for number, said in theirs.items()}
     return [found[i] for i in range(len(questions))]
 

@@ -96,8 +96,10 @@ class _Scorer:
         """What the head gives for each response, float32 ``[w]``; None for None. Data-parallel ranks share them."""
         from megatron.core import parallel_state
 
+        from nemo_rpo.megatron import parallel
+
         group = parallel_state.get_data_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        rank, ranks = parallel.independent_replica()
         there = [i for i, text in enumerate(texts) if text is not None]
         there.sort(key=lambda i: len(texts[i].prompt) + len(texts[i].response))
         mine, found = there[rank::ranks], {}
@@ -106,7 +108,7 @@ class _Scorer:
             some = mine[start : start + _ROWS * stages]
             for i, row in zip(some, self._forward([texts[i] for i in some], stages), strict=True):
                 found[i] = row
-        everyones: list = [None] * ranks
+        everyones: list = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyones, found, group=group)
         of = {i: row for theirs in everyones for i, row in theirs.items()}
         return [of.get(i) for i in range(len(texts))]

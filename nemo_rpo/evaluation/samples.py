@@ -73,7 +73,8 @@ def sample(target: Target, asks: Sequence[Asked], settings: SpeakingSettings) ->
     (under what it was drawn from).
 
     The same ask gives the same text, whatever else is asked and on however many ranks. Data-parallel ranks share the
-    asks. Collective over the world; besides the generation one gather of the answers over the data-parallel group.
+    asks, unless they share experts. Collective over the world; besides the generation one gather of the answers over
+    the data-parallel group.
 
     Raises:
         RPOError: weights or a tokenizer that cannot be read.
@@ -82,11 +83,13 @@ def sample(target: Target, asks: Sequence[Asked], settings: SpeakingSettings) ->
     with engine(target.cfg):
         from megatron.core import parallel_state
 
+        from nemo_rpo.megatron import parallel
+
         speaker = Speaker.load(target, settings)
         group = parallel_state.get_data_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        rank, ranks = parallel.independent_replica()
         found = _answered(speaker, {i: asks[i] for i in range(rank, len(asks), ranks)})
-        everyones: list = [None] * ranks
+        everyones: list = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyones, found, group=group)
     answers = {i: answer for theirs in everyones for i, answer in theirs.items()}
     return [_record(ask, answers[i], settings) for i, ask in enumerate(asks)]
