@@ -18,6 +18,8 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.index import read_index
+from nemo_rpo.megatron.compat.linear_layers import adapted_output, is_column_parallel
+from nemo_rpo.megatron.compat.transformer_engine import hand_out_normed_input
 from nemo_rpo.training.logs.metrics import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
@@ -195,6 +197,33 @@ def test_a_run_is_evaluated_against_its_base(ran: Path, world: Path, tmp_path: P
         found.append(torch.tensor(pyarrow.read_table(scores)["delta"].to_pylist()))
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
     assert found[0].abs().max() > 0.01
+
+
+class LayerNormColumnParallelLinear(torch.nn.Module):
+    """Gives what Transformer Engine's fused layer gives."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.return_layernorm_output, self.bias = False, bias
+
+    def forward(self, x: torch.Tensor) -> object:
+        out, normed = 2 * x, x + 1
+        if self.bias:
+            return (out, 3 * x, normed)
+        return (out, normed), None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_adapter_reads_the_normed_input_of_a_fused_layer(bias: bool) -> None:
+    layer, x = LayerNormColumnParallelLinear(bias), torch.arange(4.0)
+    hand_out_normed_input(layer)
+    assert layer.return_layernorm_output and is_column_parallel(layer) is True
+    for adapter, expected in ((None, 2 * x), (lambda normed: 10 * normed, 2 * x + 10 * (x + 1))):
+        out, beside = adapted_output(layer, x, layer(x), adapter)
+        assert torch.equal(out, expected) and (torch.equal(beside, 3 * x) if bias else beside is None)
+    plain = torch.nn.Linear(2, 2)
+    hand_out_normed_input(plain)
+    assert is_column_parallel(plain) is None and not hasattr(plain, "return_layernorm_output")
 
 
 # --- what is refused
