@@ -28,7 +28,8 @@ test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner
 	  tests/training/test_async_save.py
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/megatron_bridge $(HOSTS)
 	.venv-trl/bin/python -m pytest -n $(JOBS) $(XDIST) tests/losses/test_trl_parity.py tests/integrations/trl $(HOSTS)
-	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/trl
+	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/trl \
+	  tests/losses/test_trl_parity.py::test_bco_trainer
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner $(HOSTS)
 	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     write_believed(args.out / "believed.parquet", pairs, believed)
     write_csv(args.out / "judges.csv", as_rows(believed))
     if args.json:
-        print(json.dumps(believed.to_dict(), ensure_ascii=False, indent=1))
+        print(json.dumps({"judges": as_rows(believed), **believed.reliability.to_dict()}, ensure_ascii=False, indent=1))
     else:
         print(printable(as_text(believed)))
     if unknown:

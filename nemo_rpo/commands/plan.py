@@ -76,11 +76,25 @@ def run(args: argparse.Namespace) -> None:
         "By formula: nothing here was measured."
     )
     print(as_table(found, schedule.total_steps))
+    if fits := [size.gpus for size in found if size.step_seconds]:
+        print(of_files(cfg, architecture, fits[0]))
     if not any(size.step_seconds for size in found):
         raise ConfigError(
             "none of these fits: raise model.tensor_model_parallel_size or pipeline_model_parallel_size, set "
             "model.activations_checkpoint_granularity=full, or name other --gpus"
         )
+
+
+def of_files(cfg: RunConfig, architecture: GPTArchitecture, gpus: int) -> str:
+    """A line on checkpoints, exports and host memory."""
+    from nemo_rpo.planning.checkpoints import written_bytes
+
+    files = written_bytes(cfg, architecture, gpus)
+    return (
+        f"A checkpoint is {files.checkpoint / 1e9:.0f} GB, {files.share / 1e9:.1f} of them from a GPU on {gpus}, which "
+        f"needs {files.host / 1e9:.1f} GB of host memory; an export gathers {files.export / 1e9:.0f} GB tensor by "
+        "tensor."
+    )
 
 
 def _adapters(cfg: RunConfig, architecture: GPTArchitecture) -> str:

@@ -117,7 +117,7 @@ class DPOConfig:
     gt_reward_scale: float = 1.0
 
 
-LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"]
+LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "fp8_delayed"]
 
 
 @dataclass
@@ -137,6 +137,10 @@ class RPOConfig(EMSettings):
     # π_t of losses that compare with the policy of an earlier round: what restore_from_path takes, kept as
     # `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None
+    # Where annotators start, by id: a run's folder, its annotators.csv, or what `nemo-rpo annotators --csv` writes; who
+    # is not in it starts at eta_init.
+    believe_from: str | None = None
+    carry: Fraction = 0.5  # share of the answers behind what is believed that counts beside the labels of this run
     record: bool = True  # posteriors.parquet, annotators.parquet and validation.parquet in the run's folder
     embedding_width: Count = 6  # of a general preference model's embeddings; even
     # Log-probs of the response tokens: a block of the vocabulary at a time, from all logits of all positions, or by

@@ -176,6 +176,12 @@ def _check_groups(cfg: RunConfig) -> None:
             f"the loss '{loss.name}' learns which of its {loss.groups} groups an annotator belongs to by the EM: set "
             "model.rpo.enabled=true, or model.rpo.loss_options.groups=1"
         )
+    for name, value in (("believe_from", rpo.believe_from), ("freeze_eta", rpo.freeze_eta)):
+        if value:
+            raise ConfigError(
+                f"model.rpo.{name}={value} is of one reliability an annotator, and the loss '{loss.name}' learns "
+                f"weights on {loss.groups} groups: unset it"
+            )
     if rpo.sweep != "none":
         raise ConfigError(
             f"model.rpo.sweep={rpo.sweep} fits one truth a pair, and the loss '{loss.name}' has {loss.groups}, one a "

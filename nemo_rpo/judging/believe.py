@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.crowd.reliability import Reliability, assess
@@ -34,10 +33,6 @@ class Believed:
     habits: list[Habits]
     p_a: dict[str, float]
     votes: dict[str, list[Vote]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {"judges": [asdict(habit) for habit in self.habits], **self.reliability.to_dict()}
 
 
 def believe(pairs: Sequence[JudgedPair], judged: Sequence[Judged], settings: CrowdSettings | None = None) -> Believed:

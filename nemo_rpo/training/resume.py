@@ -14,7 +14,7 @@ from nemo_rpo.errors import CheckpointError
 from nemo_rpo.megatron.checkpoint.adapter.description import LORA
 from nemo_rpo.megatron.checkpoint.run_file import check_format, read_run
 from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
-from nemo_rpo.training.origin import weights_fingerprint
+from nemo_rpo.training.origin import NOTHING
 from nemo_rpo.training.trainer import RPOTrainer
 
 _OR_ANOTHER = "or give exp_manager.explicit_log_dir another folder for a new run"
@@ -69,7 +69,8 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
     """Compares what the checkpoint was made from with :func:`nemo_rpo.training.origin.origin_of` of this start.
 
     Raises:
-        CheckpointError: other pairs, labels, starting weights, adapter, reference or previous iterate.
+        CheckpointError: other pairs, labels, starting weights, adapter, reference, previous iterate or reliabilities to
+            start from.
     """
     saved = read_run(checkpoint)["origin"]
     if saved["weights"] != origin["weights"]:
@@ -77,13 +78,17 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
             f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
             f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
         )
-    for key, called in (("reference_from", "reference"), ("previous_iterate", "previous iterate")):
-        if saved.get(key, weights_fingerprint(None)) != origin[key]:  # runs of before 0.2 know no other reference
+    for key, trained in (
+        ("reference_from", "against another reference than"),
+        ("previous_iterate", "against another previous iterate than"),
+        ("believe_from", "from other reliabilities than those of"),
+    ):
+        if saved.get(key, NOTHING) != origin[key]:  # a run of an earlier version had none
             raise CheckpointError(
-                f"{checkpoint} was trained against another {called} than model.rpo.{key}="
-                f"{getattr(cfg.model.rpo, key)}: set it back, {_OR_ANOTHER}"
+                f"{checkpoint} was trained {trained} model.rpo.{key}={getattr(cfg.model.rpo, key)}: "
+                f"set it back, {_OR_ANOTHER}"
             )
-    if saved.get("adapter", weights_fingerprint(None)) != origin["adapter"]:
+    if saved.get("adapter", NOTHING) != origin["adapter"]:
         raise CheckpointError(
             f"{checkpoint} was trained from another adapter than model.peft.restore_from_path="
             f"{cfg.model.peft.restore_from_path}: set it back, {_OR_ANOTHER}"

@@ -30,6 +30,7 @@ from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
@@ -330,17 +331,22 @@ def check_groups(cfg: RunConfig, cache: PreferenceCache) -> None:
 
 
 def build_model(
-    cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
+    cfg: RunConfig,
+    architecture: GPTArchitecture,
+    cache: PreferenceCache,
+    total_steps: int,
+    device: torch.device,
+    belief: Belief | None = None,
 ) -> MegatronGPTRPOModel:
     """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
-    the training data.
+    the training data, ``belief`` what is known of its annotators.
     """
     start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
     frozen = partial(frozen_adapter_loader, cfg=cfg) if cfg.model.peft.lora else weights_loader
     reference, previous = (
         None if path is None else frozen(path, architecture=architecture) for path in frozen_policies(cfg).values()
     )
-    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
+    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
     return MegatronGPTRPOModel(
         cfg,
         architecture,

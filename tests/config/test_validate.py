@@ -112,7 +112,7 @@ def test_the_defaults_with_data_are_valid() -> None:
         (
             {"model__rpo__logprob_precision": "fp8_delayed"},
             "model.rpo.logprob_precision=fp8_delayed: delayed scales are updated in training steps and never under "
-            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise",
+            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise, fp8_blockwise or fp8_mxfp8",
         ),
         (
             {"model__rpo__reference_logprob_precision": "fp8_tensorwise", "trainer__accelerator": "cpu"},

@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make(folder: Path) -> Path:
-    """``train.jsonl`` of :mod:`tiny_world` and a folder a model."""
+    """``train.jsonl`` of :mod:`tiny_world`, ``validation.jsonl`` (21 pairs) and a folder a model."""
     import transformers
 
     for seed, (name, (family, config)) in enumerate(MODELS.items()):
@@ -55,4 +55,5 @@ def make(folder: Path) -> Path:
                     buffer.add_(torch.randn_like(buffer), alpha=0.3)
         model.float().save_pretrained(folder / name)
     tiny_world.write_rows(folder / "train.jsonl", tiny_world.rows(160, seed=2))
+    tiny_world.write_rows(folder / "validation.jsonl", tiny_world.rows(21, seed=4))
     return folder

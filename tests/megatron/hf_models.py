@@ -83,15 +83,6 @@ CASES |= {
 SMALL_FILES = "20KB"
 
 
-def expert_parallel(layout: dict[str, int]) -> bool:
-    return "expert_model_parallel_size" in layout
-
-
-def cases_of(layout: dict[str, int]) -> list[str]:
-    """The models that run under a layout: with expert ranks those with experts."""
-    return [name for name, case in CASES.items() if case.has_experts or not expert_parallel(layout)]
-
-
 def make(name: str, folder: Path) -> None:
     """Saves the model ``name`` in ``folder``, random in every weight, and beside it what transformers computes."""
     import transformers

@@ -1,8 +1,8 @@
-"""Training runs of mixtures of experts, one after the other on the same ranks; each leaves its figures of each step,
-and how many weights each rank has.
+"""Training runs of mixtures of experts, one after the other on the same ranks; each leaves its figures of each step
+and of validation, and how many weights each rank has.
 
 ``argv``: the world's folder, the folder to write to, and a JSON object of name → ``{"model", "overrides", "after",
-"count"}``; of a run that goes on from another one ``after`` is that run's folder, which is copied.
+"count", "validates"}``; of a run that goes on from another one ``after`` is that run's folder, which is copied.
 """
 
 from __future__ import annotations
@@ -51,15 +51,20 @@ def main() -> None:
         folder = out / name
         if run["after"] and rank0:
             shutil.copytree(run["after"], folder)
-        cfg = config([*places(world, folder), f"pretrained_checkpoint.restore_from_path={world / run['model']}"]
-                     + run["overrides"])  # fmt: skip
+        given = [*places(world, folder), f"pretrained_checkpoint.restore_from_path={world / run['model']}"]
+        if run["validates"]:
+            held_out = world / "validation.jsonl"
+            given += [f"model.data.data_prefix.validation={held_out}", "trainer.dpo.val_check_interval=1"]
+        cfg = config([*given, *run["overrides"]])
         weights = weights_of_ranks(cfg, dist) if run["count"] else None
         train(cfg)
         assert not dist.is_initialized()
         if rank0:
-            steps = [row for row in read_metrics(folder) if row["split"] == "train"]
-            found = [{figure: row[figure] for figure in FIGURES} for row in steps]
-            (out / f"{name}.json").write_text(json.dumps([found, weights]), encoding="utf-8")
+            rows = read_metrics(folder)
+            found = [{figure: row[figure] for figure in FIGURES} for row in rows if row["split"] == "train"]
+            held_out = [row["loss"] for row in rows if row["split"] == "val"]
+            left = {"figures": found, "weights": weights, "held out": held_out}
+            (out / f"{name}.json").write_text(json.dumps(left), encoding="utf-8")
 
 
 if __name__ == "__main__":

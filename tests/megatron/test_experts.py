@@ -27,7 +27,7 @@ from nemo_rpo.planning.memory import stage_memory
 pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 HERE = Path(__file__).parent
-TOLERANCE = 1e-5
+TOLERANCE, STEPS = 1e-5, 3
 TP, PP, VP, CP, EP, ETP = (
     f"model.{name}_parallel_size="
     for name in (
@@ -70,7 +70,6 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "TP=2, SP": [f"{TP}2", SEQUENCE],
         "CP=2": [f"{CP}2"],
         "CP=2, EP=2": [f"{CP}2", f"{EP}2"],
-        "PP=2": [f"{PP}2", RESIDENT],
         "PP=2, interleaved, packed": [f"{PP}2", f"{VP}2", *PACKED, ONE_PROMPT],
     },
     4: {
@@ -78,23 +77,23 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2, interleaved, EP=2, packed": [f"{PP}2", f"{VP}2", f"{EP}2", *PACKED, ONE_PROMPT],
         "TP=2, SP, EP=2, experts' TP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}2", GATHER],
         "TP=2, SP, EP=2, DP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}1", "model.optim.overlap_grad_sync=true"],
-        "EP=4": [f"{EP}4"],
     },
 }
-# Other families, under one layout of each number of ranks; and the router's own losses.
-FAMILIES = {1: [], 2: [f"{EP}2"], 4: [f"{PP}2", f"{EP}2"]}
+FAMILIES = {1: [], 2: [f"{EP}2"]}  # others, under one layout of each number of ranks
+WITH_ADAPTERS = FAMILIES | {4: LAYOUTS[4]["PP=2, EP=2"]}
 # Whose weights are counted, and compared with the planner's.
 COUNTED = {name: LAYOUTS[4][name] for name in ("PP=2, EP=2", "TP=2, SP, EP=2, experts' TP=2", "TP=2, SP, EP=2, DP=2")}
 Figures = list[dict[str, float]]
 
 
-def run(overrides: list[str], steps: int = 4, model: str = "glm4_moe", after: Path | None = None) -> dict[str, Any]:
+def run(overrides: list[str], steps: int = STEPS, model: str = "glm4_moe", after: Path | None = None) -> dict[str, Any]:
     longer = [f"trainer.dpo.max_steps={steps}", "model.optim.sched.max_steps=20"]
     return {
         "model": model,
         "overrides": [*longer, *overrides],
         "after": None if after is None else str(after),
         "count": overrides in COUNTED.values(),
+        "validates": PACKED[0] in overrides,
     }
 
 
@@ -112,21 +111,18 @@ def folder_of(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
     def runs_of(ranks: int) -> dict[str, dict[str, Any]]:
         runs = {name: run(overrides) for name, overrides in LAYOUTS[ranks].items()}
-        for model in ("qwen2_moe", "mixtral"):
+        for model in ("qwen2_moe", "mixtral") if ranks in FAMILIES else ():
             runs[f"{model}, {ranks}"] = run(FAMILIES[ranks], 2, model)
-        runs[f"LoRA, {ranks}"] = run([*LORA, *FAMILIES[ranks]], 2)
+        runs[f"LoRA, {ranks}"] = run([*LORA, *WITH_ADAPTERS[ranks]], 2)
         if ranks == 2:
             runs["half, EP=2"] = run([f"{EP}2", SAVES], steps=2)
             runs["half, EP=2, resumed"] = run([f"{EP}2"], after=folders[2] / "half, EP=2")
         if ranks == 1:
-            runs |= {
-                "aux": run(AUX),
-                "aux, per sequence": run([*AUX, "model.moe_router_load_balancing_type=seq_aux_loss"]),
-            }
+            runs["router's losses"] = run(AUX)
             runs["half, one rank"] = run([SAVES], steps=2)
             runs["EP=2, resumed on one rank"] = run([], after=folders[2] / "half, EP=2")
         if ranks == 4:
-            runs["one rank, resumed on PP=2, EP=2"] = run(FAMILIES[4], after=folders[1] / "half, one rank")
+            runs["one rank, resumed on PP=2, EP=2"] = run([f"{PP}2", f"{EP}2"], after=folders[1] / "half, one rank")
         return runs
 
     for ranks in (2, 1, 4):
@@ -141,15 +137,15 @@ def folder_of(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @pytest.fixture(scope="module")
-def left(folder_of: Callable[[str], Path]) -> Callable[[str], list[Any]]:
+def left(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, Any]]:
     """Figures and weights of a run."""
     return lambda name: json.loads(folder_of(name).with_name(f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def launched(left: Callable[[str], list[Any]]) -> Callable[[str], Figures]:
+def launched(left: Callable[[str], dict[str, Any]]) -> Callable[[str], Figures]:
     """The figures of a run."""
-    return lambda name: left(name)[0]
+    return lambda name: left(name)["figures"]
 
 
 def differences(found: Figures, expected: Figures) -> dict[str, float]:
@@ -164,7 +160,9 @@ def differences(found: Figures, expected: Figures) -> dict[str, float]:
 
 def test_the_trajectory_goes_somewhere(launched: Callable[[str], Figures]) -> None:
     figures = launched("one rank")
-    assert len(figures) == 4 and figures[-1]["loss"] < figures[0]["loss"] - 0.01 and figures[0]["grad_norm"] > 0.1
+    assert len(figures) == STEPS
+    for figure in ("loss", "margin"):
+        assert abs(figures[-1][figure] - figures[0][figure]) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if name != "one rank"])
@@ -173,10 +171,9 @@ def test_every_layout_gives_the_same_numbers(layout: str, launched: Callable[[st
     assert {name: value for name, value in found.items() if not value <= TOLERANCE} == {}
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("model", ["qwen2_moe", "mixtral"])
-def test_every_family_gives_the_same_numbers(model: str, ranks: int, launched: Callable[[str], Figures]) -> None:
-    found = differences(launched(f"{model}, {ranks}"), launched(f"{model}, 1"))
+def test_every_family_gives_the_same_numbers(model: str, launched: Callable[[str], Figures]) -> None:
+    found = differences(launched(f"{model}, 2"), launched(f"{model}, 1"))
     assert max(found.values()) <= TOLERANCE, found
 
 
@@ -203,9 +200,18 @@ def test_margins_begin_at_exactly_0(layout: str, launched: Callable[[str], Figur
     assert launched(layout)[0]["margin"] == 0
 
 
-@pytest.mark.parametrize("kind", ["aux", "aux, per sequence"])
-def test_the_router_s_losses_reach_the_gradient_and_no_figure(kind: str, launched: Callable[[str], Figures]) -> None:
-    plain, with_losses = launched("one rank")[0], launched(kind)[0]
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if ", packed" in name])
+def test_ranks_stay_in_step_where_the_last_batch_is_not_full(
+    layout: str, left: Callable[[str], dict[str, Any]]
+) -> None:
+    """21 pairs in batches of 16, in packs: a rank may have none, and still runs through the experts of the others."""
+    found, expected = left(layout)["held out"], left("packed, one prompt")["held out"]
+    assert len(found) == len(expected) > 1
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= TOLERANCE
+
+
+def test_the_losses_of_the_router_reach_the_gradient_and_no_figure(launched: Callable[[str], Figures]) -> None:
+    plain, with_losses = launched("one rank")[0], launched("router's losses")[0]
     for name in ("loss", "margin", "em/posterior_mean"):
         assert with_losses[name] == plain[name]
     assert abs(with_losses["grad_norm"] / plain["grad_norm"] - 1) > 1e-3
@@ -223,9 +229,9 @@ def test_a_run_goes_on_under_another_number_of_expert_ranks(resumed: str, launch
 
 @pytest.mark.parametrize("layout", COUNTED)
 def test_the_planner_counts_the_weights_that_the_ranks_have(
-    layout: str, world: Path, left: Callable[[str], list[Any]]
+    layout: str, world: Path, left: Callable[[str], dict[str, Any]]
 ) -> None:
     architecture = architecture_from_hf(world / "glm4_moe")
     cfg = load_config(str(CONFIG), ["model.data.data_prefix.train=none", *COUNTED[layout]], notify=lambda text: None)
-    for stage, weights in left(layout)[1]:
+    for stage, weights in left(layout)["weights"]:
         assert stage_memory(cfg, architecture, 4, stage).gradients == 4 * weights

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
-from hf_models import CASES, cases_of, expert_parallel, make
+from hf_models import CASES, make
 from paths import SHARED_DATA
 from safetensors.torch import load_file, save_file
 from torchrun import run_ranks
@@ -39,8 +39,18 @@ LAYOUTS = {  # by number of ranks, so that those of one number share one start
         "PP=2 × EP=2": {PP: 2, EP: 2},
     },
 }
-ALL_LAYOUTS = {name: layout for group in LAYOUTS.values() for name, layout in group.items()}
-EVERYWHERE = [(name, case) for name, layout in ALL_LAYOUTS.items() for case in cases_of(layout)]
+OF_EXPERTS = [name for group in LAYOUTS.values() for name, layout in group.items() if EP in layout]
+OF_DENSE = [name for group in LAYOUTS.values() for name in group if name not in OF_EXPERTS]
+EXPERTS = [name for name, case in CASES.items() if case.has_experts]
+
+
+def cases_of(layout: str) -> list[str]:
+    """The models that run under a layout: those with experts where their layers are cut in another way."""
+    dense = [name for name in CASES if name not in EXPERTS] if layout in OF_DENSE else []
+    return dense + (EXPERTS if layout in (*OF_EXPERTS, "one rank", "TP=2", "PP=2, interleaved") else [])
+
+
+EVERYWHERE = [(layout, name) for layout in (*OF_DENSE, *OF_EXPERTS) for name in cases_of(layout)]
 STORY_LAYOUT = "TP=2 × PP=2"
 
 
@@ -71,9 +81,9 @@ def launched(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
             folders.update({name: tmp_path_factory.mktemp("ran") for name in layouts})
             stories = SHARED_DATA / "stories260k" / "hf"
             task = {
-                "layouts": {str(folders[name]): sizes for name, sizes in layouts.items()},
+                "layouts": {str(folders[name]): (sizes, cases_of(name)) for name, sizes in layouts.items()},
                 "models": str(models),
-                "stories": str(stories) if layout == STORY_LAYOUT and stories.is_dir() else None,
+                "stories": str(stories) if STORY_LAYOUT in layouts and stories.is_dir() else None,
             }
             run_ranks(RANKS, nproc, json.dumps(task), timeout=500)
         return folders[layout]
@@ -81,7 +91,7 @@ def launched(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return folder_of
 
 
-@pytest.fixture(scope="module", params=[name for name, of in ALL_LAYOUTS.items() if not expert_parallel(of)])
+@pytest.fixture(scope="module", params=OF_DENSE)
 def ran(request: pytest.FixtureRequest, launched: Callable[[str], Path]) -> Path:
     return launched(request.param)
 
@@ -114,9 +124,11 @@ def test_export_is_the_import_bit_for_bit(ran: Path, models: Path, name: str) ->
         assert files == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("ran", [STORY_LAYOUT], indirect=True)
 @pytest.mark.parametrize(
-    "name", ["llama_tied_scaled_rope", "llama_biases", "qwen2", "qwen3_tied", *cases_of(ALL_LAYOUTS["EP=2"])]
+    ("ran", "name"),
+    [(STORY_LAYOUT, name) for name in ("llama_tied_scaled_rope", "llama_biases", "qwen2", "qwen3_tied")]
+    + [("PP=2 × EP=2", name) for name in EXPERTS],
+    indirect=["ran"],
 )
 def test_transformers_loads_an_export_without_source_config(ran: Path, models: Path, name: str) -> None:
     transformers = pytest.importorskip("transformers")
@@ -129,7 +141,7 @@ def test_transformers_loads_an_export_without_source_config(ran: Path, models: P
         torch.testing.assert_close(model(expected["token_ids"]).logits, expected["logits"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("ran", "name"), [at for at in EVERYWHERE if CASES[at[1]].has_experts], indirect=["ran"])
+@pytest.mark.parametrize(("ran", "name"), [at for at in EVERYWHERE if at[1] in EXPERTS], indirect=["ran"])
 def test_every_rank_writes_what_transformers_would(ran: Path, models: Path, name: str) -> None:
     """Greedily; expert ranks exchange tokens and have to end together."""
     transformers = pytest.importorskip("transformers")

@@ -146,3 +146,17 @@ def test_layers_that_predict_further_tokens_are_passed_over_and_not_claimed(tmp_
     with SafetensorsFolder(tmp_path) as weights, pytest.raises(CheckpointError, match=r"eh_proj\.weight has no place"):
         weights.check(shapes, tied=False)
     assert exported_config(architecture, source, torch.float32)["num_nextn_predict_layers"] == 0
+
+
+def test_kernels_of_transformer_engine_are_refused_without_it() -> None:
+    pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+    from nemo_rpo.config.schema import RunConfig
+    from nemo_rpo.megatron.network.experts import expert_arguments
+
+    cfg, architecture = RunConfig(), architecture_from_config(config("glm4_moe"))
+    assert expert_arguments(replace(architecture, experts=None), cfg, grouped=False) == {}
+    assert expert_arguments(architecture, cfg, grouped=True)["moe_layer_freq"] == [0, 1, 1]
+    cfg.model.moe_permute_fusion = True
+    assert expert_arguments(architecture, cfg, grouped=True)["moe_permute_fusion"]
+    with pytest.raises(ConfigError, match=r"model\.moe_permute_fusion=true needs a GPU and Transformer Engine"):
+        expert_arguments(architecture, cfg, grouped=False)

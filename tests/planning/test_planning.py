@@ -15,6 +15,7 @@ from nemo_rpo.config.flops import forward_flops, layers_weights
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.planning.__main__ import main
+from nemo_rpo.planning.checkpoints import written_bytes
 from nemo_rpo.planning.hardware import Hardware
 from nemo_rpo.planning.memory import peak_memory
 from nemo_rpo.planning.models import MODELS, total_weights
@@ -129,6 +130,9 @@ def test_memory_of_experts_by_hand() -> None:
     assert memory.optimizer == 12 * (dense / 8 + experts / 2)
     token = (8 * 2048 + 4 * (32 + 4) * 128 + 4 * 32 + 8 * (4 * 2048 + 6 * 768) + 8 * 128) / 2
     assert memory.activations == 2 * 2048 * 48 * token
+    files, all_weights = written_bytes(cfg, MODELS["qwen3-30b-a3b"], 16), total_weights(MODELS["qwen3-30b-a3b"])
+    assert (files.checkpoint, files.export) == (14 * all_weights, 2 * all_weights)
+    assert files.host == 4 * (dense + experts) + 14 * all_weights / 16  # the swapped reference, and the GPU's share
 
 
 def test_flops_are_those_that_torch_counts() -> None:
@@ -213,6 +217,10 @@ def test_plan_gives_hours_for_these_pairs_and_names_what_does_not_fit(capsys: py
         100 * seconds / 3600, abs=0.006
     )
     assert rows["4"][2] == pytest.approx(2 * rows["8"][2], abs=0.02)
+    files = (
+        "A checkpoint is 112 GB, 28.1 of them from a GPU on 4, which needs 28.1 GB of host memory; an export gathers 16"
+    )
+    assert files in out
     assert cli([*plan, "--pairs", "12800", "--gpus", "8", "--gpu", "H200"]) == 0
     assert "H200 141 GB" in capsys.readouterr().out
 

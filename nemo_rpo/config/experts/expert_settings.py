@@ -15,6 +15,7 @@ class ExpertSettings:
     expert_model_parallel_size: Count = 1  # ranks that share out the experts, taken from TP × CP × DP
     expert_tensor_parallel_size: Count | None = None  # ranks that split each expert; null: tensor_model_parallel_size
     moe_token_dispatcher_type: Literal["alltoall", "allgather"] = "alltoall"
+    moe_permute_fusion: bool = False  # Transformer Engine's kernels sort tokens by expert; false: torch's
     # Losses of the router alone, added to the gradient and to no figure; their means are over micro-batches.
     moe_aux_loss_coeff: NonNegative = 0.0
     moe_z_loss_coeff: NonNegative = 0.0

@@ -32,7 +32,7 @@ IGNORED = frozenset(
     model.tp_comm_atomic_ag model.tp_comm_atomic_rs model.nccl_communicator_config_path model.gc_interval
     model.memory_profile.* model.activations_checkpoint_layers_per_pipeline
     model.num_micro_batches_with_partial_activation_checkpoints model.cpu_offloading model.defer_embedding_wgrad_compute
-    model.moe_grouped_gemm model.moe_router_dtype model.moe_permute_fusion model.moe_per_layer_logging
+    model.moe_grouped_gemm model.moe_router_dtype model.moe_per_layer_logging
     model.dist_ckpt_format model.dist_ckpt_load_strictness model.dist_ckpt_load_on_device
     model.dist_ckpt_parallel_save model.dist_ckpt_parallel_load model.dist_ckpt_torch_dist_multiproc
     model.dist_ckpt_assume_constant_structure model.dist_ckpt_parallel_dist_opt model.dist_ckpt_parallel_save_within_dp
@@ -57,7 +57,10 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.peft.lora_tuning.layer_selection": ((None,), "every layer has its adapters"),
     "model.peft.lora_tuning.weight_tying": ((False,), "every layer has its own adapters"),
     "model.peft.lora_tuning.position_embedding_strategy": ((None,), "every layer has its own adapters"),
-    "model.fp8": ((False, None), "train in bf16"),
+    "model.fp8": ((False, None), "set model.rpo.logprob_precision"),
+    "model.optim.optimizer_cpu_offload": ((False,), "the optimizer's state is sharded over data-parallel ranks"),
+    "model.optim.fp8_param_gather": ((False,), "weights are kept, and gathered, in bf16"),
+    "model.fp8_params": ((False, None), "weights are kept in bf16: policy and reference take turns in one module"),
     "model.fp32_residual_connection": ((False,), "residuals have the precision of the weights"),
     "model.fp16_lm_cross_entropy": ((False,), "log-probs are computed in fp32"),
     "model.dpo.average_log_probs": ((False,), "set model.dpo.preference_average_log_probs"),

@@ -17,18 +17,25 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.errors import ConfigError
 
 
 def expert_arguments(architecture: GPTArchitecture, cfg: RunConfig, grouped: bool) -> dict[str, Any]:
-    """Arguments of ``TransformerConfig``; none of a dense model. ``grouped``: Transformer Engine's grouped products."""
+    """Arguments of ``TransformerConfig``; none of a dense model. ``grouped``: Transformer Engine's grouped products.
+
+    Raises :class:`ConfigError` for kernels of Transformer Engine where it is not in use.
+    """
     experts, model = architecture.experts, cfg.model
     if experts is None:
         return {}
+    if model.moe_permute_fusion and not grouped:
+        raise ConfigError("model.moe_permute_fusion=true needs a GPU and Transformer Engine: set it to false")
     freq = experts.moe_layer_freq
     return {
         **asdict(experts),
         "moe_layer_freq": list(freq) if isinstance(freq, tuple) else freq,
         "moe_grouped_gemm": grouped,
+        "moe_permute_fusion": model.moe_permute_fusion,
         "moe_router_dtype": "fp32",
         "moe_token_dispatcher_type": model.moe_token_dispatcher_type,
         # "none" for a coefficient of 0: Megatron computes, and exchanges, what it multiplies by it.
