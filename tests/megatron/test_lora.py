@@ -58,9 +58,14 @@ def ran(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ran")
     again = [f"model.peft.restore_from_path={out / 'whole' / 'adapter'}", "trainer.dpo.max_steps=1"]
     from_checkpoint = [f"model.peft.restore_from_path={out / 'whole' / LAST}", "trainer.dpo.max_steps=1"]
+    earlier = f"model.rpo.previous_iterate={out / 'whole' / 'adapter'}"
     one = [
         ("whole", None, STEPS),
         ("resumed", "whole", STEPS),
+        ("reward model", None, [*STEPS, "model.rpo.base_loss=bt", "trainer.dpo.max_steps=3"]),
+        ("earlier round", None, [*STEPS, "model.rpo.base_loss=onpo", earlier, "trainer.dpo.max_steps=1"]),
+        ("its own", None, [*STEPS, "model.rpo.base_loss=onpo", "trainer.dpo.max_steps=1"]),
+        ("other reference", None, [*STEPS, *again, f"model.rpo.reference_from={world / 'model'}"]),
         ("second round", None, [*STEPS, *again]),
         ("second round, checkpoint", None, [*STEPS, *from_checkpoint]),
     ]
@@ -183,6 +188,21 @@ def test_a_second_round_starts_from_the_adapter_of_the_first(ran: Path) -> None:
     first, other = steps(ran / "second round"), steps(ran / "second round, checkpoint")
     assert first == other and first[0] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-7)
     assert first[1] != steps(ran / "whole")[1]
+
+
+def test_frozen_policies_are_adapters_of_their_own(ran: Path) -> None:
+    """The earlier round's, which a new adapter is not; and the base, which the first round's adapter is not."""
+    assert steps(ran / "earlier round")[0] != pytest.approx(steps(ran / "its own")[0], abs=1e-3)
+    assert steps(ran / "other reference")[0] != pytest.approx(steps(ran / "second round")[0], abs=1e-3)
+
+
+def test_a_reward_model_trains_its_head_beside_the_adapters(ran: Path) -> None:
+    head = load_file(ran / "reward model" / "adapter/reward_head.safetensors")
+    adapters = load_file(ran / "reward model" / "adapter/adapter_model.safetensors")
+    assert all(weight.abs().max() > 1e-4 for weight in head.values()) and head
+    assert any(tensor.abs().max() > 1e-4 for key, tensor in adapters.items() if "lora_B" in key)
+    index = read_index(ran / "reward model" / "checkpoints/step=00000003")
+    assert {key.split(".")[0] for key in index if "adapter" not in key} == {"reward_head", "optimizer", "em", "random"}
 
 
 def test_a_run_is_evaluated_against_its_base(ran: Path, world: Path, tmp_path: Path) -> None:
