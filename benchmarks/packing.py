@@ -39,9 +39,7 @@ def lengths_of(data: Path) -> np.ndarray:
     rows = read_rows(data / "hh_harmless_test" / "test.jsonl.gz", on_error=lambda bad: None)
     texts = [RawText(row.where, row.prompt, row.responses) for row in rows]
     found = [
-        (len(of.prompt), *map(len, of.responses))
-        for of in render(texts, tokenizer, SEQ_LENGTH)
-        if of.problem == OK
+        (len(of.prompt), *map(len, of.responses)) for of in render(texts, tokenizer, SEQ_LENGTH) if of.problem == OK
     ]
     lengths = np.array(found)
     return lengths[lengths[:, 0] + lengths[:, 1:].max(1) <= SEQ_LENGTH]
@@ -71,14 +69,14 @@ def main() -> None:
     texts = int((2 * lengths[used, :1] + lengths[used, 1:].sum(1, keepdims=True)).sum())
     budget, rows = 2 * MICRO_BATCH * SEQ_LENGTH, {}
     for context in (1, 2, 4, 8):
-        model = ModelConfig(
-            context_parallel_size=context, tensor_model_parallel_size=TENSOR, sequence_parallel=True
-        )
+        model = ModelConfig(context_parallel_size=context, tensor_model_parallel_size=TENSOR, sequence_parallel=True)
         multiple, each = length_multiple(model), sequence_multiple(model)
         ways = (None, Packing(budget, False), Packing(budget, True), Packing(budget, False, sequence_multiple_of=each))
         rows[f"{context}"] = [f"{texts / run_tokens(lengths, multiple, way):.3f}" for way in ways]
     heads = ("padded", "packed", "packed, one prompt", "packed for Transformer Engine")
-    said = f"{len(lengths):,} pairs, {texts / len(used) / 2:.0f} tokens a text on average, {TENSOR} tensor-parallel ranks."
+    said = (
+        f"{len(lengths):,} pairs, {texts / len(used) / 2:.0f} tokens a text on average, {TENSOR} tensor-parallel ranks."
+    )
     text = f"{said}\n\n{table('context-parallel ranks', heads, rows)}"
     print(text)
     if args.write:

@@ -173,6 +173,11 @@ def _check_policies(cfg: RunConfig) -> None:
             f"model.rpo.reference=cached keeps one log-prob a response, and the loss '{loss.name}' compares with the "
             f"reference token by token ({', '.join(finer)}): set it to swapped or resident"
         )
+    if cfg.model.rpo.reference == "cached" and "mismatched_kl" in loss.needs:
+        raise ConfigError(
+            f"model.rpo.reference=cached keeps log-probs of the data's own completions, and the loss '{loss.name}' "
+            "asks the reference for others too: set it to swapped or resident, or model.rpo.base_loss to bco"
+        )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")
     if cfg.model.rpo.previous_iterate is not None and cfg.pretrained_checkpoint.restore_from_path is None:

@@ -66,7 +66,7 @@ def read_relabelled(paths: Sequence[Path], reader: VoteReader) -> tuple[int, int
             sighting = _sighting(row, reader.pairs, turned)
             if sighting is None:
                 raise RowError(row.file, row.row, "the pair is not in the votes' files; name the same files as before")
-            reader.ledger.add(row, sighting, len(parsed.row.responses))
+            reader.ledger.add(row, sighting, parsed.row.size)
             added += len(row.votes)
             blank += not row.votes
     return added, blank

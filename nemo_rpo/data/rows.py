@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 Messages = list[dict[str, Any]]  # [{"role": "user", "content": "…"}, …]
 Text = str | Messages
 Given = dict[str, Any]
+ABSENT = ""  # the other side of a completion judged alone
 
 
 class VoteDetails(NamedTuple):
@@ -52,7 +53,7 @@ class Vote(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """Two responses to one prompt and what was said about them; or a ranking of more than two.
+    """Two responses to one prompt and what was said about them; a ranking of more than two; or one judged alone.
 
     Attributes:
         file: the file as the user named it.
@@ -60,7 +61,7 @@ class PreferenceRow:
         pair_id: the pair's id in the file, ``None`` without one.
         prompt: text or messages, without either response.
         chosen: the response recorded first or as the better one; every sign below is relative to it.
-        rejected: the other response.
+        rejected: the other response; :data:`ABSENT` where ``chosen`` was judged alone, and a vote of −1 calls it bad.
         votes: the labels, one an annotator and utterance; ties have sign 0. A ranking has one: +1, or 0 where two
             responses were ranked equal.
         columns: numeric side information (:data:`nemo_rpo.data.columns.NAMES`), relative to ``chosen``.
@@ -71,6 +72,7 @@ class PreferenceRow:
         given: what the row gives a chat template beside the messages: ``tools``, ``chat_template_kwargs``, and
             ``system`` where the prompt is a text; each only where the row has it.
         prompt_repeated: whether the responses began with the prompt; here they are without it.
+        alone: whether ``chosen`` was judged alone, by thumbs up and down say.
     """
 
     file: str
@@ -87,6 +89,7 @@ class PreferenceRow:
     rewards: tuple[float, ...] = ()
     given: Given = field(default_factory=dict)
     prompt_repeated: bool = False
+    alone: bool = False
 
     @property
     def where(self) -> str:
@@ -95,5 +98,10 @@ class PreferenceRow:
 
     @property
     def responses(self) -> tuple[Text, ...]:
-        """All of them, of a ranking the best first."""
-        return (self.chosen, self.rejected, *self.further)
+        """All that there are, of a ranking the best first."""
+        return (self.chosen,) if self.alone else (self.chosen, self.rejected, *self.further)
+
+    @property
+    def size(self) -> int:
+        """Responses of the ranking that the row is; 2 of a pair, one of whose sides may be absent."""
+        return 2 + len(self.further)

@@ -23,6 +23,7 @@ from nemo_rpo.config.places import run_folder as run_folder
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
+from nemo_rpo.data.batches.mismatched import Mismatched
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec, cache_key
@@ -32,6 +33,7 @@ from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
@@ -145,12 +147,28 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     spec = cache_spec(cfg, split)
     key = once_a_node(lambda: cache_key(spec.ingredients()))
     cache = _open_together(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
+    _check_kind(cfg, cache, spec.paths[0])
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
             "unset model.data.default_chosen_reward and default_rejected_reward, and give the rankings rewards"
         )
     return cache
+
+
+def _check_kind(cfg: RunConfig, cache: PreferenceCache, path: Path) -> None:
+    """Raises :class:`RPOError` where the loss takes pairs and the data are completions judged alone, or the reverse."""
+    loss, alone = base_loss(cfg.model), cache.judged_alone()
+    if alone and not loss.unpaired:
+        raise ConfigError(
+            f"{path} has completions judged alone, and the loss '{loss.name}' takes pairs: set model.rpo.base_loss to "
+            "kto, bco or apo_zero_unpaired"
+        )
+    if loss.unpaired and not alone:
+        raise ConfigError(
+            f"{path} has pairs, and the loss '{loss.name}' takes completions judged alone: choose another loss, or "
+            "convert the pairs with nemo-rpo convert --to unpaired"
+        )
 
 
 def _open_together(spec: CacheSpec, cache_dir: Path | None, **options: Any) -> PreferenceCache:
@@ -195,17 +213,22 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
     sampler = GlobalBatchSampler(
         cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
     )
-    return PreferenceDataset(
-        cache,
-        sampler,
+    seq_length = model.data.seq_length or model.encoder_seq_length
+    share = partial(
+        PreferenceDataset,
+        sampler=sampler,
         data_parallel_rank=parallel.data_parallel_rank(),
         data_parallel_size=parallel.data_parallel_size(),
         micro_batch_size=model.micro_batch_size,
-        seq_length=model.data.seq_length or model.encoder_seq_length,
+        seq_length=seq_length,
         pad_to_multiple_of=math.lcm(model.data.pad_length_to_multiple_of, length_multiple(model)),
         same_length=model.pipeline_model_parallel_size > 1,
         packing=packing_of(cfg, cache.ranking_lengths),
     )
+    mismatched = None
+    if StepNeeds.of(base_loss(model), model).reference_point == "mismatched_kl":
+        mismatched = share(Mismatched(cache, seq_length))
+    return share(cache, mismatched=mismatched)
 
 
 def open_splits(cfg: RunConfig) -> dict[str, Split]:

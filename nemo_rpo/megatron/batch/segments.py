@@ -4,8 +4,8 @@ A tree is a trunk of tokens and branches that go on from it: each token attends 
 of its own branch. A sequence is a trunk without branches; a pair with one prompt is a trunk with two.
 
 Over C context-parallel ranks the pack as a whole is cut into 2·C chunks, as a row is
-(:mod:`nemo_rpo.megatron.batch.context_parallel`). Where every sequence divides by 2·C and none has branches, each is cut
-by itself instead: so Transformer Engine's ring attention finds them, for which the data room has padded them
+(:mod:`nemo_rpo.megatron.batch.context_parallel`). Where every sequence divides by 2·C and none has branches, each is
+cut by itself instead: so Transformer Engine's ring attention finds them, for which the data room has padded them
 (``sequence_multiple_of`` of a packing). Either is exact; the first pads the pack alone.
 
 Shapes: S tokens of a pack, C context-parallel ranks.
