@@ -7,7 +7,7 @@ import math
 from nemo_rpo.config.schema import ModelConfig
 
 # Tokens of a rank that an FP8 product goes over: cuBLAS's alignment, and the block of a scale.
-FP8_TOKENS = {"fp8_tensorwise": 16, "fp8_blockwise": 128}
+FP8_TOKENS = {"fp8_tensorwise": 16, "fp8_blockwise": 128, "fp8_mxfp8": 32}
 
 
 def sequence_multiple(model: ModelConfig) -> int:

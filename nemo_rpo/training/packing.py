@@ -37,6 +37,7 @@ def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
         share_prompts=_shares_prompts(cfg, lengths),
         sequence_multiple_of=sequence_multiple(model) if uses_transformer_engine(cfg) else 1,
         count_multiple_of=model.pipeline_model_parallel_size if model.virtual_pipeline_model_parallel_size else 1,
+        in_step=model.expert_model_parallel_size > 1,
     )
 
 
