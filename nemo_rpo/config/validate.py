@@ -12,6 +12,7 @@ from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_siz
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
+from nemo_rpo.config.provider import check_provider
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
@@ -28,6 +29,7 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
+    check_provider(cfg)
     _check_policies(cfg)
     check_adapters(cfg)
     _check_router_losses(cfg)

@@ -85,9 +85,9 @@ class _Speaker:
 
         cfg = target.cfg
         base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
-        architecture = setup.stored_architecture(base)
+        architecture = setup.stored_architecture(base, cfg)
         chunks = build_model_chunks(architecture, cfg)
-        setup.weights_loader(base, architecture)(chunks)
+        setup.weights_loader(base, architecture, cfg)(chunks)
         if cfg.model.peft.lora:
             setup.target_loader(target.weights, architecture, cfg)(chunks)
         room = architecture.max_position_embeddings

@@ -44,6 +44,7 @@ from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, rea
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
+from nemo_rpo.megatron.network.autobridge import architecture_from_bridge, load_bridge_weights
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
 from nemo_rpo.training.adapters import (
     adapter_loader,
@@ -289,11 +290,11 @@ def check_start(cfg: RunConfig) -> None:
     if path is None:
         return
     check_whole_weights(cfg, path, frozen)
-    architecture = stored_architecture(path)
+    architecture = stored_architecture(path, cfg)
     check_adapter_start(cfg, architecture, path, frozen)
     _check_fits(cfg, architecture)
     for key, other in frozen.items() if not cfg.model.peft.lora else ():
-        if other is not None and stored_architecture(other) != architecture:
+        if other is not None and stored_architecture(other, cfg) != architecture:
             raise ConfigError(
                 f"model.rpo.{key}={other} has a different architecture from the starting weights in {path}: "
                 "it has to be another state of the same model"
@@ -309,7 +310,9 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     path = starting_point(cfg)
     if path is None:
         check_fresh_experts(cfg)
-    architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
+    architecture = (
+        architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path, cfg)
+    )
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
@@ -320,10 +323,12 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     return architecture
 
 
-def stored_architecture(path: Path) -> GPTArchitecture:
+def stored_architecture(path: Path, cfg: RunConfig) -> GPTArchitecture:
     """The shape of the model in a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return architecture_of(path)
+    if cfg.model.provider == "megatron_bridge":
+        return architecture_from_bridge(path)
     return architecture_from_nemo(path) if is_nemo(path) else architecture_from_hf(path)
 
 
@@ -365,7 +370,7 @@ def build_model(
     the training data, ``belief`` what is known of its annotators.
     """
     start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
-    frozen = partial(frozen_adapter_loader, cfg=cfg) if cfg.model.peft.lora else weights_loader
+    frozen = partial(frozen_adapter_loader if cfg.model.peft.lora else weights_loader, cfg=cfg)
     reference, previous = (
         None if path is None else frozen(path, architecture=architecture) for path in frozen_policies(cfg).values()
     )
@@ -376,17 +381,19 @@ def build_model(
         em,
         total_steps,
         device,
-        load_weights=None if start is None else weights_loader(start, architecture),
+        load_weights=None if start is None else weights_loader(start, architecture, cfg),
         load_previous=previous,
         load_reference=reference,
         load_adapters=None if adapters is None else adapter_loader(Path(adapters), architecture, cfg),
     )
 
 
-def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
+def weights_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
     """What fills model chunks with the weights of a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return partial(load_weights, path)
+    if cfg.model.provider == "megatron_bridge":
+        return partial(load_bridge_weights, folder=path)
     if is_nemo(path):
         return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)
@@ -394,4 +401,4 @@ def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
 
 def target_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
     """What fills model chunks with a trained policy: all weights, or the adapters of a run under LoRA."""
-    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture)
+    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture, cfg)

@@ -103,7 +103,7 @@ def test_one_kind_of_data(open_rows: Callable[[list[dict[str, Any]]], Preference
     alone = open_rows(ROWS)
     alone.lengths = np.concatenate([alone.lengths, [[3, 1, 1]]])
     alone.where = lambda i: f"{pairs}:{i + 1}"
-    with pytest.raises(DataError, match="is a completion judged alone and .* a pair"):
+    with pytest.raises(DataError, match=r"is a completion judged alone and .* a pair"):
         alone.judged_alone()
 
 
