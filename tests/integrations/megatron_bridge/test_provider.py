@@ -58,13 +58,10 @@ def test_trains_as_the_own_builder_does(found: dict[str, Any], family: str) -> N
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exports_what_the_own_exporter_would(out: Path, family: str) -> None:
+    folders = [out / f"{family}, {provider}" / "hf" for provider in ("nemo_rpo", "megatron_bridge")]
     ours, theirs = (
-        {
-            k: v
-            for file in (out / f"{family}, {provider}" / "hf").glob("*.safetensors")
-            for k, v in load_file(file).items()
-        }
-        for provider in ("nemo_rpo", "megatron_bridge")
+        {name: weight for file in folder.glob("*.safetensors") for name, weight in load_file(file).items()}
+        for folder in folders
     )
     assert ours.keys() <= theirs.keys() and len(ours) > 10
     for name, weight in ours.items():
