@@ -4,7 +4,7 @@ The model is the one that Bridge's provider builds for a Hugging Face folder, it
 export; the run's layout, precision, losses and EM are this package's. GPTModel calls an ``output_processor`` where it
 would make logits, and there the output layer, which has become a :class:`ScoringHead`, returns what is requested
 instead. The own builder stays for where Bridge is not: it needs Megatron-Core 0.18 or newer, and its layers Transformer
-Engine; where that is absent, models of the local layer spec run (docs/models.md says what has run).
+Engine; where that is absent, models of the local layer spec run (docs/megatron_bridge.md says what has run).
 """
 
 from __future__ import annotations
