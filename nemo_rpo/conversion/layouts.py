@@ -189,6 +189,20 @@ WRITERS: dict[str, Writer] = {
 OF_ALONE = frozenset(("unpaired", "unpaired_votes"))  # layouts that hold completions judged alone
 
 
+def records_of(pair: MergedPair, to: str, lost: Counter) -> Iterator[Fields]:
+    """The records of a pair in the layout ``to``; ``lost`` counts what that has no place for.
+
+    Raises:
+        DataError: a completion judged alone, in a layout of pairs.
+    """
+    if pair.alone and to not in OF_ALONE:
+        raise DataError(
+            f"{pair.where}: layout {to} holds pairs, and this is a completion judged alone: name "
+            f"{' or '.join(sorted(OF_ALONE))} instead"
+        )
+    return WRITERS[to](pair, lost)
+
+
 def _labels(pair: MergedPair, lost: Counter) -> list[Vote]:
     lost[UNLABELLED] += not pair.votes
     return pair.votes

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_rpo.conversion.layouts import OF_ALONE, WRITERS
+from nemo_rpo.conversion.layouts import WRITERS, records_of
 from nemo_rpo.conversion.merged import MergedPairs
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.files.spool import Spool
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import Parsed, read_pairs, unread_fields
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError
 
 
 @dataclass
@@ -51,12 +51,7 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
         merged = MergedPairs(_counting(read_pairs(checked, keys), keys or RowFormat(), unread), spool)
         done = Converted(merged.rows, len(merged), lost=unread)
         for pair in merged:
-            if pair.alone and to not in OF_ALONE:
-                raise DataError(
-                    f"{pair.where}: layout {to} holds pairs, and this is a completion judged alone: convert to "
-                    f"{' or '.join(sorted(OF_ALONE))}"
-                )
-            for fields in WRITERS[to](pair, done.lost):
+            for fields in records_of(pair, to, done.lost):
                 write(fields)
                 done.written += 1
     return done

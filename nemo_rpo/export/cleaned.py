@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.layouts import records_of
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
@@ -20,7 +20,7 @@ from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source, SourcePair
 
 Wrong = Literal["drop", "swap", "weigh", "keep"]
-LAYOUTS = ("hf", "nemo_rl", "nemo_aligner", "votes")
+LAYOUTS = ("hf", "nemo_rl", "nemo_aligner", "votes", "unpaired")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _verdict(vote: Vote, w: float, settings: ExportSettings) -> tuple[str, Vote 
 def _rows(
     pair: SourcePair, votes: list[Vote], weights: list[float | None], settings: ExportSettings, lost: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    written = WRITERS[settings.to](replace(pair.merged, votes=votes), lost)
+    written = records_of(replace(pair.merged, votes=votes), settings.to, lost)
     if settings.wrong != "weigh":
         yield from written
         return

@@ -26,6 +26,7 @@ from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import DataError
 from nemo_rpo.validation import validate
+from nemo_rpo.validation.text_report import as_text
 
 from .conftest import write_jsonl
 from .test_collate import PAD, pair
@@ -157,7 +158,7 @@ def test_validate_counts_good_and_bad_and_looks_for_no_order(tmp_path: Path) -> 
     report = validate(write_jsonl(tmp_path / "train.jsonl", rows)).report
     assert report.judged_alone == 101 and report.together.order is None
     assert report.findings.counts["empty_completion"] == 1 and not report.findings.counts["identical_completions"]
-    assert "good 81, bad 20" in str(report)
+    assert "good 81, bad 20" in as_text(report)
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -172,7 +173,9 @@ def test_there_and_back(tmp_path: Path) -> None:
     for table in (second, third):
         assert table.sign.tolist() == first.sign.tolist() and table.gold.tolist() == first.gold.tolist()
         assert table.annotators.ids == first.annotators.ids
-    with pytest.raises(DataError, match="layout hf holds pairs, and this is a completion judged alone"):
+    with pytest.raises(
+        DataError, match="layout hf holds pairs, and this is a completion judged alone: name unpaired or"
+    ):
         convert(source, "hf", tmp_path / "hf.jsonl")
     assert not (tmp_path / "hf.jsonl").exists()
 
