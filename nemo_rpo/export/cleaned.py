@@ -145,6 +145,8 @@ def _rows(
         return
     # A row a label, and of the winner layouts a row a signed one.
     ties = settings.to == "nemo_rl"
-    of_rows = [weight for vote, weight in zip(votes, weights, strict=True) if vote.sign or ties]
+    of_labels = [weight for vote, weight in zip(votes, weights, strict=True) if vote.sign or ties]
+    rows_of_label = 2 if settings.to == "unpaired" and not pair.merged.alone else 1  # a good completion and a bad one
+    of_rows = [weight for weight in of_labels for _ in range(rows_of_label)]
     for fields, weight in zip(written, of_rows, strict=True):
         yield fields if weight is None else {**fields, "weight": weight}
