@@ -8,11 +8,11 @@ from operator import attrgetter
 from typing import Any
 
 from nemo_rpo.config.adapters.adapter_checks import check_adapters
+from nemo_rpo.config.checks.provider_checks import check_provider
 from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
-from nemo_rpo.config.provider import check_provider
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import unwrap_model
 from torch import Tensor
@@ -30,6 +31,9 @@ from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
 from nemo_rpo.megatron.compat.gpt_model import become
+from nemo_rpo.megatron.compat.layer_spec import set_part
+from nemo_rpo.megatron.cpu.norm import TorchNorm
+from nemo_rpo.megatron.network.attention import CausalSDPA
 from nemo_rpo.megatron.network.gpt import ScoringHead
 
 # What the run decides and not the model; the rest of Bridge's provider stays as Bridge made it.
@@ -169,8 +173,17 @@ def bridge_chunks(cfg: RunConfig, config: TransformerConfig, vocab_size: int, te
     return chunks
 
 
-def _local_spec(provider: Any) -> Any:
-    return get_gpt_layer_local_spec(qk_layernorm=provider.qk_layernorm, normalization=provider.normalization)
+def _local_spec(provider: Any, vp_stage: int | None = None) -> Any:
+    """Megatron's local layers, with the norms and the attention that this package's own builder gives them."""
+    layer = get_gpt_layer_local_spec(qk_layernorm=provider.qk_layernorm, normalization=provider.normalization)
+    norms = ["input_layernorm", "pre_mlp_layernorm"]
+    if provider.qk_layernorm:
+        norms += ["self_attention.q_layernorm", "self_attention.k_layernorm"]
+    for norm in norms:
+        set_part(layer, norm, TorchNorm)
+    set_part(layer, "self_attention.core_attention", CausalSDPA)
+    layers = get_num_layers_to_build(provider, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TorchNorm)
 
 
 # Models that Megatron's local layer spec gives transformers' logits; others want Bridge's own layers.
