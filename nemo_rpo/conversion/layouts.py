@@ -183,10 +183,9 @@ WRITERS: dict[str, Writer] = {
     "label_studio": label_studio,
     "argilla": argilla,
     "crowd_kit": crowd_kit,
-    "unpaired": unpaired,
-    "unpaired_votes": unpaired_votes,
 }
-OF_ALONE = frozenset(("unpaired", "unpaired_votes"))  # layouts that hold completions judged alone
+# Layouts of completions judged alone, which no layout of pairs holds.
+WRITERS_OF_ALONE: dict[str, Writer] = {"unpaired": unpaired, "unpaired_votes": unpaired_votes}
 
 
 def records_of(pair: MergedPair, to: str, lost: Counter) -> Iterator[Fields]:
@@ -195,12 +194,12 @@ def records_of(pair: MergedPair, to: str, lost: Counter) -> Iterator[Fields]:
     Raises:
         DataError: a completion judged alone, in a layout of pairs.
     """
-    if pair.alone and to not in OF_ALONE:
+    if pair.alone and to not in WRITERS_OF_ALONE:
         raise DataError(
             f"{pair.where}: layout {to} holds pairs, and this is a completion judged alone: name "
-            f"{' or '.join(sorted(OF_ALONE))} instead"
+            f"{' or '.join(WRITERS_OF_ALONE)} instead"
         )
-    return WRITERS[to](pair, lost)
+    return (WRITERS | WRITERS_OF_ALONE)[to](pair, lost)
 
 
 def _labels(pair: MergedPair, lost: Counter) -> list[Vote]:
