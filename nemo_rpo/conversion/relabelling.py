@@ -42,6 +42,7 @@ def _tasks(wanted: dict[int, NextLabel], paths: Sequence[Path], keys: RowFormat)
                 continue
             label = wanted.get(sighting.text) if sighting.new else None
             if label is not None:
+                row.require_pair("a task for label tools")
                 first, second = row.chosen, row.rejected
                 if pairs.content_turned()[-1]:
                     first, second = second, first

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from nemo_rpo.errors import RowError
+
 # Log-odds of a stated probability of 0 or 1 are held within those of one in a million.
 _SUREST = 1e-6
 Messages = list[dict[str, Any]]  # [{"role": "user", "content": "…"}, …]
@@ -106,6 +108,12 @@ class PreferenceRow:
     given: Given = field(default_factory=dict)
     prompt_repeated: bool = False
     alone: bool = False
+
+    def require_pair(self, where_it_goes: str) -> None:
+        """Raises :class:`RowError` of a completion judged alone: ``where_it_goes`` takes pairs."""
+        if self.alone:
+            problem = f"a completion judged alone, and {where_it_goes} takes pairs"
+            raise RowError(self.file, self.row, problem, "judged_alone")
 
     @property
     def where(self) -> str:
