@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from nemo_rpo.config.adapters.adapter_checks import check_adapters
+from nemo_rpo.config.checks.provider_checks import check_provider
 from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
@@ -28,6 +29,7 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
+    check_provider(cfg)
     _check_policies(cfg)
     check_adapters(cfg)
     _check_router_losses(cfg)
@@ -196,6 +198,11 @@ def _check_policies(cfg: RunConfig) -> None:
         raise ConfigError(
             f"model.rpo.reference=cached keeps one log-prob a response, and the loss '{loss.name}' compares with the "
             f"reference token by token ({', '.join(finer)}): set it to swapped or resident"
+        )
+    if cfg.model.rpo.reference == "cached" and "mismatched_kl" in loss.needs:
+        raise ConfigError(
+            f"model.rpo.reference=cached keeps log-probs of the data's own completions, and the loss '{loss.name}' "
+            "asks the reference for others too: set it to swapped or resident, or model.rpo.base_loss to bco"
         )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")

@@ -57,10 +57,10 @@ class Speaker:
 
         cfg = target.cfg
         base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
-        architecture = setup.stored_architecture(base)
+        architecture = setup.stored_architecture(base, cfg)
         # FP8 products want rows by the dozen, and a token at a time has few.
         chunks = build_model_chunks(architecture, cfg, Precision("bf16"))
-        setup.weights_loader(base, architecture)(chunks)
+        setup.weights_loader(base, architecture, cfg)(chunks)
         if cfg.model.peft.lora:
             setup.target_loader(target.weights, architecture, cfg)(chunks)
         tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))

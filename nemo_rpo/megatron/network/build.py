@@ -34,6 +34,7 @@ from nemo_rpo.megatron.cpu.rotary import RotarySelfAttention
 from nemo_rpo.megatron.cpu.swiglu import SwiGLU
 from nemo_rpo.megatron.logprobs.liger import check_liger
 from nemo_rpo.megatron.network.attention import CausalSDPA, ContextSDPA
+from nemo_rpo.megatron.network.autobridge import bridge_chunks
 from nemo_rpo.megatron.network.experts import expert_arguments, stage_spec
 from nemo_rpo.megatron.network.gpt import PreferenceGPT
 from nemo_rpo.megatron.network.lora.attach import attach
@@ -231,6 +232,8 @@ def build_model_chunks(
         check_sizes(name, architecture, model.tensor_model_parallel_size)
     if model.rpo.logprob_head == "liger":
         check_liger(architecture.vocab_size, vocab, model.tensor_model_parallel_size)
+    if model.provider == "megatron_bridge":
+        return bridge_chunks(cfg, config, architecture.vocab_size, te)
     virtual = model.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(virtual or 1):
