@@ -12,8 +12,9 @@ from nemo_rpo.data.files.stage import Stage, fingerprint, write_table
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.judging.chat_judge import LanguageModelJudge
+from nemo_rpo.judging.combined_judge import CombinedRewards
 from nemo_rpo.judging.judged_pairs import JudgedPair
-from nemo_rpo.judging.judging_settings import ChatJudge, JudgeSettings, JudgingSettings, ProgramJudge
+from nemo_rpo.judging.judging_settings import ChatJudge, CombinedJudge, JudgeSettings, JudgingSettings, ProgramJudge
 from nemo_rpo.judging.orders import shown, votes_of
 from nemo_rpo.judging.program_judge import CodedJudge
 from nemo_rpo.judging.reward_judge import RewardModelJudge
@@ -53,6 +54,8 @@ def judges_from(blocks: Sequence[JudgeSettings], folder: Path, where: str = "jud
             found.append(LanguageModelJudge(settings, logs, place))
         elif isinstance(settings, ProgramJudge):
             found.append(CodedJudge(settings, place))
+        elif isinstance(settings, CombinedJudge):
+            found.append(CombinedRewards(settings, place))
         else:
             found.append(RewardModelJudge(settings, logs, place))
     return found
@@ -89,6 +92,7 @@ def _one(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, settings: Judg
         (item.pair, judge.name, item.shown_first): item
         for item in shown(pairs, judge.name, judge.orders, settings.seed)
     }
+    judge.look_at(list(wanted.values()))
     keys = list(wanted)
     if stage.done:  # of a judge that was switched off after the trial, the table ends there
         keys = [key for key in keys if key in stage.rows]

@@ -16,12 +16,12 @@ from typing import Any
 from nemo_rpo.data.files.stage import read_table
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.judging.judging_settings import RewardJudge
-from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Shown, Verdict
+from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
 
 _LEFT_OUT = "the model cannot score the pair (too long, empty, or two equal responses)"
 
 
-class RewardModelJudge:
+class RewardModelJudge(Judge):
     """A :class:`nemo_rpo.judging.verdicts.Judge`: σ(Δ) of the model's margin Δ. Order means nothing to it.
 
     Args:
@@ -30,7 +30,7 @@ class RewardModelJudge:
         where: what the settings are called in messages.
     """
 
-    orders, tried = "none", False
+    orders = "none"
 
     def __init__(self, settings: RewardJudge, log: Path, where: str) -> None:
         self.settings, self.log, self.where = settings, log, where
@@ -59,9 +59,6 @@ class RewardModelJudge:
             said = TIE if abs(margin) <= self.settings.tie else FIRST if margin > 0 else SECOND
             raw, p = json.dumps({"margin": margin}), 1 / (1 + math.exp(-max(-700.0, min(700.0, margin))))
             yield Verdict(item.pair, self.name, "", said, p, raw, latency, time.time())
-
-    def close(self) -> None:
-        """Nothing is left running."""
 
     def _margins(self, items: list[Shown]) -> dict[str, float]:
         """Of the pairs that the model can score, first over second."""
