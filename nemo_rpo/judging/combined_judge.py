@@ -69,8 +69,8 @@ class CombinedRewards(Judge):
         self._value = dict(zip(keys, value.tolist(), strict=True))
 
     def judge(self, shown: Iterable[Shown]) -> Iterator[Verdict]:
-        """See :class:`nemo_rpo.judging.verdicts.Judge`. Of ``all_good``, p = σ(u_first - u_second): the probability that
-        the first is the good one if one of the two is.
+        """See :class:`nemo_rpo.judging.verdicts.Judge`. Of ``all_good``, p = σ(u_first - u_second): that the first
+        is the good one if one of the two is.
         """
         for item in shown:
             keys = [_key(item.prompt, text) for text in (item.first, item.second)]
