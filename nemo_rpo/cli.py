@@ -7,11 +7,14 @@ import importlib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_rpo import __version__
 from nemo_rpo.launch import run_on_ranks
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name].module)
         parser = _parser(name)
         module.add_arguments(parser)
+        parser.description = _folded(parser.description)
         arguments = parser.parse_intermixed_args(rest)
         arguments.given = rest
         status = module.run(arguments) or 0
@@ -181,6 +185,11 @@ def _parser(name: str) -> argparse.ArgumentParser:
         epilog=_examples(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _folded(text: str) -> str:
+    """Paragraphs as lines that fit a terminal; the examples below them stay as they are, to be copied."""
+    return "\n\n".join(textwrap.fill(paragraph, _WIDTH) for paragraph in text.split("\n\n"))
 
 
 def _examples(*names: str) -> str:

@@ -39,7 +39,8 @@ def answer(target: Target, questions: Sequence[Sequence[str]], max_new_tokens: i
     """For each question, one answer to each of its turns, the same on every rank.
 
     A question of several turns, or any question under ``model.tokenizer.use_chat_template``, goes through the chat
-    template; else the policy continues the question's text. Data-parallel ranks share the questions. Every token runs
+    template; else the policy continues the question's text. Data-parallel ranks share the questions; under expert
+    parallelism all of them answer all. Every token runs
     the whole prefix again (:mod:`nemo_rpo.megatron.generate`): for sets of hundreds of prompts, not for serving.
 
     Raises:
@@ -52,13 +53,17 @@ def answer(target: Target, questions: Sequence[Sequence[str]], max_new_tokens: i
         speaker = _Speaker.load(target, max_new_tokens)
         group = parallel_state.get_data_parallel_group()
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        if target.cfg.model.expert_model_parallel_size > 1:  # they exchange tokens, so that each answers all
+            rank, ranks, group = 0, 1, None
         mine = [Conversation(i, questions[i], []) for i in range(rank, len(questions), ranks)]
         for turn in range(max(map(len, questions))):
             asked = [conversation for conversation in mine if turn < len(conversation.turns)]
             for start in range(0, len(asked), _ROWS):
                 speaker.answer(asked[start : start + _ROWS])
-        everyones: list = [None] * ranks
-        dist.all_gather_object(everyones, {c.number: c.said for c in mine}, group=group)
+        own = {c.number: c.said for c in mine}
+        everyones: list = [own] * ranks
+        if group is not None:
+            dist.all_gather_object(everyones, own, group=group)
     found = {number: said for theirs in everyones for number, said in theirs.items()}
     return [found[i] for i in range(len(questions))]
 
@@ -79,9 +84,12 @@ class _Speaker:
         from nemo_rpo.training import setup
 
         cfg = target.cfg
-        architecture = setup.stored_architecture(target.weights)
+        base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
+        architecture = setup.stored_architecture(base)
         chunks = build_model_chunks(architecture, cfg)
-        setup.weights_loader(target.weights, architecture)(chunks)
+        setup.weights_loader(base, architecture)(chunks)
+        if cfg.model.peft.lora:
+            setup.target_loader(target.weights, architecture, cfg)(chunks)
         room = architecture.max_position_embeddings
         return cls(
             chunks, PreferenceTokenizer.load(setup.tokenizer_spec(cfg)), architecture.vocab_size, room, max_new_tokens

@@ -54,7 +54,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     """Returns whether the run came to its end."""
     from nemo_rpo.megatron.network.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
-    from nemo_rpo.training import resume, setup
+    from nemo_rpo.training import adapters, resume, setup
+    from nemo_rpo.training.beliefs import read_beliefs
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.day_of_run import record_date
     from nemo_rpo.training.end_of_run import drop_results, finish
@@ -79,13 +80,15 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     for name in validated:
         splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
     setup.check_groups(cfg, cache)
-    origin = origin_of(cfg, cache)
+    beliefs = read_beliefs(cfg.model.rpo.believe_from)
+    origin = origin_of(cfg, cache, beliefs)
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
     architecture = setup.architecture_for(cfg, cache)
     exports.check(cfg, architecture)
-    model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
+    belief = None if beliefs is None else beliefs.about(cache.annotators, cfg.model.rpo)
+    model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device, belief)
     if validated:
         named = {"val", *map(metrics_split, validated)}
         store.check_monitor(f"{split}_{name}" for split in named for name in model.metrics.means())
@@ -95,7 +98,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
         **{f"{name} data": split.cache.summary() for name, split in splits.items() if name != "sweep"},
         "annotators": f"{len(cache.annotators):,}",
+        **({} if beliefs is None else {"believed": beliefs.summary(cache.annotators, cfg.model.rpo)}),
         **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
+        **adapters.facts(cfg, model),
         **kernel_facts(cfg),
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }
