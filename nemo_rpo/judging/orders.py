@@ -12,11 +12,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from nemo_rpo.data.rows import NOTHING_ELSE, Vote, VoteDetails
+from nemo_rpo.data.rows import NOTHING_ELSE, Vote, VoteDetails, log_odds
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.verdicts import Shown, Verdict
-
-_LEAST = 1e-6  # of a probability whose log-odds are taken
 
 
 def orders_of(pair: str, judge: str, orders: Literal["one", "both", "none"], seed: int) -> tuple[str, ...]:
@@ -62,8 +60,7 @@ def votes_of(verdicts: Iterable[Verdict], family: str | None = None) -> Iterator
         known = [p for verdict in said if (p := p_a(verdict)) is not None]
         confidence = math.nan
         if sign and len(known) == len(said):
-            mean = min(max(sum(known) / len(known), _LEAST), 1 - _LEAST)
-            confidence = sign * math.log(mean / (1 - mean))
+            confidence = sign * log_odds(sum(known) / len(known))
         time = said[-1].time or math.nan
         details = VoteDetails(shown_first=slot, confidence=confidence, time=time, family=family)
         yield pair, Vote(said[0].judge, sign, NOTHING_ELSE if details == NOTHING_ELSE else details)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.files.stage import read_table
+from nemo_rpo.data.layouts.every import SYSTEM, TEMPLATE_KWARGS, TOOLS
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.judging.judging_settings import RewardJudge
 from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
 
+_GIVEN = (SYSTEM, TOOLS, TEMPLATE_KWARGS)
 _LEFT_OUT = "the model cannot score the pair (too long, empty, or two equal responses)"
 
 
@@ -66,8 +68,10 @@ class RewardModelJudge(Judge):
             pairs, scores = Path(folder, "pairs.jsonl"), Path(folder, "scores.parquet")
             with pairs.open("w", encoding="ascii") as file:
                 for item in items:
+                    given = {name: item.fields[name] for name in _GIVEN if item.fields.get(name) is not None}
                     row = {"pair_id": item.pair, "prompt": item.prompt, "votes": [{"annotator": "j", "vote": "a"}]}
-                    file.write(json.dumps({**row, "response_a": item.first, "response_b": item.second}) + "\n")
+                    row |= {"response_a": item.first, "response_b": item.second, **given}
+                    file.write(json.dumps(row) + "\n")
             self._evaluate(pairs, scores)
             rows, _ = read_table(scores)
         return {row["pair_id"]: row["sign"] * row["delta"] for row in rows}

@@ -70,7 +70,7 @@ def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
                 raise record
             fields = Fields(record)
             text = fields.conversation("prompt")
-            key = next((fields.identity(name, required=False) for name in _IDS if record.fields.get(name)), None)
+            key = next((fields.identity(name, required=False) for name in _IDS if name in record.fields), None)
             key = key or prompt_key(text)
             if key in found and found[key].text != text:
                 raise fields.error(f"id '{key}' already stands for another prompt; give each prompt its own")

@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from torchrun import run_ranks
 
 from nemo_rpo.cli import main
-from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.data.files.stage import read_table
 from nemo_rpo.export.group_labels import check_group, preference
+from nemo_rpo.judging.judging_settings import RewardJudge
+from nemo_rpo.judging.reward_judge import RewardModelJudge
+from nemo_rpo.judging.verdicts import Shown
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import REWARD_HEAD_FILE, load_reward_head
 from nemo_rpo.megatron.network.reward_head import RewardHead
@@ -205,3 +208,30 @@ def test_a_reward_models_figures(out: Path) -> None:
     assert row["rewards_rejected_mean"] == 0
     # They differ by the pairs whose votes are even, which have no better response.
     assert row["margin"] == pytest.approx(row["rewards_chosen_mean"], abs=0.05)
+
+
+@pytest.mark.distributed
+def test_a_preference_model_judges_pairs(out: Path, tmp_path: Path) -> None:
+    """It says the side that its margin is on, whoever labelled what; turned round it says the other one."""
+    pytest.importorskip("pyarrow")
+    rows = [row for row in loss_world.rows()[:12] if row["votes"][0]["vote"] != "tie"]
+    for i, row in enumerate(rows):
+        row["pair_id"], row["votes"] = f"p{i}", row["votes"][:1]
+    data, scores = tmp_path / "labelled.jsonl", tmp_path / "scores.parquet"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--layout", "votes", "--annotator-key", "annotator", "--scores", str(scores), "--bootstrap", "1"]
+    assert main(["evaluate", str(out / "whole"), str(data), *options]) == 0
+    delta = {row["pair_id"]: row["delta"] * row["sign"] for row in read_table(scores)[0]}
+    margin = {row["pair_id"]: delta[row["pair_id"]] * (1 if row["votes"][0]["vote"] == "a" else -1) for row in rows}
+    shown = [Shown(r["pair_id"], r["prompt"], r["response_a"], r["response_b"], "") for r in rows]
+    shown += [s._replace(pair=f"-{s.pair}", first=s.second, second=s.first) for s in shown]
+    judge = RewardModelJudge(RewardJudge(name="rm", run=str(out / "whole")), tmp_path / "log", "judges[0]")
+    said = {verdict.pair: verdict for verdict in judge.judge(shown)}
+    assert {said[name].said for name in margin} == {"first", "second"}
+    for name, value in margin.items():
+        assert said[name].p_first == pytest.approx(1 / (1 + np.exp(-value)), abs=1e-5)
+        assert said[f"-{name}"].p_first == pytest.approx(1 - said[name].p_first, abs=1e-5)
+        assert {said[name].said, said[f"-{name}"].said} == {"first", "second"}
+    broken = RewardModelJudge(RewardJudge(name="rm", run=str(tmp_path)), tmp_path / "log", "judges[0]")
+    with pytest.raises(ConfigError, match=r"judges\[0\]\.run: .* cannot judge \("):
+        list(broken.judge(shown))

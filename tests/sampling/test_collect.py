@@ -11,7 +11,7 @@ pytest.importorskip("openai", reason="servers are asked with the openai package 
 from fake_server import FakeServer, by_seed, refused, said
 
 from nemo_rpo.cli import main
-from nemo_rpo.data.files.stage import read_table
+from nemo_rpo.data.files.stage import Stage, read_table
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.sampling.asks import seed_of
 from nemo_rpo.sampling.canary import TEXTS, check_weights
@@ -67,6 +67,15 @@ def test_other_inputs_and_damaged_lines_are_refused(tmp_path):
         lines.write_text('{"nemo_rpo.inputs": "x"}\n{"prompt": \n')
         with pytest.raises(ValueError, match=r"s\.jsonl:2: bad JSON"):
             sampled(server, tmp_path / "s.parquet")
+
+
+def test_two_processes_do_not_write_one_table(tmp_path):
+    stage = Stage(tmp_path / "r.parquet", {"k": "int64"}, ("k",), "x")
+    with pytest.raises(ConfigError, match="being written by another process"):
+        Stage(tmp_path / "r.parquet", {"k": "int64"}, ("k",), "x")
+    stage.add({"k": 1})
+    stage.close()
+    assert Stage(tmp_path / "r.parquet", {"k": "int64"}, ("k",), "x").rows == {(1,): {"k": 1}}
 
 
 def test_seeds_are_of_the_ask_alone():
