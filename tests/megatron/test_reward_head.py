@@ -17,6 +17,7 @@ from torchrun import run_ranks
 
 from nemo_rpo.cli import main
 from nemo_rpo.data.files.stage import read_table
+from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.export.group_labels import check_group, preference
 from nemo_rpo.judging.judging_settings import RewardJudge
 from nemo_rpo.judging.reward_judge import RewardModelJudge
