@@ -19,6 +19,7 @@ from nemo_rpo.judging.orders import shown, votes_of
 from nemo_rpo.judging.program_judge import CodedJudge
 from nemo_rpo.judging.reward_judge import RewardModelJudge
 from nemo_rpo.judging.verdicts import COLUMNS, KEYS, Judge, Verdict
+from nemo_rpo.serving.progress import counted
 
 log = logging.getLogger(__name__)
 FOLDER, TABLE = "verdicts", "verdicts.parquet"
@@ -102,7 +103,8 @@ def _one(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, settings: Judg
             missing = stage.missing(part)
             if missing:
                 log.info("%s: %d verdicts", judge.name, len(missing))
-                for verdict in judge.judge([wanted[key] for key in missing]):
+                said = judge.judge([wanted[key] for key in missing])
+                for verdict in counted(said, len(missing), f"verdicts of {judge.name}"):
                     stage.add(verdict.row())
             if off := _useless([stage.rows[key] for key in part], settings):
                 keys = part

@@ -154,6 +154,8 @@ class Servers:
         """
         missing, answered = list(items), 0
         asked = len(missing)
+        if not missing:
+            return
         for last in (False, True):
             failed: list[tuple[Item, _Unanswered]] = []
             for item, answer, latency in self._once(missing, request):
