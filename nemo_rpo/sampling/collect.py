@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -148,23 +148,26 @@ class _Alike:
     def __init__(self, asks: Sequence[Ask]) -> None:
         number = Counter(ask.prompt for ask in asks)
         trial = [prompt for prompt, samples in number.items() if samples >= _FEWEST][:_TRIAL]
-        self._wanted = {prompt: number[prompt] for prompt in trial}
-        self._texts: dict[str, list[str]] = defaultdict(list)
+        self._waited_for = {prompt: number[prompt] for prompt in trial}
+        self._texts: dict[str, list[str]] = {prompt: [] for prompt in trial}
 
     def add(self, row: dict[str, Any]) -> None:
         """One response."""
-        if row["prompt"] in self._wanted:
-            self._texts[row["prompt"]].append(row["text"])
+        prompt = row["prompt"]
+        if prompt in self._waited_for:
+            self._waited_for[prompt] -= 1
+            if row["finish"] != FAILED:
+                self._texts[prompt].append(row["text"])
 
     def check(self) -> None:
-        """Raises :class:`TemperatureIgnored` once all are there and most have fewer than half of their samples distinct."""
-        whole = [texts for prompt, texts in self._texts.items() if len(texts) >= self._wanted[prompt]]
-        if not self._wanted or len(whole) < len(self._wanted):
+        """Once all are there: raises :class:`TemperatureIgnored` where most have fewer than half of theirs distinct."""
+        if any(self._waited_for.values()):
             return
-        alike = sum(2 * len(set(texts)) < len(texts) for texts in whole)
-        if 2 * alike > len(whole):
+        several = [texts for texts in self._texts.values() if len(texts) >= _FEWEST]
+        alike = sum(2 * len(set(texts)) < len(texts) for texts in several)
+        if 2 * alike > len(several):
             raise TemperatureIgnored(
-                f"fewer than half of the samples differ, for {alike} of the first {len(whole)} prompts: the server "
+                f"fewer than half of the samples differ, for {alike} of the first {len(several)} prompts: the server "
                 "ignores the temperature (transformers serve does unless dialect is 'transformers'), or the policy has "
                 "one answer only; their samples were thrown away"
             )

@@ -119,6 +119,12 @@ def test_what_is_cut_or_refused_is_left_out_and_counted(tmp_path):
     assert read_responses(tmp_path / "r.parquet") == found
 
 
+def test_a_server_that_refuses_everything_ignores_no_temperature(tmp_path):
+    with FakeServer(lambda *_: refused(400, "too long")) as server:
+        found = sampled(server, tmp_path / "r.parquet")
+    assert found.counts == {"failed": 20} and "most often: 400: too long" in found.as_text()
+
+
 def test_the_command_asks_as_the_settings_say(tmp_path, capsys):
     rows = [{"prompt_id": "x", "prompt": "a text"}, {"prompt": [{"role": "user", "content": "hello"}]}]
     prompts, config = tmp_path / "p.jsonl", tmp_path / "s.yaml"
