@@ -15,7 +15,7 @@ from nemo_rpo.data.files.stage import Stage, read_table
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.sampling.asks import seed_of
 from nemo_rpo.sampling.canary import TEXTS, check_weights
-from nemo_rpo.sampling.collect import Prompt, asks_for, collect, read_responses
+from nemo_rpo.sampling.collecting import Prompt, asks_for, collect, read_responses
 from nemo_rpo.sampling.sampling_settings import SampleSettings
 from nemo_rpo.sampling.server_sampler import ServerSampler
 from nemo_rpo.serving.servers import Servers
