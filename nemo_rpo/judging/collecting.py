@@ -56,7 +56,7 @@ def judges_from(blocks: Sequence[JudgeSettings], folder: Path, where: str = "jud
         elif isinstance(settings, ProgramJudge):
             found.append(CodedJudge(settings, place))
         elif isinstance(settings, CombinedJudge):
-            found.append(CombinedRewards(settings, place))
+            found.append(CombinedRewards(settings, logs, place))
         else:
             found.append(RewardModelJudge(settings, logs, place))
     return found

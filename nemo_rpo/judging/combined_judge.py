@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nemo_rpo.data.rows import Text
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError, DataError, first_line
 from nemo_rpo.judging.chat_prompts import plain
+from nemo_rpo.judging.engine_runs import engine_table
 from nemo_rpo.judging.judging_settings import CombinedJudge
 from nemo_rpo.judging.program_judge import scoring_function
 from nemo_rpo.judging.rewards import all_good, good_enough, harmonic
@@ -28,15 +30,17 @@ class CombinedRewards(Judge):
 
     Args:
         settings: checked.
+        log: file for the output of reward models.
         where: what the settings are called in messages.
     """
 
     orders = "none"
 
-    def __init__(self, settings: CombinedJudge, where: str) -> None:
+    def __init__(self, settings: CombinedJudge, log: Path, where: str) -> None:
         self.settings, self.name, self.family = settings, settings.name, settings.family
+        self.log, self.where = log, where
         self._functions = [
-            (scoring_function(block["call"], f"{where}.rewards[{i}]"), block.get("arguments") or {})
+            scoring_function(block["call"], f"{where}.rewards[{i}]") if "call" in block else None
             for i, block in enumerate(settings.rewards)
         ]
         self._value: dict[_Response, float] = {}
@@ -52,13 +56,13 @@ class CombinedRewards(Judge):
         Raises:
             ConfigError: a reward that is none: an error of its function, or not above 0 for a harmonic mean.
         """
+        responses: dict[_Response, tuple[Shown, Text]] = {}
         for item in shown:
             for text in (item.first, item.second):
-                key = _key(item.prompt, text)
-                if key not in self._rewards:
-                    self._rewards[key] = [self._score(i, key, item) for i in range(len(self._functions))]
-        keys = list(self._rewards)
-        rewards = np.array([self._rewards[key] for key in keys]).T
+                responses.setdefault(_key(item.prompt, text), (item, text))
+        keys = list(responses)
+        rewards = np.array([self._scores(i, responses) for i in range(len(self._functions))])
+        self._rewards = dict(zip(keys, rewards.T.tolist(), strict=True))
         try:
             if self.settings.combine == "harmonic":
                 value = harmonic(rewards, self.settings.weights)
@@ -80,16 +84,31 @@ class CombinedRewards(Judge):
             raw = json.dumps([self._rewards[key] for key in keys])
             yield Verdict(item.pair, self.name, item.shown_first, said, p, raw, 0.0, time.time())
 
-    def _score(self, i: int, key: _Response, item: Shown) -> float:
-        function, arguments = self._functions[i]
+    def _scores(self, i: int, responses: Mapping[_Response, tuple[Shown, Text]]) -> list[float]:
+        """Of every response, by reward ``i``."""
+        place, block = f"{self.where}.rewards[{i}]", self.settings.rewards[i]
+        if self._functions[i] is None:
+            rows = [
+                {"pair_id": str(k), "prompt": s.prompt, "response": t} for k, (s, t) in enumerate(responses.values())
+            ]
+            command = ["score", "--rewards", block["run"], "--data", "{data}", "--out", "{out}"]
+            said = engine_table(command, rows, block.get("overrides") or [], self.log, place)
+            of = {row["name"]: row.get("score") for row in said}
+            found = [of.get(str(k)) for k in range(len(rows))]
+        else:
+            arguments = block.get("arguments") or {}
+            found = [self._call(i, place, key, item, arguments) for key, (item, _) in responses.items()]
+        for value, (item, _) in zip(found, responses.values(), strict=True):
+            if value is None or not math.isfinite(value):
+                raise ConfigError(f"{place} has no reward for a response of pair {item.pair}: leave the pair out")
+        return found
+
+    def _call(self, i: int, place: str, key: _Response, item: Shown, arguments: Mapping[str, Any]) -> float | None:
         try:
-            value = float(function(*key, item.fields, **arguments))
+            value = self._functions[i](*key, item.fields, **arguments)
+            return None if value is None else float(value)
         except Exception as exc:  # whatever a function of the user's raises
-            place = f"judge {self.name}, reward {i}"
-            raise ConfigError(f"{place}: {type(exc).__name__}: {exc} (pair {item.pair})") from exc
-        if not math.isfinite(value):
-            raise ConfigError(f"judge {self.name}, reward {i}: {value} is no reward (pair {item.pair})")
-        return value
+            raise ConfigError(f"{place}: {type(exc).__name__}: {first_line(exc)} (pair {item.pair})") from exc
 
     def _all_good(self, keys: Sequence[_Response], rewards: np.ndarray) -> np.ndarray:
         of_prompt: dict[str, list[int]] = {}

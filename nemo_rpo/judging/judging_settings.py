@@ -152,7 +152,8 @@ class CombinedJudge:
 
     Attributes:
         name, kind, family: as of a chat judge.
-        rewards: ``{call, arguments}`` each, as of a program that scores responses.
+        rewards: each ``{call, arguments}``, as of a program that scores responses, or ``{run, overrides}``, a reward
+            model of this package.
         combine: ``all_good``: Σ log σ(r - r_ref), the log-probability that every reward finds the response good
             enough. ``harmonic``: the harmonic mean of rewards above 0, with ``weights``.
         quantile: r_ref is this quantile of the rewards of the prompt's responses (of all prompts' where it has fewer
@@ -175,8 +176,11 @@ class CombinedJudge:
         if len(self.rewards) < 2:
             raise ConfigError(f"{where}.rewards must list two rewards or more")
         for i, block in enumerate(self.rewards):
-            if not _CALL.fullmatch(str(block.get("call", ""))) or not block.keys() <= {"call", "arguments"}:
-                raise ConfigError(f"{where}.rewards[{i}] must be {{call: module:function, arguments: {{…}}}}")
+            by_call = block.keys() <= {"call", "arguments"} and _CALL.fullmatch(str(block.get("call", "")))
+            by_run = block.keys() <= {"run", "overrides"} and Path(str(block.get("run", ""))).is_dir()
+            if not (by_call or by_run):
+                kinds = "{call: module:function, arguments: {…}} or {run: FOLDER, overrides: […]}"
+                raise ConfigError(f"{where}.rewards[{i}] must be {kinds}, of a folder that exists")
         self.weights = self.weights or [1 / len(self.rewards)] * len(self.rewards)
         if len(self.weights) != len(self.rewards) or min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
             raise ConfigError(f"{where}.weights must be one a reward, 0 or more, and add up to 1")
@@ -240,6 +244,10 @@ def judges_of(blocks: Sequence[Mapping[str, Any]], folder: Path, where: str = "j
         for name in ("prompt", "run", "config"):
             if given := getattr(judge, name, None):
                 setattr(judge, name, str(folder / given))
+        if isinstance(judge, CombinedJudge):
+            judge.rewards = [
+                {**one, **({"run": str(folder / one["run"])} if "run" in one else {})} for one in judge.rewards
+            ]
         judge.check(place)
         found.append(judge)
     return found
