@@ -86,9 +86,9 @@ class _Scorer:
                 f"the loss '{loss.name}' trains no reward model: name a run of one, or its loss by model.rpo.base_loss"
             )
         _check_head(target.weights, outputs)
-        architecture = setup.stored_architecture(target.weights)
+        architecture = setup.stored_architecture(target.weights, target.cfg)
         chunks = build_model_chunks(architecture, cfg)
-        setup.weights_loader(target.weights, architecture)(chunks)
+        setup.weights_loader(target.weights, architecture, target.cfg)(chunks)
         room = min(architecture.max_position_embeddings, cfg.model.data.seq_length or cfg.model.encoder_seq_length)
         return cls(chunks, outputs, room, device)
 
