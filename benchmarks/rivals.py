@@ -5,7 +5,7 @@
 Every seed has a preference world of its own (``nemo_rpo.world``: twelve annotators, from .95 to .15 reliable), its
 votes one a pair or three a pair; every method starts from the same model, with the same order of pairs, the same
 learning rate and two epochs. ``sure``: annotators are right or wrong about the better response of pairs that differ
-by 2 or more. ``bt``: about a preference that is drawn for each pair, which differ by .5 or more, from σ(difference).
+by 2 or more. ``bt``: about a preference that is drawn from σ(difference), of pairs that differ by .5 or more.
 rDPO and UDPO are told the true share of wrong labels (``bt``: of those that deny the preference). RGPO's consensus is
 the one-coin EM's over the votes, before training. FA-DPO begins at a flip rate of .1, and fits its own after the
 first epoch from the margins that each pair had when it was seen first; in these worlds flips depend on who labelled,
