@@ -32,7 +32,7 @@ LAYOUTS: dict[str, Layout] = {
         voted.votes,
         marks("response_a response_b votes"),
         frozenset(("prompt", "response_a", "response_b", "votes", GOLD)),
-        {"votes": _OF_VOTE},
+        {"votes": _OF_VOTE | {voted.P_A}},
         labelled=False,
         without_votes=voted.without_votes,
     ),

@@ -6,9 +6,24 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+# Log-odds of a stated probability of 0 or 1 are held within those of one in a million.
+_SUREST = 1e-6
 Messages = list[dict[str, Any]]  # [{"role": "user", "content": "…"}, …]
 Text = str | Messages
 Given = dict[str, Any]
+
+
+def log_odds(probability: float) -> float:
+    """The confidence of a vote that is said to be right with this ``probability``.
+
+    Were the annotator calibrated, this would be the evidence of the vote. How far he is, is for the label model to find
+    out: it gives the vote of annotator k the evidence a_k + u_k times this (:mod:`nemo_rpo.em.label_model`).
+
+    >>> round(log_odds(0.8), 4), log_odds(0.5), round(log_odds(1.0), 1)
+    (1.3863, 0.0, 13.8)
+    """
+    p = min(max(probability, _SUREST), 1 - _SUREST)
+    return math.log(p / (1 - p))
 
 
 class VoteDetails(NamedTuple):
@@ -17,7 +32,8 @@ class VoteDetails(NamedTuple):
     Attributes:
         shown_first: +1 if the pair's ``chosen`` was shown first, −1 if ``rejected`` was; changes sign with the pair.
         strength: how much better the preferred response is, ≥ 0, on the file's own scale.
-        confidence: how sure the annotator was, on the file's own scale.
+        confidence: how sure the annotator was, on the file's own scale; of a soft verdict its log-odds
+            (:func:`log_odds`).
         seconds: time spent.
         time: when, seconds since 1970.
         family: annotators whose errors hang together, the model that a judge is built on, say.

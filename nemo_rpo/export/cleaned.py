@@ -14,6 +14,7 @@ from nemo_rpo.conversion.layouts import WRITERS
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.export.beliefs import belief_columns
 from nemo_rpo.export.relabelled import Relabelled
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source, SourcePair
@@ -32,11 +33,13 @@ class ExportSettings:
             turned round; ``weigh``: all stay, and each gets a ``weight``, the probability that it is right; ``keep``:
             all stay as they are (for relabelled rows alone).
         threshold: a label is believed to be wrong where the probability that it is right is below this.
+        win_rates: add what is believed of each pair as columns (:func:`nemo_rpo.export.beliefs.belief_columns`).
     """
 
     to: str = "hf"
     wrong: Wrong = "drop"
     threshold: float = 0.5
+    win_rates: bool = False
 
     def check(self) -> None:
         """Raises :class:`ConfigError` for a value that there is none of."""
@@ -75,6 +78,7 @@ def write_cleaned(
     """
     settings.check()
     found, answers = Cleaning(), relabelled.votes if relabelled else {}
+    believed = belief_columns(run, source) if settings.win_rates else {}
     with record_writer(out, overwrite) as write:
         for pair in source:
             if not len(pair.labels):
@@ -84,6 +88,8 @@ def write_cleaned(
             if not any(vote.sign for vote in votes):
                 found.lost["pairs without a label left"] += 1
                 continue
+            columns = {**pair.merged.columns, **believed.get(pair.key, {})}
+            pair = replace(pair, merged=replace(pair.merged, columns=columns))
             for fields in _rows(pair, votes, weights, settings, found.lost):
                 write(fields)
                 found.written += 1

@@ -95,7 +95,7 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     if is_last_stage():
         found, fitted, scale_fitted = em.fit(delta, votes, COLLECTIVES)
         reduce = COLLECTIVES.all_reduce
-        error = standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted)
+        error = standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted, em.belief.known)
         evidence = evidence_of(delta, votes, fitted, reduce)
         scalars = packed.new_tensor(
             [float(found.log_likelihood), found.iterations, found.converged, fitted.link_tau, *evidence]

@@ -26,6 +26,7 @@ def standard_errors(
     settings: EMSettings,
     all_reduce: Callable[[Tensor], None] | None = None,
     scale_fitted: bool = False,
+    known: Tensor | None = None,
 ) -> Tensor:
     r"""Standard error of every reliability, float64 [K]: 0.62 ± 0.05 rather than 0.62.
 
@@ -60,10 +61,11 @@ def standard_errors(
             8 (K² + K + 1) where pairs have several labels and the matrix is formed; of one annotator also those of
             :func:`~nemo_rpo.em.fit.unknown_link.error_under_unknown_link`.
         scale_fitted: τ was fitted to these votes.
+        known: right and wrong answers [2, K] that counted beside the labels; None: none.
     """
     delta, votes = with_finite_margin(delta, votes)
     reduce = all_reduce or (lambda _: None)
-    a, b = settings.prior
+    a, b = settings.prior if known is None else known + known.new_tensor(settings.prior).unsqueeze(1)
     eta = eta.double()
     size = eta.numel()
     dense = votes.sign.shape[-1] > 1 and size <= _DENSE_LIMIT

@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_rpo.em.fit.empirical_bayes import log_tau_precision
+from nemo_rpo.em.fit.marginal import gauss_hermite
 from nemo_rpo.em.votes import Votes
 
 _NODES = 15
@@ -81,9 +81,8 @@ def _sums(
 ) -> tuple[float, Tensor, Tensor]:
     """Log posterior density, its gradient [3], and the expected information [3, 3]."""
     eta, log_tau, log_spread = at
-    nodes, of_nodes = np.polynomial.hermite_e.hermegauss(_NODES)
-    x = torch.from_numpy(nodes).to(margin)
-    of_nodes = torch.from_numpy(of_nodes / of_nodes.sum()).to(margin)
+    nodes, log_weights = gauss_hermite(_NODES)  # of ∫ f(x) e^{-x²} dx
+    x, of_nodes = (math.sqrt(2) * nodes).to(margin), (log_weights.exp() / math.sqrt(math.pi)).to(margin)
     scaled = 0.5 * margin.unsqueeze(-1) * torch.exp(-log_tau - log_spread.exp() * x)
     level = torch.tanh(scaled)
     rise = (1 - level.square()) * scaled

@@ -130,8 +130,8 @@ def model_input(batch: MicroBatch) -> ModelInput:
         labels = torch.cat([batch[f"{side}_labels"] for side in sides])
         responses = ResponseTokens.of_labels(labels, turn_lengths)
     if (group := context_group()) is not None:
-        rows, length = tokens.shape
-        here = positions_of(group.rank(), group.size(), length)
+        (rows, length), rank, ranks = tokens.shape, group.rank(), group.size()
+        here = positions_of(rank, ranks, length) if segments is None else segments.places(ranks)[rank]
         tokens, positions, responses = tokens[:, here], positions[:, here], responses.on_positions(here, length, rows)
     return ModelInput(tokens, positions, responses, segments, compared)
 
@@ -206,9 +206,21 @@ _LABEL_COLUMNS = {
 }
 
 
+# A win rate of 0 or 1 has the log-odds of one in a hundred, as in nemo_rpo.crowd.win_rates.
+_SUREST = 0.01
+
+
 def _label_columns(batch: MicroBatch, default_margin: float | None) -> dict[str, Tensor]:
     columns = {name: batch[key] for name, key in _LABEL_COLUMNS.items() if key in batch}
-    margin = None if default_margin is None else torch.full_like(batch["sign"][:, 0], default_margin)
+    if "win_rate" in batch:  # of the pair alone: the other response is what stands for the opponent
+        p = batch["win_rate"]
+        score = torch.logit(p, eps=_SUREST)
+        of_pair = {"win_rate_chosen": p, "win_rate_rejected": 1 - p}
+        of_pair |= {"preference_score_chosen": score, "preference_score_rejected": -score}
+        columns = {**of_pair, **columns}
+    margin = columns.get("preference_score_chosen") if "win_rate" in batch else None
+    if default_margin is not None:
+        margin = torch.full_like(batch["sign"][:, 0], default_margin)
     if "chosen_reward" in batch and "rejected_reward" in batch:
         margin = _known(batch["chosen_reward"] - batch["rejected_reward"], margin)
     if "margin" in batch:
