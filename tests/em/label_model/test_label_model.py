@@ -129,8 +129,10 @@ def test_a_group_that_agrees_a_little_is_found_by_its_eigenvalue():
     """Nine of ten judges, five of whom vote on a pair: neither the spread nor the two that agree most are far out."""
     crowd = make(spread_of_skills(10, 3, 0.8, 0.5), pairs=400, votes_per_pair=5, seed=0, family=9, correlation=0.3)
     found = fit_label_model(crowd.votes, 10).dependence
-    blind = LabelModelSettings(block_errors=math.inf)
-    assert found.apart and not fit_label_model(crowd.votes, 10, settings=blind).dependence.apart
+    apart, apart_by, limit = found.observed, found.error, LabelModelSettings().dependence_errors
+    assert found.apart and apart.block > found.expected.block + limit * apart_by.block
+    assert apart.spread < found.expected.spread + limit * apart_by.spread
+    assert apart.largest < found.expected.largest + limit * apart_by.largest
 
 
 def test_a_declared_family_counts_for_fewer_votes():
