@@ -1,7 +1,8 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
 Every default stands here once, or in the classes that ``model.rpo`` and ``model.data`` inherit from
-(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`). ``null`` means "derived", and the comment says
+(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`), or ``model`` itself
+(:mod:`nemo_rpo.config.experts.expert_settings`). ``null`` means "derived", and the comment says
 from what. A choice is a ``Literal`` and a range is part of the type (:mod:`nemo_rpo.config.types`).
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from nemo_rpo.config.adapters.adapter_settings import PeftConfig
+from nemo_rpo.config.experts.expert_settings import ExpertSettings
 from nemo_rpo.config.types import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.em.em_settings import EMSettings
@@ -57,6 +60,7 @@ class CheckpointCallbackConfig:
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
     save_hf_on_train_end: bool = True  # the final policy as a Hugging Face folder, beside the checkpoints
+    save_adapter_on_train_end: bool = True  # under LoRA, its adapter as a folder of peft's
     save_nemo_on_train_end: bool = False  # and as policy.nemo, for NeMo 1.x up to 2.1 and NeMo-Aligner
 
 
@@ -113,7 +117,7 @@ class DPOConfig:
     gt_reward_scale: float = 1.0
 
 
-LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"]
+LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "fp8_delayed"]
 
 
 @dataclass
@@ -124,8 +128,9 @@ class RPOConfig(EMSettings):
     base_loss: str | None = None  # null: model.dpo.preference_loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # further options of the base loss, e.g. {gamma: 0.5}
     allow_noise_model: bool = False  # let a loss that already models label noise (cDPO, rDPO) run under the EM
-    # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once.
-    reference: Literal["resident", "swapped", "cached"] = "swapped"
+    # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once;
+    # adapters: the model without its adapters, as resident and swapped are too under model.peft.peft_scheme=lora.
+    reference: Literal["resident", "swapped", "cached", "adapters"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
     # The reference's weights where they are not the policy's start: what restore_from_path takes; null: the start.
     reference_from: str | None = None
@@ -243,8 +248,8 @@ class ProfileConfig:
 
 
 @dataclass
-class ModelConfig:
-    """``model``: architecture, layout, precision, and every block below it."""
+class ModelConfig(ExpertSettings):
+    """``model``: architecture, layout, precision, and every block below it. Mixtures of experts are inherited."""
 
     micro_batch_size: Count = 1  # pairs
     global_batch_size: Count = 64  # pairs
@@ -282,12 +287,19 @@ class ModelConfig:
     attention_dropout: Fraction = 0.0
     dpo: DPOConfig = field(default_factory=DPOConfig)
     rpo: RPOConfig = field(default_factory=RPOConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     # Of a process that is started under `nsys profile --capture-range cudaProfilerApi`; on GPUs.
     nsys_profile: ProfileConfig = field(default_factory=ProfileConfig)
     torch_profile: ProfileConfig = field(default_factory=ProfileConfig)  # profile/rank<R>.json in the run's folder
+
+    @property
+    def reference_in_force(self) -> str:
+        """``rpo.reference``; under LoRA a live one is ``adapters``, without a second model and without a swap."""
+        live = self.rpo.reference != "cached"
+        return "adapters" if self.peft.lora and live else self.rpo.reference
 
 
 @dataclass

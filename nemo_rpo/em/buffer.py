@@ -148,7 +148,7 @@ class BufferedReliability(AnnotatorReliability):
         if self.num_annotators > 1 or self.pair_evidence is not None:
             return super().bounded(votes, pair)
         start = torch.logit(self.belief.start).float().expand_as(self._logit_eta_or_start)
-        return torch.sigmoid(vote_evidence(votes, start)), self.voice.sharpness()
+        return torch.sigmoid(vote_evidence(votes, start)), self.voice.sharpness(alone=True)
 
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
         """Nothing: the buffer recomputes the posteriors of all pairs at every refit."""
@@ -289,7 +289,7 @@ class BufferedReliability(AnnotatorReliability):
         return stretch * errors, evidence
 
     def shared_state(self) -> dict[str, Tensor]:
-        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [3], and under ``label_model.<name>`` what that
+        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], and under ``label_model.<name>`` what that
         needs to go on.
         """
         if self._rows:

@@ -68,7 +68,8 @@ def warn_all(
     """
     unknown = torch.full_like(eta, math.nan) if standard_error is None else standard_error
     found = {
-        "policy_at_chance": policy_at_chance(temperature, held_out),
+        "policy_at_chance": held_out and policy_at_chance(held_out),
+        "policy_without_voice": temperature and policy_without_voice(temperature),
         "lone_annotator_below_half": lone_annotator_below_half(eta, label_counts),
         "lone_annotator_at_floor": lone_annotator_at_floor(eta, label_counts),
         "flipped_population": flipped_population(eta, label_counts),
@@ -81,28 +82,34 @@ def warn_all(
     return [Warned(guard, text) for guard, text in found.items() if text]
 
 
-def policy_at_chance(temperature: Temperature | None, held_out: Agreed | None) -> str | None:
-    """The policy knows nothing of what the labels are about: on held-out labels, or before it was trained on a pair.
+def policy_at_chance(held_out: Agreed) -> str | None:
+    """On held-out labels the policy knows nothing of what the labels are about.
 
-    >>> policy_at_chance(None, Agreed(210, 400))[:60]
+    >>> policy_at_chance(Agreed(210, 400))[:60]
     'the policy agrees with 52% of 400 held-out labels, no better'
-    >>> policy_at_chance(None, Agreed(250, 400))
+    >>> policy_at_chance(Agreed(250, 400))
     """
-    if held_out is not None and held_out.total >= _ENOUGH_HELD_OUT:
-        better = (held_out.right - held_out.total / 2) / math.sqrt(held_out.total / 4)
-        if held_out.share < _HARDLY_BETTER and better < _Z:
-            return (
-                f"the policy agrees with {held_out.share:.0%} of {held_out.total:.0f} held-out labels, no better than "
-                "chance: it has not learnt what they are about. Do not use it; a lower learning rate or a larger model "
-                "may, and what is said of labels and annotators should then rest on their votes"
-            )
-    if temperature is not None and temperature.no_better_than_chance:
-        return (
-            "the policy's margins, taken before it was trained on a pair, make the labels no more likely than chance "
-            f"does ({temperature.gain:.1f} nats for all of them): it has no voice in the posteriors, which rest on "
-            "the votes alone. A lower learning rate, more data or a larger model may change that"
-        )
-    return None
+    if held_out.total < _ENOUGH_HELD_OUT:
+        return None
+    better = (held_out.right - held_out.total / 2) / math.sqrt(held_out.total / 4)
+    if held_out.share >= _HARDLY_BETTER or better >= _Z:
+        return None
+    return (
+        f"the policy agrees with {held_out.share:.0%} of {held_out.total:.0f} held-out labels, no better than chance: "
+        "it has not learnt what they are about. Do not use it; a lower learning rate or a larger model may help, and "
+        "what is said of labels and annotators should rest on their votes"
+    )
+
+
+def policy_without_voice(temperature: Temperature) -> str | None:
+    """Before it was trained on a pair the policy knew nothing of its labels. It may have learnt since."""
+    if not temperature.no_better_than_chance:
+        return None
+    return (
+        "the policy's margins, taken before it was trained on a pair, make the labels no more likely than chance does "
+        f"({temperature.gain:.1f} nats for all of them): it has no voice in the posteriors, which rest on the votes "
+        "alone. A lower learning rate, more data or a larger model may change that"
+    )
 
 
 def lone_annotator_below_half(eta: Tensor, label_counts: Tensor) -> str | None:

@@ -40,8 +40,8 @@ def answer(
     """For each question, one answer to each of its turns, the same on every rank and under any layout.
 
     A question of several turns, or any question under ``model.tokenizer.use_chat_template``, goes through the chat
-    template; else the policy continues the question's text. Data-parallel ranks share the questions; what is drawn
-    depends on ``seed``, the question's number and the turn alone.
+    template; else the policy continues the question's text. Data-parallel ranks share the questions; under expert
+    parallelism all of them answer all. What is drawn depends on ``seed``, the question's number and the turn alone.
 
     Raises:
         RPOError: weights or a tokenizer that cannot be read, or a prompt that leaves no room for an answer.
@@ -53,13 +53,17 @@ def answer(
         speaker = Speaker.load(target, settings)
         group = parallel_state.get_data_parallel_group()
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+        if target.cfg.model.expert_model_parallel_size > 1:  # they exchange tokens, so that each answers all
+            rank, ranks, group = 0, 1, None
         mine = [Conversation(i, questions[i], []) for i in range(rank, len(questions), ranks)]
         for turn in range(max(map(len, questions))):
             asked = [conversation for conversation in mine if turn < len(conversation.turns)]
             if asked:
                 _answer(speaker, asked, [seed_of(seed, str(of.number), turn) for of in asked])
-        everyones: list = [None] * ranks
-        dist.all_gather_object(everyones, {c.number: c.said for c in mine}, group=group)
+        own = {c.number: c.said for c in mine}
+        everyones: list = [own] * ranks
+        if group is not None:
+            dist.all_gather_object(everyones, own, group=group)
     found = {number: said for theirs in everyones for number, said in theirs.items()}
     return [found[i] for i in range(len(questions))]
 

@@ -56,10 +56,13 @@ class Speaker:
         from nemo_rpo.training import setup
 
         cfg = target.cfg
-        architecture = setup.stored_architecture(target.weights)
+        base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
+        architecture = setup.stored_architecture(base)
         # FP8 products want rows by the dozen, and a token at a time has few.
         chunks = build_model_chunks(architecture, cfg, Precision("bf16"))
-        setup.weights_loader(target.weights, architecture)(chunks)
+        setup.weights_loader(base, architecture)(chunks)
+        if cfg.model.peft.lora:
+            setup.target_loader(target.weights, architecture, cfg)(chunks)
         tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))
         return cls(chunks, tokenizer, architecture.vocab_size, architecture.max_position_embeddings, settings)
 

@@ -28,6 +28,7 @@ from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs,
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
+from nemo_rpo.megatron.network.lora.attach import has_adapters, start_afresh
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
     StepOutcome,
@@ -74,9 +75,10 @@ class MegatronGPTRPOModel:
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
             keeps the random ones.
         load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
-            other than the reference.
-        load_reference: writes the reference's weights; None: they are the initial ones.
+            other than the reference; under LoRA its adapters.
+        load_reference: writes the reference's weights, under LoRA its adapters; None: they are the initial ones.
         load_first: writes those of π₀, which validations measure the distance from; None: the initial ones.
+        load_adapters: under LoRA, writes the adapters to start from; None starts at the base.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class MegatronGPTRPOModel:
         load_previous: LoadWeights | None = None,
         load_reference: LoadWeights | None = None,
         load_first: LoadWeights | None = None,
+        load_adapters: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
@@ -101,7 +104,7 @@ class MegatronGPTRPOModel:
         self.precision = Precision(policy_precision)
         chunks = build_model_chunks(architecture, cfg, self.precision)
         resident = None
-        if cfg.model.rpo.reference == "resident":
+        if cfg.model.reference_in_force == "resident":
             resident = partial(build_model_chunks, architecture, cfg, Precision(self.frozen_precision))
         in_frozen_precision = partial(self.precision.switched, self.frozen_precision)
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
@@ -113,18 +116,24 @@ class MegatronGPTRPOModel:
         if load_first is not None:
             load_first(chunks)
             self.first = at_first()
+            start_afresh(chunks)
         if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
+            start_afresh(chunks)
         if load_reference is not None and self.needs.live_reference:
             load_reference(chunks)
             self.reference = frozen(keep_head=self.needs.kl)
+            start_afresh(chunks)
         if load_weights is not None:
             load_weights(chunks)
+        if load_adapters is not None:
+            load_adapters(chunks)
+        at_base = cfg.model.peft.lora and load_adapters is None
         if load_reference is None and self.needs.live_reference:
-            self.reference = frozen(keep_head=self.needs.kl)
+            self.reference = frozen(keep_head=self.needs.kl, without_adapters=at_base)
         if cfg.model.rpo.measures_kl and self.first is None:
-            self.first = at_first()
+            self.first = at_first(without_adapters=at_base)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
@@ -295,7 +304,9 @@ class MegatronGPTRPOModel:
         if self._load_reference is None:
             yield
             return
-        with overwritten([parameter for chunk in self.model for parameter in chunk.parameters()]):
+        adapted = has_adapters(self.model)
+        held = [of for chunk in self.model for of in chunk.parameters() if of.requires_grad or not adapted]
+        with overwritten(held):
             self._load_reference(self.model)
             yield
 

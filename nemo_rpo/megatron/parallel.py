@@ -82,6 +82,8 @@ def initialize(cfg: RunConfig) -> torch.device:
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
         context_parallel_size=model.context_parallel_size,
+        expert_model_parallel_size=model.expert_model_parallel_size,
+        expert_tensor_parallel_size=model.expert_tensor_parallel_size,
         distributed_timeout_minutes=cfg.trainer.distributed_timeout_minutes,
     )
     torch.manual_seed(model.seed)

@@ -19,6 +19,11 @@ _ADVICE = {
         "Do not deploy it, nor read its opinion of labels. Lower the learning rate, train on more pairs or start from "
         "a stronger model; what the votes alone say of labels and annotators needs no policy.",
     ),
+    "policy_without_voice": (
+        "The policy had no say in the estimates",
+        "Read reliabilities and doubtful labels as what the votes alone say; with one label a pair that is little. How "
+        "good the policy is now, held-out labels tell.",
+    ),
     "lone_annotator_at_floor": (
         "Labels without ids seem to be right half of the time",
         "Look at a few dozen of them yourself. If they are right, the policy has learnt the opposite: start from a "

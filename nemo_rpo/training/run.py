@@ -54,7 +54,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     """Returns whether the run came to its end."""
     from nemo_rpo.megatron.network.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
-    from nemo_rpo.training import resume, setup
+    from nemo_rpo.training import adapters, resume, setup
     from nemo_rpo.training.beliefs import read_beliefs
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.day_of_run import record_date
@@ -82,7 +82,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
     setup.check_groups(cfg, cache)
     beliefs = read_beliefs(cfg.model.rpo.believe_from)
-    origin = origin_of(cfg, cache, beliefs)
+    origin = origin_of(cfg, cache, None if beliefs is None else beliefs.fingerprint())
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
@@ -101,6 +101,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "annotators": f"{len(cache.annotators):,}",
         **({} if beliefs is None else {"believed": beliefs.summary(cache.annotators, cfg.model.rpo)}),
         **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
+        **adapters.facts(cfg, model),
         **kernel_facts(cfg),
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }

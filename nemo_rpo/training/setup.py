@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.experts.expert_shape import check_expert_layout, check_fresh_experts
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.places import run_folder as run_folder
-from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
@@ -42,6 +43,12 @@ from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
+from nemo_rpo.training.adapters import (
+    adapter_loader,
+    check_adapter_start,
+    check_whole_weights,
+    frozen_adapter_loader,
+)
 from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.process.rank0 import once_a_node
@@ -204,9 +211,14 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         micro_batch_size=model.micro_batch_size,
         seq_length=model.data.seq_length or model.encoder_seq_length,
         pad_to_multiple_of=math.lcm(model.data.pad_length_to_multiple_of, length_multiple(model)),
-        same_length=model.pipeline_model_parallel_size > 1,
+        same_length=model.pipeline_model_parallel_size > 1 or _gathers_tokens_of_all(model),
         packing=packing_of(cfg, cache.ranking_lengths),
     )
+
+
+def _gathers_tokens_of_all(model: ModelConfig) -> bool:
+    """Whether expert ranks gather each other's tokens, of which all must then have as many."""
+    return model.expert_model_parallel_size > 1 and model.moe_token_dispatcher_type == "allgather"
 
 
 def open_splits(cfg: RunConfig) -> dict[str, Split]:
@@ -253,9 +265,11 @@ def check_start(cfg: RunConfig) -> None:
     path, frozen = starting_point(cfg), frozen_policies(cfg)
     if path is None:
         return
+    check_whole_weights(cfg, path, frozen)
     architecture = stored_architecture(path)
+    check_adapter_start(cfg, architecture, path, frozen)
     _check_fits(cfg, architecture)
-    for key, other in frozen.items():
+    for key, other in frozen.items() if not cfg.model.peft.lora else ():
         if other is not None and stored_architecture(other) != architecture:
             raise ConfigError(
                 f"model.rpo.{key}={other} has a different architecture from the starting weights in {path}: "
@@ -270,6 +284,8 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
         CheckpointError, ConfigError: as :func:`check_start`, or a tokenizer with ids beyond the model's vocabulary.
     """
     path = starting_point(cfg)
+    if path is None:
+        check_fresh_experts(cfg)
     architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
@@ -295,6 +311,7 @@ def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
         model.pipeline_model_parallel_size,
         model.virtual_pipeline_model_parallel_size,
     )
+    check_expert_layout(cfg, architecture)
     length = model.data.seq_length or model.encoder_seq_length
     if length > architecture.max_position_embeddings:
         raise ConfigError(
@@ -324,12 +341,25 @@ def build_model(
     """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
     the training data, ``belief`` what is known of its annotators.
     """
-    loaders = [
-        None if path is None else weights_loader(path, architecture)
-        for path in (starting_point(cfg), *frozen_policies(cfg).values())
-    ]
+    start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
+    loader = partial(frozen_adapter_loader, cfg=cfg) if cfg.model.peft.lora else weights_loader
+    frozen = {
+        key: None if path is None else loader(path, architecture=architecture)
+        for key, path in frozen_policies(cfg).items()
+    }
     em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, *loaders)
+    return MegatronGPTRPOModel(
+        cfg,
+        architecture,
+        em,
+        total_steps,
+        device,
+        load_weights=None if start is None else weights_loader(start, architecture),
+        load_previous=frozen["previous_iterate"],
+        load_reference=frozen["reference_from"],
+        load_first=frozen["first_policy"],
+        load_adapters=None if adapters is None else adapter_loader(Path(adapters), architecture, cfg),
+    )
 
 
 def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
@@ -339,3 +369,8 @@ def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
     if is_nemo(path):
         return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)
+
+
+def target_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
+    """What fills model chunks with a trained policy: all weights, or the adapters of a run under LoRA."""
+    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture)

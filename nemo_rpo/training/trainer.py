@@ -19,6 +19,7 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
 from nemo_rpo.megatron.step.em import check_ranks_agree
+from nemo_rpo.training.adapters import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.kl_to_start import KLToStart, too_far
@@ -157,7 +158,9 @@ class RPOTrainer:
         needs = self.model.needs
         lengths, scored = self.splits["train"].lengths(self.schedule.data_step(step))
         frozen = needs.live_reference + needs.previous_iterate
-        flops = step_flops(self.model.architecture, lengths, scored, frozen, head=needs.logps)
+        flops = step_flops(
+            self.model.architecture, lengths, scored, frozen, head=needs.logps, adapters=self.cfg.model.peft.lora
+        )
         memory = torch.full((1,), peak_bytes(self.model.device), dtype=torch.float64, device=self.model.device)
         return {
             "tokens": int(lengths.sum()),
@@ -232,6 +235,7 @@ class RPOTrainer:
             "config": config_fingerprint(self.cfg),
             "origin": self.origin,
             "skipped_in_a_row": self.skipped_in_a_row,
+            **described(self.cfg, self.model.architecture, self.origin),
             **self.annotators.state(),
         }
         whole = self.store.save(self.model, self.splits["train"].cache.annotators, run)

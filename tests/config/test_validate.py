@@ -121,7 +121,7 @@ def test_the_defaults_with_data_are_valid() -> None:
         (
             {"model__rpo__logprob_precision": "fp8_delayed"},
             "model.rpo.logprob_precision=fp8_delayed: delayed scales are updated in training steps and never under "
-            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise",
+            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise, fp8_blockwise or fp8_mxfp8",
         ),
         (
             {"model__rpo__reference_logprob_precision": "fp8_tensorwise", "trainer__accelerator": "cpu"},
@@ -166,10 +166,6 @@ def test_the_defaults_with_data_are_valid() -> None:
         (
             {"model__data__packed_sequence": True, "model__data__packed_sequence_size": 2047},
             "model.data.packed_sequence_size=2047 has no room for both responses of a pair: set at least 2048",
-        ),
-        (
-            {"model__data__packed_sequence": True, "model__context_parallel_size": 2},
-            "model.data.packed_sequence does not go with model.context_parallel_size above 1",
         ),
         (
             {"model__optim__overlap_param_sync": True},

@@ -23,11 +23,35 @@ pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
 
 RANKS = Path(__file__).with_name("ranks_huggingface.py")
 TP, PP, VP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"
+EP, ETP, DISPATCHER = "expert_model_parallel_size", "expert_tensor_parallel_size", "moe_token_dispatcher_type"
 LAYOUTS = {  # by number of ranks, so that those of one number share one start
     1: {"one rank": {}},
-    2: {"TP=2": {TP: 2}, "PP=2": {PP: 2}, "PP=2, interleaved": {PP: 2, VP: 2}, "DP=2": {}},
-    4: {"TP=2 × PP=2": {TP: 2, PP: 2}},
+    2: {
+        "TP=2": {TP: 2},
+        "PP=2": {PP: 2},
+        "PP=2, interleaved": {PP: 2, VP: 2},
+        "DP=2": {},
+        "EP=2": {EP: 2},
+        "TP=2 × EP=2, experts whole": {TP: 2, EP: 2, ETP: 1},
+    },
+    4: {
+        "TP=2 × PP=2": {TP: 2, PP: 2},
+        "EP=2 × experts' TP=2": {TP: 2, EP: 2, ETP: 2, DISPATCHER: "allgather"},
+        "PP=2 × EP=2": {PP: 2, EP: 2},
+    },
 }
+OF_EXPERTS = [name for group in LAYOUTS.values() for name, layout in group.items() if EP in layout]
+OF_DENSE = [name for group in LAYOUTS.values() for name in group if name not in OF_EXPERTS]
+EXPERTS = [name for name, case in CASES.items() if case.has_experts]
+
+
+def cases_of(layout: str) -> list[str]:
+    """The models that run under a layout: those with experts where their layers are cut in another way."""
+    dense = [name for name in CASES if name not in EXPERTS] if layout in OF_DENSE else []
+    return dense + (EXPERTS if layout in (*OF_EXPERTS, "one rank", "TP=2", "PP=2, interleaved") else [])
+
+
+EVERYWHERE = [(layout, name) for layout in (*OF_DENSE, *OF_EXPERTS) for name in cases_of(layout)]
 STORY_LAYOUT = "TP=2 × PP=2"
 
 
@@ -58,9 +82,9 @@ def launched(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
             folders.update({name: tmp_path_factory.mktemp("ran") for name in layouts})
             stories = SHARED_DATA / "stories260k" / "hf"
             task = {
-                "layouts": {str(folders[name]): sizes for name, sizes in layouts.items()},
+                "layouts": {str(folders[name]): (sizes, cases_of(name)) for name, sizes in layouts.items()},
                 "models": str(models),
-                "stories": str(stories) if layout == STORY_LAYOUT and stories.is_dir() else None,
+                "stories": str(stories) if STORY_LAYOUT in layouts and stories.is_dir() else None,
             }
             run_ranks(RANKS, nproc, json.dumps(task), timeout=500)
         return folders[layout]
@@ -68,12 +92,12 @@ def launched(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return folder_of
 
 
-@pytest.fixture(scope="module", params=[name for group in LAYOUTS.values() for name in group])
+@pytest.fixture(scope="module", params=OF_DENSE)
 def ran(request: pytest.FixtureRequest, launched: Callable[[str], Path]) -> Path:
     return launched(request.param)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("ran", "name"), EVERYWHERE, indirect=["ran"])
 def test_logits_and_logprobs_equal_transformers(ran: Path, models: Path, name: str) -> None:
     ours = load_file(ran / f"{name}.logits")["logits"][..., :50]
     theirs = load_file(models / f"{name}.expected")["logits"]
@@ -150,12 +174,12 @@ def test_some_texts_end_by_themselves_and_some_at_the_limit(launched: Callable[[
     assert all(len(text["ids"]) == NEW_TOKENS for text in found if not text["ended"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("ran", "name"), EVERYWHERE, indirect=["ran"])
 def test_export_is_the_import_bit_for_bit(ran: Path, models: Path, name: str) -> None:
     source, exported = tensors(models / name), tensors(ran / name)
     assert exported.keys() == source.keys()
     for key, tensor in source.items():
-        assert exported[key].dtype == tensor.dtype
+        assert exported[key].dtype == tensor.dtype, key
         assert torch.equal(exported[key], tensor), key
     assert read_hf_config(ran / name) == read_hf_config(models / name)
     files = sorted(path.name for path in (ran / name).iterdir())
@@ -167,8 +191,12 @@ def test_export_is_the_import_bit_for_bit(ran: Path, models: Path, name: str) ->
         assert files == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("ran", [STORY_LAYOUT], indirect=True)
-@pytest.mark.parametrize("name", ["llama_tied_scaled_rope", "llama_biases", "qwen2", "qwen3_tied"])
+@pytest.mark.parametrize(
+    ("ran", "name"),
+    [(STORY_LAYOUT, name) for name in ("llama_tied_scaled_rope", "llama_biases", "qwen2", "qwen3_tied")]
+    + [("PP=2 × EP=2", name) for name in EXPERTS],
+    indirect=["ran"],
+)
 def test_transformers_loads_an_export_without_source_config(ran: Path, models: Path, name: str) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -178,6 +206,21 @@ def test_transformers_loads_an_export_without_source_config(ran: Path, models: P
     expected = load_file(models / f"{name}.expected")
     with torch.no_grad():
         torch.testing.assert_close(model(expected["token_ids"]).logits, expected["logits"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("ran", "name"), [at for at in EVERYWHERE if at[1] in EXPERTS], indirect=["ran"])
+def test_every_rank_writes_what_transformers_would(ran: Path, models: Path, name: str) -> None:
+    """Greedily; expert ranks exchange tokens and have to end together."""
+    transformers = pytest.importorskip("transformers")
+    everyones = [json.loads(path.read_text()) for path in sorted(ran.glob(f"{name}.*.written"))]
+    assert len({json.dumps(written) for written in everyones}) == 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / name, attn_implementation="eager")
+    for prompt, written in zip(([1], [1, 7, 3]), everyones[0], strict=True):
+        ids = list(prompt)
+        for _ in range(5):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert ids[len(prompt) :] == written
 
 
 def test_every_rank_refuses_alike_and_leaves_nothing_half_written(ran: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that goes on from an earlier one, as a round of a loop does: its reference, its annotators, how far it went."""
+"""A run that goes on from an earlier one, as a round of a loop does: its reference, annotators and distance."""
 
 from __future__ import annotations
 

@@ -112,20 +112,32 @@ class PreferenceDataset:
     def _packs(self, indices: np.ndarray, packing: Packing) -> list[Batch]:
         sizes = packing.sizes(self.cache.ranking_lengths[indices])
         packs = packing.packs(sizes, self.data_parallel_rank, self.data_parallel_size)
-        shares = [(indices[pack], np.ones(len(pack), dtype=bool)) for pack in packs]
         # A rank of an evaluation's last batch may have too few: one that does not count runs in their place.
-        missing = -len(shares) % packing.count_multiple_of if shares else packing.count_multiple_of
-        shares += [(indices[:1], np.zeros(1, dtype=bool))] * missing
-        lengths = [int(packing.sizes(self.cache.ranking_lengths[share]).sum()) for share, _ in shares]
+        packs += [[]] * (-len(packs) % packing.count_multiple_of if packs else packing.count_multiple_of)
+        lengths = [int(sizes[pack or [0]].sum()) for pack in packs]
         longest = max(lengths)
+        if packing.in_step:
+            of_ranks = packing.packs_in_step(sizes, self.data_parallel_size)
+            longest = max(int(sizes[pack or [0]].sum()) for packs_of_rank in of_ranks for pack in packs_of_rank)
         return [
-            self._pack(share, valid, longest if self.same_length else length, packing.share_prompts)
-            for (share, valid), length in zip(shares, lengths, strict=True)
+            self._pack(
+                indices[pack or [0]],
+                np.full(len(pack) or 1, bool(pack)),
+                longest if self.same_length else length,
+                packing,
+            )
+            for pack, length in zip(packs, lengths, strict=True)
         ]
 
-    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, share_prompts: bool) -> Batch:
+    def _pack(self, share: np.ndarray, valid: np.ndarray, length: int, packing: Packing) -> Batch:
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pairs, cache = self._pairs(share, valid), self.cache
+        cache = self.cache
         return collate_packed(
-            *pairs, length, cache.pad_id, cache.max_votes, share_prompts, max_responses=cache.max_responses
+            *self._pairs(share, valid),
+            length,
+            cache.pad_id,
+            cache.max_votes,
+            packing.share_prompts,
+            max_responses=cache.max_responses,
+            sequence_multiple_of=packing.sequence_multiple_of,
         )

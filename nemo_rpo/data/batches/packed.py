@@ -25,13 +25,15 @@ def collate_packed(
     max_votes: int,
     share_prompts: bool,
     max_responses: int = 2,
+    sequence_multiple_of: int = 1,
 ) -> dict[str, Tensor]:
     """A micro-batch of one pack; arguments as :func:`nemo_rpo.data.batches.padded.collate`.
 
     Args:
         seq_length: S, at least the tokens of the pairs; what is left is filled with ``pad_id``.
         share_prompts: ``[prompt | chosen | rejected]`` a pair, with the positions of both responses going on from the
-            prompt (of a ranking all K responses); else ``[prompt | chosen] [prompt | rejected]``.
+            prompt (of a ranking all K responses); else ``[prompt | chosen] [prompt | rejected]``, each filled up with
+            ``pad_id`` to ``sequence_multiple_of``.
 
     Returns:
         ``tokens`` int64 [1, S].
@@ -52,6 +54,7 @@ def collate_packed(
         responses += [(k, i) for k in range(len(sides))]
         for branches in [sides] if share_prompts else [[side] for side in sides]:
             pack.add(ranking[0].prompt_ids, branches, as_branches=share_prompts)
+            pack.fill_sequence(sequence_multiple_of, pad_id)
     order = sorted(range(len(responses)), key=responses.__getitem__)
     places = np.zeros((len(rankings), max_responses), dtype=np.int64)
     for place, response in enumerate(order):
@@ -96,6 +99,14 @@ class _Pack:
             self._append(response, start=len(prompt))
         lengths = [len(response) for response, _ in responses]
         self.segments.append((len(prompt), *lengths) if as_branches else (len(prompt) + lengths[0],))
+
+    def fill_sequence(self, multiple_of: int, pad_id: int) -> None:
+        """Goes on with the last sequence, unscored, to a length that is a multiple of ``multiple_of``."""
+        [length, *branches] = self.segments[-1]
+        if left := -length % multiple_of:
+            assert not branches, "the prompts of padded sequences are not shared"
+            self._append(np.full(left, pad_id), start=length)
+            self.segments[-1] = (length + left,)
 
     def fill(self, seq_length: int, pad_id: int) -> None:
         """Makes up ``seq_length`` by a sequence of its own that nobody scores."""

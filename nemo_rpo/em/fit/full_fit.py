@@ -94,6 +94,10 @@ def estimate(
         temperature = judge_set_temperature(settings.link_tau, gain, buffer)
     if math.isinf(temperature.value):
         return alone._replace(temperature=temperature)
+    if not temperature.weight and alone.sweep is not None:
+        # Margins without a voice must not speak through the reliabilities either: those of a policy that learnt what
+        # many annotators follow (length, say) would make these the reliable ones.
+        return alone._replace(temperature=temperature._replace(value=math.inf))
     return Estimate(sweep.eta, population.prior, temperature, information, sweep)
 
 
@@ -110,8 +114,8 @@ def _log_likelihood(
     """
     columns = vote_columns(delta, votes, sweep.eta, sweep.counts, collectives.gather_rows, known)
     quadrature = adapt_quadrature(columns, population.prior, population.tau)
-    a, b, tau = torch.tensor([*population.prior, population.tau], dtype=torch.float64)
-    likelihood = torch.stack((log_marginal(columns, quadrature, a, b, tau), torch.ones_like(tau))).to(delta.device)
+    likelihood = log_marginal(columns, quadrature, *population.prior, population.tau)
+    likelihood = torch.tensor((likelihood, 1.0), dtype=torch.float64, device=delta.device)
     collectives.all_reduce(likelihood)
     return (likelihood[0] / likelihood[1]).item()
 

@@ -27,7 +27,7 @@ from nemo_rpo.em.label_model.coefficients import (
 from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate
+from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate, told
 from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
 from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
 from nemo_rpo.em.label_model.shared_errors.families import family_weights
@@ -121,16 +121,15 @@ class RunLabelModel:
     @property
     def active(self) -> bool:
         """Whether it says more of a pair than Σ s logit η."""
-        now = self.now
-        if now is None:
-            return False
-        return self.by_coefficients or now.temperature != 1.0
+        return self.now is not None and (self.by_coefficients or self.now.temperature != 1.0)
 
     @property
     def by_coefficients(self) -> bool:
         """Whether what it says rests on its own coefficients; else reliabilities are all there is, and where errors
         hang together they are believed less."""
         now = self.now
+        if now is None:
+            return False
         more = len(now.names) > 1 or now.learn_share or len(now.grid) > 0
         return more or self._anchored or self.family is not None
 
@@ -138,7 +137,7 @@ class RunLabelModel:
         """Fits the model to the ``margin`` float64 [P] of this rank's pairs, log-odds that chosen is better; nan where
         a pair was not seen.
 
-        Collectives: where a choice is due, one gather of 4 bytes a pair; those of
+        Collectives: one of 8 bytes; where a choice is due, one gather of 4 bytes a pair; those of
         :func:`nemo_rpo.em.label_model.member.iterate`; those of
         :func:`nemo_rpo.em.label_model.model_in_force.of_first_rank`, twice.
         """
@@ -298,7 +297,8 @@ class RunLabelModel:
         """
         now, table, prior = self.now, self._votes(), self._prior(margin.nan_to_num(0.0))
         w = posterior(prior.joint(pair_sums(table, now.theta)))
-        variances = coefficient_variances(annotator_sums(table, now.theta, w, louis=True), now.population)
+        sums = annotator_sums(table, now.theta, w, louis=True, told=told(table, prior))
+        variances = coefficient_variances(sums, now.population)
         voted = table.per_annotator(table.counted) > 0
         weight = LabelModelSettings.spread_votes
         return now.stretch * with_population_unknown(variances, now.theta, voted, now.population, weight).sqrt()

@@ -8,9 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-HeadOutputs = dict[str, Tensor]
+
+class HeadOutputs(dict[str, Tensor]):
+    """Outputs by name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are; Megatron's schedule asks the last stage's output for it where there are experts."""
+        return next(iter(self.values())).device
 
 
 class FrozenPredictions(NamedTuple):

@@ -78,5 +78,7 @@ def _rotary_angles(
     if isinstance(packed, PackedSeqParams):
         return model.rotary_pos_emb(packed.max_seqlen_q, packed_seq=True)
     length = model.rotary_pos_emb.get_rotary_seq_len(None, model.decoder, hidden, model.config)
-    angles = model.rotary_pos_emb(offset + length)[offset:]
-    return angles if packed is None else angles.index_select(0, position_ids[0])
+    if packed is None:
+        return model.rotary_pos_emb(offset + length)[offset:]
+    # All angles, not this context-parallel rank's: it has other positions of a pack than of a row.
+    return model.rotary_pos_emb(length, packed_seq=True).index_select(0, position_ids[0])

@@ -7,8 +7,16 @@ from typing import Any
 
 from nemo_rpo.megatron.compat.places import reaches
 
-_CHECKS = {"fp8_tensorwise": "is_fp8_available", "fp8_blockwise": "is_fp8_block_scaling_available"}
-_OLD_CHECKS = {"fp8_tensorwise": "check_fp8_support", "fp8_blockwise": "check_fp8_block_scaling_support"}
+_CHECKS = {
+    "fp8_tensorwise": "is_fp8_available",
+    "fp8_blockwise": "is_fp8_block_scaling_available",
+    "fp8_mxfp8": "is_mxfp8_available",
+}
+_OLD_CHECKS = {
+    "fp8_tensorwise": "check_fp8_support",
+    "fp8_blockwise": "check_fp8_block_scaling_support",
+    "fp8_mxfp8": "check_mxfp8_support",
+}
 
 
 @reaches("transformer_engine.pytorch:autocast")
@@ -25,6 +33,7 @@ def autocast(recipe: Any) -> AbstractContextManager:
 @reaches(
     "transformer_engine.pytorch:is_fp8_available(return_reason)",
     "transformer_engine.pytorch:is_fp8_block_scaling_available(return_reason)",
+    "transformer_engine.pytorch:is_mxfp8_available(return_reason)",
 )
 def objections() -> tuple[tuple[str, str], ...]:
     """(precision, what Transformer Engine says against it) for each FP8 precision that it refuses on this machine.

@@ -54,9 +54,10 @@ def greedy(
     A row ends after ``eos_id`` (which is part of it; None: never) or ``max_new_tokens``; all end when the last one
     does. ``vocab_size`` is the unpadded one: padded ids are never chosen, and of equal logits the lowest id is. Rows
     are padded on the right, where no real token attends. Collective over the tensor and pipeline groups; data-parallel
-    replicas may generate from different prompts. Besides the forwards, each token costs an all-gather of ``[2, b]``
-    numbers over the tensor group and a broadcast of ``b`` ids over the pipeline group. Returns the same on every rank
-    of them.
+    replicas may generate from different prompts. Under expert parallelism, where they exchange tokens, it is collective
+    over the world, from the same prompts, and each token is also broadcast over the world. Besides the forwards, each
+    token costs an all-gather of ``[2, b]`` numbers over the tensor group and a broadcast of ``b`` ids over the pipeline
+    group. Returns the same on every rank of them.
     """
     device = next(chunks[0].parameters()).device
     rows = [list(prompt) for prompt in prompts]
@@ -90,6 +91,8 @@ def _next_ids(
     if stages > 1:
         last_stage = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(ids, src=last_stage, group=parallel_state.get_pipeline_model_parallel_group())
+    if parallel_state.get_expert_model_parallel_world_size() > 1:
+        dist.broadcast(ids, src=0)  # else a last bit could end a row on one rank alone
     return ids[: len(rows)].tolist()
 
 

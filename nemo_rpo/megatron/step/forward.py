@@ -130,8 +130,8 @@ def model_input(batch: MicroBatch) -> ModelInput:
         labels = torch.cat([batch[f"{side}_labels"] for side in sides])
         responses = ResponseTokens.of_labels(labels, turn_lengths)
     if (group := context_group()) is not None:
-        rows, length = tokens.shape
-        here = positions_of(group.rank(), group.size(), length)
+        (rows, length), rank, ranks = tokens.shape, group.rank(), group.size()
+        here = positions_of(rank, ranks, length) if segments is None else segments.places(ranks)[rank]
         tokens, positions, responses = tokens[:, here], positions[:, here], responses.on_positions(here, length, rows)
     return ModelInput(tokens, positions, responses, segments, compared)
 
