@@ -205,3 +205,29 @@ def test_what_cannot_be_evaluated(world: World, unbroken: Path, tmp_path: Path) 
 
 def test_help_shows_an_example() -> None:
     assert "nemo-rpo evaluate results/" in evaluate("--help").stdout
+
+
+def test_the_engine_keeps_the_contract_of_a_sampler(
+    world: World, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that is asked for by itself is the one that came among others; a policy that is none is named."""
+    from nemo_rpo.errors import ServerError
+    from nemo_rpo.sampling import engine_sampler
+    from nemo_rpo.sampling.asks import Ask
+    from nemo_rpo.sampling.sampling_settings import SampleSettings
+
+    prompt = json.loads((world.folder / "validation.jsonl").read_text().splitlines()[0])["prompt"]
+    asks = [Ask("p", prompt, index, seed=7 + index) for index in range(3)]
+    settings = SampleSettings(temperature=1.0, top_p=0.9, max_tokens=6)
+    monkeypatch.setattr(engine_sampler, "_PORTION", 2)
+    with engine_sampler.EngineSampler(settings, tmp_path / "log") as sampler:
+        sampler.use(unbroken)
+        together = list(sampler.sample(asks))
+        assert [(of.prompt, of.index, of.seed) for of in together] == [
+            (ask.prompt, ask.index, ask.seed) for ask in asks
+        ]
+        assert all(of.finish in ("stop", "length") and of.tokens and of.logprob < 0 for of in together)
+        assert list(sampler.sample(asks[2:])) == together[2:]
+        sampler.use(tmp_path / "none")
+        with pytest.raises(ServerError, match=r"the engine cannot sample from .*none \(error: .*none is not a folder"):
+            list(sampler.sample(asks[:1]))
