@@ -22,7 +22,7 @@ from nemo_rpo.megatron.step.em import check_ranks_agree
 from nemo_rpo.training.adapters import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
-from nemo_rpo.training.kl_to_start import KLToStart, too_far
+from nemo_rpo.training.earlier_rounds.kl_to_start import KLToStart, too_far
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.training.beliefs import read_beliefs
+from nemo_rpo.training.earlier_rounds.beliefs import read_beliefs
 from nemo_rpo.training.logs.metrics import read_metrics
 
 from .runs import World, checkpoints, step
