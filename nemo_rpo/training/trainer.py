@@ -19,7 +19,7 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
 from nemo_rpo.megatron.step.em import check_ranks_agree
-from nemo_rpo.training.adapters import described
+from nemo_rpo.training.adapters.adapter_facts import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.earlier_rounds.kl_to_start import KLToStart, too_far
