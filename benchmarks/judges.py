@@ -22,8 +22,8 @@ import numpy as np
 from markdown_table import replace_block, table
 
 from nemo_rpo.data.rows import Vote, VoteDetails
-from nemo_rpo.judging.believe import believe
-from nemo_rpo.judging.collect import Judged
+from nemo_rpo.judging.belief import believe
+from nemo_rpo.judging.collecting import Judged
 from nemo_rpo.judging.habits import habits_of
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.orders import shown

@@ -137,6 +137,10 @@ class RPOConfig(EMSettings):
     # π_t of losses that compare with the policy of an earlier round: what restore_from_path takes, kept as
     # `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None
+    kl_to_start: bool = False  # measure KL(π ‖ π₀) in each validation; on where either of the next two is set
+    # π₀, the policy that a loop began with: what restore_from_path takes; null: where this run starts.
+    first_policy: str | None = None
+    stop_kl: Positive | None = None  # nats a response; the run ends at the first validation that measures more
     # Where annotators start, by id: a run's folder, its annotators.csv, or what `nemo-rpo annotators --csv` writes; who
     # is not in it starts at eta_init.
     believe_from: str | None = None
@@ -155,6 +159,11 @@ class RPOConfig(EMSettings):
     # 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
     step0_tolerance: Positive | None = None
     step0_link_tolerance: Positive = 1.0  # largest shift of a label's log-odds by rounding alone at step 0
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether validations measure the distance from π₀."""
+        return self.kl_to_start or self.first_policy is not None or self.stop_kl is not None
 
     def precisions(self) -> tuple[str, str]:
         """Of the policy's log-probs and of the frozen policies'."""

@@ -206,6 +206,7 @@ def _check_policies(cfg: RunConfig) -> None:
         )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")
+    _check_kl(cfg)
     for name, lacking in (("previous_iterate", "no earlier round"), ("reference_from", "nothing to be compared with")):
         if getattr(cfg.model.rpo, name) is not None and cfg.pretrained_checkpoint.restore_from_path is None:
             raise ConfigError(
@@ -221,6 +222,27 @@ def _check_router_losses(cfg: RunConfig) -> None:
                 f"model.{name}={getattr(model, name):g}: the loss '{loss.name}' is no mean over pairs and scales all "
                 "gradients after the step, those of the router's loss too; set it to 0"
             )
+
+
+def _check_kl(cfg: RunConfig) -> None:
+    loss, rpo = base_loss(cfg.model), cfg.model.rpo
+    if not rpo.measures_kl:
+        return
+    name, value = next(
+        (name, value) for name in ("stop_kl", "first_policy", "kl_to_start") if (value := getattr(rpo, name))
+    )
+    if "policy" not in loss.needs:
+        raise ConfigError(
+            f"model.rpo.{name}={value} is of what a policy predicts, and the loss '{loss.name}' trains a reward model: "
+            "unset it"
+        )
+    if not cfg.model.data.data_prefix.get("validation") or cfg.trainer.dpo.val_check_interval == 0:
+        raise ConfigError(
+            f"model.rpo.{name}={value} is measured in validations: set model.data.data_prefix.validation and "
+            "trainer.dpo.val_check_interval above 0"
+        )
+    if cfg.pretrained_checkpoint.restore_from_path is None:
+        raise ConfigError(f"model.rpo.{name}={value} needs pretrained_checkpoint.restore_from_path: set it")
 
 
 def _check_length(cfg: RunConfig) -> None:

@@ -13,6 +13,7 @@ from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.fit.empirical_bayes import Population
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
 from nemo_rpo.em.fit.standard_error import standard_errors
@@ -22,8 +23,9 @@ from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
-_FIRST_REFIT = 8
-_VOICE = "voice"
+# The first step with a refit; and how many times as many steps lie behind a refit as from one to the next, at most.
+_FIRST_REFIT, _STEPS_A_REFIT = 8, 8
+_VOICE, _POPULATION = "voice", "population"
 _LABEL_MODEL, _EVIDENCE = "label_model.", "label_model.evidence"
 
 
@@ -131,6 +133,7 @@ class BufferedReliability(AnnotatorReliability):
         self.coefficients: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: list[Tensor] = []
         self._refitted_at = -1
+        self._near: Population | None = None
 
     @torch.no_grad()
     def evidence(self, votes: Votes, pair: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -182,9 +185,13 @@ class BufferedReliability(AnnotatorReliability):
             self.refit()
 
     def _refit_is_due(self) -> bool:
-        # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η.
+        # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η. Late,
+        # a sixteenth of the steps so far is the least that is worth a refit; margins that are replaced grow no older.
         early = self.step >= _FIRST_REFIT and self.step & (self.step - 1) == 0
-        return not self.warming_up and (early or self.step % self.settings.buffer.refit_every == 0)
+        every = self.settings.buffer.refit_every
+        if self.settings.buffer.margins == "prequential":
+            every <<= max(0, (self.step // (_STEPS_A_REFIT * every)).bit_length() - 1)
+        return not self.warming_up and (early or self.step % every == 0)
 
     def rollback(self) -> None:
         self._rows = []
@@ -216,8 +223,9 @@ class BufferedReliability(AnnotatorReliability):
         """Fits all reliabilities to the margins so far, and takes them over if the margins carry information; the same
         bits on every rank. The collectives of :func:`estimate` and :func:`of_first_rank`.
         """
-        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives, self._known)
+        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives, self._known, self._near)
         found = of_first_rank(found, self.collectives.from_first)
+        self._near = found.population
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
@@ -289,12 +297,14 @@ class BufferedReliability(AnnotatorReliability):
         return stretch * errors, evidence
 
     def shared_state(self) -> dict[str, Tensor]:
-        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], and under ``label_model.<name>`` what that
-        needs to go on.
+        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], the ``population`` [3] near which the next
+        refit begins, and under ``label_model.<name>`` what that needs to go on.
         """
         if self._rows:
             raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
         state = super().shared_state() | {_VOICE: self.voice.state()}
+        if self._near is not None:
+            state[_POPULATION] = torch.tensor((*self._near.prior, self._near.tau), dtype=torch.float64)
         if self.label_model is not None:
             state |= {f"{_LABEL_MODEL}{name}": of for name, of in self.label_model.state().items()}
         return state if self.pair_evidence is None else {**state, _EVIDENCE: self.pair_evidence.clone()}
@@ -308,6 +318,10 @@ class BufferedReliability(AnnotatorReliability):
         self._rows = []
         if _VOICE in state:
             self.voice.load(state[_VOICE])
+        self._near = None
+        if _POPULATION in state:
+            a, b, tau = state[_POPULATION].tolist()
+            self._near = Population((a, b), tau)
         if self.label_model is not None:
             own = {name.removeprefix(_LABEL_MODEL): of for name, of in state.items() if name.startswith(_LABEL_MODEL)}
             evidence = own.pop("evidence", None)

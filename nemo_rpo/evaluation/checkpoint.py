@@ -30,6 +30,7 @@ def target_of(
     reference: Path | None = None,
     overrides: Sequence[str] = (),
     notify: Callable[[str], None] | None = None,
+    needs_reference: bool = True,
 ) -> Target:
     """The settings are those of ``config``, else of the run that the checkpoint belongs to, else the defaults.
 
@@ -37,6 +38,7 @@ def target_of(
         path: a run's folder (its adapter, its export, or its last checkpoint), one of its checkpoints, or a folder of
             Hugging Face's, a model or an adapter of peft's.
         reference: the starting weights that margins are relative to, over those of the run.
+        needs_reference: whether anything is relative to them.
 
     Raises:
         CheckpointError: no such folder, or neither weights nor a run in it.
@@ -47,6 +49,8 @@ def target_of(
         raise CheckpointError(f"{path} is not a folder; name a run, one of its checkpoints, or a Hugging Face folder")
     weights = _weights(path)
     found = config or next((p / "config.yaml" for p in (weights.parent, weights.parent.parent) if _is_run(p)), None)
+    if found is None and reference is None and not needs_reference:
+        reference = path
     if found is None and reference is None:
         raise ConfigError(
             f"{path} is not part of a run, so its reference model is unknown: name its starting weights with "

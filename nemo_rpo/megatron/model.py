@@ -77,6 +77,7 @@ class MegatronGPTRPOModel:
         load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
             other than the reference; under LoRA its adapters.
         load_reference: writes the reference's weights, under LoRA its adapters; None: they are the initial ones.
+        load_first: writes those of π₀, which validations measure the distance from; None: the initial ones.
         load_adapters: under LoRA, writes the adapters to start from; None starts at the base.
     """
 
@@ -90,6 +91,7 @@ class MegatronGPTRPOModel:
         load_weights: LoadWeights | None = None,
         load_previous: LoadWeights | None = None,
         load_reference: LoadWeights | None = None,
+        load_first: LoadWeights | None = None,
         load_adapters: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
@@ -108,7 +110,13 @@ class MegatronGPTRPOModel:
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
+        self.first: ReferencePolicy | None = None  # π₀, where the distance from it is measured
+        at_first = partial(ReferencePolicy, chunks, None, keep_head=True, around=in_frozen_precision)
         self._load_reference = load_reference
+        if load_first is not None:
+            load_first(chunks)
+            self.first = at_first()
+            start_afresh(chunks)
         if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
@@ -121,9 +129,11 @@ class MegatronGPTRPOModel:
             load_weights(chunks)
         if load_adapters is not None:
             load_adapters(chunks)
+        at_base = cfg.model.peft.lora and load_adapters is None
         if load_reference is None and self.needs.live_reference:
-            at_base = cfg.model.peft.lora and load_adapters is None
             self.reference = frozen(keep_head=self.needs.kl, without_adapters=at_base)
+        if cfg.model.rpo.measures_kl and self.first is None:
+            self.first = at_first(without_adapters=at_base)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)

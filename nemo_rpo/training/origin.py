@@ -7,17 +7,16 @@ from pathlib import Path
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.cache.store import PreferenceCache
-from nemo_rpo.training.beliefs import Beliefs
 
 NOTHING = hashlib.sha256().hexdigest()  # the fingerprint of what is not set
 # Spread over each file: fine-tuned copies of a model often share its beginning, the header and frozen embeddings.
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
-def origin_of(cfg: RunConfig, cache: PreferenceCache, beliefs: Beliefs | None) -> dict[str, str]:
+def origin_of(cfg: RunConfig, cache: PreferenceCache, believed: str | None) -> dict[str, str]:
     """What a run is made from, as fingerprints that a resumed run must share: its data, its starting weights, those
-    of a reference of its own, those of the previous iterate, those of the adapter that it starts from, and what its
-    annotators were believed to be.
+    of a reference of its own, those of the previous iterate, those of the adapter that it starts from, and
+    ``believed``, that of what its annotators were believed to be.
     """
     return {
         "data": cache.fingerprint(),
@@ -25,7 +24,7 @@ def origin_of(cfg: RunConfig, cache: PreferenceCache, beliefs: Beliefs | None) -
         "reference_from": weights_fingerprint(cfg.model.rpo.reference_from),
         "previous_iterate": weights_fingerprint(cfg.model.rpo.previous_iterate),
         "adapter": weights_fingerprint(cfg.model.peft.restore_from_path),
-        "believe_from": NOTHING if beliefs is None else beliefs.fingerprint(),
+        "believe_from": believed or NOTHING,
     }
 
 

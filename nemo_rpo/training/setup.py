@@ -266,10 +266,10 @@ def starting_point(cfg: RunConfig) -> Path | None:
 
 
 def frozen_policies(cfg: RunConfig) -> dict[str, Path | None]:
-    """Folder or ``.nemo`` of the weights of each frozen policy, by its key of ``model.rpo``: the reference (None: the
-    start) and π_t (None: the reference). :class:`CheckpointError` if one is not there.
+    """Folder or ``.nemo`` of the weights of each frozen policy, by its key of ``model.rpo``: π_t (None: the reference),
+    the reference and π₀ (None: the start). :class:`CheckpointError` if one is not there.
     """
-    keys = ("reference_from", "previous_iterate")
+    keys = ("previous_iterate", "reference_from", "first_policy")
     return {key: _place(f"model.rpo.{key}", getattr(cfg.model.rpo, key)) for key in keys}
 
 
@@ -370,10 +370,11 @@ def build_model(
     the training data, ``belief`` what is known of its annotators.
     """
     start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
-    frozen = partial(frozen_adapter_loader if cfg.model.peft.lora else weights_loader, cfg=cfg)
-    reference, previous = (
-        None if path is None else frozen(path, architecture=architecture) for path in frozen_policies(cfg).values()
-    )
+    loader = partial(frozen_adapter_loader if cfg.model.peft.lora else weights_loader, cfg=cfg)
+    frozen = {
+        key: None if path is None else loader(path, architecture=architecture)
+        for key, path in frozen_policies(cfg).items()
+    }
     em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
     return MegatronGPTRPOModel(
         cfg,
@@ -382,8 +383,9 @@ def build_model(
         total_steps,
         device,
         load_weights=None if start is None else weights_loader(start, architecture, cfg),
-        load_previous=previous,
-        load_reference=reference,
+        load_previous=frozen["previous_iterate"],
+        load_reference=frozen["reference_from"],
+        load_first=frozen["first_policy"],
         load_adapters=None if adapters is None else adapter_loader(Path(adapters), architecture, cfg),
     )
 

@@ -73,6 +73,15 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.rpo.previous_iterate is set, but the loss 'dpo' compares with no earlier policy: unset it",
         ),
         (
+            {"model__rpo__stop_kl": 3.0, "model__rpo__base_loss": "bt"},
+            "model.rpo.stop_kl=3.0 is of what a policy predicts, and the loss 'bt' trains a reward model: unset it",
+        ),
+        (
+            {"model__rpo__kl_to_start": True},
+            "model.rpo.kl_to_start=True is measured in validations: set model.data.data_prefix.validation and "
+            "trainer.dpo.val_check_interval above 0",
+        ),
+        (
             {"model__rpo__reference_from": "earlier", "model__rpo__base_loss": "simpo"},
             "model.rpo.reference_from is set, but the loss 'simpo' has no reference: unset it",
         ),

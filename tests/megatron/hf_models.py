@@ -82,6 +82,13 @@ CASES |= {
 }
 SMALL_FILES = "20KB"
 
+# What is generated from them: prompts of several lengths, one too long for the batch of the others, and one that comes
+# twice with two seeds.
+PROMPTS = [[7], [3, 9, 4], [3, 9, 4], [1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [(5 * i) % 50 for i in range(45)]]
+SEEDS = [101, 102, 103, 104, 105, 106]
+NEW_TOKENS, STOP_IDS = 12, [13, 17]
+WRITERS = ["llama", "llama_tied_scaled_rope", "llama_biases", "qwen3_tied", "qwen3_bf16"]
+
 
 def make(name: str, folder: Path) -> None:
     """Saves the model ``name`` in ``folder``, random in every weight, and beside it what transformers computes."""

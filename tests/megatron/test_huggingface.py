@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
-from hf_models import CASES, make
+from hf_models import CASES, NEW_TOKENS, PROMPTS, STOP_IDS, WRITERS, make
 from paths import SHARED_DATA
 from safetensors.torch import load_file, save_file
 from torchrun import run_ranks
@@ -107,6 +108,72 @@ def test_logits_and_logprobs_equal_transformers(ran: Path, models: Path, name: s
     torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), atol=1e-5, rtol=0)
 
 
+def texts(ran: Path, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Every rank's, which are all the same."""
+    first, *others = [json.loads(path.read_text()) for path in sorted(ran.glob(f"{name}.texts.*.json"))]
+    assert all(other == first for other in others)
+    return first
+
+
+@pytest.fixture(scope="module")
+def likeliest(models: Path) -> Callable[[str], list[tuple[list[int], list[float]]]]:
+    """By transformers' ``generate``: new tokens and their log-probs, of each prompt."""
+    transformers = pytest.importorskip("transformers")
+    found: dict[str, list[tuple[list[int], list[float]]]] = {}
+
+    def of(name: str) -> list[tuple[list[int], list[float]]]:
+        if name not in found:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                models / name, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
+            model.generation_config.eos_token_id = None
+            found[name] = []
+            for prompt in PROMPTS:
+                ids = torch.tensor([prompt])
+                new = model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+                )
+                with torch.no_grad():
+                    log_p = model(new).logits[0].log_softmax(-1)
+                answer = new[0, len(prompt) :]
+                of_tokens = log_p[len(prompt) - 1 : -1].gather(1, answer.unsqueeze(1)).squeeze(1)
+                found[name].append((answer.tolist(), of_tokens.tolist()))
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if CASES[name].precision == "32"])
+def test_greedy_texts_are_those_of_transformers_generate(
+    ran: Path, likeliest: Callable[[str], list[tuple[list[int], list[float]]]], name: str
+) -> None:
+    for text, (ids, logps) in zip(texts(ran, name)["greedy"], likeliest(name), strict=True):
+        assert text["ids"] == ids and not text["ended"]
+        assert text["logps"] == pytest.approx(logps, abs=1e-5) and text["drawn_logps"] == [0.0] * NEW_TOKENS
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_drawn_texts_are_the_same_in_every_batch_and_under_every_layout(
+    ran: Path, launched: Callable[[str], Path], name: str
+) -> None:
+    found, alone = texts(ran, name), texts(launched("one rank"), name)
+    exact = CASES[name].precision == "32"
+    for here, pieces, there in zip(found["drawn"], found["drawn in pieces"], alone["drawn"], strict=True):
+        assert here["ids"] == pieces["ids"] and here["ended"] == (here["ids"][-1] in STOP_IDS)
+        if exact:
+            assert here["ids"] == there["ids"]
+            for name_of in ("logps", "drawn_logps"):
+                assert here[name_of] == pytest.approx(there[name_of], abs=1e-4)
+    ids = [tuple(text["ids"]) for text in found["drawn"]]
+    assert ids[1] != ids[2]  # one prompt, two seeds
+
+
+def test_some_texts_end_by_themselves_and_some_at_the_limit(launched: Callable[[str], Path]) -> None:
+    found = [text for name in WRITERS for text in texts(launched("one rank"), name)["drawn"]]
+    assert {text["ended"] for text in found} == {True, False}
+    assert all(len(text["ids"]) == NEW_TOKENS for text in found if not text["ended"])
+
+
 @pytest.mark.parametrize(("ran", "name"), EVERYWHERE, indirect=["ran"])
 def test_export_is_the_import_bit_for_bit(ran: Path, models: Path, name: str) -> None:
     source, exported = tensors(models / name), tensors(ran / name)
@@ -148,7 +215,9 @@ def test_every_rank_writes_what_transformers_would(ran: Path, models: Path, name
     everyones = [json.loads(path.read_text()) for path in sorted(ran.glob(f"{name}.*.written"))]
     assert len({json.dumps(written) for written in everyones}) == 1
     model = transformers.AutoModelForCausalLM.from_pretrained(models / name, attn_implementation="eager")
-    for prompt, written in zip(([1], [1, 7, 3]), everyones[0], strict=True):
+    without_cache, cached = everyones[0]
+    assert without_cache == cached
+    for prompt, written in zip(([1], [1, 7, 3]), cached, strict=True):
         ids = list(prompt)
         for _ in range(5):
             with torch.no_grad():

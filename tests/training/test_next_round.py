@@ -70,6 +70,7 @@ def next_round(world: World, unbroken: Path) -> list[str]:
         f"pretrained_checkpoint.restore_from_path={unbroken}/hf",
         f"model.rpo.reference_from={world.folder}/model",
         f"model.rpo.believe_from={unbroken}",
+        f"model.rpo.first_policy={world.folder}/model",
         "trainer.dpo.max_steps=4",
     ]
 
@@ -153,3 +154,51 @@ def test_no_file_of_annotators(tmp_path: Path, text: str | None, said: str) -> N
     with pytest.raises(ConfigError) as caught:
         read_beliefs(str(tmp_path))
     assert f"{tmp_path}/{said}" in str(caught.value) and str(caught.value).startswith("model.rpo.believe_from")
+
+
+def divergences(policy: Path, first: Path, rows: list[dict[str, str]]) -> torch.Tensor:
+    """Σ_t KL(policy ‖ first) on each response, by transformers alone: ``[2 rows]``."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models = [AutoModelForCausalLM.from_pretrained(of, dtype=torch.float32).eval() for of in (policy, first)]
+    tokenizer, found = AutoTokenizer.from_pretrained(policy), []
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        for side in ("chosen", "rejected"):
+            response = tokenizer(row[side], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            ids = torch.tensor([prompt + response])
+            with torch.no_grad():
+                log_p, log_q = (m(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in models)
+            found.append((log_p.exp() * (log_p - log_q)).sum())
+    return torch.stack(found)
+
+
+def test_the_distance_from_the_first_policy_is_measured_while_the_start_moves(
+    world: World, unbroken: Path, second: Path, tmp_path: Path
+) -> None:
+    """By transformers, and on two tensor-parallel ranks; the reference and the start are other policies."""
+    last = [row for row in read_metrics(second) if row["split"] == "val"][-1]
+    expected = divergences(second / "hf", world.folder / "model", held_out(world))
+    assert last["kl_to_start"] == pytest.approx(expected.mean().item(), rel=1e-4) and last["kl_to_start"] > 0.01
+    assert last["kl_to_start_error"] == pytest.approx((expected.std() / len(expected) ** 0.5).item(), rel=1e-3)
+    split = ("model.tensor_model_parallel_size=2", "model.sequence_parallel=true", "model.rpo.reference=resident")
+    out = tmp_path / "split"
+    world.train(out, *next_round(world, unbroken), *split, "model.data.packed_sequence=true", ranks=2)
+    there = [row for row in read_metrics(out) if row["split"] == "val"][-1]
+    assert there["kl_to_start"] == pytest.approx(last["kl_to_start"], rel=1e-3)
+
+
+def test_a_run_ends_where_it_is_too_far(world: World, tmp_path: Path) -> None:
+    """At the first validation, with everything that an end brings; it goes on where the limit is raised."""
+    out, limit = tmp_path / "run", "model.rpo.stop_kl=1e-9"
+    result = world.train(out, limit)
+    assert (
+        "ended at step 3 of 12: kl_to_start is " in result.stderr
+        and "nats a response, above model.rpo.stop_kl=1e-09" in result.stderr
+    )
+    assert checkpoints(out)[-1] == step(3) and (out / "hf" / "config.json").exists()
+    assert {row["step"] for row in read_metrics(out) if row["split"] == "sweep"} == {3}
+    again = world.train(out, limit)
+    assert "this run is complete: it ended at step 3, where kl_to_start is " in again.stderr
+    world.train(out, "model.rpo.stop_kl=1e3")
+    assert checkpoints(out)[-1] == step(12)

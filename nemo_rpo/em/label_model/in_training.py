@@ -36,6 +36,9 @@ from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 # Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
 # costs as much as several refits.
 _CHOSEN_ANEW = 4
+# Root mean square of the coefficients' last move at which a refit ends: a hundredth of their standard errors. The next
+# one goes on from there.
+_STILL = 5e-3
 # Warnings of what is measured once; and those of votes alone, where a run's own guards ask beside the margins.
 FROM_DEPENDENCE = ("dependent_errors", "shared_errors")
 _OF_VOTES_ALONE = ("upside_down", "annotators_below_half")
@@ -213,10 +216,9 @@ class RunLabelModel:
     def _fit(self, margin: Tensor) -> None:
         now = self.now
         table, prior = self._votes(), self._prior(margin)
-        start = posterior(prior.joint(pair_sums(table, now.theta)))
         if now.from_anchors:
             table = table.where((self._gold != 0)[table.pair])
-        found = iterate(table, prior, now.population, now.theta, start, LabelModelSettings())
+        found = iterate(table, prior, now.population, now.theta, None, LabelModelSettings(tolerance=_STILL))
         theta = found.theta.clone()
         theta[:, 0].clamp_(*self._bounds)
         self._take(now._replace(theta=theta, population=found.population, share=found.prior.share))

@@ -223,7 +223,7 @@ def build_model_chunks(
     architecture.check_parallel(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
     )
-    check_expert_layout(cfg, architecture)
+    check_expert_layout(cfg, architecture, training=False)
     vocab = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, model.tensor_model_parallel_size)
     config, te = transformer_config(architecture, cfg), uses_transformer_engine(cfg)
     precision = precision or Precision(model.rpo.logprob_precision)

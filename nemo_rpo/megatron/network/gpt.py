@@ -87,7 +87,7 @@ class ScoringHead(ColumnParallelLinear):
     ) -> HeadOutputs:
         """The requested outputs, computed without logits."""
         found = HeadOutputs()
-        if not (request.logps or request.hidden or request.kl is not None):
+        if not (request.logps or request.hidden or request.kl is not None or request.kl_from is not None):
             return found
         hidden = self._scored(input_, responses)
         group = self.tp_group if self.tp_group.size() > 1 else None
@@ -96,6 +96,8 @@ class ScoringHead(ColumnParallelLinear):
             found["logps"] = logprobs(hidden, weight, responses.token, self.vocab_size, group)
         if request.kl is not None:
             found["kl"] = linear_kl(hidden, weight, *request.kl, self.vocab_size, group)
+        if request.kl_from is not None:
+            found["kl_from"] = linear_kl(*request.kl_from, hidden, weight, self.vocab_size, group)
         if request.hidden:
             found["hidden"] = hidden
         return found
