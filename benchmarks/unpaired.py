@@ -5,9 +5,9 @@
 The texts are those of the preference world (docs/preference_world.md): 6,000 completions, one of each of as many pairs
 whose qualities differ by 2 or more, which is good if it is the better one. Twelve annotators give one label each, the
 k-th of them wrong with a probability that goes evenly from .02 to twice the mean share of flips. Three epochs in
-batches of 64 of the scorer of benchmarks/no_ids.py, at its rate and at a tenth of it. Printed is the share of 1,000 fresh pairs
-whose better response the policy prefers, mean ± two standard errors over seeds, and the mean difference to the plain
-loss on the same labels.
+batches of 64 of the scorer of benchmarks/no_ids.py, at its rate and at a tenth of it. Printed is the share of 1,000
+fresh pairs whose better response the policy prefers, mean ± two standard errors over seeds, and the mean difference to
+the plain loss on the same labels.
 """
 
 from __future__ import annotations
