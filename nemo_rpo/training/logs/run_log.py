@@ -165,10 +165,11 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
         batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     loss = model.rpo.base_loss or model.dpo.preference_loss
     responses, what = (1, "one completion") if base_loss(model).unpaired else (2, "two responses")
+    texts = responses * model.global_batch_size
     return {
         "loss": f"re_{loss}, {model.rpo.objective_in_force} objective" if model.rpo.enabled else loss,
         "ranks": f"{world_size} ({cfg.trainer.accelerator}): {layout}",
         "precision": cfg.trainer.precision,
         "pairs a step": f"{model.global_batch_size:,} = {batch}",
-        "tokens a step": f"at most {responses * model.global_batch_size * length:,} ({what} of up to {length:,} a pair)",
+        "tokens a step": f"at most {texts * length:,} ({what} of up to {length:,} a pair)",
     }
