@@ -5,9 +5,9 @@
 The texts are those of the preference world (docs/preference_world.md): 6,000 completions, one of each of as many pairs
 whose qualities differ by 2 or more, which is good if it is the better one. Twelve annotators give one label each, the
 k-th of them wrong with a probability that goes evenly from .02 to twice the mean share of flips. Three epochs in
-batches of 64 of the scorer of benchmarks/no_ids.py at a tenth of its rate. Printed is the share of 1,000 fresh pairs
-whose better response the policy prefers, mean ± two standard errors over seeds, and the mean difference to the plain
-loss on the same labels.
+batches of 64 of the scorer of benchmarks/no_ids.py, at its rate and at a tenth of it. Printed is the share of 1,000
+fresh pairs whose better response the policy prefers, mean ± two standard errors over seeds, and the mean difference to
+the plain loss on the same labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from nemo_rpo.em import BufferedReliability, EMSettings, MarginBuffer, PairStep, Votes
 from nemo_rpo.losses import PairLogprobs, build_loss
 
-BETA, RATE, ANNOTATORS, LEAST = 0.5, 1e-3, 12, 0.02
+BETA, RATES, ANNOTATORS, LEAST = 0.5, (1e-3, 1e-2), 12, 0.02
 POINT = {"kto": "mismatched_kl", "bco": "mean_log_ratio"}
 
 
@@ -77,7 +77,7 @@ class Run:
 METHODS = {"{}": None, "RE-{}, no ids": False, "RE-{}, ids of {k} annotators": True}
 
 
-def accuracies(seed: int, levels: list[float]) -> dict[tuple[str, float], float]:
+def accuracies(seed: int, levels: list[float], rate: float) -> dict[tuple[str, float], float]:
     """Name and share of flips → accuracy on fresh pairs."""
     world, rng = World(seed, "sure", "scorer"), np.random.default_rng([seed, 7])
     good = torch.from_numpy(rng.random(PAIRS) < 0.5)
@@ -92,7 +92,7 @@ def accuracies(seed: int, levels: list[float]) -> dict[tuple[str, float], float]
     with torch.no_grad():
         frozen, before = reference.log_probs(texts)[0], [reference.log_probs(side) for side in world.fresh]
     steps = PAIRS // BATCH
-    adams = ManyAdams(policy.weights, RATE, warmup_steps=10, total=steps * EPOCHS)
+    adams = ManyAdams(policy.weights, rate, warmup_steps=10, total=steps * EPOCHS)
     order = torch.Generator().manual_seed(seed)
     for step in range(steps * EPOCHS):
         if step % steps == 0:
@@ -110,6 +110,23 @@ def _mean(values: list[float], sign: str = "") -> str:
     return f"{np.mean(values):{sign}.3f} ± {2 * np.std(values, ddof=1) / math.sqrt(len(values)):.3f}"
 
 
+def study(rate: float, seeds: int, first: int, levels: list[float]) -> str:
+    """The table of one rate in Markdown."""
+    found = []
+    for seed in range(first, first + seeds):
+        found.append(accuracies(seed, levels, rate))
+        print(f"rate {rate:g}, seed {seed} done", file=sys.stderr, flush=True)
+    rows = {}
+    for name in dict.fromkeys(name for name, _ in found[0]):
+        plain = name.removeprefix("RE-").split(",")[0]
+        rows[name] = []
+        for flips in levels:
+            cell = _mean([of[name, flips] for of in found])
+            gain = _mean([of[name, flips] - of[plain, flips] for of in found], "+")
+            rows[name].append(cell if name == plain else f"{cell} ({gain})")
+    return table(f"rate {rate:g}, {seeds} seeds", [f"{flips:.0%} flipped" for flips in levels], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
@@ -118,20 +135,7 @@ def main() -> None:
     parser.add_argument("--write", metavar="FILE", help="puts the table into the block `unpaired` of this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
-        found.append(accuracies(seed, args.flips))
-        print(f"seed {seed} done", file=sys.stderr, flush=True)
-    rows = {}
-    for name in dict.fromkeys(name for name, _ in found[0]):
-        plain = name.removeprefix("RE-").split(",")[0]
-        cells = [[of[name, flips] for of in found] for flips in args.flips]
-        gains = [[of[name, flips] - of[plain, flips] for of in found] for flips in args.flips]
-        rows[name] = [
-            _mean(cell) + (f" ({_mean(gain, '+')})" if name != plain else "")
-            for cell, gain in zip(cells, gains, strict=True)
-        ]
-    text = table(f"{args.seeds} seeds", [f"{flips:.0%} flipped" for flips in args.flips], rows)
+    text = "\n\n".join(study(rate, args.seeds, args.first_seed, args.flips) for rate in RATES)
     print(text, flush=True)
     if args.write:
         replace_block(args.write, "unpaired", text)

@@ -157,7 +157,7 @@ class RPOTrainer:
         """
         needs = self.model.needs
         lengths, scored = self.splits["train"].lengths(self.schedule.data_step(step))
-        frozen = needs.live_reference + needs.previous_iterate
+        frozen = needs.live_reference + needs.previous_iterate + needs.further_forwards
         flops = step_flops(
             self.model.architecture, lengths, scored, frozen, head=needs.logps, adapters=self.cfg.model.peft.lora
         )

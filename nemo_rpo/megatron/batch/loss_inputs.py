@@ -36,6 +36,13 @@ class StepNeeds:
     reference_point: str | None
     reward_outputs: Mapping[str, int]
 
+    @property
+    def further_forwards(self) -> int:
+        """Forward passes over the batch that measure the reference point: the policy's, and of other completions the
+        reference's too.
+        """
+        return {None: 0, "mean_log_ratio": 1, "mismatched_kl": 2}[self.reference_point]
+
     @classmethod
     def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
         """What ``loss`` needs under the settings of ``model``."""

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import bridge_cpu
 
@@ -21,6 +22,7 @@ from engine import engine, places
 from ranks_trajectory import run
 
 from nemo_rpo.errors import RPOError
+from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.network.autobridge import load_bridge_weights
 
 BRIDGE = "model.provider=megatron_bridge"
@@ -31,6 +33,7 @@ def refusal(world: Path, folder: Path, overrides: list[str]) -> str:
     try:
         run(world, folder, overrides)
     except RPOError as exc:
+        parallel.finalize()
         return str(exc)
     return ""
 
@@ -40,19 +43,20 @@ def left_untouched(world: Path, folder: Path) -> str:
     with engine([*places(world, folder), BRIDGE, "model.tensor_model_parallel_size=2"]) as made:
         model = unwrap_model(made.model.model[0])
         model.register_parameter("spare", torch.nn.Parameter(torch.zeros(3)))
+        said = ""
         try:
             load_bridge_weights([model], world / "model")
         except RPOError as exc:
-            return str(exc)
-    return ""
+            said = str(exc)
+    return said
 
 
 def main() -> None:
     """``argv``: the world, the folder to write to, JSON objects of name → overrides of runs, and of refused ones."""
     world, out, runs, refused = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
-    found = {name: run(world, out / name, overrides) for name, overrides in runs.items()}
+    found: dict[str, Any] = {"left untouched": left_untouched(world, out / "untouched")}
+    found |= {name: run(world, out / name, overrides) for name, overrides in runs.items()}
     found["refused"] = {name: refusal(world, out / name, overrides) for name, overrides in refused.items()}
-    found["left untouched"] = left_untouched(world, out / "untouched")
     if os.environ["RANK"] == "0":
         (out / "found.json").write_text(json.dumps(found), encoding="utf-8")
 
