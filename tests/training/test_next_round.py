@@ -97,6 +97,25 @@ def test_a_stop_and_the_place_of_the_reference_change_nothing(
             assert ours == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.parametrize("start", ["hf", "model"])
+def test_a_start_behind_its_base_is_named(world: World, unbroken: Path, tmp_path: Path, start: str) -> None:
+    """INPO's trap: with π_t as base, margins from another start run against what π_t has learnt."""
+    places = {"hf": unbroken / "hf", "model": world.folder / "model"}
+    inpo = (
+        "model.rpo.base_loss=inpo",
+        "model.rpo.link_tau=2",
+        "model.rpo.objective=weighted",
+        "trainer.dpo.max_steps=1",
+    )
+    policies = (
+        f"pretrained_checkpoint.restore_from_path={places[start]}",
+        f"model.rpo.previous_iterate={places['hf']}",
+        f"model.rpo.reference_from={places['model']}",
+    )
+    said = world.train(tmp_path / "run", *inpo, *policies).stderr
+    assert ("warning: the policy does not start from model.rpo.previous_iterate" in said) == (start == "model")
+
+
 def people(run: Path) -> dict[str, dict[str, float]]:
     with (run / "annotators.csv").open(newline="") as file:
         rows = {row.pop("id"): row for row in csv.DictReader(file)}
