@@ -12,7 +12,7 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import LogprobPrecision
 from nemo_rpo.data.rows import Text
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 
@@ -90,8 +90,11 @@ class Speaker:
         return cls(chunks, tokenizer, architecture.vocab_size, architecture.max_position_embeddings, settings)
 
     def ids(self, prompt: Text) -> list[int]:
-        """The prompt's tokens, up to where the answer begins."""
-        return self.tokenizer.render(prompt, "")[0].tolist()
+        """The prompt's tokens, up to where the answer begins. :class:`DataError` where there are none."""
+        ids = self.tokenizer.render(prompt, "")[0].tolist()
+        if not ids:
+            raise DataError("a prompt has no token, so that there is nothing to answer: leave it out")
+        return ids
 
     def has_room(self, ids: Sequence[int]) -> bool:
         """Whether the longest answer fits behind them."""
@@ -110,7 +113,7 @@ class Speaker:
         pipeline groups (:func:`nemo_rpo.megatron.generate.cached.generate`).
         """
         from nemo_rpo.megatron.generate.cached import generate
-        from nemo_rpo.megatron.generate.draw import Drawing
+        from nemo_rpo.megatron.generate.drawing import Drawing
 
         drawing = Drawing(self.settings.temperature, self.settings.top_p)
         limit = self.settings.max_new_tokens

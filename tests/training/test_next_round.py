@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from torchrun import run_process
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.training.beliefs import read_beliefs
@@ -85,6 +86,15 @@ def test_margins_are_relative_to_the_reference_and_not_to_the_start(world: World
         )
         assert last[f"rewards_{side}_mean"] == pytest.approx((policy - reference).mean().item(), abs=1e-4)
         assert abs((policy - start).mean().item() - last[f"rewards_{side}_mean"]) > 1e-2
+
+
+def test_an_evaluation_is_relative_to_the_reference_of_the_run(world: World, second: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "scores.parquet", world.folder / "validation.jsonl"
+    ran = run_process(["-m", "nemo_rpo.cli", "evaluate", second, data, "--scores", out, "--bootstrap", "1"])
+    assert ran.returncode == 0, ran.stderr
+    found, expected = (parquet.read_table(path) for path in (out, second / "validation.parquet"))
+    assert found["pair_id"].to_pylist() == expected["pair_id"].to_pylist()
+    assert found["delta"].to_pylist() == pytest.approx(expected["delta"].to_pylist(), abs=1e-4)
 
 
 def test_a_stop_and_the_place_of_the_reference_change_nothing(
