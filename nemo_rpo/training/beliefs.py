@@ -14,6 +14,7 @@ import torch
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.annotator_table import AnnotatorTable
+from nemo_rpo.data.files.formulas import without_quote
 from nemo_rpo.em.belief import Belief, carried
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV
@@ -100,7 +101,7 @@ def read_beliefs(believe_from: str | None) -> Beliefs | None:
 
 
 def _found(row: Mapping[str, str]) -> tuple[str, Found | None]:
-    name = row["id"] if "id" in row else row["annotator"]
+    name = row["id"] if "id" in row else without_quote(row["annotator"])
     said = row["eta"] if "eta" in row else row["reliability"]
     if said == "":
         return name, None
