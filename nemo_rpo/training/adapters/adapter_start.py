@@ -13,7 +13,7 @@ from nemo_rpo.megatron.checkpoint.adapter.description import PEFT_CONFIG, check_
 from nemo_rpo.megatron.checkpoint.adapter.importer import load_peft
 from nemo_rpo.megatron.checkpoint.distributed import load_adapters
 from nemo_rpo.megatron.model import LoadWeights
-from nemo_rpo.megatron.network.lora.attach import start_afresh
+from nemo_rpo.megatron.network.lora.attachment import start_afresh
 from nemo_rpo.training.origin import weights_fingerprint
 
 _START = "model.peft.restore_from_path"
