@@ -15,7 +15,7 @@ from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.empirical_bayes import Population
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
-from nemo_rpo.em.fit.standard_error import standard_errors
+from nemo_rpo.em.fit.standard_error import skewed, standard_errors
 from nemo_rpo.em.fit.sweep import full_batch_em
 from nemo_rpo.em.label_model.coded_votes import SKILL
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
@@ -181,7 +181,7 @@ class BufferedReliability(AnnotatorReliability):
 
     def _refit_is_due(self) -> bool:
         # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η. Late,
-        # a sixteenth of the steps so far is the least that is worth a refit; margins that are replaced grow no older.
+        # first margins are as many more as there were steps since the last refit: an eighth at most goes unread.
         early = self.step >= _FIRST_REFIT and self.step & (self.step - 1) == 0
         every = self.settings.buffer.refit_every
         if self.settings.buffer.margins == "prequential":
@@ -287,7 +287,7 @@ class BufferedReliability(AnnotatorReliability):
             return self._eta_errors(), evidence
         scale_fitted = self.estimate.temperature.fitted
         stretch = 1.0 if self.pair_evidence is None else self.label_model.now.stretch
-        return stretch * standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), evidence
+        return stretch * skewed(standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
         """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [3], the ``population`` [3] near which the next

@@ -95,9 +95,7 @@ def _in_logits(slope: Slope, at: Tensor) -> Slope:
     of_a = torch.tensor(((skew, spread, 0.0), (spread, a, 0.0), (0.0, 0.0, 0.0)), dtype=torch.float64)
     of_b = torch.tensor(((-skew, -spread, 0.0), (-spread, b, 0.0), (0.0, 0.0, 0.0)), dtype=torch.float64)
     by_a, by_b, _ = slope.gradient
-    return Slope(
-        slope.value, turn.T @ slope.gradient, turn.T @ slope.hessian @ turn + by_a * of_a + by_b * of_b
-    )
+    return Slope(slope.value, turn.T @ slope.gradient, turn.T @ slope.hessian @ turn + by_a * of_a + by_b * of_b)
 
 
 def _maximise(slope: Callable[[Tensor], Slope], values: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

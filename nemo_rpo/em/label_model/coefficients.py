@@ -191,7 +191,8 @@ def refit_population(
 ) -> Population:
     r"""Means and variances of the population after a step to where the Laplace marginal likelihood is highest.
 
-    With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance), it is highest where ::
+    With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance), it is highest
+    where ::
 
         Σ (θ_k - μ)² + ν σ₀² = (Σ γ_k + ν) σ²        Σ (θ_k - μ)/σ² = (μ - μ₀)/σ_μ²
 

@@ -28,8 +28,8 @@ from nemo_rpo.em.label_model.laplace import curvature, log_marginal
 
 # Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
 KNOWN = 1e4
-# Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for the
-# one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
+# Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for
+# the one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
 _EM_FIRST, _REFIT_FROM, _FALLS, _QUIET = 3, 4, 3, 2
 # Log-odds of the share of truths stay within this.
 _LARGEST_SHARE = 6.0
@@ -166,8 +166,9 @@ def iterate(
     """To the highest posterior from coefficients ``theta`` [K, d] and posteriors ``w`` [P]; the population is refitted
     on the way. Without ``w``, ``theta`` and ``population`` are those of a fit to much the same votes.
 
-    A few steps of EM find the way, unless it is known; then come Newton steps on the observed information, which end where EM does. A
-    Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes on alone.
+    A few steps of EM find the way, unless it is known; then come Newton steps on the observed information, which end
+    where EM does. A Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes
+    on alone.
     Where not all pairs are :func:`told`, what is solved is an equation for skills and one for leanings, from other
     votes each, and there is nothing that has to rise.
 
