@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
     from nemo_rpo.em.label_model.in_training import RunLabelModel
+    from nemo_rpo.em.label_model.look_back import LookBack
 
 
 class Fit(NamedTuple):
@@ -170,6 +171,10 @@ class AnnotatorReliability:
         """
         all_reduce = (collectives or Collectives()).all_reduce
         return Fit(full_batch_em(delta, votes, self.eta, self.settings, all_reduce), self.settings)
+
+    def look_back(self) -> LookBack | None:
+        """Nothing: a running mean keeps no margins from before."""
+        return None
 
     def settle(self) -> None:
         """After the last step of a run: takes in what the steps since the last fit have brought; the EMA has none."""
