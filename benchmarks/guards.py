@@ -63,7 +63,7 @@ HONEST = {
 }
 # Guard → the case it is for.
 CASES = {
-    "policy_at_chance": Case(votes_per_pair=5, spread=0.0),
+    "policy_without_voice": Case(votes_per_pair=5, spread=0.0),
     "lone_annotator_below_half": Case(annotators=1, population=(800.0, 200.0), flipped=True, fit=False),
     "lone_annotator_at_floor": Case(annotators=1, population=(800.0, 200.0), flipped=True, fit=False, floor=0.5),
     "flipped_population": Case(population=(800.0, 200.0), flipped=True),

@@ -7,11 +7,14 @@ import importlib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_rpo import __version__
 from nemo_rpo.launch import run_on_ranks
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,23 @@ COMMANDS = {
             "nemo-rpo annotators votes.jsonl --gold gold.csv --html annotators.html --csv annotators.csv",
             "nemo-rpo annotators votes.jsonl --next 200 --next-out tasks.csv",
             "nemo-rpo annotators votes.jsonl --relabelled tasks_answered.csv",
+        ),
+    ),
+    "sample": Command(
+        "sample responses of a policy to prompts, from an OpenAI-compatible server",
+        "nemo_rpo.commands.sample",
+        (
+            "nemo-rpo sample prompts.jsonl --url http://host:8000/v1 --out responses.parquet",
+            "nemo-rpo sample prompts.jsonl --command 'vllm serve {model} --port {port}' --policy results/mine/hf "
+            "--out responses.parquet",
+        ),
+    ),
+    "judge": Command(
+        "have judges compare pairs of responses (LLMs, reward models, programs), and say which of them to believe",
+        "nemo_rpo.commands.judge",
+        (
+            "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged",
+            "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged --gold gold.csv",
         ),
     ),
     "convert": Command(
@@ -131,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name].module)
         parser = _parser(name)
         module.add_arguments(parser)
+        parser.description = _folded(parser.description)
         arguments = parser.parse_intermixed_args(rest)
         arguments.given = rest
         status = module.run(arguments) or 0
@@ -164,6 +185,11 @@ def _parser(name: str) -> argparse.ArgumentParser:
         epilog=_examples(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _folded(text: str) -> str:
+    """Paragraphs as lines that fit a terminal; the examples below them stay as they are, to be copied."""
+    return "\n\n".join(textwrap.fill(paragraph, _WIDTH) for paragraph in text.split("\n\n"))
 
 
 def _examples(*names: str) -> str:

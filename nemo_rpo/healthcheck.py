@@ -90,7 +90,10 @@ def losses() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one check; returns 0 if it went well and 1, which is Docker's "unhealthy", if it did not."""
-    parser = argparse.ArgumentParser(prog="python -m nemo_rpo.healthcheck", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m nemo_rpo.healthcheck",
+        description="Train two steps on a CPU, to show that an installation is whole.",
+    )
     checks = {"engine": engine, "losses": losses}
     parser.add_argument("what", choices=checks)
     try:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.commands.row_arguments import add_row_format, row_format
+from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.data.files.write import write_csv
@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     defaults = CrowdSettings()
     add = parser.add_argument
-    add(
-        "data", nargs="+", metavar="FILE", help="JSONL, JSONL.gz, CSV or Parquet files, or saved Hugging Face data sets"
-    )
+    add("data", nargs="+", metavar="FILE", help=FILES)
     add_row_format(parser)
     help = "gold labels: pair_id and gold (a or b), or rows of the same pairs with a field gold"
     add("--gold", type=Path, metavar="FILE", help=help)
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--next-out", type=Path, metavar="OUT", help=help)
     add("--next-format", choices=("csv", "label_studio", "argilla"), help="format of that file (told from its name)")
     add("--budget", type=float, metavar="B", help="the most that the labels of --next may cost together")
-    help = "annotator and price of a label by him; who is not in it is not asked (1 each)"
+    help = "what a label costs, by annotator (columns annotator, price); who is not in it is not asked (1 each)"
     add("--prices", type=Path, metavar="FILE", help=help)
     help = "answers to --next, as the tool exports them: count as votes too"
     add("--relabelled", type=Path, nargs="+", metavar="FILE", default=[], help=help)

@@ -5,21 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nemo_rpo.commands.row_arguments import add_row_format, row_format
-from nemo_rpo.conversion import WRITERS, convert
+from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
+from nemo_rpo.conversion import WRITERS, WRITERS_OF_ALONE, convert
 from nemo_rpo.errors import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     add = parser.add_argument
-    add(
-        "data",
-        nargs="+",
-        metavar="DATA",
-        help="JSONL, JSONL.gz, JSON, CSV, TSV or Parquet files, or saved Hugging Face data sets",
-    )
-    add("--to", required=True, choices=tuple(WRITERS), help="layout to write")
+    add("data", nargs="+", metavar="DATA", help=FILES)
+    add("--to", required=True, choices=(*WRITERS, *WRITERS_OF_ALONE), help="layout to write")
     add(
         "--out",
         required=True,

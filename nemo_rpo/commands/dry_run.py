@@ -11,8 +11,7 @@ from nemo_rpo.commands import on_ranks
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.splits import split_files
-from nemo_rpo.data.data_settings import RowFormat
+from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.vote_ledger import read_votes
@@ -38,21 +37,20 @@ def print_dry_run(args: argparse.Namespace) -> None:
     world_size = on_ranks.ranks_of(args) * cfg.trainer.num_nodes
     on_ranks.check_run(cfg, world_size)
     setup.check_start(cfg)
-    tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))
-    data, start = cfg.model.data, setup.starting_point(cfg)
+    read, start = setup.cache_spec(cfg, "train"), setup.starting_point(cfg)
+    tokenizer = PreferenceTokenizer.load(read.tokenizer)
     architecture = (
-        setup.stored_architecture(start) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
+        setup.stored_architecture(start, cfg) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
     )
-    keys, files = RowFormat(data.layout, data.annotator_key, data.pair_id_key), split_files(data)["train"]
     bad: list[DataError] = []
-    votes = read_votes(files, keys, bad.append)
-    pairs = votes.pairs if data.group_votes else len(votes)
+    votes = read_votes(read.paths, read.keys, bad.append)
+    pairs = votes.pairs if read.group_votes else len(votes)
     if pairs < cfg.model.global_batch_size:
         raise ConfigError(
             f"{pairs:,} pairs are no global batch of {cfg.model.global_batch_size:,}: lower model.global_batch_size"
         )
     schedule = Schedule.of(cfg.trainer.dpo, pairs // cfg.model.global_batch_size)
-    length = _mean_length(cfg, files, keys, tokenizer)
+    length = _mean_length(read, tokenizer)
     facts = {
         "train data": f"{pairs:,} pairs, {len(votes):,} labels of {len(votes.annotators):,} annotators",
         **({"unreadable rows": f"{len(bad):,}, the first {bad[0]}"} if bad else {}),
@@ -67,15 +65,14 @@ def print_dry_run(args: argparse.Namespace) -> None:
     print("nothing was trained: leave out --dry-run to start")
 
 
-def _mean_length(cfg: RunConfig, files: list[str], keys: RowFormat, tokenizer: PreferenceTokenizer) -> float:
-    longest = cfg.model.data.seq_length or cfg.model.encoder_seq_length
+def _mean_length(read: CacheSpec, tokenizer: PreferenceTokenizer) -> float:
     lengths = []
-    for row in itertools.islice(read_rows(files, keys, lambda bad: None), _SAMPLE):
+    for row in itertools.islice(read_rows(read.paths, read.keys, lambda bad: None), _SAMPLE):
         for response in row.responses:
             parts = tokenizer.render(row.prompt, response, row.given)
-            lengths.append(min(sum(map(len, parts)), longest))
+            lengths.append(min(sum(map(len, parts)), read.seq_length))
     if not lengths:
-        raise DataError(f"{files[0]} has no row that can be read: see nemo-rpo validate {files[0]}")
+        raise DataError(f"{read.paths[0]} has no row that can be read: see nemo-rpo validate {read.paths[0]}")
     return sum(lengths) / len(lengths)
 
 

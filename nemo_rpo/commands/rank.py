@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     names, defaults = ComparisonFormat(), RankSettings()
     add = parser.add_argument
-    add("data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, CSV or Parquet files, a comparison a row")
+    add("data", nargs="+", metavar="DATA", help="JSONL, JSONL.gz, JSON, CSV, TSV or Parquet files, a comparison a row")
     add("--a-key", default=names.a_key, metavar="FIELD", help=f"field with one player ({names.a_key})")
     add("--b-key", default=names.b_key, metavar="FIELD", help=f"field with the other player ({names.b_key})")
     help = f"field that says a, b or tie, model_a or model_b, or who won ({names.winner_key})"

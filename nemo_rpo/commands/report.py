@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_rpo.config.places import plain_folder
 from nemo_rpo.data.files.whole import whole_file
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from nemo_rpo.report.rendering.document import Document
+    from nemo_rpo.report.rendering.document import Document, Note
+    from nemo_rpo.report.run import Run
 
 FORMATS = ("html", "markdown")
 _NAME = "report"
@@ -42,9 +45,26 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--quotes must be 0 or more, got {args.quotes}")
     given = {} if args.quotes is None else {"quotes": args.quotes}
     settings = ReportSettings(groups=args.groups, data=tuple(args.data), texts=not args.no_texts, **given)
-    document = build_report(read_run(args.run), settings)
+    read = read_run(args.run)
+    document = build_report(read, settings, _beside_plain(read))
     for path in _write(document, out, args.format):
         print(path)
+
+
+def _beside_plain(run: Run) -> Note | None:
+    """What the run with the plain loss beside it says, where ``nemo-rpo train --beside-plain`` has left one."""
+    from nemo_rpo.evaluation.beside_plain import compare_read, note_beside_plain
+    from nemo_rpo.report.run import read_run
+
+    folder = plain_folder(run.folder)
+    if not run.cfg.model.rpo.enabled or not folder.is_dir():
+        return None
+    try:
+        plain = read_run(folder)
+        return note_beside_plain(run, compare_read(run, plain), plain)
+    except DataError as exc:
+        print(f"not compared with {folder}: {exc}", file=sys.stderr)
+        return None
 
 
 def _write(document: Document, out: Path, formats: tuple[str, ...]) -> list[Path]:

@@ -15,7 +15,8 @@ def add_row_format(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("auto", *LAYOUTS),
         default=defaults.layout,
-        help="how the rows are laid out (auto: told from the fields of the first row)",
+        metavar="LAYOUT",
+        help=f"how the rows are laid out (auto: told from the fields of the first row); or {', '.join(LAYOUTS)}",
     )
     parser.add_argument(
         "--annotator-key",
@@ -34,8 +35,11 @@ def add_row_format(parser: argparse.ArgumentParser) -> None:
         type=_columns,
         default=defaults.columns,
         metavar="NAME=COLUMN,…",
-        help="what the file calls the fields: annotator=WorkerId,prompt=text,response_a=…,response_b=…,vote=…",
+        help="what the file calls prompt, response_a, response_b, vote, annotator, …: annotator=WorkerId,vote=best",
     )
+
+
+FILES = "JSONL, JSONL.gz, JSON, CSV, TSV or Parquet files, or saved Hugging Face data sets"
 
 
 def row_format(args: argparse.Namespace) -> RowFormat:

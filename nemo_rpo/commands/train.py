@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import warnings
 
 from nemo_rpo.commands import on_ranks
 from nemo_rpo.config.places import plain_folder, run_folder
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Trains on the ranks that torchrun started; starts them first where it has not."""
     if args.dry_run:
-        from nemo_rpo.commands.dry_run import print_dry_run
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Megatron's, of packages that are missing: the layout says what is in use
+            from nemo_rpo.commands.dry_run import print_dry_run
 
         print_dry_run(args)
         return None

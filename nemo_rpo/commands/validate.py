@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nemo_rpo.commands.row_arguments import add_row_format, row_format
+from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
 from nemo_rpo.validation import ValidationReport, ValidationSettings, validate, write_clean
 from nemo_rpo.validation.text_report import as_text
 
@@ -17,12 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     defaults = ValidationSettings()
     add = parser.add_argument
-    add(
-        "data",
-        nargs="+",
-        metavar="DATA",
-        help="JSONL, JSONL.gz, JSON, CSV, TSV or Parquet files, or saved Hugging Face data sets",
-    )
+    add("data", nargs="+", metavar="DATA", help=FILES)
     add_row_format(parser)
     add("--tokenizer", metavar="DIR", help="a Hugging Face tokenizer folder: look at lengths and truncation too")
     add("--use-chat-template", action="store_true", help="render rows of plain text with the chat template too")

@@ -73,6 +73,8 @@ def annotator_qualities(fit: CrowdFit, settings: CrowdSettings | None = None) ->
         leaning = share(float(first[k]), int(ordered[k]))
         habit = leaning if balanced else share(0, 0)
         verdict, reason = judge(fit.eta[k], fit.low[k], fit.high[k], int(labels[k]), habit, drift[k], settings)
+        if verdict == "too few labels to say" and labels[k] >= settings.min_labels and fit.warnings:
+            reason += "; see the warnings"  # which may be why, however many labels there are
         rows.append(
             AnnotatorQuality(
                 annotator=name,

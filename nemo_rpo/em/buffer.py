@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
@@ -114,9 +115,13 @@ class BufferedReliability(AnnotatorReliability):
         votes: Votes,
         collectives: Collectives | None = None,
         device: torch.device | str = "cpu",
+        belief: Belief | None = None,
     ) -> None:
-        """``votes``: labels of the pairs of ``buffer.block`` [block, V]; may be memory-mapped."""
-        super().__init__(num_annotators, settings, device)
+        """``votes``: labels of the pairs of ``buffer.block`` [block, V]; may be memory-mapped. ``belief``: as in
+        :class:`AnnotatorReliability`.
+        """
+        super().__init__(num_annotators, settings, device, belief)
+        self._known = (self.belief.certain() if settings.freeze_eta else self.belief).known
         self.pending = self.pending[:, :0].clone()  # no sums per annotator travel
         if len(votes.sign) != len(buffer.margins):
             raise ConfigError(f"votes of {len(votes.sign)} pairs for a buffer of {len(buffer.margins)}")
@@ -146,8 +151,8 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.num_annotators > 1 or self.pair_evidence is not None:
             return super().bounded(votes, pair)
-        start = self._logit_eta_or_start[-1:].expand_as(self._logit_eta_or_start)
-        return torch.sigmoid(vote_evidence(votes, start)), self.voice.sharpness()
+        start = torch.logit(self.belief.start).float().expand_as(self._logit_eta_or_start)
+        return torch.sigmoid(vote_evidence(votes, start)), self.voice.sharpness(alone=True)
 
     def accumulate(self, w: Tensor, votes: Votes, valid: Tensor) -> None:
         """Nothing: the buffer recomputes the posteriors of all pairs at every refit."""
@@ -198,12 +203,13 @@ class BufferedReliability(AnnotatorReliability):
 
         The collectives of :func:`estimate`, and then those of no iteration of :func:`full_batch_em`.
         """
-        found = estimate(delta, votes, self.eta, self._fitting, collectives or self.collectives)
+        found = estimate(delta, votes, self.eta, self._fitting, collectives or self.collectives, self._known)
         fitted, scale_fitted = self._as_fitted(found), found.temperature.fitted
         if found.sweep is not None:
             return Fit(found.sweep, fitted, scale_fitted)
         still = replace(fitted, sweep_max_iterations=0)
-        return Fit(full_batch_em(delta, votes, self.eta, still, (collectives or self.collectives).all_reduce), fitted)
+        reduce = (collectives or self.collectives).all_reduce
+        return Fit(full_batch_em(delta, votes, self.eta, still, reduce, self._known), fitted)
 
     def _as_fitted(self, found: Estimate) -> EMSettings:
         """The settings with fitted values replacing configured ones."""
@@ -218,7 +224,7 @@ class BufferedReliability(AnnotatorReliability):
         """Fits all reliabilities to the margins so far, and takes them over if the margins carry information; the same
         bits on every rank. The collectives of :func:`estimate` and :func:`of_first_rank`.
         """
-        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives, self._near)
+        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives, self._known, self._near)
         found = of_first_rank(found, self.collectives.from_first)
         self._near = found.population
         if found.sweep is not None:
@@ -296,10 +302,11 @@ class BufferedReliability(AnnotatorReliability):
             return self._eta_errors(), evidence
         scale_fitted = self.estimate.temperature.fitted
         stretch = 1.0 if self.pair_evidence is None else self.label_model.now.stretch
-        return stretch * skewed(standard_errors(*seen, self.eta, fitted, reduce, scale_fitted), self.eta), evidence
+        errors = standard_errors(*seen, self.eta, fitted, reduce, scale_fitted, self._known)
+        return stretch * skewed(errors, self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
-        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [3], the ``population`` [3] near which the next
+        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], the ``population`` [3] near which the next
         refit begins, and under ``label_model.<name>`` what that needs to go on.
         """
         if self._rows:

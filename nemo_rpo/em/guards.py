@@ -50,7 +50,7 @@ class Agreed(NamedTuple):
 def warn_all(
     eta: Tensor,
     label_counts: Tensor,
-    eta_init: float,
+    eta_init: float | Tensor,
     evidence: Evidence | None = None,
     standard_error: Tensor | None = None,
     temperature: Temperature | None = None,
@@ -60,7 +60,7 @@ def warn_all(
 
     Args:
         eta, label_counts: reliabilities and labels of the annotators [K].
-        eta_init: where the reliabilities started.
+        eta_init: where the reliabilities started; [K] where each had a start of his own.
         evidence: of the margins that the reliabilities were fitted to, where at hand.
         standard_error: of the reliabilities [K], nan where nothing was fitted; None: of none.
         temperature: of a fit to margins from before training, where there was one.
@@ -68,7 +68,8 @@ def warn_all(
     """
     unknown = torch.full_like(eta, math.nan) if standard_error is None else standard_error
     found = {
-        "policy_at_chance": policy_at_chance(temperature, held_out),
+        "policy_at_chance": held_out and policy_at_chance(held_out),
+        "policy_without_voice": temperature and policy_without_voice(temperature),
         "lone_annotator_below_half": lone_annotator_below_half(eta, label_counts),
         "lone_annotator_at_floor": lone_annotator_at_floor(eta, label_counts),
         "flipped_population": flipped_population(eta, label_counts),
@@ -81,28 +82,34 @@ def warn_all(
     return [Warned(guard, text) for guard, text in found.items() if text]
 
 
-def policy_at_chance(temperature: Temperature | None, held_out: Agreed | None) -> str | None:
-    """The policy knows nothing of what the labels are about: on held-out labels, or before it was trained on a pair.
+def policy_at_chance(held_out: Agreed) -> str | None:
+    """On held-out labels the policy knows nothing of what the labels are about.
 
-    >>> policy_at_chance(None, Agreed(210, 400))[:60]
+    >>> policy_at_chance(Agreed(210, 400))[:60]
     'the policy agrees with 52% of 400 held-out labels, no better'
-    >>> policy_at_chance(None, Agreed(250, 400))
+    >>> policy_at_chance(Agreed(250, 400))
     """
-    if held_out is not None and held_out.total >= _ENOUGH_HELD_OUT:
-        better = (held_out.right - held_out.total / 2) / math.sqrt(held_out.total / 4)
-        if held_out.share < _HARDLY_BETTER and better < _Z:
-            return (
-                f"the policy agrees with {held_out.share:.0%} of {held_out.total:.0f} held-out labels, no better than "
-                "chance: it has not learnt what they are about. Do not use it; a lower learning rate or a larger model "
-                "may, and what is said of labels and annotators should then rest on their votes"
-            )
-    if temperature is not None and temperature.no_better_than_chance:
-        return (
-            "the policy's margins, taken before it was trained on a pair, make the labels no more likely than chance "
-            f"does ({temperature.gain:.1f} nats for all of them): it has no voice in the posteriors, which rest on "
-            "the votes alone. A lower learning rate, more data or a larger model may change that"
-        )
-    return None
+    if held_out.total < _ENOUGH_HELD_OUT:
+        return None
+    better = (held_out.right - held_out.total / 2) / math.sqrt(held_out.total / 4)
+    if held_out.share >= _HARDLY_BETTER or better >= _Z:
+        return None
+    return (
+        f"the policy agrees with {held_out.share:.0%} of {held_out.total:.0f} held-out labels, no better than chance: "
+        "it has not learnt what they are about. Do not use it; a lower learning rate or a larger model may help, and "
+        "what is said of labels and annotators should rest on their votes"
+    )
+
+
+def policy_without_voice(temperature: Temperature) -> str | None:
+    """Before it was trained on a pair the policy knew nothing of its labels. It may have learnt since."""
+    if not temperature.no_better_than_chance:
+        return None
+    return (
+        "the policy's margins, taken before it was trained on a pair, make the labels no more likely than chance does "
+        f"({temperature.gain:.1f} nats for all of them): it has no voice in the posteriors, which rest on the votes "
+        "alone. A lower learning rate, more data or a larger model may change that"
+    )
 
 
 def lone_annotator_below_half(eta: Tensor, label_counts: Tensor) -> str | None:
@@ -140,7 +147,7 @@ def flipped_population(eta: Tensor, label_counts: Tensor) -> str | None:
     )
 
 
-def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float, standard_error: Tensor) -> str | None:
+def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float | Tensor, standard_error: Tensor) -> str | None:
     """Annotators with many labels whose reliability never left its start, and is not known to be there: it was kept,
     not estimated.
 
@@ -151,10 +158,11 @@ def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float, standard_
     still = enough & ((eta - eta_init).abs() < _MOVED) & ~(standard_error <= _KNOWN)
     if not enough.any() or still.sum() <= 0.5 * enough.sum():
         return None
+    start = "their start" if isinstance(eta_init, Tensor) else f"the start {eta_init}"
     return (
         f"{int(still.sum())} of {int(enough.sum())} annotators with {_ENOUGH_LABELS} or more labels "
         f"{'is' if still.sum() == 1 else 'are'} within "
-        f"{_MOVED} of the start {eta_init}: kept rather than learnt (margins still small, or few steps). Turn on a "
+        f"{_MOVED} of {start}: kept rather than learnt (margins still small, or few steps). Turn on a "
         "sweep, or train longer"
     )
 

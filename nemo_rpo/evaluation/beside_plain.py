@@ -9,10 +9,13 @@ import numpy as np
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.judgements import Comparison, compare
 from nemo_rpo.evaluation.scores import Scores
+from nemo_rpo.report.rendering.document import Note
 from nemo_rpo.report.run import Run, read_run
 from nemo_rpo.text_table import format_table
 
 RESAMPLES, SEED = 1000, 0
+_CHANCE = 0.05  # p values from here on are chance's
+_ENOUGH_PROMPTS = 6  # of fewer no order of signs has a two-sided p below 5 %
 
 
 def compare_runs(ours: Path, plain: Path) -> Comparison:
@@ -21,21 +24,63 @@ def compare_runs(ours: Path, plain: Path) -> Comparison:
     Raises:
         DataError: a folder is no run, has no held-out labels, or the two have none in common.
     """
-    return compare(_held_out(read_run(ours)), _held_out(read_run(plain)), RESAMPLES, SEED)
+    return compare_read(read_run(ours), read_run(plain))
+
+
+def compare_read(ours: Run, plain: Run) -> Comparison:
+    """:func:`compare_runs` of runs that were read already."""
+    return compare(_held_out(ours), _held_out(plain), RESAMPLES, SEED)
+
+
+def sign_of(comparison: Comparison) -> int:
+    """+1 where the robust run is surely better, -1 where it is surely worse, else 0: the interval of the difference
+    leaves out 0, and so does the permutation test, which a handful of prompts cannot pass.
+    """
+    gain = comparison.differences["accuracy"]
+    if comparison.p_value >= _CHANCE:
+        return 0
+    return int(gain.low > 0) - int(gain.high < 0)
 
 
 def did_it_help(comparison: Comparison) -> str:
     """The sentence that the comparison comes to."""
-    gain = comparison.differences["accuracy"]
-    size = f"{gain.value:+.1%} of {comparison.labels:,} held-out labels right ({gain.low:+.1%} to {gain.high:+.1%})"
-    if gain.low > 0:
-        return f"It helped: {size} against the plain loss at the same settings."
-    if gain.high < 0:
-        return f"It hurt: {size} against the plain loss at the same settings. Keep the plain one."
-    return (
-        f"No difference can be told: {size} against the plain loss at the same settings. More held-out labels, or gold "
-        "ones, would tell."
+    said, size = _SAID[sign_of(comparison)], _size(comparison)
+    return f"{said}: {size} against the plain loss at the same settings. {_advice(comparison)}".rstrip()
+
+
+def note_beside_plain(run: Run, comparison: Comparison, plain: Run) -> Note:
+    """For the first lines of the report of ``run``."""
+    sign, text = (
+        sign_of(comparison),
+        f"{_size(comparison)} against {plain.folder}, the plain loss at the same settings.",
     )
+    if plain.step != run.step:
+        text += f" (That run took {plain.step:,} steps, this one {run.step:,}.)"
+    said = {1: "Keep this one.", 0: _advice(comparison), -1: f"Keep the plain one: {plain.folder}."}[sign]
+    return Note(f"Did it help? {_SAID[sign]}", text[:1].upper() + text[1:], said, good=sign > 0)
+
+
+_SAID = {1: "It helped", -1: "It hurt", 0: "No difference can be told"}
+
+
+def _size(comparison: Comparison) -> str:
+    gain = comparison.differences["accuracy"]
+    return (
+        f"{gain.value:+.1%} of {comparison.labels:,} held-out labels right ({gain.low:+.1%} to {gain.high:+.1%}, "
+        f"p = {comparison.p_value:.2g})"
+    )
+
+
+def _advice(comparison: Comparison) -> str:
+    sign = sign_of(comparison)
+    if sign:
+        return "Keep the plain one." if sign < 0 else ""
+    if comparison.prompts < _ENOUGH_PROMPTS:
+        return (
+            f"Held-out labels of {comparison.prompts} prompt{'s' * (comparison.prompts != 1)} cannot tell one: hold "
+            "out more prompts."
+        )
+    return "More held-out labels, or gold ones, would tell."
 
 
 def as_text(comparison: Comparison, ours: Path, plain: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.data.rows import Vote
+from nemo_rpo.errors import DataError
 from nemo_rpo.export.tables import write_table
 from nemo_rpo.report.doubt import most_doubtful
 from nemo_rpo.report.run import Run
@@ -39,6 +40,11 @@ def write_doubtful(
         signed = [vote for vote in pair.merged.votes if vote.sign]
         for row, vote in zip(pair.labels.tolist(), signed, strict=False):
             if row in place:
+                if pair.merged.alone:
+                    raise DataError(
+                        f"{pair.merged.where}: a completion judged alone, and the table of doubtful labels is one of "
+                        "pairs: nemo-rpo export RUN data --wrong drop --to unpaired leaves them out"
+                    )
                 found[place[row]] = _fields(run, pair, row, vote, blind)
     return write_table((found[n] for n in range(len(found))), out, overwrite)
 

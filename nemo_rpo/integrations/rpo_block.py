@@ -74,6 +74,11 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
         loss = base_loss(ModelConfig(dpo=dpo, rpo=rpo))
     except ConfigError as exc:
         raise ConfigError(str(exc).replace("model.rpo.", f"{block}.")) from exc
+    if loss.unpaired:
+        raise ConfigError(
+            f"{block}.base_loss={loss.name} takes completions judged alone, and this trainer reads pairs: choose "
+            "another loss, or train with this package's own engine"
+        )
     missing = sorted(loss.needs - {"policy", "reference", "lengths", *columns})
     if missing:
         described = "; ".join(f"'{name}' ({COLUMNS[name].meaning})" for name in missing)

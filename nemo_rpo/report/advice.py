@@ -67,15 +67,19 @@ def no_better_than_chance(run: Run) -> Note | None:
     return Note(f"The policy is {'worse' if worse else 'no better'} than chance", text, advice)
 
 
-def verdict(run: Run) -> list[Note]:
-    """What to do, most important first; the first note is the verdict on the run."""
-    notes = [no_better_than_chance(run) or _kept(run)]
+def verdict(run: Run, beside: Note | None = None) -> list[Note]:
+    """What to do, most important first; the first note is the verdict on the run, the second, where there is one, what
+    the comparison ``beside`` the plain loss came to.
+    """
+    notes = [no_better_than_chance(run) or _kept(run, compared=beside is not None)]
+    if beside is not None:
+        notes.append(beside)
     if run.labels is not None:
         notes += _on_annotators(run)
     return notes
 
 
-def _kept(run: Run) -> Note:
+def _kept(run: Run, compared: bool) -> Note:
     found = accuracy_of(run)
     if found is None:
         advice = "Give held-out pairs (model.data.data_prefix.validation), or run nemo-rpo evaluate on some."
@@ -89,7 +93,7 @@ def _kept(run: Run) -> Note:
         "See whether it beats the plain loss at the same settings (nemo-rpo train --beside-plain) before you replace "
         "what you use now."
     )
-    return Note("The policy can be kept: it is better than chance", text, advice, good=True)
+    return Note("The policy can be kept: it is better than chance", text, "" if compared else advice, good=True)
 
 
 def _on_annotators(run: Run) -> list[Note]:

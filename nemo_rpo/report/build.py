@@ -37,8 +37,11 @@ class ReportSettings:
     texts: bool = True
 
 
-def build_report(run: Run, settings: ReportSettings | None = None) -> Document:
+def build_report(run: Run, settings: ReportSettings | None = None, beside: Note | None = None) -> Document:
     """The report of ``run``.
+
+    Args:
+        beside: what a comparison with the plain loss came to, for the first lines.
 
     Raises:
         DataError: files named in ``settings`` that cannot be read, or are not of this run.
@@ -64,7 +67,7 @@ def build_report(run: Run, settings: ReportSettings | None = None) -> Document:
             doubtful.leanings_section(run, texts),
             doubtful.taste_section(run, found, texts),
         ]
-    sections[0].blocks = [*verdict(run), Text(" ".join(_in_short(run)))]
+    sections[0].blocks = [*verdict(run, beside), Text(" ".join(_in_short(run)))]
     sections.append(_how_to_read(run))
     return Document(f"Whom to believe: {run.cfg.exp_manager.name}", _facts(run), sections)
 

@@ -77,7 +77,7 @@ class Annotators:
     labels: np.ndarray
     eta: np.ndarray
     standard_error: np.ndarray
-    eta_start: float
+    eta_start: np.ndarray
     steps: np.ndarray
     way: np.ndarray
     weight: np.ndarray
@@ -230,7 +230,7 @@ def _annotators(path: Path) -> tuple[Annotators, int]:
         labels=_column(table, path, "labels").to_numpy(),
         eta=_floats(table, path, "eta"),
         standard_error=_floats(table, path, "standard_error"),
-        eta_start=float(_floats(table, path, "eta_start")[0]),
+        eta_start=_floats(table, path, "eta_start"),
         steps=np.array(steps, np.int64),
         way=np.array(ways, np.float32).reshape(len(ways), len(steps)),
         weight=_numbered(table, "weight_"),

@@ -19,6 +19,11 @@ _ADVICE = {
         "Do not deploy it, nor read its opinion of labels. Lower the learning rate, train on more pairs or start from "
         "a stronger model; what the votes alone say of labels and annotators needs no policy.",
     ),
+    "policy_without_voice": (
+        "The policy had no say in the estimates",
+        "Read reliabilities and doubtful labels as what the votes alone say; with one label a pair that is little. How "
+        "good the policy is now, held-out labels tell.",
+    ),
     "lone_annotator_at_floor": (
         "Labels without ids seem to be right half of the time",
         "Look at a few dozen of them yourself. If they are right, the policy has learnt the opposite: start from a "
@@ -80,7 +85,11 @@ def warnings_of(run: Run) -> list[Warning]:
     delta, votes = _margins_and_votes(run.labels, len(run.annotators))
     evidence = evidence_of(delta, votes, run.cfg.model.rpo) if len(delta) else None
     errors = torch.from_numpy(run.annotators.standard_error)
-    found = warn_all(eta, counts, run.annotators.eta_start, evidence, errors, _temperature(run), _held_out(run))
+    starts = run.annotators.eta_start
+    start = torch.from_numpy(starts) if run.cfg.model.rpo.believe_from else float(starts[0])
+    found = warn_all(eta, counts, start, evidence, errors, _temperature(run), _held_out(run))
+    if run.cfg.model.rpo.freeze_eta:
+        found = [warned for warned in found if warned.guard != "stuck_at_start"]
     return [Warning(_ADVICE[guard][0], text, _ADVICE[guard][1]) for guard, text in found]
 
 

@@ -96,7 +96,8 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
     if is_last_stage():
         found, fitted, scale_fitted = em.fit(delta, votes, COLLECTIVES)
         reduce = COLLECTIVES.all_reduce
-        error = skewed(standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted), found.eta)
+        error = standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted, em.belief.known)
+        error = skewed(error, found.eta)
         evidence = evidence_of(delta, votes, fitted, reduce)
         scalars = packed.new_tensor(
             [float(found.log_likelihood), found.iterations, found.converged, fitted.link_tau, *evidence]

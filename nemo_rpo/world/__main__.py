@@ -11,7 +11,10 @@ from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
 def _parser() -> argparse.ArgumentParser:
     world, annotators = WorldConfig(), AnnotatorConfig()
-    parser = argparse.ArgumentParser(prog="python -m nemo_rpo.world", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m nemo_rpo.world",
+        description="Write a preference world: made-up pairs, annotators of known care, a tiny model of its language.",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write, made if missing")
     parser.add_argument("--seed", type=int, default=world.seed)
     parser.add_argument("--labels", type=int, default=annotators.labels, help="labels each annotator gives")

@@ -11,11 +11,14 @@ from nemo_rpo.evaluation.scores import Scores
 from nemo_rpo.report.calibration_bins import calibration
 
 
-def scores(delta: np.ndarray, prompts: int | None = None, sign: np.ndarray | None = None, gold=None) -> Scores:
+def scores(
+    delta: np.ndarray, prompts: int | np.ndarray | None = None, sign: np.ndarray | None = None, gold=None
+) -> Scores:
     n = len(delta)
     ids = np.array([f"p{i}" for i in range(n)], dtype=object)
     names = np.array([f"w{i % 3}" for i in range(n)], dtype=object)
-    prompt = np.array([f"q{i % (prompts or n)}" for i in range(n)], dtype=object)
+    of = prompts if isinstance(prompts, np.ndarray) else np.arange(n) % (prompts or n)
+    prompt = np.array([f"q{i}" for i in of], dtype=object)
     sign = np.ones(n, np.int8) if sign is None else sign
     return Scores(ids, names, prompt, sign, np.zeros(n, np.int8) if gold is None else gold, delta)
 
@@ -53,6 +56,18 @@ def test_intervals_hold_what_they_promise() -> None:
         alone = judge(scores(delta), 300, trial)["accuracy"]
         naive += alone.low <= 0.7 <= alone.high
     assert 0.89 <= covered / 200 <= 0.99 and naive / 200 < 0.7
+
+
+@pytest.mark.parametrize("prompts", [6, 12])
+def test_intervals_of_few_prompts_are_wide_enough(prompts: int) -> None:
+    rng, covered, percentiles = np.random.default_rng(5), 0, 0
+    for trial in range(200):
+        means = rng.normal(0, 1, prompts)  # of a prompt's margins, whose mean over prompts is 0
+        low, high = judge(scores(np.repeat(means, 3), np.repeat(np.arange(prompts), 3)), 400, trial)["margin"][1:]
+        covered += low <= 0 <= high
+        drawn = np.random.default_rng(trial).multinomial(prompts, np.full(prompts, 1 / prompts), 400) @ means / prompts
+        percentiles += np.quantile(drawn, 0.025) <= 0 <= np.quantile(drawn, 0.975)
+    assert covered / 200 >= 0.92 and covered > percentiles + 4
 
 
 def test_a_real_difference_is_found_and_none_is_not() -> None:

@@ -429,9 +429,9 @@ def test_distrust_that_goes_with_length_is_a_warning(run: Run, document: Documen
 
 def test_ids_of_any_characters_make_valid_figures_and_pages() -> None:
     ids = ["a\x1b[31m", "\x00", "$x_1$ and $", "<b>&", "w\x0b\ufffe", "\u0085"]
-    flat = np.full(len(ids), 0.7)
+    flat, start = np.full(len(ids), 0.7), np.full(len(ids), 0.9)
     way, no_groups = np.tile(flat[:, None], 3).astype(np.float32), np.empty((len(ids), 0))
-    annotators = Annotators(ids, np.full(len(ids), 20), flat, flat / 10, 0.9, np.arange(3), way, no_groups)
+    annotators = Annotators(ids, np.full(len(ids), 20), flat, flat / 10, start, np.arange(3), way, no_groups)
     for svg in (plots.annotator_intervals(annotators), plots.trajectories(annotators)):
         drawn = ElementTree.fromstring(svg)
         assert "$x_1$ and $" in "".join(drawn.itertext())

@@ -34,18 +34,26 @@ def test_both_runs_and_their_difference(world: World, unbroken: Path, tmp_path: 
     assert judged["labels"] == found.labels and judged["prompts"] == found.prompts
     for name, estimate in found.differences.items():
         assert judged["differences"][name]["value"] == pytest.approx(estimate.value, abs=1e-4)
+    told = run_process(["-m", "nemo_rpo.cli", "report", str(out), "--format", "markdown"])
+    assert told.returncode == 0, told.stderr
+    first_lines = (out / "report.md").read_text().split("## Warnings")[0]
+    assert "**Did it help? " in first_lines and f"against {plain}, the plain loss" in first_lines.replace("\\", "")
+    assert "nemo-rpo train --beside-plain" not in first_lines
 
 
 @pytest.mark.parametrize(
     ("gain", "says"),
     [
-        (Estimate(0.1, 0.02, 0.2), "It helped: +10.0% of 50 held-out labels right (+2.0% to +20.0%)"),
+        (Estimate(0.1, 0.02, 0.2), "It helped: +10.0% of 50 held-out labels right (+2.0% to +20.0%, p = 0.04)"),
         (Estimate(-0.1, -0.2, -0.02), "It hurt: -10.0%"),
         (Estimate(0.1, -0.02, 0.2), "No difference can be told: +10.0%"),
     ],
 )
 def test_the_sentence_goes_by_the_interval(gain: Estimate, says: str) -> None:
     assert did_it_help(Comparison(50, 20, {"accuracy": gain}, 0.04, 9, 4)).startswith(says)
+    # Nor is an interval believed that the permutation test does not bear out.
+    by_chance = did_it_help(Comparison(50, 4, {"accuracy": gain}, 0.125, 9, 4))
+    assert by_chance.startswith("No difference can be told") and "Held-out labels of 4 prompts cannot" in by_chance
 
 
 def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing(world: World, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class VoteColumns(NamedTuple):
         earlier: s Σ s' logit η' over the earlier votes of the pair.
         weight: what the vote counts for.
         centre: float64 [A], logit of the current reliability.
+        known: float64 [2, A], right and wrong answers that count beside the votes; None: none.
     """
 
     annotator: Tensor
@@ -44,10 +45,16 @@ class VoteColumns(NamedTuple):
     earlier: Tensor
     weight: Tensor
     centre: Tensor
+    known: Tensor | None = None
 
 
 def vote_columns(
-    delta: Tensor, votes: Votes, eta: Tensor, counts: Tensor, gather_rows: Callable[[Tensor], Tensor]
+    delta: Tensor,
+    votes: Votes,
+    eta: Tensor,
+    counts: Tensor,
+    gather_rows: Callable[[Tensor], Tensor],
+    known: Tensor | None = None,
 ) -> VoteColumns:
     """The votes to fit the population to, on the CPU, the same on every rank.
 
@@ -58,6 +65,7 @@ def vote_columns(
     Args:
         delta, votes: margins [P] and labels [P, V] of this rank. eta, counts: [K], the same on every rank.
         gather_rows: see :class:`nemo_rpo.em.collectives.Collectives`; one call with 32 bytes a vote.
+        known: right and wrong answers [2, K] that count beside them, the same on every rank; None: none.
     """
     chosen = _choose_annotators(counts)
     stride = max(1, math.ceil((counts * chosen).sum().item() / MAX_VOTES))
@@ -72,7 +80,8 @@ def vote_columns(
     # The CPU adds in a fixed order, so that the fit repeats bit for bit; on a GPU the order of atomics would decide.
     annotator, margin, earlier, weight = gather_rows(rows).cpu().unbind(-1)
     present, annotator = torch.unique(annotator.long(), return_inverse=True)
-    return VoteColumns(annotator, margin, earlier, weight, torch.logit(eta).cpu()[present])
+    known = None if known is None else known.cpu()[:, present]
+    return VoteColumns(annotator, margin, earlier, weight, torch.logit(eta).cpu()[present], known)
 
 
 def _choose_annotators(counts: Tensor) -> Tensor:
@@ -101,14 +110,15 @@ def adapt_quadrature(columns: VoteColumns, prior: tuple[float, float], tau: floa
     zeros = torch.zeros_like(eta)
     slopes, squares = (zeros.index_add(0, columns.annotator, columns.weight * x) for x in (slope, slope**2))
     variance = eta * (1 - eta)
-    curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + sum(prior) * variance
+    answers = sum(prior) if columns.known is None else sum(prior) + columns.known.sum(0)
+    curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + answers * variance
     width = math.sqrt(2) * curvature.clamp(min=1e-3).rsqrt().unsqueeze(-1)
-    x, log_w = _gauss_hermite(_NODES)
+    x, log_w = gauss_hermite(_NODES)
     nodes = columns.centre.unsqueeze(-1) + width * x
     return Quadrature(nodes, width.log() + log_w + x**2, F.logsigmoid(nodes), F.logsigmoid(-nodes))
 
 
-def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
+def gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
     """Nodes and log-weights for ∫ f(x) e^{-x²} dx, from the Jacobi matrix (Golub & Welsch, 1969)."""
     off_diagonal = torch.sqrt(torch.arange(1, n, dtype=torch.float64) / 2)
     x, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
@@ -116,11 +126,11 @@ def _gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
 
 
 def log_marginal(columns: VoteColumns, quadrature: Quadrature, a: float, b: float, tau: float) -> float:
-    r"""Σ_k log ∫ Π_v P(vote_v | η) Beta(η; a, b) dη.
+    r"""Σ_k log ∫ η^R_k (1-η)^W_k Π_v P(vote_v | η) Beta(η; a, b) dη.
 
-    P(vote | η) = η m + (1-η)(1-m) with logit m = margin/τ + earlier.
+    P(vote | η) = η m + (1-η)(1-m) with logit m = margin/τ + earlier; R and W are the known answers.
     """
-    return torch.logsumexp(_log_joint(quadrature, log_votes(columns, quadrature, tau), a, b), -1).sum().item()
+    return torch.logsumexp(_log_joint(columns, quadrature, log_votes(columns, quadrature, tau), a, b), -1).sum().item()
 
 
 class Slope(NamedTuple):
@@ -145,7 +155,7 @@ def log_marginal_slope(columns: VoteColumns, quadrature: Quadrature, a: float, b
         ∂² = Σ_k Cov_k f - K ∂² log B(a, b), and Σ_k E_k ∂²ℓ/∂(log τ)² in the last place
     """
     of_votes, first, second = _log_votes_in_tau(columns, quadrature, tau)
-    joint = _log_joint(quadrature, of_votes, a, b)
+    joint = _log_joint(columns, quadrature, of_votes, a, b)
     total = torch.logsumexp(joint, -1, keepdim=True)
     likely = (joint - total).exp()
     f = torch.stack((quadrature.log_eta, quadrature.log_err, first))
@@ -160,10 +170,13 @@ def log_marginal_slope(columns: VoteColumns, quadrature: Quadrature, a: float, b
     return Slope(total.sum(), gradient, hessian)
 
 
-def _log_joint(quadrature: Quadrature, of_votes: Tensor, a: float, b: float) -> Tensor:
-    """Log of votes, prior and quadrature's weight together, float64 [A, J]."""
+def _log_joint(columns: VoteColumns, quadrature: Quadrature, of_votes: Tensor, a: float, b: float) -> Tensor:
+    """Log of votes, known answers, prior and quadrature's weight together, float64 [A, J]."""
+    right, wrong = a, b
+    if columns.known is not None:
+        right, wrong = (columns.known + torch.tensor([[a], [b]], dtype=torch.float64)).unsqueeze(-1)
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    return of_votes + a * quadrature.log_eta + b * quadrature.log_err - log_beta + quadrature.log_weights
+    return of_votes + right * quadrature.log_eta + wrong * quadrature.log_err - log_beta + quadrature.log_weights
 
 
 def log_votes(columns: VoteColumns, quadrature: Quadrature, tau: float) -> Tensor:

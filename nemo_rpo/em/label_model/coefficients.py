@@ -101,6 +101,7 @@ def annotator_sums(
     gradient of the pair's evidence; of one vote ∂e/∂a = r₊ + r₋ and ∂e/∂b = r₊ - r₋.
 
     Votes of pairs that are not ``told`` (bool [P]; None: all are) say nothing of skills, only of leanings.
+    The table's known answers are votes on pairs of known truth, at features of 0.
 
     One all-reduce of 8 K (d + d(d+1)/2) bytes; with ``louis`` half as much again, about.
     """
@@ -134,6 +135,11 @@ def annotator_sums(
             rows.append(products * (lost * spread.unsqueeze(-1))[:, block])
         sums.index_add_(0, chunk.annotator, torch.cat(rows, -1))
     table.all_reduce(sums)
+    if table.known is not None:  # the same on every rank
+        right, wrong = table.known
+        p = torch.sigmoid(theta[:, 0])
+        sums[:, 0] += right - (right + wrong) * p
+        sums[:, d] += (right + wrong) * p * (1 - p)
     blocks = [_symmetric(part, upper, d) for part in sums[:, d:].split(upper.shape[1], -1)]
     return AnnotatorSums(sums[:, :d], blocks[0], blocks[1] if louis else None)
 
@@ -191,8 +197,7 @@ def refit_population(
 ) -> Population:
     r"""Means and variances of the population after a step to where the Laplace marginal likelihood is highest.
 
-    With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance), it is highest
-    where ::
+    With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance), that is where ::
 
         Σ (θ_k - μ)² + ν σ₀² = (Σ γ_k + ν) σ²        Σ (θ_k - μ)/σ² = (μ - μ₀)/σ_μ²
 

@@ -70,8 +70,11 @@ class RunLabelModel:
         collectives: Collectives,
         bounds: tuple[float, float],
         device: torch.device | str,
+        answers: Tensor | None = None,
     ) -> None:
-        """``block``: this rank's pairs. ``bounds``: of η, within which skills are kept. No collective."""
+        """``block``: this rank's pairs. ``bounds``: of η, within which skills are kept. ``answers``: known ones, right
+        and wrong [2, K] of each annotator that count beside his votes, at features of 0; None: none. No collective.
+        """
         self.settings, self.collectives, self.device = settings, collectives, torch.device(device)
         self.num_annotators = num_annotators
         known = settings.gold and crowd.gold is not None
@@ -92,7 +95,7 @@ class RunLabelModel:
         own = whole.where((whole.pair >= block.start) & (whole.pair < block.stop))
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
-        self._table = own._replace(**columns, all_reduce=collectives.all_reduce)
+        self._table = own._replace(**columns, all_reduce=collectives.all_reduce, known=answers)
         self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(own).to(self.device)
         self.now: ModelInForce | None = None
         self.reasons: list[str] = []

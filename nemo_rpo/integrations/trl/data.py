@@ -37,7 +37,7 @@ def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes:
     all its pairs, each a label of its own.
 
     Args:
-        paths: JSONL, JSONL.gz or Parquet.
+        paths: JSONL, JSONL.gz, JSON, CSV, TSV or Parquet.
         keys: layout, and the fields of annotator and pair id.
         group_votes: all labels of a pair make one row, so that they share one posterior and one forward pass; off, a
             row a label.
@@ -59,6 +59,7 @@ def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes:
                 f"{row.where}: the row names no annotator in its field '{keys.annotator_key}'; set annotator_key to "
                 "the field that does"
             )
+        row.require_pair("RPOTrainer")
         if ledger.add(row) is not None:
             texts.append((row.prompt, row.chosen, row.rejected))
     return Dataset.from_list(list(_rows(ledger, texts)))

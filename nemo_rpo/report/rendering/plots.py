@@ -82,11 +82,14 @@ def annotator_intervals(annotators: Annotators) -> str:
         axes.plot(eta[~below], place[~below], "o", color=BLUE, markersize=5, label="right more often than wrong")
         axes.plot(eta[below], place[below], "D", color=RED, markersize=5, label="wrong more often than right")
         axes.axvline(0.5, color="black", linewidth=0.9)
-        axes.axvline(annotators.eta_start, color=GREY, linewidth=0.9, linestyle=":")
-        axes.annotate(
-            f"start {annotators.eta_start:g}", (annotators.eta_start, 1), xycoords=("data", "axes fraction"),
-            xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=GREY,
-        )  # fmt: skip
+        if np.ptp(starts := annotators.eta_start) == 0:
+            axes.axvline(starts[0], color=GREY, linewidth=0.9, linestyle=":")
+            axes.annotate(
+                f"start {starts[0]:g}", (starts[0], 1), xycoords=("data", "axes fraction"),
+                xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=GREY,
+            )  # fmt: skip
+        else:
+            axes.plot(starts[shown], place, "|", color=GREY, markersize=7, label="start")
         names = [f"{short(annotators.id[k])}  ({annotators.labels[k]:,})" for k in shown]
         axes.set_yticks(place, names, fontsize=8)
         axes.set_ylim(place[-1] + 0.8, -0.8)

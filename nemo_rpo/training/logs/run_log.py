@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nemo_rpo import __version__
+from nemo_rpo.config.experts.expert_shape import expert_tensor_size
 from nemo_rpo.config.flops import peak_flops
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
@@ -153,6 +154,8 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
     for size in splits.values():
         data_parallel //= size
     layout = " × ".join(f"{name} {size}" for name, size in {**splits, "DP": data_parallel}.items())
+    if model.expert_model_parallel_size > 1:
+        layout += f"; of experts EP {model.expert_model_parallel_size} × TP {expert_tensor_size(model)}"
     length = model.data.seq_length or model.encoder_seq_length
     if model.data.packed_sequence:
         batch = f"DP {data_parallel} × {model.global_batch_size // data_parallel}, in packs"

@@ -23,7 +23,7 @@ def write_annotators(folder: Path, rows: Sequence[AnnotatorRow]) -> None:
     """``annotators.csv``, one line an annotator in the data's order: id, labels, η, its standard error (empty where no
     sweep or refit has been), and the running η before the last sweep; with a label model in force ``skill`` and every
     leaning or feature by its name, each with ``…_error``; of a run with groups of taste ``weight_1``, …, the weight on
-    each. Raises :class:`CheckpointError` if it cannot be
+    each; where any answers of an earlier run counted too, ``carried``. Raises :class:`CheckpointError` if it cannot be
     written.
     """
     place = whole_file(folder / ANNOTATOR_CSV, CheckpointError, NO_ROOM)
@@ -32,12 +32,15 @@ def write_annotators(folder: Path, rows: Sequence[AnnotatorRow]) -> None:
         names = list(rows[0].coefficients) if rows else []
         more = [column for name in names for column in (name, f"{name}_error")]
         groups = weight_names(len(rows[0].weights) if rows else 0)
-        out.writerow(["id", "labels", "eta", "standard_error", "eta_running", *more, *groups])
+        carried = ["carried"] if any(row.carried for row in rows) else []
+        out.writerow(["id", "labels", "eta", "standard_error", "eta_running", *more, *groups, *carried])
         for row in rows:
             error = "" if math.isnan(row.standard_error) else f"{row.standard_error:.6f}"
             known = [f"{value:.6f}" for name in names for value in row.coefficients[name]]
             weights = [f"{weight:.6f}" for weight in row.weights]
-            out.writerow([row.annotator, row.labels, f"{row.eta:.6f}", error, f"{row.running:.6f}", *known, *weights])
+            last = [f"{row.carried:.3f}" for _ in carried]
+            columns = [row.annotator, row.labels, f"{row.eta:.6f}", error, f"{row.running:.6f}"]
+            out.writerow([*columns, *known, *weights, *last])
 
 
 def weight_names(groups: int) -> list[str]:
