@@ -85,6 +85,8 @@ class RPOTrainer:
                 check_ranks_agree(self.model.em)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
+            if step == self.schedule.total_steps:
+                self.annotators.look_back()
             if self.schedule.validates(step):
                 self.run_validation(step)
             if far := self.too_far():
