@@ -141,8 +141,8 @@ def choose_member(
 ) -> tuple[Member, list[Choice]]:
     """Forward search from the one-coin model; the last of the choices are those that were tried and left out.
 
-    A candidate is fitted from where the model so far stands. The best of them, and all where none is worth taking,
-    are fitted from the other starts as well.
+    A candidate is fitted from where the model so far stands. A leaning can turn truths over, so the best candidate, and
+    all where none is worth taking, are fitted from the other starts as well if they are leanings.
 
     Args:
         table: votes with all features at hand.
@@ -150,7 +150,7 @@ def choose_member(
         order: where it is known and not random, the share of pairs whose first response is better is tried too.
         settings: ``min_log_bayes_factor``.
     """
-    candidates = list(table.names[1:])
+    candidates, skills = list(table.names[1:]), table.names[1 : table.num_skill]
     if SLOT in candidates and not order.random:
         candidates.append(SHARE)
     best, choices, names = fitter.fit(table.select(()), False, []), [], []
@@ -165,7 +165,8 @@ def choose_member(
     while candidates:
         tried = {name: with_feature(name, elsewhere=False) for name in candidates}
         name = max(tried, key=gain)
-        for again in [name] if gain(name) >= settings.min_log_bayes_factor else candidates:
+        again_from_afar = [name] if gain(name) >= settings.min_log_bayes_factor else candidates
+        for again in (other for other in again_from_afar if other not in skills):
             other = with_feature(again, elsewhere=True)
             tried[again] = max(tried[again], other, key=lambda member: member.log_marginal)
         name = max(tried, key=gain)

@@ -37,9 +37,9 @@ from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 # Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
 # costs as much as several refits.
 _CHOSEN_ANEW = 4
-# Root mean square of the coefficients' last move at which a refit ends: a hundredth of their standard errors. The next
+# Root mean square of the coefficients' last move at which a refit ends: a fiftieth of their standard errors. The next
 # one goes on from there.
-_STILL = 5e-3
+_STILL = 1e-2
 # Warnings of what is measured once; and those of votes alone, where a run's own guards ask beside the margins.
 FROM_DEPENDENCE = ("dependent_errors", "shared_errors")
 _OF_VOTES_ALONE = ("upside_down", "annotators_below_half")
