@@ -211,8 +211,9 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         unknown = (batch["annotator"] >= len(self.labels.annotators)) | (batch["pair_index"] == NO_PAIR)
         if strangers := (unknown & batch["valid"]).sum().item():
             raise DataError(
-                f"{strangers} pairs to be trained on are not among the {len(self.labels.pairs)} labelled ones that the "
-                f"trainer was given: pass training_labels of the same files and {BLOCK}.annotator_key"
+                f"of the pairs to be trained on, {strangers} cannot be found among the {len(self.labels.pairs)} "
+                "labelled ones that the trainer was given: pass training_labels of the same files and "
+                f"{BLOCK}.annotator_key"
             )
 
     def get_ref_policy_logprobs(self, batch: dict[str, Tensor]) -> Tensor:

@@ -309,6 +309,12 @@ def test_dpo_on_tensors_is_nemo_aligners(one_context_rank):
 # --- settings
 
 
+def test_other_names_for_columns_are_refused(tmp_path):
+    cfg = section([str(write(tmp_path / "train.jsonl", {}))], columns={"annotator": "WorkerId"})
+    with pytest.raises(ConfigError, match=r"model\.data\.columns: nothing reads it here.*--to nemo_rl"):
+        training_labels(cfg)
+
+
 @pytest.mark.parametrize(
     ("rpo", "dpo", "message"),
     [
@@ -435,7 +441,7 @@ def test_strangers_are_not_trained_on(annotator, pair):
     model = bare()
     batch = {"annotator": torch.tensor([0, annotator, annotator]), "pair_index": torch.tensor([0, pair, pair])}
     batch["valid"] = torch.tensor([True, True, False])
-    with pytest.raises(DataError, match=r"1 pairs to be trained on are not among the 2 labelled ones"):
+    with pytest.raises(DataError, match=r"pairs to be trained on, 1 cannot be found among the 2 labelled"):
         model.get_loss_and_metrics(batch, forward_only=False)
 
 
