@@ -27,8 +27,9 @@ test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) -m every_release tests/megatron \
 	  tests/training/test_async_save.py
 	.venv-mcore-0.19/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/megatron_bridge $(HOSTS)
-	.venv-trl/bin/python -m pytest tests/losses/test_trl_parity.py tests/integrations/trl $(HOSTS)
-	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest tests/integrations/trl
+	.venv-trl/bin/python -m pytest -n $(JOBS) $(XDIST) tests/losses/test_trl_parity.py tests/integrations/trl $(HOSTS)
+	PYTHONPATH=$(CURDIR)/.venv-trl/1.0 .venv-trl/bin/python -m pytest -n $(JOBS) $(XDIST) tests/integrations/trl \
+	  tests/losses/test_trl_parity.py::test_bco_trainer
 	NEMO_RPO_ENGINE_PYTHON=$(CURDIR)/.venv/bin/python .venv-aligner/bin/python -m pytest \
 	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner $(HOSTS)
 	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
@@ -80,7 +81,7 @@ test-wheel: .venv/.ready
 .venv-trl/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/$(PIP) "$(TORCH)"
-	.venv-trl/$(PIP) trl==1.16.0 pytest hypothesis
+	.venv-trl/$(PIP) trl==1.16.0 pytest pytest-xdist hypothesis
 	.venv-trl/$(PIP) --no-deps --target .venv-trl/1.0 trl==1.0.0
 	.venv-trl/$(PIP) --no-deps -e .
 	touch $@

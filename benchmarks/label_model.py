@@ -1,6 +1,6 @@
 """What the label model says of simulated and of public crowds, beside majority, today's EM, Dawid-Skene, GLAD and MACE.
 
-    python benchmarks/label_model.py [--seeds 20] [--data FOLDER] [--only real position] [--write docs/label_model.md]
+    python benchmarks/label_model.py [--seeds 20] [--first-seed 0] [--data FOLDER] [--only real position] [--write FILE]
 
 Shares of truths found, ± 1.96 standard errors (over seeds, or over gold items). *One-coin* is the EM of this package
 without a policy, *two-sided* the member with a slot, *label model* what evidence chose, *reported* what ``fit.w``
@@ -14,8 +14,9 @@ import csv
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,13 +193,13 @@ def mean_of(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {error:.3f}"
 
 
-def of_seeds(make: Callable[[int], World], seeds: int) -> list[str]:
+def of_seeds(make: Callable[[int], World], seeds: range) -> list[str]:
     """One row for a kind of simulated crowd: means over seeds."""
     shares: dict[str, list[float]] = {}
     covered, errors, noise, widths = [], [], [], []
     apart = dict.fromkeys(("dependent_errors", "shared_errors", "upside_down", "annotators_below_half"), 0)
     below, slot = [], 0
-    for seed in range(seeds):
+    for seed in seeds:
         world = make(seed)
         found, fit = estimates(world, baselines=False)
         judged = torch.where(torch.arange(len(world.gold)) < world.anchors, -1, world.gold)
@@ -215,13 +216,13 @@ def of_seeds(make: Callable[[int], World], seeds: int) -> list[str]:
         for warned in fit.warnings:
             apart[warned.guard] = apart.get(warned.guard, 0) + 1
     cells = [mean_of(shares[name]) if name in shares else "–" for name in ESTIMATES if name not in _REAL_ONLY]
-    dependence = (apart["dependent_errors"] + apart["shared_errors"]) / seeds
+    dependence = (apart["dependent_errors"] + apart["shared_errors"]) / len(seeds)
     return [
         *cells, mean_of(below), f"{np.mean(covered):.2f}", f"{np.mean(widths):.2f}",
         f"{np.mean(errors):.3f} ({np.mean(noise):.3f})",
-        f"{dependence:.2f}", f"{apart['shared_errors'] / seeds:.2f}", f"{apart['upside_down'] / seeds:.2f}",
-        f"{apart['annotators_below_half'] / seeds:.2f}",
-        f"{slot / seeds:.2f}",
+        f"{dependence:.2f}", f"{apart['shared_errors'] / len(seeds):.2f}", f"{apart['upside_down'] / len(seeds):.2f}",
+        f"{apart['annotators_below_half'] / len(seeds):.2f}",
+        f"{slot / len(seeds):.2f}",
     ]  # fmt: skip
 
 
@@ -242,7 +243,7 @@ def real(data: Path) -> str:
     return table("set", (*ESTIMATES, "features", "log Bayes factors", "ECE of w (of it chance)", "warnings"), rows)
 
 
-def position(seeds: int) -> str:
+def position(seeds: range) -> str:
     """Order shown at random, the same for all annotators of a pair."""
     rows = {
         "nobody follows position": of_seeds(lambda seed: _without_family(seed, 0.0, 1.0), seeds),
@@ -269,16 +270,20 @@ def _by_length(seed: int, anchors: int) -> World:
     return world._replace(length=world.slot[:, 0] * size, anchors=anchors)
 
 
-def shared(seeds: int) -> str:
+_SHARED = {
+    "nobody": {"family": 0},
+    "5 of 12": {"family": 5},
+    "12 of 12": {"family": 12},
+    "the 8 weakest of 12": {"family": 8, "weakest_first": True},
+}
+
+
+def shared(seeds: range, kinds: Sequence[str] = tuple(_SHARED)) -> str:
     """Judges that all vote on all 500 pairs, mean skill .64; a group's errors correlate by ρ."""
-    kinds = {
-        "5 of 12": {"family": 5},
-        "12 of 12": {"family": 12},
-        "the 8 weakest of 12": {"family": 8, "weakest_first": True},
-    }
     rows = {}
-    for name, kind in kinds.items():
-        for ρ in CORRELATIONS:
+    for name in kinds:
+        kind = _SHARED[name]
+        for ρ in CORRELATIONS[1:] if kind["family"] else CORRELATIONS[:1]:
 
             def make(seed: int, kind: dict = kind, correlation: float = ρ) -> World:
                 world = draw(seed, 12, 500, 12, (0.6, 0.5), correlation=correlation, **kind)
@@ -288,12 +293,12 @@ def shared(seeds: int) -> str:
     return table("errors shared by", _SEED_HEADS, rows)
 
 
-def honest(seeds: int) -> str:
+def honest(seeds: range) -> str:
     """Independent errors: 30 annotators, five votes a pair, skills like those of the public sets; 12 judges of all."""
     rows = {}
     for pairs in (300, 1200, 4800):
-        few = seeds if pairs < 4000 else max(2, seeds // 3)
-        rows[f"{pairs} pairs, {few} seeds"] = of_seeds(
+        few = seeds if pairs < 4000 else seeds[: max(2, len(seeds) // 3)]
+        rows[f"{pairs} pairs, {len(few)} seeds"] = of_seeds(
             lambda seed, pairs=pairs: draw(1000 + seed, 30, pairs, 5, (1.5, 0.6))._replace(slot=None), few
         )
     for mean, spread in ((1.1, 0.7), (0.6, 0.5)):
@@ -303,10 +308,10 @@ def honest(seeds: int) -> str:
     return table("independent crowd", _SEED_HEADS, rows)
 
 
-def anchors(seeds: int) -> str:
+def anchors(seeds: range) -> str:
     """Twelve judges, η uniform on (.15, .65), 500 pairs, 40 of them anchors; shares on the other 460."""
     columns: dict[str, list[float]] = {}
-    for seed in range(seeds):
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         eta = rng.uniform(0.15, 0.65, 12)
         truth = np.where(rng.random((500, 1)) < 0.5, 1, -1)
@@ -331,14 +336,14 @@ def anchors(seeds: int) -> str:
     return table("crowd", columns, {"worse than a coin": [mean_of(values) for values in columns.values()]})
 
 
-def design(data: Path, seeds: int = 3) -> str:
+def design(data: Path, seeds: range = range(3)) -> str:
     """Votes drawn on UKPConvArg1's pairs by its annotators, at the η of the label model: what do the estimates say of
     the truth, and what of a "gold" that Dawid-Skene estimates from the same votes, as the set's own gold was?"""
     world = read_ukp(data / "ukpconvarg1")
     votes = vote_table(world.votes, world.annotators)
     eta = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(votes, False, []).eta
     found: dict[str, dict[str, list[float]]] = {}
-    for seed in range(seeds):
+    for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         truth = torch.rand(votes.num_pairs, generator=generator) < 0.5
         right = (
@@ -362,7 +367,7 @@ def design(data: Path, seeds: int = 3) -> str:
     return table("gold is", found["the truth"], rows)
 
 
-def families(seeds: int) -> str:
+def families(seeds: range) -> str:
     """Which of two blocks of judges is the family? Eight of twelve share errors, ρ .3; one block or both declared."""
     settings = replace(LabelModelSettings(), bootstrap=0)
     declared = {
@@ -374,7 +379,7 @@ def families(seeds: int) -> str:
     rows = {}
     for name, kind in (("drawn at random", {}), ("the weakest", {"weakest_first": True})):
         shares: dict[str, list[float]] = {"majority": []}
-        for seed in range(seeds):
+        for seed in seeds:
             world = draw(3000 + seed, 12, 500, 12, (0.6, 0.5), family=8, correlation=0.3, **kind)
             shares["majority"].append(accuracy(majority(world.votes, 12).w, world.gold))
             for said, blocks in declared.items():
@@ -387,7 +392,7 @@ def families(seeds: int) -> str:
     return table("declared", ("majority", *declared), rows)
 
 
-def coins(seeds: int) -> str:
+def coins(seeds: range) -> str:
     """How often is a crowd without anchors said to be worse than a coin, by its skills? Dependence is not asked."""
     settings = replace(LabelModelSettings(), bootstrap=0)
 
@@ -407,7 +412,7 @@ def coins(seeds: int) -> str:
     for name, skills in crowds.items():
         said = dict.fromkeys(("upside_down", "annotators_below_half"), 0)
         confidence, wrong = [], []
-        for seed in range(seeds):
+        for seed in seeds:
             rng = np.random.default_rng(7000 + seed)
             eta = skills(rng)
             truth = np.where(rng.random((500, 1)) < 0.5, 1, -1)
@@ -419,9 +424,10 @@ def coins(seeds: int) -> str:
                 said[warned.guard] = said.get(warned.guard, 0) + 1
             confidence.append(torch.maximum(fit.w, 1 - fit.w).mean().item())
             wrong.append(accuracy(fit.w, torch.from_numpy((truth[:, 0] > 0).astype(int))))
-        either = (said["upside_down"] + said["annotators_below_half"]) / seeds
+        either = (said["upside_down"] + said["annotators_below_half"]) / len(seeds)
         rows[name] = [
-            f"{said['upside_down'] / seeds:.2f}", f"{said['annotators_below_half'] / seeds:.2f}", f"{either:.2f}",
+            f"{said['upside_down'] / len(seeds):.2f}",
+            f"{said['annotators_below_half'] / len(seeds):.2f}", f"{either:.2f}",
             f"{np.mean(confidence):.2f}", f"{np.mean(wrong):.2f}",
         ]  # fmt: skip
     heads = ("upside down", "annotators named below ½", "either", "mean confidence", "truths found")
@@ -433,6 +439,7 @@ _SIMULATED = {
     "families": families,
     "position": position,
     "shared": shared,
+    **{f"shared by {name}": partial(shared, kinds=(name,)) for name in _SHARED},
     "honest": honest,
     "anchors": anchors,
 }
@@ -441,16 +448,19 @@ _SIMULATED = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEMO_RPO_DATA", "../shared/data")))
     on_data = {"real": real, "design": design}
     parts = (*on_data, *_SIMULATED)
-    parser.add_argument("--only", nargs="*", choices=parts, default=parts)
+    whole = [part for part in parts if not part.startswith("shared by")]
+    parser.add_argument("--only", nargs="*", choices=parts, default=whole)
     parser.add_argument("--write", help="replace the blocks in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for part in arguments.only:
         start = time.process_time()
-        text = on_data[part](arguments.data) if part in on_data else _SIMULATED[part](arguments.seeds)
+        text = on_data[part](arguments.data) if part in on_data else _SIMULATED[part](seeds)
         print(f"{text}\n({part}: {time.process_time() - start:.0f} s of one core)\n", flush=True)
         if arguments.write:
             replace_block(arguments.write, part, text)

@@ -70,6 +70,10 @@ def measure(seed: int, settings: LabelModelSettings) -> dict[str, float]:
         "spread": found.observed.spread,
         "spread_apart": found.expected.spread,
         "spread_error": found.error.spread,
+        "largest": found.observed.largest,
+        "block": found.observed.block,
+        "block_apart": found.expected.block,
+        "block_error": found.error.block,
         "correlation": found.observed.correlation,
         "correlation_apart": found.expected.correlation,
         "correlation_error": found.error.correlation,
@@ -109,21 +113,32 @@ def thresholds(rows: list[dict[str, float]]) -> str:
 
 
 def power(rows: list[dict[str, float]]) -> str:
-    """Share of worlds that are warned of, by ρ; and whether reliabilities lie in their intervals."""
+    """Share of worlds that are warned of, by ρ and size of the family; and whether reliabilities lie in their intervals
+    where nothing is warned of.
+    """
     found = np.array([max(row["apart"], row["together"]) for row in rows])
     rho, covered = (np.array([row[name] for row in rows]) for name in ("rho", "covered"))
-    large = np.array([3 * row["family"] >= row["judges"] for row in rows])
+    share = np.array([row["family"] / row["judges"] for row in rows])
+    sizes = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.01))
     lines = {}
     for value in np.unique(rho):
         here = rho == value
-        big = here & large
+        silent = here & (found == 0)
         lines[f"{value:.2f}"] = [
-            str(here.sum()),
-            f"{found[here].mean():.2f}",
-            f"{found[big].mean():.2f}" if big.any() else "–",
+            _warned(found, here),
+            *("–" if value == 0 else _warned(found, here & (low <= share) & (share < high)) for low, high in sizes),
             f"{covered[here].mean():.2f}",
+            f"{covered[silent].mean():.2f}" if silent.any() else "–",
         ]
-    return table("ρ", ("worlds", "warned", "warned, family of a third or more", "η covered, model kept"), lines)
+    strong = rho >= 0.3
+    by_size = (_warned(found, strong & (low <= share) & (share < high)) for low, high in sizes)
+    lines["0.30 and more"] = [_warned(found, strong), *by_size, f"{covered[strong].mean():.2f}", "–"]
+    parts = ("under a third of the judges", "to two thirds", "more")
+    return table("ρ", ("warned", *parts, "η covered, model kept", "of those not warned of"), lines)
+
+
+def _warned(found: np.ndarray, here: np.ndarray) -> str:
+    return f"{found[here].mean():.2f} of {here.sum()}" if here.any() else "–"
 
 
 def main() -> None:

@@ -73,6 +73,23 @@ COMMANDS = {
             "nemo-rpo annotators votes.jsonl --relabelled tasks_answered.csv",
         ),
     ),
+    "sample": Command(
+        "sample responses of a policy to prompts, from an OpenAI-compatible server",
+        "nemo_rpo.commands.sample",
+        (
+            "nemo-rpo sample prompts.jsonl --url http://host:8000/v1 --out responses.parquet",
+            "nemo-rpo sample prompts.jsonl --command 'vllm serve {model} --port {port}' --policy results/mine/hf "
+            "--out responses.parquet",
+        ),
+    ),
+    "judge": Command(
+        "have judges compare pairs of responses (LLMs, reward models, programs), and say which of them to believe",
+        "nemo_rpo.commands.judge",
+        (
+            "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged",
+            "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged --gold gold.csv",
+        ),
+    ),
     "convert": Command(
         "write a preference file in another layout or file format",
         "nemo_rpo.commands.convert",

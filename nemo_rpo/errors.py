@@ -48,6 +48,10 @@ class TrainingError(RPOError, RuntimeError):
     """A run that cannot go on: it has diverged, or its ranks no longer agree."""
 
 
+class ServerError(RPOError, RuntimeError):
+    """A server that does not answer, or not as it must; what it has answered is kept, and a rerun goes on."""
+
+
 class ReleaseError(RPOError, RuntimeError):
     """An installed release of Megatron-Core that this package does not fit; the message names those it does."""
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
-from nemo_rpo.conversion import WRITERS, convert
+from nemo_rpo.conversion import WRITERS, WRITERS_OF_ALONE, convert
 from nemo_rpo.counting import counted
 from nemo_rpo.errors import printable
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     add = parser.add_argument
     add("data", nargs="+", metavar="DATA", help=FILES)
-    add("--to", required=True, choices=tuple(WRITERS), help="layout to write")
+    add("--to", required=True, choices=(*WRITERS, *WRITERS_OF_ALONE), help="layout to write")
     add(
         "--out",
         required=True,

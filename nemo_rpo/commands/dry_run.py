@@ -41,7 +41,7 @@ def print_dry_run(args: argparse.Namespace) -> None:
     read, start = setup.cache_spec(cfg, "train"), setup.starting_point(cfg)
     tokenizer = PreferenceTokenizer.load(read.tokenizer)
     architecture = (
-        setup.stored_architecture(start) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
+        setup.stored_architecture(start, cfg) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
     )
     bad: list[DataError] = []
     votes = read_votes(read.paths, read.keys, bad.append)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
+from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 from nemo_rpo.launch import start_ranks
 from nemo_rpo.text_table import format_table
 
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
     from nemo_rpo.evaluation.judgements import Comparison
     from nemo_rpo.evaluation.scores import Scores
 
-LAYOUTS = ("alpaca_eval", "arena_hard")
+SAMPLES = "samples"
+LAYOUTS = ("alpaca_eval", "arena_hard", SAMPLES)
 _OWN_REFERENCE = (
     "every margin is 0: the policy is its own reference, so that it is right half of the time whatever it has learnt. "
     "Name the weights that it was trained from with --reference, or judge it, and what it is compared with, by a loss "
     "that has no reference, such as model.dpo.preference_loss=simpo"
 )
-_RESAMPLES, _SEED, _NEW_TOKENS, _SHOWN = 1000, 0, 256, 20
+_RESAMPLES, _SEED, _SHOWN = 1000, 0, 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,14 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judging.add_argument("--beside", type=Path, metavar="CHECKPOINT", help=help)
     help = f"resamples of the prompts for the intervals ({_RESAMPLES})"
     judging.add_argument("--bootstrap", type=int, default=_RESAMPLES, metavar="B", help=help)
-    judging.add_argument("--seed", type=int, default=_SEED, help=f"of the resampling ({_SEED})")
+    judging.add_argument("--seed", type=int, default=_SEED, help=f"of the resampling, and of drawn answers ({_SEED})")
     judging.add_argument("--json", action="store_true", help="print the result as JSON")
-    answering = parser.add_argument_group("answering")
-    help = "answer the prompts of DATA greedily, in the layout of this benchmark"
+    answering, settings = parser.add_argument_group("answering"), SpeakingSettings()
+    help = "answer the prompts of DATA, in the layout of this benchmark; samples: several of each, with log-probs"
     answering.add_argument("--generate", choices=LAYOUTS, help=help)
     answering.add_argument("--out", type=Path, metavar="OUT", help="file to write the answers to")
-    help = f"longest answer ({_NEW_TOKENS})"
-    answering.add_argument("--max-new-tokens", type=int, default=_NEW_TOKENS, metavar="N", help=help)
+    help = f"longest answer ({settings.max_new_tokens})"
+    answering.add_argument("--max-new-tokens", type=int, default=settings.max_new_tokens, metavar="N", help=help)
+    help = f"what logits are divided by; 0: the likeliest tokens ({settings.temperature:g})"
+    answering.add_argument("--temperature", type=float, default=settings.temperature, metavar="T", help=help)
+    help = f"draw from the likeliest tokens that have this probability together ({settings.top_p:g})"
+    answering.add_argument("--top-p", type=float, default=settings.top_p, metavar="P", help=help)
+    answering.add_argument("--samples", type=int, metavar="K", help="of each prompt, with --generate samples (1)")
+    help = f"answers at a time, of each replica of the model ({settings.rows})"
+    answering.add_argument("--rows", type=int, default=settings.rows, metavar="N", help=help)
     answering.add_argument("--name", help="what the model is called in the answers (CHECKPOINT)")
 
 
@@ -88,7 +98,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _on_data(args: argparse.Namespace, checkpoint: Path) -> Target:
-    target = target_of(checkpoint, args.config, args.reference, args.overrides)
+    target = target_of(checkpoint, args.config, args.reference, args.overrides, needs_reference=args.generate is None)
     data = target.cfg.model.data
     keys = row_format(args)
     data.layout, data.annotator_key, data.pair_id_key = keys.layout, keys.annotator_key, keys.pair_id_key
@@ -100,6 +110,14 @@ def _check_options(args: argparse.Namespace) -> None:
     as_paths(args.data, setting="DATA", folders=False)
     if args.bootstrap < 1 or args.max_new_tokens < 1:
         raise ConfigError("--bootstrap and --max-new-tokens must be 1 or more")
+    if args.rows < 1 or (args.samples is not None and args.samples < 1):
+        raise ConfigError("--rows and --samples must be 1 or more")
+    if not args.temperature >= 0 or not 0 < args.top_p <= 1:
+        raise ConfigError("--temperature must be 0 or more, and --top-p above 0 and at most 1")
+    if args.samples is not None and args.generate != SAMPLES:
+        raise ConfigError("--samples goes with --generate samples: benchmarks take one answer a prompt")
+    if (args.samples or 1) > 1 and args.temperature == 0:
+        raise ConfigError("--samples of a prompt are all the same at --temperature 0: set a temperature")
     if bool(args.generate) != bool(args.out):
         raise ConfigError("--generate and --out go together: name a file for the answers")
     for out in filter(None, (args.scores, args.out)):
@@ -217,12 +235,32 @@ def _interval(estimate: dict[str, float], sign: str = "") -> list[str]:
 
 
 def _answer(args: argparse.Namespace, target: Target) -> None:
+    settings = SpeakingSettings(args.max_new_tokens, args.temperature, args.top_p, args.rows)
+    if args.generate == SAMPLES:
+        _sample(args, target, settings)
+        return
     from nemo_rpo.evaluation.answers import answer
     from nemo_rpo.evaluation.benchmarks import read_questions, write_answers
 
     questions = read_questions(args.data, args.generate)
-    answers = answer(target, [question.turns for question in questions], args.max_new_tokens)
+    answers = answer(target, [question.turns for question in questions], settings, args.seed)
     if os.environ.get("RANK", "0") == "0":
         name = args.name or args.checkpoint.resolve().name
         write_answers(args.out, args.generate, questions, answers, name)
         print(f"{args.out}: {counted(len(questions), 'answer')}")
+
+
+def _sample(args: argparse.Namespace, target: Target, settings: SpeakingSettings) -> None:
+    from nemo_rpo.data.files.write import record_writer
+    from nemo_rpo.evaluation.samples import read_asks, sample
+
+    records = sample(target, read_asks(args.data, args.samples or 1, args.seed), settings)
+    if os.environ.get("RANK", "0") == "0":
+        with record_writer(args.out, overwrite=True) as write:
+            for record in records:
+                write(record)
+        finished = Counter(record["finish"] for record in records)
+        print(
+            f"{args.out}: {counted(len(records), 'sample')}, "
+            + ", ".join(f"{n:,} {how}" for how, n in finished.items())
+        )

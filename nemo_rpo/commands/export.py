@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--to", choices=LAYOUTS, default=defaults.to, help=f"layout to write ({defaults.to})")
     help = f"what becomes of labels that are believed to be wrong ({defaults.wrong}); weigh: all get a field weight"
     data.add_argument("--wrong", choices=get_args(Wrong), default=defaults.wrong, help=help)
+    help = "of data: add what is believed of each pair, for sppo, egpo, gpo: win_rate, win_rate_chosen, …"
+    data.add_argument("--win-rates", action="store_true", help=help)
     help = "the file of doubtful labels with its column relabel filled in (a, b or tie): these replace the old labels"
     data.add_argument("--relabelled", type=Path, metavar="FILE", help=help)
     help = f"annotator of relabelled rows that name none ({_RELABELLER})"
@@ -81,7 +83,7 @@ def _data(args: argparse.Namespace, found: Run) -> None:
 
     source = Source(found, args.data)
     relabelled = read_relabelled(args.relabelled, found, args.relabelled_as) if args.relabelled else None
-    settings = ExportSettings(args.to, args.wrong, args.threshold)
+    settings = ExportSettings(args.to, args.wrong, args.threshold, args.win_rates)
     cleaning = write_cleaned(found, source, args.out, settings, relabelled, args.overwrite)
     print(f"{args.out}: {counted(cleaning.written, 'row')}")
     print("labels: " + ", ".join(f"{count:,} {what}" for what, count in sorted(cleaning.done.items())))

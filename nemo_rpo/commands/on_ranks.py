@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from nemo_rpo import nemo_toolkit
+from nemo_rpo.config.experts.expert_shape import expert_ranks
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config, validate_parallel
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nproc-per-node",
         type=int,
-        help="ranks to start on this machine, when torchrun has not started them (trainer.devices, or TP × PP × CP)",
+        help="ranks to start on this machine, if torchrun has started none (trainer.devices, or the layout's fewest)",
     )
     parser.add_argument(
         "--rdzv-endpoint",
@@ -106,4 +108,5 @@ def fewest_ranks(cfg: RunConfig) -> int:
     """Ranks to start on one machine where nobody says how many."""
     model = cfg.model
     fewest = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+    fewest = math.lcm(fewest, expert_ranks(model))
     return cfg.trainer.devices or max(1, fewest // cfg.trainer.num_nodes)

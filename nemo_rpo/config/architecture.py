@@ -4,10 +4,11 @@ checkpoint).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from nemo_rpo.config.experts.expert_shape import Experts, experts_from_yaml
 from nemo_rpo.config.schema import ModelConfig
 from nemo_rpo.errors import ConfigError
 
@@ -17,7 +18,9 @@ class GPTArchitecture:
     """What has to be known to build the model; sizes are global, before any tensor or pipeline split.
 
     ``rope_scaling`` holds Llama-3.1's frequency scaling (``factor``, ``low_freq_factor``, ``high_freq_factor``,
-    ``original_max_position_embeddings``) or is empty. The other defaults are those of ``model.*``.
+    ``original_max_position_embeddings``) or is empty. ``experts`` stand instead of the MLP of their layers, and where
+    all layers have some ``ffn_hidden_size`` is theirs; None: there are none. The other defaults are those of
+    ``model.*``.
     """
 
     num_layers: int
@@ -40,6 +43,12 @@ class GPTArchitecture:
     rope_scaling: dict[str, float] = field(default_factory=dict)
     share_embeddings_and_output_weights: bool = ModelConfig.share_embeddings_and_output_weights
     init_method_std: float = ModelConfig.init_method_std
+    experts: Experts | None = None
+
+    def __post_init__(self) -> None:
+        if self.experts is not None and self.experts.moe_layer_freq == 1:
+            # No layer has the other width, and two files of one model may give it differently.
+            object.__setattr__(self, "ffn_hidden_size", self.experts.moe_ffn_hidden_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json``."""
@@ -48,17 +57,27 @@ class GPTArchitecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTArchitecture:
         """The architecture that :meth:`to_dict` described."""
-        return cls(**values)
+        experts = values.get("experts")
+        return cls(**{**values, "experts": None if experts is None else Experts.from_dict(experts)})
+
+    def differences(self, other: GPTArchitecture) -> Iterator[tuple[str, Any, Any]]:
+        """Name and both values of each setting that differs in ``other``; of experts, where both have some, theirs."""
+        for setting in fields(self):
+            ours, theirs = getattr(self, setting.name), getattr(other, setting.name)
+            if isinstance(ours, Experts) and isinstance(theirs, Experts):
+                values = ((of.name, getattr(ours, of.name), getattr(theirs, of.name)) for of in fields(Experts))
+                yield from (named for named in values if named[1] != named[2])
+            elif ours != theirs:
+                yield setting.name, ours, theirs
 
     def check_source(self, described: GPTArchitecture, config: str, source: str, ignored: Collection[str] = ()) -> None:
         """Raises :class:`ConfigError` if ``described``, read from the file ``config`` of this model's ``source``, is
         another architecture; names the first setting that differs and is not ``ignored``.
         """
-        for setting in fields(self):
-            ours, theirs = getattr(self, setting.name), getattr(described, setting.name)
-            if ours != theirs and setting.name not in ignored:
+        for name, ours, theirs in self.differences(described):
+            if name not in ignored:
                 raise ConfigError(
-                    f"the source {config} has {setting.name}={theirs}, the model {setting.name}={ours}; "
+                    f"the source {config} has {name}={theirs}, the model {name}={ours}; "
                     f"give the {source} that this model came from"
                 )
 
@@ -66,7 +85,7 @@ class GPTArchitecture:
         """Raises :class:`ConfigError` for a size that ``tensor_model_parallel_size`` does not divide, or more stages
         than layers.
         """
-        for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "hidden_size"):
+        for name in ("num_attention_heads", "num_query_groups", *self._mlp_sizes(), "hidden_size"):
             if getattr(self, name) % tensor:
                 raise ConfigError(
                     f"model.tensor_model_parallel_size={tensor} does not divide the model's "
@@ -77,6 +96,13 @@ class GPTArchitecture:
             virtually = f" × virtual_pipeline_model_parallel_size={virtual}" if virtual else ""
             what = f"model.pipeline_model_parallel_size={pipeline}{virtually}"
             raise ConfigError(f"{what} makes {stages} stages of the model's num_layers={self.num_layers}; make fewer")
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether ``layer``, from 0, has experts instead of one MLP."""
+        return self.experts is not None and self.experts.in_layer(layer)
+
+    def _mlp_sizes(self) -> list[str]:
+        return [] if all(map(self.has_experts, range(self.num_layers))) else ["ffn_hidden_size"]
 
     def padded_vocab_size(self, divisible_by: int, tensor: int) -> int:
         """The vocabulary padded to a multiple of ``divisible_by``, the same for every tensor-parallel size so that
@@ -102,15 +128,17 @@ def architecture_from_yaml(model: Any, vocab_size: int) -> GPTArchitecture:
                 f"model.{name} is not set; set it, or start from a checkpoint with "
                 "pretrained_checkpoint.restore_from_path"
             )
-    heads = model.num_attention_heads
+    heads, ffn = model.num_attention_heads, model.ffn_hidden_size or 4 * model.hidden_size
+    named = [spec.name for spec in fields(GPTArchitecture) if spec.default is not MISSING and spec.name != "experts"]
     return GPTArchitecture(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
+        ffn_hidden_size=ffn,
         num_attention_heads=heads,
         num_query_groups=model.num_query_groups or heads,
         kv_channels=model.kv_channels or model.hidden_size // heads,
         vocab_size=vocab_size,
         max_position_embeddings=model.max_position_embeddings or model.encoder_seq_length,
-        **{spec.name: getattr(model, spec.name) for spec in fields(GPTArchitecture) if spec.default is not MISSING},
+        experts=experts_from_yaml(model, ffn),
+        **{name: getattr(model, name) for name in named},
     )

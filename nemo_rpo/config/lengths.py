@@ -7,7 +7,14 @@ import math
 from nemo_rpo.config.schema import ModelConfig
 
 # Tokens of a rank that an FP8 product goes over: cuBLAS's alignment, and the block of a scale.
-FP8_TOKENS = {"fp8_tensorwise": 16, "fp8_blockwise": 128}
+FP8_TOKENS = {"fp8_tensorwise": 16, "fp8_blockwise": 128, "fp8_mxfp8": 32}
+
+
+def sequence_multiple(model: ModelConfig) -> int:
+    """What each sequence of a pack has to be a multiple of where Transformer Engine's attention runs it: two chunks for
+    each context-parallel rank.
+    """
+    return 2 * model.context_parallel_size if model.context_parallel_size > 1 else 1
 
 
 def length_multiple(model: ModelConfig) -> int:
@@ -21,6 +28,6 @@ def length_multiple(model: ModelConfig) -> int:
     8
     """
     slices = model.tensor_model_parallel_size if model.sequence_parallel else 1
-    chunks = 2 * model.context_parallel_size if model.context_parallel_size > 1 else 1
+    chunks = sequence_multiple(model)
     tokens = max(FP8_TOKENS.get(precision, 1) for precision in model.rpo.precisions())
     return math.lcm(slices * chunks, slices * model.context_parallel_size * tokens)

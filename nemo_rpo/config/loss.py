@@ -35,10 +35,7 @@ def base_loss(model: ModelConfig) -> PreferenceLoss:
     given = {option: value for option, value in shared.items() if option in known and value is not None}
     options = given | model.rpo.loss_options
     loss = losses.build_loss(name, **options)
-    if model.rpo.previous_iterate is not None and "base_logps" not in loss.needs:
-        raise ConfigError(
-            f"model.rpo.previous_iterate is set, but the loss '{name}' compares with no earlier policy: unset it"
-        )
+    _refuse_policies_without_use(loss, model.rpo)
     if model.rpo.enabled:
         _refuse_double_correction(loss, model)
     return loss
@@ -54,6 +51,22 @@ def pair_step(loss: PreferenceLoss, dpo: DPOConfig, rpo: RPOConfig) -> PairStep:
         sft_weight=dpo.sft_loss_weight,
         average_sft=average,
     )
+
+
+def _refuse_policies_without_use(loss: PreferenceLoss, rpo: RPOConfig) -> None:
+    if rpo.previous_iterate is not None and "base_logps" not in loss.needs:
+        raise ConfigError(
+            f"model.rpo.previous_iterate is set, but the loss '{loss.name}' compares with no earlier policy: unset it"
+        )
+    if rpo.reference_from is None or "reference" in loss.needs:
+        return
+    if "base_logps" not in loss.needs:
+        raise ConfigError(f"model.rpo.reference_from is set, but the loss '{loss.name}' has no reference: unset it")
+    if rpo.previous_iterate is not None:
+        raise ConfigError(
+            f"the loss '{loss.name}' compares with one policy alone, and both model.rpo.previous_iterate and "
+            "model.rpo.reference_from are set: unset one of them"
+        )
 
 
 def _refuse_double_correction(loss: PreferenceLoss, model: ModelConfig) -> None:

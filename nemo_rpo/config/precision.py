@@ -17,7 +17,7 @@ def check_precision(cfg: RunConfig) -> None:
         if precision == "fp8_delayed":
             raise ConfigError(
                 f"model.rpo.{name}=fp8_delayed: delayed scales are updated in training steps and never under no_grad, "
-                "so a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise"
+                "so a frozen reference would keep scales of 1: set fp8_tensorwise, fp8_blockwise or fp8_mxfp8"
             )
         if precision == "bf16":
             continue

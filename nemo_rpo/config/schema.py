@@ -1,7 +1,8 @@
 """The configuration tree. Key paths are NeMo-Aligner's ``gpt_dpo.yaml`` and Megatron's; ``model.rpo`` is ours.
 
 Every default stands here once, or in the classes that ``model.rpo`` and ``model.data`` inherit from
-(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`). ``null`` means "derived", and the comment says
+(:mod:`nemo_rpo.em.em_settings`, :mod:`nemo_rpo.data.data_settings`), or ``model`` itself
+(:mod:`nemo_rpo.config.experts.expert_settings`). ``null`` means "derived", and the comment says
 from what. A choice is a ``Literal`` and a range is part of the type (:mod:`nemo_rpo.config.types`).
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from nemo_rpo.config.adapters.adapter_settings import PeftConfig
+from nemo_rpo.config.experts.expert_settings import ExpertSettings
 from nemo_rpo.config.types import Batches, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.em.em_settings import EMSettings
@@ -57,6 +60,7 @@ class CheckpointCallbackConfig:
     save_top_k: WholeNumber = 3  # best checkpoints kept beside the last one
     save_last: bool = True
     save_hf_on_train_end: bool = True  # the final policy as a Hugging Face folder, beside the checkpoints
+    save_adapter_on_train_end: bool = True  # under LoRA, its adapter as a folder of peft's
     save_nemo_on_train_end: bool = False  # and as policy.nemo, for NeMo 1.x up to 2.1 and NeMo-Aligner
 
 
@@ -113,7 +117,7 @@ class DPOConfig:
     gt_reward_scale: float = 1.0
 
 
-LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"]
+LogprobPrecision = Literal["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "fp8_delayed"]
 
 
 @dataclass
@@ -124,12 +128,23 @@ class RPOConfig(EMSettings):
     base_loss: str | None = None  # null: model.dpo.preference_loss
     loss_options: dict[str, Any] = field(default_factory=dict)  # further options of the base loss, e.g. {gamma: 0.5}
     allow_noise_model: bool = False  # let a loss that already models label noise (cDPO, rDPO) run under the EM
-    # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once.
-    reference: Literal["resident", "swapped", "cached"] = "swapped"
+    # resident: a second model; swapped: its weights wait on the CPU; cached: its log-probs are computed once;
+    # adapters: the model without its adapters, as resident and swapped are too under model.peft.peft_scheme=lora.
+    reference: Literal["resident", "swapped", "cached", "adapters"] = "swapped"
     reference_cache: str | None = None  # folder of cached reference log-probs; null: inside the run's folder
+    # The reference's weights where they are not the policy's start: what restore_from_path takes; null: the start.
+    reference_from: str | None = None
     # π_t of losses that compare with the policy of an earlier round: what restore_from_path takes, kept as
     # `reference` says (`cached` caches the reference alone); null: the reference is the earlier round.
     previous_iterate: str | None = None
+    kl_to_start: bool = False  # measure KL(π ‖ π₀) in each validation; on where either of the next two is set
+    # π₀, the policy that a loop began with: what restore_from_path takes; null: where this run starts.
+    first_policy: str | None = None
+    stop_kl: Positive | None = None  # nats a response; the run ends at the first validation that measures more
+    # Where annotators start, by id: a run's folder, its annotators.csv, or what `nemo-rpo annotators --csv` writes; who
+    # is not in it starts at eta_init.
+    believe_from: str | None = None
+    carry: Fraction = 0.5  # share of the answers behind what is believed that counts beside the labels of this run
     record: bool = True  # posteriors.parquet, annotators.parquet and validation.parquet in the run's folder
     embedding_width: Count = 6  # of a general preference model's embeddings; even
     # Log-probs of the response tokens: a block of the vocabulary at a time, from all logits of all positions, or by
@@ -144,6 +159,11 @@ class RPOConfig(EMSettings):
     # 1e-4 in fp32, 1e-2 in bf16, 5e-2 in FP8.
     step0_tolerance: Positive | None = None
     step0_link_tolerance: Positive = 1.0  # largest shift of a label's log-odds by rounding alone at step 0
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether validations measure the distance from π₀."""
+        return self.kl_to_start or self.first_policy is not None or self.stop_kl is not None
 
     def precisions(self) -> tuple[str, str]:
         """Of the policy's log-probs and of the frozen policies'."""
@@ -228,8 +248,8 @@ class ProfileConfig:
 
 
 @dataclass
-class ModelConfig:
-    """``model``: architecture, layout, precision, and every block below it."""
+class ModelConfig(ExpertSettings):
+    """``model``: architecture, layout, precision, and every block below it. Mixtures of experts are inherited."""
 
     micro_batch_size: Count = 1  # pairs
     global_batch_size: Count = 64  # pairs
@@ -243,6 +263,9 @@ class ModelConfig:
     activations_checkpoint_method: Literal["uniform", "block"] | None = None
     activations_checkpoint_num_layers: Count | None = None
     encoder_seq_length: Count = 1024
+    # Who builds the model, reads its weights and exports it: this package, or Megatron-Bridge, whose architectures are
+    # more (docs/megatron_bridge.md).
+    provider: Literal["nemo_rpo", "megatron_bridge"] = "nemo_rpo"
     # The architecture: read from the checkpoint where there is one.
     max_position_embeddings: Count | None = None
     num_layers: Count | None = None
@@ -267,12 +290,19 @@ class ModelConfig:
     attention_dropout: Fraction = 0.0
     dpo: DPOConfig = field(default_factory=DPOConfig)
     rpo: RPOConfig = field(default_factory=RPOConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     # Of a process that is started under `nsys profile --capture-range cudaProfilerApi`; on GPUs.
     nsys_profile: ProfileConfig = field(default_factory=ProfileConfig)
     torch_profile: ProfileConfig = field(default_factory=ProfileConfig)  # profile/rank<R>.json in the run's folder
+
+    @property
+    def reference_in_force(self) -> str:
+        """``rpo.reference``; under LoRA a live one is ``adapters``, without a second model and without a swap."""
+        live = self.rpo.reference != "cached"
+        return "adapters" if self.peft.lora and live else self.rpo.reference
 
 
 @dataclass

@@ -7,6 +7,9 @@ from dataclasses import is_dataclass
 from operator import attrgetter
 from typing import Any
 
+from nemo_rpo.config.adapters.adapter_checks import check_adapters
+from nemo_rpo.config.checks.provider_checks import check_provider
+from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.precision import check_precision
@@ -16,6 +19,7 @@ from nemo_rpo.config.types import Mismatch, convert, hints_of
 from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses.columns import COLUMNS
+from nemo_rpo.losses.reduction import Mean
 
 
 def validate_config(cfg: RunConfig) -> None:
@@ -26,7 +30,10 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
+    check_provider(cfg)
     _check_policies(cfg)
+    check_adapters(cfg)
+    _check_router_losses(cfg)
     _check_groups(cfg)
     _check_layout(cfg)
     check_precision(cfg)
@@ -60,6 +67,7 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
     if world_size % model_parallel:
         named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
         raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {model_parallel}")
+    _check_expert_ranks(cfg, world_size)
     data_parallel = world_size // model_parallel
     if model.data.packed_sequence:
         _check_packed_batch(cfg, data_parallel)
@@ -71,6 +79,18 @@ def validate_parallel(cfg: RunConfig, world_size: int) -> None:
             f"choose a multiple of {model.micro_batch_size * data_parallel}"
         )
     _check_interleaving(cfg, model.global_batch_size // (model.micro_batch_size * data_parallel))
+
+
+def _check_expert_ranks(cfg: RunConfig, world_size: int) -> None:
+    model = cfg.model
+    if world_size % (ranks := expert_ranks(model)):
+        sizes = {
+            "expert_tensor_parallel_size": expert_tensor_size(model),
+            "expert_model_parallel_size": model.expert_model_parallel_size,
+            "pipeline_model_parallel_size": model.pipeline_model_parallel_size,
+        }
+        named = " × ".join(f"model.{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ConfigError(f"{world_size} ranks are no multiple of {named}: start a multiple of {ranks}")
 
 
 def _check_packed_batch(cfg: RunConfig, data_parallel: int) -> None:
@@ -136,7 +156,7 @@ def _check_layout(cfg: RunConfig) -> None:
         raise ConfigError("model.rpo.logprob_head=liger needs trainer.accelerator=gpu: set it to chunked")
     if model.optim.overlap_param_sync and not model.optim.overlap_grad_sync:
         raise ConfigError("model.optim.overlap_param_sync needs model.optim.overlap_grad_sync")
-    if model.optim.overlap_param_sync and model.rpo.reference == "swapped":
+    if model.optim.overlap_param_sync and model.reference_in_force == "swapped":
         raise ConfigError(
             "model.optim.overlap_param_sync gathers weights while the reference's are swapped in: "
             "set model.rpo.reference to resident or cached"
@@ -160,6 +180,12 @@ def _check_groups(cfg: RunConfig) -> None:
             f"the loss '{loss.name}' learns which of its {loss.groups} groups an annotator belongs to by the EM: set "
             "model.rpo.enabled=true, or model.rpo.loss_options.groups=1"
         )
+    for name, value in (("believe_from", rpo.believe_from), ("freeze_eta", rpo.freeze_eta)):
+        if value:
+            raise ConfigError(
+                f"model.rpo.{name}={value} is of one reliability an annotator, and the loss '{loss.name}' learns "
+                f"weights on {loss.groups} groups: unset it"
+            )
     if rpo.sweep != "none":
         raise ConfigError(
             f"model.rpo.sweep={rpo.sweep} fits one truth a pair, and the loss '{loss.name}' has {loss.groups}, one a "
@@ -175,13 +201,50 @@ def _check_policies(cfg: RunConfig) -> None:
             f"model.rpo.reference=cached keeps one log-prob a response, and the loss '{loss.name}' compares with the "
             f"reference token by token ({', '.join(finer)}): set it to swapped or resident"
         )
+    if cfg.model.rpo.reference == "cached" and "mismatched_kl" in loss.needs:
+        raise ConfigError(
+            f"model.rpo.reference=cached keeps log-probs of the data's own completions, and the loss '{loss.name}' "
+            "asks the reference for others too: set it to swapped or resident, or model.rpo.base_loss to bco"
+        )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")
-    if cfg.model.rpo.previous_iterate is not None and cfg.pretrained_checkpoint.restore_from_path is None:
+    _check_kl(cfg)
+    for name, lacking in (("previous_iterate", "no earlier round"), ("reference_from", "nothing to be compared with")):
+        if getattr(cfg.model.rpo, name) is not None and cfg.pretrained_checkpoint.restore_from_path is None:
+            raise ConfigError(
+                f"model.rpo.{name} needs pretrained_checkpoint.restore_from_path: fresh weights have {lacking}"
+            )
+
+
+def _check_router_losses(cfg: RunConfig) -> None:
+    loss, model = base_loss(cfg.model), cfg.model
+    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
+        if getattr(model, name) and not isinstance(loss.reduction, Mean):
+            raise ConfigError(
+                f"model.{name}={getattr(model, name):g}: the loss '{loss.name}' is no mean over pairs and scales all "
+                "gradients after the step, those of the router's loss too; set it to 0"
+            )
+
+
+def _check_kl(cfg: RunConfig) -> None:
+    loss, rpo = base_loss(cfg.model), cfg.model.rpo
+    if not rpo.measures_kl:
+        return
+    name, value = next(
+        (name, value) for name in ("stop_kl", "first_policy", "kl_to_start") if (value := getattr(rpo, name))
+    )
+    if "policy" not in loss.needs:
         raise ConfigError(
-            "model.rpo.previous_iterate needs pretrained_checkpoint.restore_from_path: fresh weights have no earlier "
-            "round"
+            f"model.rpo.{name}={value} is of what a policy predicts, and the loss '{loss.name}' trains a reward model: "
+            "unset it"
         )
+    if not cfg.model.data.data_prefix.get("validation") or cfg.trainer.dpo.val_check_interval == 0:
+        raise ConfigError(
+            f"model.rpo.{name}={value} is measured in validations: set model.data.data_prefix.validation and "
+            "trainer.dpo.val_check_interval above 0"
+        )
+    if cfg.pretrained_checkpoint.restore_from_path is None:
+        raise ConfigError(f"model.rpo.{name}={value} needs pretrained_checkpoint.restore_from_path: set it")
 
 
 def _check_length(cfg: RunConfig) -> None:
@@ -202,8 +265,6 @@ def _check_packing(cfg: RunConfig) -> None:
             if (value := getattr(data, name)) not in (default, "never"):
                 raise ConfigError(f"model.data.{name}={value} needs model.data.packed_sequence=true")
         return
-    if model.context_parallel_size > 1:
-        raise ConfigError("model.data.packed_sequence does not go with model.context_parallel_size above 1")
     pair = 2 * (data.seq_length or model.encoder_seq_length)
     if data.packed_sequence_size is not None and data.packed_sequence_size < pair:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
-from nemo_rpo.data.rows import VoteDetails
+from nemo_rpo.data.rows import VoteDetails, log_odds
 from nemo_rpo.data.vote_details import DetailLedger
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import DataError, missing_extra
@@ -20,7 +20,7 @@ _SECOND = ("b", "second", "right", "rejected", "model_b", "response_b")
 _SIGNS = dict.fromkeys(_FIRST, 1) | dict.fromkeys(_SECOND, -1) | dict.fromkeys(("tie", "both", "draw"), 0)
 _DETAILS = ("strength", "confidence", "seconds")
 # Columns that may stand beside pair, annotator and vote.
-BESIDE = ("gold", "shown_first", *_DETAILS, "time", "family", "topic")
+BESIDE = ("gold", "shown_first", *_DETAILS, "probability", "time", "family", "topic")
 
 
 def columns_of(data: Any) -> dict[str, list]:
@@ -172,6 +172,14 @@ def _details(columns: Mapping[str, Sequence], names: Mapping[str, str], votes: i
     for what in _DETAILS:
         if what in names:
             known[what] = [_number(value, names[what], row) for row, value in enumerate(columns[names[what]])]
+    if "probability" in names:
+        name = names["probability"]
+        if "confidence" in names:
+            raise DataError(f"the columns '{names['confidence']}' and '{name}' both say how sure votes are: drop one")
+        stated = [_number(value, name, row) for row, value in enumerate(columns[name])]
+        if wrong := [row for row, p in enumerate(stated) if p < 0 or p > 1]:
+            raise DataError(f"row {wrong[0]}: '{name}' is {stated[wrong[0]]:g}; it must be a probability, from 0 to 1")
+        known["confidence"] = [p if p != p else log_odds(p) for p in stated]
     if "time" in names:
         known["time"] = [_seconds(value, names["time"], row) for row, value in enumerate(columns[names["time"]])]
     if "family" in names:

@@ -22,7 +22,8 @@ class BufferSettings:
     """``estimator: buffer``: one margin of every pair seen is kept, and a full EM runs over all of them now and then.
 
     Attributes:
-        refit_every: optimizer steps from one full EM to the next.
+        refit_every: optimizer steps from one full EM to the next; of a long epoch's first margins up to an eighth of
+            the steps so far.
         margins: which margin of a pair is kept. ``prequential``: the first, taken before the pair's own gradient could
             draw it to its label; ``latest``: the last, which suits a policy that is not trained on these pairs.
         min_information: η keeps its start while the mean of (2m-1)² over the votes is below this, m being the
@@ -112,6 +113,8 @@ class EMSettings:
         alpha_per_labels: n₀; when set, an annotator with n_k labels in the step moves by 1-(1-alpha)^(n_k/n₀), so that
             the weight of old evidence depends on the labels seen and not on how they were batched.
         eta_clamp: ε; every reliability stays in [ε, 1-ε], which keeps its logit finite.
+        freeze_eta: reliabilities stay where they start: no step, refit or sweep moves them. Gold labels remain evidence
+            for their pairs; a label model is not fitted.
         eta_floor: lower bound on reliabilities. 0.5 forbids adversaries, and thereby hides them.
         warmup_steps: optimizer steps in which the E-step ignores the model (Δ taken as 0) and η keeps its start. Needed
             by reference-free losses, whose margins before training say nothing about preferences.
@@ -132,6 +135,7 @@ class EMSettings:
     alpha_per_labels: float | None = None
     eta_clamp: float = 1e-4
     eta_floor: float | None = None
+    freeze_eta: bool = False
     warmup_steps: int = 0
     link_tau: float = 1.0
     # Four labels, three of them right: human preference labels agree with a consensus about three times in four, and

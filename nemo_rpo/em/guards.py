@@ -50,7 +50,7 @@ class Agreed(NamedTuple):
 def warn_all(
     eta: Tensor,
     label_counts: Tensor,
-    eta_init: float,
+    eta_init: float | Tensor,
     evidence: Evidence | None = None,
     standard_error: Tensor | None = None,
     temperature: Temperature | None = None,
@@ -60,7 +60,7 @@ def warn_all(
 
     Args:
         eta, label_counts: reliabilities and labels of the annotators [K].
-        eta_init: where the reliabilities started.
+        eta_init: where the reliabilities started; [K] where each had a start of his own.
         evidence: of the margins that the reliabilities were fitted to, where at hand.
         standard_error: of the reliabilities [K], nan where nothing was fitted; None: of none.
         temperature: of a fit to margins from before training, where there was one.
@@ -147,7 +147,7 @@ def flipped_population(eta: Tensor, label_counts: Tensor) -> str | None:
     )
 
 
-def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float, standard_error: Tensor) -> str | None:
+def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float | Tensor, standard_error: Tensor) -> str | None:
     """Annotators with many labels whose reliability never left its start, and is not known to be there: it was kept,
     not estimated.
 
@@ -158,10 +158,11 @@ def stuck_at_start(eta: Tensor, label_counts: Tensor, eta_init: float, standard_
     still = enough & ((eta - eta_init).abs() < _MOVED) & ~(standard_error <= _KNOWN)
     if not enough.any() or still.sum() <= 0.5 * enough.sum():
         return None
+    start = "their start" if isinstance(eta_init, Tensor) else f"the start {eta_init}"
     return (
         f"{int(still.sum())} of {int(enough.sum())} annotators with {_ENOUGH_LABELS} or more labels "
         f"{'is' if still.sum() == 1 else 'are'} within "
-        f"{_MOVED} of the start {eta_init}: kept rather than learnt (margins still small, or few steps). Turn on a "
+        f"{_MOVED} of {start}: kept rather than learnt (margins still small, or few steps). Turn on a "
         "sweep, or train longer"
     )
 

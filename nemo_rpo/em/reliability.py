@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
     from nemo_rpo.em.label_model.in_training import RunLabelModel
+    from nemo_rpo.em.label_model.look_back import LookBack
 
 
 class Fit(NamedTuple):
@@ -52,6 +54,7 @@ class AnnotatorReliability:
         label_counts: float64 [K], labels committed so far (warm-up steps are not evidence and do not count).
         right_sums: float64 [K], sum of their posteriors of being right.
         step: optimizer steps committed so far.
+        belief: where η started, and the known answers behind it, which every fit counts beside the labels.
         pending: float64 [2, K], this step's sums of right posteriors and of labels. Summed in place over the
             data-parallel group before ``commit``: by :meth:`reduce`, or inside a collective of the engine's own. The
             sums are exact (:func:`nemo_rpo.em.votes.exactly_summable`), so batching and layout leave no trace in them.
@@ -63,7 +66,14 @@ class AnnotatorReliability:
     pair_evidence: Tensor | None = None
     coefficients: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
 
-    def __init__(self, num_annotators: int, settings: EMSettings, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        num_annotators: int,
+        settings: EMSettings,
+        device: torch.device | str = "cpu",
+        belief: Belief | None = None,
+    ) -> None:
+        """``belief``: what is known of the annotators already; None: nothing, and all start at ``eta_init``."""
         if num_annotators < 1:
             raise ConfigError(f"the EM needs at least one annotator, got {num_annotators}")
         settings.validate()
@@ -73,7 +83,8 @@ class AnnotatorReliability:
         self.right_sums = torch.zeros(num_annotators, dtype=torch.float64, device=device)
         self.step = 0
         self.voice = Voice(settings.link_tau, device)
-        self.replace(torch.full((num_annotators,), settings.eta_init, dtype=torch.float64, device=device))
+        self.belief = (belief or Belief.none(num_annotators, settings.eta_init)).to(device)
+        self.replace(self.belief.start)
 
     @property
     def num_annotators(self) -> int:
@@ -155,7 +166,7 @@ class AnnotatorReliability:
             else:
                 rate = 1 - (1 - settings.alpha) ** (labels / settings.alpha_per_labels)
             moved = torch.lerp(self.eta, right / labels.clamp(min=1), rate)
-            self.replace(torch.where(labels > 0, moved, self.eta))
+            self.replace(torch.where((labels > 0) & (not settings.freeze_eta), moved, self.eta))
             self.label_counts = self.label_counts + labels
             self.right_sums = self.right_sums + right
         self.step += 1
@@ -169,7 +180,12 @@ class AnnotatorReliability:
         The collectives of :func:`nemo_rpo.em.fit.sweep.full_batch_em`.
         """
         all_reduce = (collectives or Collectives()).all_reduce
-        return Fit(full_batch_em(delta, votes, self.eta, self.settings, all_reduce), self.settings)
+        result = full_batch_em(delta, votes, self.eta, self.settings, all_reduce, self.belief.known)
+        return Fit(result, self.settings)
+
+    def look_back(self) -> LookBack | None:
+        """Nothing: a running mean keeps no margins from before."""
+        return None
 
     def settle(self) -> None:
         """After the last step of a run: takes in what the steps since the last fit have brought; the EMA has none."""

@@ -10,8 +10,13 @@ from torch import Tensor
 # The mean size that the bounded loss brings margins to. Chosen on simulated worlds other than those of
 # docs/estimators.md: with less it lets go of hardly any pair, with more of most.
 _LARGEST_MEAN = 3.0
-# Steps over which the mean size of the margins is taken, about.
+# Of one annotator alone: that mean size by the share of labels that margins foretell beyond chance, 2P(agree)-1, and
+# the least of it. Chosen on other worlds as well.
+_MEAN_BY_FORETOLD = 5.0
+_LEAST_MEAN = 0.05
+# Steps over which the mean size of the margins, and their agreement with the labels, are taken, about.
 _MEMORY = 20.0
+_LONG_MEMORY = 50.0
 
 
 class Voice:
@@ -32,6 +37,7 @@ class Voice:
     Attributes:
         weight: float64 []. 0: the policy is not believed.
         size: float64 [2], discounted sum of the steps' mean |Δ|, and of the steps.
+        agreed: float64 [2], discounted sum of the share of the steps' margins that agree with chosen, and of the steps.
     """
 
     def __init__(self, tau: float, device: torch.device | str = "cpu") -> None:
@@ -39,6 +45,7 @@ class Voice:
         self._largest = 1.0 / tau
         self.weight = torch.full((), self._largest, dtype=torch.float64, device=device)
         self.size = torch.zeros(2, dtype=torch.float64, device=device)
+        self.agreed = torch.zeros(2, dtype=torch.float64, device=device)
 
     def __call__(self, delta: Tensor) -> Tensor:
         """voice(Δ) [P] in the dtype of ``delta`` [P]."""
@@ -57,23 +64,38 @@ class Voice:
         """Takes in the margins [R] of a step's global batch, those that are ``there`` (bool [R]); the same on all
         ranks.
         """
-        size = torch.where(there, delta.double().abs(), 0.0).sum() / there.sum().clamp(min=1)
-        keep = 1.0 - 1.0 / _MEMORY
-        self.size = torch.where(there.any(), self.size * keep + torch.stack((size, torch.ones_like(size))), self.size)
+        pairs = there.sum().clamp(min=1)
+        size = torch.where(there, delta.double().abs(), 0.0).sum() / pairs
+        agreed = torch.where(there, 0.5 + 0.5 * delta.double().sign(), 0.0).sum() / pairs
+        one, any_there = torch.ones_like(size), there.any()
+        for name, value, memory in (("size", size, _MEMORY), ("agreed", agreed, _LONG_MEMORY)):
+            before = getattr(self, name)
+            after = before * (1.0 - 1.0 / memory) + torch.stack((value, one))
+            setattr(self, name, torch.where(any_there, after, before))
 
-    def sharpness(self) -> Tensor:
+    def sharpness(self, alone: bool = False) -> Tensor:
         """u, float64 []: what the bounded loss multiplies margins with: ``1/link_tau``, and less where they have grown
         so large that it would look at hardly any pair any more.
+
+        ``alone``: chosen is what one annotator says, of whom nothing else is known. Then margins that foretell few of
+        the labels are kept small, near the mean of all labels: which pairs such a policy has wrong, it does not know,
+        and a loss that let go of them would choose by what it happened to believe first.
         """
         total, steps = self.size
         mean = total / steps.clamp(min=1.0 / _MEMORY)
-        return (_LARGEST_MEAN / mean.clamp(min=1e-9)).clamp(max=self._largest)
+        largest: Tensor | float = _LARGEST_MEAN
+        if alone:
+            agreed, steps = self.agreed
+            foretold = 2 * agreed / steps.clamp(min=1.0 / _LONG_MEMORY) - 1
+            largest = (_MEAN_BY_FORETOLD * foretold).clamp(_LEAST_MEAN, _LARGEST_MEAN)
+        return (largest / mean.clamp(min=1e-9)).clamp(max=self._largest)
 
     def state(self) -> Tensor:
-        """float64 [3]: all that changes."""
-        return torch.cat((self.weight.unsqueeze(0), self.size))
+        """float64 [5]: all that changes."""
+        return torch.cat((self.weight.unsqueeze(0), self.size, self.agreed))
 
     def load(self, state: Tensor) -> None:
-        """Restores :meth:`state` bit for bit."""
+        """Restores :meth:`state` bit for bit; one of an earlier version has no agreement yet."""
         state = state.to(self.size)
-        self.weight, self.size = state[0].clone(), state[1:].clone()
+        self.weight, self.size = state[0].clone(), state[1:3].clone()
+        self.agreed = state[3:].clone() if len(state) > 3 else torch.zeros_like(self.agreed)

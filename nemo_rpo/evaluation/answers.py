@@ -1,20 +1,18 @@
-"""Greedy answers of a checkpoint, under the layout that it was trained in. Called on every rank."""
+"""Answers of a checkpoint to benchmarks, under the layout that it was trained in. Called on every rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
-
 from nemo_rpo.data.rows import Messages, Text
-from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measurements import engine
-
-_ROWS = 16  # answered side by side
+from nemo_rpo.evaluation.replicas import Replicas
+from nemo_rpo.evaluation.samples import seed_of
+from nemo_rpo.evaluation.speaker import Speaker, without_split_positions
+from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 
 
 @dataclass
@@ -35,78 +33,44 @@ class Conversation:
         return [*messages, {"role": "user", "content": self.turns[len(self.said)]}]
 
 
-def answer(target: Target, questions: Sequence[Sequence[str]], max_new_tokens: int) -> list[list[str]]:
-    """For each question, one answer to each of its turns, the same on every rank.
+def answer(
+    target: Target, questions: Sequence[Sequence[str]], settings: SpeakingSettings, seed: int = 0
+) -> list[list[str]]:
+    """For each question, one answer to each of its turns, the same on every rank and under any layout.
 
     A question of several turns, or any question under ``model.tokenizer.use_chat_template``, goes through the chat
-    template; else the policy continues the question's text. Data-parallel ranks share the questions. Every token runs
-    the whole prefix again (:mod:`nemo_rpo.megatron.generate`): for sets of hundreds of prompts, not for serving.
+    template; else the policy continues the question's text. Data-parallel ranks share the questions; under expert
+    parallelism all of them answer all. What is drawn depends on ``seed``, the question's number and the turn alone.
 
     Raises:
         RPOError: weights or a tokenizer that cannot be read, or a prompt that leaves no room for an answer.
     """
-    target.cfg.model.context_parallel_size = 1  # no prefix is long enough to split: those ranks answer for themselves
+    without_split_positions(target)
     with engine(target.cfg):
-        from megatron.core import parallel_state
-
-        speaker = _Speaker.load(target, max_new_tokens)
-        group = parallel_state.get_data_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        mine = [Conversation(i, questions[i], []) for i in range(rank, len(questions), ranks)]
+        speaker, replicas = Speaker.load(target, settings), Replicas.here()
+        mine = [Conversation(i, questions[i], []) for i in replicas.share(len(questions))]
         for turn in range(max(map(len, questions))):
             asked = [conversation for conversation in mine if turn < len(conversation.turns)]
-            for start in range(0, len(asked), _ROWS):
-                speaker.answer(asked[start : start + _ROWS])
-        everyones: list = [None] * ranks
-        dist.all_gather_object(everyones, {c.number: c.said for c in mine}, group=group)
-    found = {number: said for theirs in everyones for number, said in theirs.items()}
+            if asked:
+                _answer(speaker, asked, [seed_of(seed, str(of.number), turn) for of in asked])
+        found = replicas.together({c.number: c.said for c in mine})
     return [found[i] for i in range(len(questions))]
 
 
-@dataclass
-class _Speaker:
-    """A policy and its tokenizer."""
+def _answer(speaker: Speaker, conversations: Sequence[Conversation], seeds: Sequence[int]) -> None:
+    """Adds the next answer to each. Collective over the tensor and pipeline groups."""
+    prompts = [_ids(speaker, conversation) for conversation in conversations]
+    stop = speaker.end_of(conversations[0].prompt())
+    for place, answer in speaker.answers(prompts, stop, seeds):
+        conversations[place].said.append(answer.text.strip())
 
-    chunks: list[torch.nn.Module]
-    tokenizer: PreferenceTokenizer
-    vocab_size: int
-    room: int
-    max_new_tokens: int
 
-    @classmethod
-    def load(cls, target: Target, max_new_tokens: int) -> _Speaker:
-        from nemo_rpo.megatron.network.build import build_model_chunks
-        from nemo_rpo.training import setup
-
-        cfg = target.cfg
-        architecture = setup.stored_architecture(target.weights)
-        chunks = build_model_chunks(architecture, cfg)
-        setup.weights_loader(target.weights, architecture)(chunks)
-        room = architecture.max_position_embeddings
-        return cls(
-            chunks, PreferenceTokenizer.load(setup.tokenizer_spec(cfg)), architecture.vocab_size, room, max_new_tokens
+def _ids(speaker: Speaker, conversation: Conversation) -> list[int]:
+    ids = speaker.ids(conversation.prompt())
+    if not speaker.has_room(ids):
+        raise DataError(
+            f"prompt {conversation.number + 1} has {len(ids)} tokens, which leaves no "
+            f"{speaker.settings.max_new_tokens} of the model's {speaker.positions} for an answer: lower "
+            "--max-new-tokens, or leave that prompt out"
         )
-
-    def answer(self, conversations: Sequence[Conversation]) -> None:
-        """Adds the next answer to each, side by side. Collective over the tensor and pipeline groups."""
-        from nemo_rpo.megatron.generate import greedy
-
-        prompts = [self._ids(conversation) for conversation in conversations]
-        # An empty response tells how responses end: with the template's end of turn, or the tokenizer's own.
-        _, ending = self.tokenizer.render(conversations[0].prompt(), "")
-        special = set(self.tokenizer.tokenizer.all_special_ids)
-        stop = next((int(i) for i in ending if int(i) in special), self.tokenizer.eos_id)
-        for conversation, new in zip(
-            conversations, greedy(self.chunks, prompts, self.max_new_tokens, stop, self.vocab_size), strict=True
-        ):
-            kept = new[:-1] if new and new[-1] == stop else new
-            conversation.said.append(self.tokenizer.tokenizer.decode(kept, skip_special_tokens=True).strip())
-
-    def _ids(self, conversation: Conversation) -> list[int]:
-        ids = self.tokenizer.render(conversation.prompt(), "")[0].tolist()
-        if len(ids) + self.max_new_tokens > self.room:
-            raise DataError(
-                f"prompt {conversation.number + 1} has {len(ids)} tokens, which leaves no {self.max_new_tokens} of the "
-                f"model's {self.room} for an answer: lower --max-new-tokens, or leave that prompt out"
-            )
-        return ids
+    return ids

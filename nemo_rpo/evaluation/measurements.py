@@ -51,6 +51,7 @@ def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
     """
     cfg = target.cfg
     with engine(cfg) as device, _token_folder(cfg):
+        from nemo_rpo.megatron.checkpoint.adapter.description import is_adapter
         from nemo_rpo.training import setup
         from nemo_rpo.training.sweep import margins
 
@@ -62,13 +63,13 @@ def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
         setup.check_start(cfg)
         cache = setup.open_split(cfg, "train")
         architecture = setup.architecture_for(cfg, cache)
-        if setup.stored_architecture(target.weights) != architecture:
+        if not is_adapter(target.weights) and setup.stored_architecture(target.weights, cfg) != architecture:
             raise CheckpointError(
                 f"{target.weights} has a different architecture from its reference "
                 f"{cfg.pretrained_checkpoint.restore_from_path}: name the weights that it was trained from"
             )
         model = setup.build_model(cfg, architecture, cache, 1, device)  # with the reference's weights
-        setup.weights_loader(target.weights, architecture)(model.model)
+        setup.target_loader(target.weights, architecture, cfg)(model.model)
         if model.loss.groups > 1 or group is not None:
             model.em.replace_weights(weights_for(target, model.loss.groups, cache.annotators.ids, group))
         dataset = setup.dataset_of(cfg, cache, shuffle=False)

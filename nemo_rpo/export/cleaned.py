@@ -10,16 +10,17 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.layouts import records_of
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.export.beliefs import belief_columns
 from nemo_rpo.export.relabelled import Relabelled
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source, SourcePair
 
 Wrong = Literal["drop", "swap", "weigh", "keep"]
-LAYOUTS = ("hf", "nemo_rl", "nemo_aligner", "votes")
+LAYOUTS = ("hf", "nemo_rl", "nemo_aligner", "votes", "unpaired")
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class ExportSettings:
             turned round; ``weigh``: all stay, and each gets a ``weight``, the probability that it is right; ``keep``:
             all stay as they are (for relabelled rows alone).
         threshold: a label is believed to be wrong where the probability that it is right is below this.
+        win_rates: add what is believed of each pair as columns (:func:`nemo_rpo.export.beliefs.belief_columns`).
     """
 
     to: str = "hf"
     wrong: Wrong = "drop"
     threshold: float = 0.5
+    win_rates: bool = False
 
     def check(self) -> None:
         """Raises :class:`ConfigError` for a value that there is none of."""
@@ -75,6 +78,7 @@ def write_cleaned(
     """
     settings.check()
     found, answers = Cleaning(), relabelled.votes if relabelled else {}
+    believed = belief_columns(run, source) if settings.win_rates else {}
     with record_writer(out, overwrite) as write:
         for pair in source:
             if not len(pair.labels):
@@ -84,6 +88,8 @@ def write_cleaned(
             if not any(vote.sign for vote in votes):
                 found.lost["pairs without a label left"] += 1
                 continue
+            columns = {**pair.merged.columns, **believed.get(pair.key, {})}
+            pair = replace(pair, merged=replace(pair.merged, columns=columns))
             for fields in _rows(pair, votes, weights, settings, found.lost):
                 write(fields)
                 found.written += 1
@@ -125,7 +131,7 @@ def _verdict(vote: Vote, w: float, settings: ExportSettings) -> tuple[str, Vote 
 def _rows(
     pair: SourcePair, votes: list[Vote], weights: list[float | None], settings: ExportSettings, lost: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    written = WRITERS[settings.to](replace(pair.merged, votes=votes), lost)
+    written = records_of(replace(pair.merged, votes=votes), settings.to, lost)
     if settings.wrong != "weigh":
         yield from written
         return
@@ -139,6 +145,8 @@ def _rows(
         return
     # A row a label, and of the winner layouts a row a signed one.
     ties = settings.to == "nemo_rl"
-    of_rows = [weight for vote, weight in zip(votes, weights, strict=True) if vote.sign or ties]
+    of_labels = [weight for vote, weight in zip(votes, weights, strict=True) if vote.sign or ties]
+    rows_of_label = 2 if settings.to == "unpaired" and not pair.merged.alone else 1  # a good completion and a bad one
+    of_rows = [weight for weight in of_labels for _ in range(rows_of_label)]
     for fields, weight in zip(written, of_rows, strict=True):
         yield fields if weight is None else {**fields, "weight": weight}

@@ -45,6 +45,11 @@ def write_doubtful(
         signed = [vote for vote in pair.merged.votes if vote.sign]
         for row, vote in zip(pair.labels.tolist(), signed, strict=False):
             if row in place:
+                if pair.merged.alone:
+                    raise DataError(
+                        f"{pair.merged.where}: a completion judged alone, and the table of doubtful labels is one of "
+                        "pairs: nemo-rpo export RUN data --wrong drop --to unpaired leaves them out"
+                    )
                 found[place[row]] = _fields(run, pair, row, vote, blind)
     return write_table((found[n] for n in range(len(found))), out, overwrite)
 

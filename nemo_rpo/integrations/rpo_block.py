@@ -25,8 +25,8 @@ class HostedRPOConfig(RPOConfig):
 
 NO_COLUMNS = (
     "nothing reads it here. TRL's preference_dataset(keys=…) and Megatron-Bridge's dataset.columns take it; NeMo-RL "
-    "and NeMo-Aligner read their files themselves, so write one under their names first: nemo-rpo convert FILE --columns "
-    "NAME=COLUMN,… --to nemo_rl (or nemo_aligner) --out OUT"
+    "and NeMo-Aligner read their files themselves, so write one under their names first: nemo-rpo convert FILE "
+    "--columns NAME=COLUMN,… --to nemo_rl (or nemo_aligner) --out OUT"
 )
 _OF_THE_LOSS = {"enabled", "base_loss", "loss_options", "allow_noise_model"}
 
@@ -79,6 +79,11 @@ def log_prob_loss(rpo: RPOConfig, dpo: DPOConfig, block: str, columns: Collectio
         loss = base_loss(ModelConfig(dpo=dpo, rpo=rpo))
     except ConfigError as exc:
         raise ConfigError(str(exc).replace("model.rpo.", f"{block}.")) from exc
+    if loss.unpaired:
+        raise ConfigError(
+            f"{block}.base_loss={loss.name} takes completions judged alone, and this trainer reads pairs: choose "
+            "another loss, or train with this package's own engine"
+        )
     missing = sorted(loss.needs - {"policy", "reference", "lengths", *columns})
     if missing:
         described = "; ".join(f"'{name}' ({COLUMNS[name].meaning})" for name in missing)

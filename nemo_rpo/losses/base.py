@@ -64,6 +64,8 @@ class PreferenceLoss(ABC):
         takes_ties: it has a value for rows where ``tie`` is 1; other losses must not be given such rows.
         listwise: it has a value for rankings as wholes, see :class:`nemo_rpo.losses.ListwiseLoss`; any other loss takes
             a ranking as its pairs, and so does every loss under the EM.
+        unpaired: it takes completions judged alone, each a pair whose other side is absent
+            (:mod:`nemo_rpo.losses.families.unpaired`); any other loss takes pairs.
         groups: how many truths a pair may have, one for each group of annotators; more than one only for ``pal``.
         reduction: how the losses of pairs become the loss of the global batch.
     """
@@ -75,6 +77,7 @@ class PreferenceLoss(ABC):
     needs_link_tau: ClassVar[bool] = False
     takes_ties: ClassVar[bool] = False
     listwise: ClassVar[bool] = False
+    unpaired: ClassVar[bool] = False
     groups: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

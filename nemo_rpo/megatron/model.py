@@ -28,6 +28,7 @@ from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs,
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
+from nemo_rpo.megatron.network.lora.attachment import has_adapters, start_afresh
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
     StepOutcome,
@@ -51,6 +52,7 @@ from nemo_rpo.megatron.step.forward import (
 )
 from nemo_rpo.megatron.step.metrics import StepMetrics
 from nemo_rpo.megatron.step.schedule import forward_step, run_batch
+from nemo_rpo.megatron.weight_swap import overwritten
 
 Batch = list[MicroBatch]
 LoadWeights = Callable[[list[torch.nn.Module]], None]
@@ -73,7 +75,10 @@ class MegatronGPTRPOModel:
         load_weights: writes the initial weights into the model chunks (a Hugging Face folder or a checkpoint); None
             keeps the random ones.
         load_previous: writes the weights of the previous iterate, for losses that compare against an earlier policy
-            other than the reference.
+            other than the reference; under LoRA its adapters.
+        load_reference: writes the reference's weights, under LoRA its adapters; None: they are the initial ones.
+        load_first: writes those of π₀, which validations measure the distance from; None: the initial ones.
+        load_adapters: under LoRA, writes the adapters to start from; None starts at the base.
     """
 
     def __init__(
@@ -85,6 +90,9 @@ class MegatronGPTRPOModel:
         device: torch.device,
         load_weights: LoadWeights | None = None,
         load_previous: LoadWeights | None = None,
+        load_reference: LoadWeights | None = None,
+        load_first: LoadWeights | None = None,
+        load_adapters: LoadWeights | None = None,
     ) -> None:
         self.cfg, self.architecture, self.device = cfg, architecture, device
         self.loss = base_loss(cfg.model)
@@ -96,19 +104,36 @@ class MegatronGPTRPOModel:
         self.precision = Precision(policy_precision)
         chunks = build_model_chunks(architecture, cfg, self.precision)
         resident = None
-        if cfg.model.rpo.reference == "resident":
+        if cfg.model.reference_in_force == "resident":
             resident = partial(build_model_chunks, architecture, cfg, Precision(self.frozen_precision))
         in_frozen_precision = partial(self.precision.switched, self.frozen_precision)
         frozen = partial(ReferencePolicy, chunks, resident, around=in_frozen_precision)
         self.reference: ReferencePolicy | None = None
         self.previous: ReferencePolicy | None = None
+        self.first: ReferencePolicy | None = None  # π₀, where the distance from it is measured
+        at_first = partial(ReferencePolicy, chunks, None, keep_head=True, around=in_frozen_precision)
+        self._load_reference = load_reference
+        if load_first is not None:
+            load_first(chunks)
+            self.first = at_first()
+            start_afresh(chunks)
         if load_previous is not None:  # loaded first: the policy's weights overwrite them below
             load_previous(chunks)
             self.previous = frozen()
+            start_afresh(chunks)
+        if load_reference is not None and self.needs.live_reference:
+            load_reference(chunks)
+            self.reference = frozen(keep_head=self.needs.kl)
+            start_afresh(chunks)
         if load_weights is not None:
             load_weights(chunks)
-        if self.needs.live_reference:
-            self.reference = frozen(keep_head=self.needs.kl)
+        if load_adapters is not None:
+            load_adapters(chunks)
+        at_base = cfg.model.peft.lora and load_adapters is None
+        if load_reference is None and self.needs.live_reference:
+            self.reference = frozen(keep_head=self.needs.kl, without_adapters=at_base)
+        if cfg.model.rpo.measures_kl and self.first is None:
+            self.first = at_first(without_adapters=at_base)
         self.config = get_model_config(chunks[0])
         self.model = wrap_data_parallel(chunks, self.config, cfg)
         self.optimizer = build_optimizer(self.model, cfg)
@@ -268,14 +293,61 @@ class MegatronGPTRPOModel:
         with self.reference.active(self.model) as model:
             return self.get_logprob_batch(batch, model)
 
+    @contextlib.contextmanager
+    def reference_in_place(self) -> Iterator[None]:
+        """Inside the block the policy's chunks hold the reference's weights, read again from where they are; for
+        log-probs that are computed once. Nothing happens where the reference is the start, which they are taken to
+        hold.
+
+        Collectives: those of loading weights.
+        """
+        if self._load_reference is None:
+            yield
+            return
+        adapted = has_adapters(self.model)
+        held = [of for chunk in self.model for of in chunk.parameters() if of.requires_grad or not adapted]
+        with overwritten(held):
+            self._load_reference(self.model)
+            yield
+
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
         """Adds to the batch, in place, what the loss compares with: log-probs of the frozen policies that run in each
-        step (the reference and the previous iterate), and the reference's predictions token by token.
+        step (the reference and the previous iterate), the reference's predictions token by token, and where a loss
+        compares with a mean log-ratio of the batch (:meth:`_add_reference_point`), that.
         """
         if self.reference is not None:
             self._ask_frozen(batch, self.reference, REFERENCE_KEYS, self.needs.turns, self.needs.kl)
         if self.previous is not None:
             self._ask_frozen(batch, self.previous, PREVIOUS_KEYS)
+        if self.needs.reference_point is not None:
+            self._add_reference_point(batch, self.needs.reference_point)
+
+    @torch.no_grad()
+    def _add_reference_point(self, batch: Batch, name: str) -> None:
+        """Puts z, the mean log π/π_ref of the global batch, into the column ``name`` of each micro-batch ``[n]``: of
+        its own completions, or, as ``mismatched_kl``, of ``batch.mismatched`` and at least 0, an estimate of
+        KL(π ‖ π_ref). One number of all ranks and micro-batches, so that neither leaves a trace in the loss.
+
+        The policy runs forward once more, over as many sequences as the batch has, and under ``mismatched_kl`` the
+        reference too. Collectives: those forwards', and :func:`reduce_to_all_ranks` of two numbers.
+        """
+        rows = batch
+        if name == "mismatched_kl":
+            rows = batch.mismatched
+            self._ask_frozen(rows, self.reference, REFERENCE_KEYS)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for micro_batch, logprobs in zip(
+            rows, self.get_logprob_batch(rows), strict=False
+        ):  # none before the last stage
+            reference = (micro_batch[key].to(self.device) for key in REFERENCE_KEYS)
+            policy = (logprobs["chosen"], logprobs["rejected"])
+            ratio = sum(of - frozen for of, frozen in zip(policy, reference, strict=True)).double()
+            valid = micro_batch["valid"].to(self.device)
+            sums += torch.stack((torch.where(valid, ratio, 0.0).sum(), valid.sum()))
+        reduce_to_all_ranks(sums)
+        z = (sums[0] / sums[1]).float()
+        for micro_batch in batch:
+            micro_batch[name] = (z.clamp(min=0) if name == "mismatched_kl" else z).expand(len(micro_batch["valid"]))
 
     @torch.no_grad()
     def _ask_frozen(

@@ -82,6 +82,8 @@ def initialize(cfg: RunConfig) -> torch.device:
         pipeline_model_parallel_size=model.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=model.virtual_pipeline_model_parallel_size,
         context_parallel_size=model.context_parallel_size,
+        expert_model_parallel_size=model.expert_model_parallel_size,
+        expert_tensor_parallel_size=model.expert_tensor_parallel_size,
         distributed_timeout_minutes=cfg.trainer.distributed_timeout_minutes,
     )
     torch.manual_seed(model.seed)
@@ -103,6 +105,15 @@ def data_parallel_rank() -> int:
 def data_parallel_size() -> int:
     """Ranks that share the global batch."""
     return parallel_state.get_data_parallel_world_size()
+
+
+def independent_replica() -> tuple[int, int]:
+    """This rank's number among the replicas that may run different forwards, or different numbers of them, and how many
+    these are: the data-parallel ranks, or one where they share experts, since each forward is then one of all of them.
+    """
+    if parallel_state.get_expert_model_parallel_world_size() > 1:
+        return 0, 1
+    return data_parallel_rank(), data_parallel_size()
 
 
 def is_last_stage() -> bool:

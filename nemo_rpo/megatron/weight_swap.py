@@ -26,6 +26,10 @@ class WeightSwap:
         self._kept, self._others = self._host_buffers(), []
         self._copy((), away=self._kept)
 
+    def put_back(self) -> None:
+        """Writes the kept values into the parameters, to stay there. No collective."""
+        self._copy(self._kept)
+
     def _host_buffers(self) -> list[Tensor]:
         return [torch.empty_like(each, device="cpu", pin_memory=self._pinned) for each in self._parameters]
 
@@ -56,3 +60,16 @@ class WeightSwap:
                 with torch.cuda.stream(self._inward):
                     parameter.copy_(value, non_blocking=True)
         current.wait_stream(self._inward)
+
+
+@contextlib.contextmanager
+def overwritten(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the parameters may be written to; afterwards they hold what they held before. No collective.
+
+    Host memory: one copy of the parameters inside the block.
+    """
+    swap = WeightSwap(parameters)
+    try:
+        yield
+    finally:
+        swap.put_back()

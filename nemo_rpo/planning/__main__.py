@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.validate import validate_config
@@ -31,6 +32,7 @@ def estimate(cfg: RunConfig, architecture: GPTArchitecture, hardware: Hardware) 
     """
     validate_config(cfg)
     model = cfg.model
+    check_expert_layout(cfg, architecture)
     architecture.check_parallel(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
     )
@@ -73,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         cfg = load_config(args.config, args.overrides)
+        start = cfg.pretrained_checkpoint
+        start.restore_from_path = start.restore_from_path or args.model  # not read: adapters ask for a base
         lines = estimate(cfg, architecture_named(args.model), Hardware(utilisation=args.utilisation))
     except RPOError as exc:
         print(f"error: {exc}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Bytes on the fullest GPU of a run, at micro-batches of full length.
 
-With P weights on the GPU, t tensor-, p pipeline- and d data-parallel ranks (context-parallel ones among them):
+With P weights on the GPU, t tensor-, p pipeline- and d data-parallel ranks (context-parallel ones among them; of
+experts, each on one of e ranks and split over t', d is the GPUs by e t' p):
 
     weights     2 P           bf16                              (4 P in fp32)
     gradients   4 P           fp32, whole on every data-parallel rank
@@ -17,6 +18,15 @@ f of the MLP:
     4ac + 4gc + 4a  queries, keys, values, attention's output and its log-sum-exp            / t
     6f              gate, up and their product (4f without a gate)                           / t
 
+A layer of E experts, of which a token has k, is as the above with f of the shared expert (0 without one), and
+
+    k (4h t' + 6f) + 8E  what a token brings to its experts and back, inside them, and the router's scores   / t
+
+if every expert gets its share of the tokens. A rank whose experts are liked better has more: nothing is dropped.
+
+Under LoRA gradients and optimizer are those of the adapters alone, whose r numbers between A and B come to the
+activations; the base stays as it is, and is the reference without a copy.
+
 Full recomputation leaves 2h a layer (every ``num_layers``-th under ``uniform``), and the layers that are being
 recomputed in full once. Selective recomputation repeats the attention's core, whose scores flash attention does not
 keep anyway: here it saves nothing. The head's block of fp32 logits (or all logits of a micro-batch, twice) comes on
@@ -27,8 +37,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from nemo_rpo.config.adapters.adapter_size import layer_adapter_activations, layer_adapter_weights
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.flops import layer_matrix_weights
+from nemo_rpo.config.experts.expert_shape import expert_tensor_size
+from nemo_rpo.config.flops import ExpertLayer, layer_matrix_weights
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.logprobs.vocab_chunks import BLOCK_ELEMENTS
@@ -48,13 +61,16 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """GiB in all."""
+        """Bytes in all."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
 def micro_batch_tokens(model: ModelConfig) -> int:
-    """Tokens of a micro-batch at most: both responses of every pair at full length, or a full pack."""
-    pairs = 2 * model.micro_batch_size * (model.data.seq_length or model.encoder_seq_length)
+    """Tokens of a micro-batch at most: both responses of every pair (of a completion judged alone, that one) at full
+    length, or a full pack.
+    """
+    length = model.data.seq_length or model.encoder_seq_length
+    pairs = (1 if base_loss(model).unpaired else 2) * model.micro_batch_size * length
     return (model.data.packed_sequence_size or pairs) if model.data.packed_sequence else pairs
 
 
@@ -69,10 +85,12 @@ def peak_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int) 
             "memory is not estimated for model.virtual_pipeline_model_parallel_size: leave it out for an estimate"
         )
     stages = range(cfg.model.pipeline_model_parallel_size)
-    return max((_stage(cfg, architecture, world_size, stage) for stage in stages), key=lambda memory: memory.total)
+    found = (stage_memory(cfg, architecture, world_size, stage) for stage in stages)
+    return max(found, key=lambda memory: memory.total)
 
 
-def _stage(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage: int) -> Memory:
+def stage_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage: int) -> Memory:
+    """That of a GPU of one pipeline stage."""
     model, low = cfg.model, cfg.trainer.precision == "bf16"
     tensor, pipeline, context = (
         model.tensor_model_parallel_size,
@@ -81,44 +99,76 @@ def _stage(cfg: RunConfig, architecture: GPTArchitecture, world_size: int, stage
     )
     shards = world_size // (tensor * pipeline)  # of the optimizer: data- and context-parallel ranks
     micro_batches = max(model.global_batch_size * context // (model.micro_batch_size * shards), 1)
-    layers = architecture.num_layers // pipeline + (stage < architecture.num_layers % pipeline)
+    layers = stage_layers(architecture.num_layers, pipeline, stage)
     table = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, tensor) * architecture.hidden_size
     last = stage == pipeline - 1
     tables = (stage == 0) + (last and not (stage == 0 and architecture.share_embeddings_and_output_weights))
-    weights = layers * (layer_matrix_weights(architecture) / tensor + layer_norm_weights(architecture))
-    weights += tables * table / tensor + last * architecture.hidden_size
-    sharded = shards if model.optim.name == "distributed_fused_adam" else 1
+    dense, of_experts = layers_on_a_gpu(model, architecture, layers)
+    dense += tables * table / tensor + last * architecture.hidden_size
+    adapters = sum(layer_adapter_weights(architecture, model.peft, layer, tensor) for layer in layers)
+    weights = dense + of_experts + adapters
+    if model.peft.lora:
+        dense, of_experts = adapters, 0
+    trained = dense + of_experts
+    distributed = model.optim.name == "distributed_fused_adam"
+    expert_shards = world_size // (expert_tensor_size(model) * model.expert_model_parallel_size * pipeline)
+    stepped = dense / shards + of_experts / expert_shards if distributed else trained
     tokens = micro_batch_tokens(model) / context
     in_flight = min(pipeline - stage, micro_batches)
     width = 2 if low else 4
     return Memory(
         weights=width * weights,
-        gradients=4 * weights,
-        optimizer=(12 if low else 8) * weights / sharded,
-        reference=width * weights if model.rpo.reference == "resident" else 0,
+        gradients=4 * trained,
+        optimizer=(12 if low else 8) * stepped,
+        reference=width * weights if model.reference_in_force == "resident" else 0,
         activations=tokens * _layers_bytes(model, architecture, layers, in_flight) * width / 2,
         head=_head_bytes(cfg, table // architecture.hidden_size, architecture, tokens) if last else 0,
     )
 
 
-def _layers_bytes(model: ModelConfig, architecture: GPTArchitecture, layers: int, in_flight: int) -> float:
+def stage_layers(num_layers: int, stages: int, stage: int) -> range:
+    """The layers of a pipeline stage; where they do not divide evenly, the first stages have one more."""
+    least, more = divmod(num_layers, stages)
+    first = stage * least + min(stage, more)
+    return range(first, first + least + (stage < more))
+
+
+def layers_on_a_gpu(model: ModelConfig, architecture: GPTArchitecture, layers: range) -> tuple[float, float]:
+    """Weights of ``layers`` on a GPU: those that all data-parallel ranks have, and those of its experts."""
+    tensor, of_experts = model.tensor_model_parallel_size, sum(map(architecture.has_experts, layers))
+    common = len(layers) * layer_norm_weights(architecture)
+    common += (len(layers) - of_experts) * layer_matrix_weights(architecture) / tensor
+    if not of_experts:
+        return common, 0
+    layer = ExpertLayer.of(architecture)
+    here = layer.experts * layer.expert / (model.expert_model_parallel_size * expert_tensor_size(model))
+    return common + of_experts * (layer.split / tensor + layer.whole), of_experts * here
+
+
+def _layers_bytes(model: ModelConfig, architecture: GPTArchitecture, layers: range, in_flight: int) -> float:
     """Bytes that one token leaves in all ``layers`` of a stage for ``in_flight`` micro-batches, in bf16."""
-    whole = _layer_bytes(model, architecture)
+    whole = [_layer_bytes(model, architecture, architecture.has_experts(layer)) for layer in layers]
     if model.activations_checkpoint_granularity != "full":
-        return in_flight * layers * whole
-    group = min(model.activations_checkpoint_num_layers, layers)
+        return in_flight * sum(whole)
+    group = min(model.activations_checkpoint_num_layers, len(layers))
     inputs = 2 * architecture.hidden_size / (model.tensor_model_parallel_size if model.sequence_parallel else 1)
     if model.activations_checkpoint_method == "block":  # the first `group` layers, one by one; the others keep all
-        return in_flight * (group * inputs + (layers - group) * whole) + whole
-    return in_flight * -(-layers // group) * inputs + group * whole
+        return in_flight * (group * inputs + sum(whole[group:])) + max(whole)
+    return in_flight * -(-len(layers) // group) * inputs + group * max(whole)
 
 
-def _layer_bytes(model: ModelConfig, architecture: GPTArchitecture) -> float:
+def _layer_bytes(model: ModelConfig, architecture: GPTArchitecture, has_experts: bool) -> float:
     tensor, heads = model.tensor_model_parallel_size, architecture.num_attention_heads
-    norms = 8 * architecture.hidden_size / (tensor if model.sequence_parallel else 1)
+    h, inside = architecture.hidden_size, 6 if architecture.activation == "swiglu" else 4
+    norms = 8 * h / (tensor if model.sequence_parallel else 1)
     attention = 4 * (heads + architecture.num_query_groups) * architecture.kv_channels + 4 * heads
-    mlp = (6 if architecture.activation == "swiglu" else 4) * architecture.ffn_hidden_size
-    return norms + (attention + mlp) / tensor
+    between = 2 * layer_adapter_activations(model.peft, has_experts)
+    if not has_experts:
+        return norms + (attention + inside * architecture.ffn_hidden_size) / tensor + between
+    e = architecture.experts
+    chosen = e.moe_router_topk * (4 * h * expert_tensor_size(model) + inside * e.moe_ffn_hidden_size)
+    shared = inside * (e.moe_shared_expert_intermediate_size or 0)
+    return norms + (attention + shared + chosen + 8 * e.num_moe_experts) / tensor + between
 
 
 def _head_bytes(cfg: RunConfig, vocabulary: int, architecture: GPTArchitecture, tokens: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.flops import layer_matrix_weights
+from nemo_rpo.config.experts.expert_shape import Experts
+from nemo_rpo.config.flops import layers_weights
 from nemo_rpo.errors import ConfigError
 
 MODELS = {
@@ -14,6 +15,12 @@ MODELS = {
     "mistral-7b": GPTArchitecture(32, 4096, 14336, 32, 8, 128, 32000, 32768, rotary_base=1e6),
     "qwen3-8b": GPTArchitecture(36, 4096, 12288, 32, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
     "qwen3-32b": GPTArchitecture(64, 5120, 25600, 64, 8, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6),
+    "qwen3-30b-a3b": GPTArchitecture(
+        48, 2048, 6144, 32, 4, 128, 151936, 40960, qk_layernorm=True, rotary_base=1e6, experts=Experts(128, 768, 8)
+    ),
+    "mixtral-8x7b": GPTArchitecture(
+        32, 4096, 14336, 32, 8, 128, 32000, 32768, rotary_base=1e6, experts=Experts(8, 14336, 2)
+    ),
 }
 
 
@@ -38,7 +45,7 @@ def layer_norm_weights(model: GPTArchitecture) -> int:
 
 
 def total_weights(model: GPTArchitecture) -> int:
-    """All weights of the model, N; no padding of the vocabulary."""
+    """All weights of the model, N; no padding of the vocabulary, and no bias of a router, which is not trained."""
     tables = 1 if model.share_embeddings_and_output_weights else 2
-    layers = model.num_layers * (layer_matrix_weights(model) + layer_norm_weights(model))
+    layers = layers_weights(model, active=False) + model.num_layers * layer_norm_weights(model)
     return layers + tables * model.vocab_size * model.hidden_size + model.hidden_size

@@ -85,7 +85,11 @@ def warnings_of(run: Run) -> list[Warning]:
     delta, votes = _margins_and_votes(run.labels, len(run.annotators))
     evidence = evidence_of(delta, votes, run.cfg.model.rpo) if len(delta) else None
     errors = torch.from_numpy(run.annotators.standard_error)
-    found = warn_all(eta, counts, run.annotators.eta_start, evidence, errors, _temperature(run), _held_out(run))
+    starts = run.annotators.eta_start
+    start = torch.from_numpy(starts) if run.cfg.model.rpo.believe_from else float(starts[0])
+    found = warn_all(eta, counts, start, evidence, errors, _temperature(run), _held_out(run))
+    if run.cfg.model.rpo.freeze_eta:
+        found = [warned for warned in found if warned.guard != "stuck_at_start"]
     return [Warning(_ADVICE[guard][0], text, _ADVICE[guard][1]) for guard, text in found]
 
 

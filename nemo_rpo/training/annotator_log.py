@@ -19,7 +19,13 @@ from nemo_rpo.em.label_model.in_training import FROM_DEPENDENCE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
-from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, LABEL_MODEL_JSON, write_annotators, write_label_model
+from nemo_rpo.training.outputs.results import (
+    ANNOTATOR_CSV,
+    LABEL_MODEL_JSON,
+    drift_found,
+    write_annotators,
+    write_label_model,
+)
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 from nemo_rpo.training.outputs.tastes import GroupsSeen
 from nemo_rpo.training.process.rank0 import on_first_rank
@@ -33,7 +39,7 @@ class AnnotatorBook:
 
     Attributes:
         running_eta: η [K] before the last sweep replaced it.
-        standard_error: of η [K], from the last sweep or refit; nan where nothing has been fitted.
+        standard_error: of η [K], from the last sweep or refit, or as it was believed; nan where neither is known.
         coefficients: by feature of the label model in force, coefficients and their standard errors [K]; empty without.
         choice: what the label model's last choice rested on, for :data:`LABEL_MODEL_JSON`; empty before one.
     """
@@ -42,7 +48,8 @@ class AnnotatorBook:
         self.model, self.cache, self.folder, self.log = model, cache, folder, log
         self.enabled, self.groups = model.cfg.model.rpo.enabled, model.loss.groups
         self.running_eta = model.em.eta
-        self.standard_error = torch.full_like(model.em.eta, math.nan)
+        self.believed = model.cfg.model.rpo.believe_from is not None
+        self.standard_error = model.em.belief.standard_error
         self.coefficients: dict[str, list[list[float]]] = {}
         self._noted = model.em.estimate
         self.choice: dict[str, Any] = {}
@@ -115,14 +122,29 @@ class AnnotatorBook:
         fit = self.model.em.estimate
         self._judge(found.evidence, found.result.counts, None if fit is None else fit.temperature)
 
+    def look_back(self) -> None:
+        """At the end of a run, for :data:`LABEL_MODEL_JSON`: estimates side by side on gold labels, and who changed
+        with time. The collective of ``em.look_back()``.
+        """
+        found = self.model.em.look_back() if self.enabled else None
+        if found is None:
+            return
+        if found.judged:
+            self.choice["judged"] = {name: of._asdict() for name, of in found.judged.items()}
+        if found.drift is not None:
+            self.choice["drift"] = drift_found(found.drift, [self.cache.annotators.ids[k] for k in found.annotators])
+
     def _take(self, standard_error: Tensor) -> None:
-        self.standard_error = standard_error
+        if not self.model.em.settings.freeze_eta:  # else it is what it was known to
+            self.standard_error = standard_error
         self.coefficients = {name: [of.tolist() for of in pair] for name, pair in self.model.em.coefficients.items()}
 
     def _judge(self, evidence: Evidence | None, counts: Tensor, temperature: Temperature | None) -> None:
         em = self.model.em
-        for guard, text in warn_all(em.eta, counts, em.settings.eta_init, evidence, self.standard_error, temperature):
-            self._say(guard, f"warning: {text}")
+        start = em.belief.start if self.believed else em.settings.eta_init
+        for guard, text in warn_all(em.eta, counts, start, evidence, self.standard_error, temperature):
+            if guard != "stuck_at_start" or not em.settings.freeze_eta:
+                self._say(guard, f"warning: {text}")
 
     def _say_choice(self) -> None:
         """What the label model's choice of features rested on, whenever it is another; and its warnings."""
@@ -138,7 +160,7 @@ class AnnotatorBook:
         if found["reasons"] and found["reasons"] != self.choice.get("reasons"):
             self.log.note(f"label model: {'; '.join(found['reasons'])}")
         now = label_model.now
-        self.choice = {
+        self.choice = self.choice | {
             "features": list(now.names),
             "temperature": now.temperature,
             "majority": len(now.grid) > 0,
@@ -213,11 +235,21 @@ class AnnotatorBook:
     def rows(self) -> list[AnnotatorRow]:
         """One an annotator, in the data's order."""
         columns = (self.model.em.eta.tolist(), self.standard_error.tolist(), self.running_eta.tolist())
-        start = self.model.em.settings.eta_init
+        start, carried = self.model.em.belief.start.tolist(), self.model.em.belief.known.sum(0).tolist()
         weights = map(tuple, self.model.em.weight.tolist()) if self.groups > 1 else [()] * len(columns[0])
         known = {name: list(zip(*pair, strict=True)) for name, pair in self.coefficients.items()}
         people = zip(self.cache.annotators.annotators, *columns, weights, strict=True)
         return [
-            AnnotatorRow(a.id, a.labels, eta, start, error, running, {n: of[k] for n, of in known.items()}, of_groups)
+            AnnotatorRow(
+                a.id,
+                a.labels,
+                eta,
+                start[k],
+                error,
+                running,
+                {n: of[k] for n, of in known.items()},
+                of_groups,
+                carried[k],
+            )
             for k, (a, eta, error, running, of_groups) in enumerate(people)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nemo_rpo.config.lengths import sequence_multiple
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.batches.packing import Packing, prompts_pay
 from nemo_rpo.errors import ConfigError
@@ -34,7 +35,9 @@ def packing_of(cfg: RunConfig, lengths: np.ndarray) -> Packing | None:
     return Packing(
         budget=data.packed_sequence_size or whole * model.micro_batch_size,
         share_prompts=_shares_prompts(cfg, lengths),
+        sequence_multiple_of=sequence_multiple(model) if uses_transformer_engine(cfg) else 1,
         count_multiple_of=model.pipeline_model_parallel_size if model.virtual_pipeline_model_parallel_size else 1,
+        in_step=model.expert_model_parallel_size > 1,
     )
 
 

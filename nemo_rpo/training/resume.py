@@ -11,8 +11,10 @@ from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import AnnotatorReliability, RecordedReliability
 from nemo_rpo.errors import CheckpointError
+from nemo_rpo.megatron.checkpoint.adapter.description import LORA
 from nemo_rpo.megatron.checkpoint.run_file import check_format, read_run
 from nemo_rpo.training.checkpoints import ANNOTATOR_FILE, CheckpointStore
+from nemo_rpo.training.origin import NOTHING
 from nemo_rpo.training.trainer import RPOTrainer
 
 _OR_ANOTHER = "or give exp_manager.explicit_log_dir another folder for a new run"
@@ -40,6 +42,9 @@ def checkpoint_to_resume(cfg: RunConfig, store: CheckpointStore) -> Path | None:
             raise CheckpointError(
                 f"{found} was trained with other settings: {'; '.join(differences)}: set them back, {_OR_ANOTHER}"
             )
+        if (LORA in run) != cfg.model.peft.lora:
+            what = "adapters alone" if LORA in run else "all weights"
+            raise CheckpointError(f"{found} holds {what}: set model.peft.peft_scheme back, {_OR_ANOTHER}")
     return found
 
 
@@ -64,7 +69,8 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
     """Compares what the checkpoint was made from with :func:`nemo_rpo.training.origin.origin_of` of this start.
 
     Raises:
-        CheckpointError: other pairs, labels, starting weights or previous iterate.
+        CheckpointError: other pairs, labels, starting weights, adapter, reference, previous iterate or reliabilities to
+            start from.
     """
     saved = read_run(checkpoint)["origin"]
     if saved["weights"] != origin["weights"]:
@@ -72,10 +78,20 @@ def check_origin(cfg: RunConfig, checkpoint: Path, origin: dict[str, str]) -> No
             f"{checkpoint} was not trained from the weights in {cfg.pretrained_checkpoint.restore_from_path}, which "
             f"its reference needs: set pretrained_checkpoint.restore_from_path to those, {_OR_ANOTHER}"
         )
-    if saved["previous_iterate"] != origin["previous_iterate"]:
+    for key, trained in (
+        ("reference_from", "against another reference than"),
+        ("previous_iterate", "against another previous iterate than"),
+        ("believe_from", "from other reliabilities than those of"),
+    ):
+        if saved.get(key, NOTHING) != origin[key]:  # a run of an earlier version had none
+            raise CheckpointError(
+                f"{checkpoint} was trained {trained} model.rpo.{key}={getattr(cfg.model.rpo, key)}: "
+                f"set it back, {_OR_ANOTHER}"
+            )
+    if saved.get("adapter", NOTHING) != origin["adapter"]:
         raise CheckpointError(
-            f"{checkpoint} was trained against another previous iterate than model.rpo.previous_iterate="
-            f"{cfg.model.rpo.previous_iterate}: set it back, {_OR_ANOTHER}"
+            f"{checkpoint} was trained from another adapter than model.peft.restore_from_path="
+            f"{cfg.model.peft.restore_from_path}: set it back, {_OR_ANOTHER}"
         )
     # The margin buffer knows pairs by their place in the data; running reliabilities know annotators only.
     may_change = cfg.model.data.allow_new_annotators and cfg.model.rpo.estimator == AnnotatorReliability.estimator

@@ -55,6 +55,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.megatron.network.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
     from nemo_rpo.training import resume, setup
+    from nemo_rpo.training.adapters import adapter_facts
+    from nemo_rpo.training.beliefs import read_beliefs
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.day_of_run import record_date
     from nemo_rpo.training.end_of_run import drop_results, finish
@@ -62,6 +64,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     from nemo_rpo.training.origin import origin_of
     from nemo_rpo.training.outputs import exports
     from nemo_rpo.training.process.rank0 import on_first_rank
+    from nemo_rpo.training.reference.kl_to_start import too_far
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.reference.step0 import check_step0
     from nemo_rpo.training.schedule import Schedule
@@ -79,13 +82,15 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     for name in validated:
         splits[name].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))
     setup.check_groups(cfg, cache)
-    origin = origin_of(cfg, cache)
+    beliefs = read_beliefs(cfg.model.rpo.believe_from)
+    origin = origin_of(cfg, cache, None if beliefs is None else beliefs.fingerprint())
     if checkpoint is not None:
         resume.check_origin(cfg, checkpoint, origin)
     schedule = Schedule.of(cfg.trainer.dpo, len(splits["train"].dataset))
     architecture = setup.architecture_for(cfg, cache)
     exports.check(cfg, architecture)
-    model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device)
+    belief = None if beliefs is None else beliefs.about(cache.annotators, cfg.model.rpo)
+    model = setup.build_model(cfg, architecture, cache, schedule.total_steps, device, belief)
     if validated:
         named = {"val", *map(metrics_split, validated)}
         store.check_monitor(f"{split}_{name}" for split in named for name in model.metrics.means())
@@ -95,7 +100,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
         **{f"{name} data": split.cache.summary() for name, split in splits.items() if name != "sweep"},
         "annotators": f"{len(cache.annotators):,}",
+        **({} if beliefs is None else {"believed": beliefs.summary(cache.annotators, cfg.model.rpo)}),
         **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
+        **adapter_facts.facts(cfg, model),
         **kernel_facts(cfg),
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }
@@ -112,10 +119,11 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         check_step0(model, batch, cfg)
         store.start_over()
     first_step = run["step"] if run else None
-    if first_step is None or first_step < schedule.total_steps:
+    far = run and too_far(cfg.model.rpo.stop_kl, run["metrics"])
+    if first_step is None or (first_step < schedule.total_steps and not far):
         drop_results(folder, fresh=run is None)
     else:
-        print_on_first_rank(_complete(folder, first_step))
+        print_on_first_rank(_complete(folder, first_step, far))
     on_first_rank(partial(_write_config, cfg, folder))
     with RunLog(cfg, folder, schedule.total_steps, first_step) as log:
         trainer = RPOTrainer(cfg, model, splits, references, schedule, store, log, folder, origin, stop)
@@ -127,7 +135,9 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     return ended
 
 
-def _complete(folder: Path, step: int) -> str:
+def _complete(folder: Path, step: int, far: str | None) -> str:
+    if far:
+        return f"this run is complete: it ended at step {step:,}, where {far}; raise that to train on"
     return (
         f"this run is complete: {folder} has its last step, {step:,}, and nothing is trained now. To train on raise "
         "trainer.dpo.max_epochs or max_steps; for a new run give exp_manager.explicit_log_dir another folder"

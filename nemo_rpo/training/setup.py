@@ -17,21 +17,25 @@ import torch
 import torch.distributed as dist
 
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
+from nemo_rpo.config.experts.expert_shape import check_expert_layout, check_fresh_experts
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.places import run_folder as run_folder
-from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
+from nemo_rpo.data.batches.mismatched import Mismatched
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec, cache_key
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.tokenizers.spec import TokenizerSpec
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
@@ -40,7 +44,14 @@ from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, rea
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
+from nemo_rpo.megatron.network.autobridge import architecture_from_bridge, load_bridge_weights
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
+from nemo_rpo.training.adapters.adapter_start import (
+    adapter_loader,
+    check_adapter_start,
+    check_whole_weights,
+    frozen_adapter_loader,
+)
 from nemo_rpo.training.day_of_run import template_date
 from nemo_rpo.training.packing import packing_of
 from nemo_rpo.training.process.rank0 import once_a_node
@@ -145,12 +156,28 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     spec = cache_spec(cfg, split)
     key = once_a_node(lambda: cache_key(spec.ingredients()))
     cache = _open_together(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
+    _check_kind(cfg, cache, spec.paths[0])
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
             "unset model.data.default_chosen_reward and default_rejected_reward, and give the rankings rewards"
         )
     return cache
+
+
+def _check_kind(cfg: RunConfig, cache: PreferenceCache, path: Path) -> None:
+    """Raises :class:`RPOError` where the loss takes pairs and the data are completions judged alone, or the reverse."""
+    loss, alone = base_loss(cfg.model), cache.judged_alone()
+    if alone and not loss.unpaired:
+        raise ConfigError(
+            f"{path} has completions judged alone, and the loss '{loss.name}' takes pairs: set model.rpo.base_loss to "
+            "kto, bco or apo_zero_unpaired"
+        )
+    if loss.unpaired and not alone:
+        raise ConfigError(
+            f"{path} has pairs, and the loss '{loss.name}' takes completions judged alone: choose another loss, or "
+            "convert the pairs with nemo-rpo convert --to unpaired"
+        )
 
 
 def _open_together(spec: CacheSpec, cache_dir: Path | None, **options: Any) -> PreferenceCache:
@@ -195,17 +222,27 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
     sampler = GlobalBatchSampler(
         cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
     )
-    return PreferenceDataset(
-        cache,
-        sampler,
+    seq_length = model.data.seq_length or model.encoder_seq_length
+    share = partial(
+        PreferenceDataset,
+        sampler=sampler,
         data_parallel_rank=parallel.data_parallel_rank(),
         data_parallel_size=parallel.data_parallel_size(),
         micro_batch_size=model.micro_batch_size,
-        seq_length=model.data.seq_length or model.encoder_seq_length,
+        seq_length=seq_length,
         pad_to_multiple_of=math.lcm(model.data.pad_length_to_multiple_of, length_multiple(model)),
-        same_length=model.pipeline_model_parallel_size > 1,
+        same_length=model.pipeline_model_parallel_size > 1 or _gathers_tokens_of_all(model),
         packing=packing_of(cfg, cache.ranking_lengths),
     )
+    mismatched = None
+    if StepNeeds.of(base_loss(model), model).reference_point == "mismatched_kl":
+        mismatched = share(Mismatched(cache, seq_length))
+    return share(cache, mismatched=mismatched)
+
+
+def _gathers_tokens_of_all(model: ModelConfig) -> bool:
+    """Whether expert ranks gather each other's tokens, of which all must then have as many."""
+    return model.expert_model_parallel_size > 1 and model.moe_token_dispatcher_type == "allgather"
 
 
 def open_splits(cfg: RunConfig) -> dict[str, Split]:
@@ -228,9 +265,12 @@ def starting_point(cfg: RunConfig) -> Path | None:
     return _place("pretrained_checkpoint.restore_from_path", cfg.pretrained_checkpoint.restore_from_path)
 
 
-def previous_iterate(cfg: RunConfig) -> Path | None:
-    """Folder or ``.nemo`` of π_t's weights; None: the reference is π_t. :class:`CheckpointError` if not there."""
-    return _place("model.rpo.previous_iterate", cfg.model.rpo.previous_iterate)
+def frozen_policies(cfg: RunConfig) -> dict[str, Path | None]:
+    """Folder or ``.nemo`` of the weights of each frozen policy, by its key of ``model.rpo``: π_t (None: the reference),
+    the reference and π₀ (None: the start). :class:`CheckpointError` if one is not there.
+    """
+    keys = ("previous_iterate", "reference_from", "first_policy")
+    return {key: _place(f"model.rpo.{key}", getattr(cfg.model.rpo, key)) for key in keys}
 
 
 def _place(key: str, path: str | None) -> Path | None:
@@ -244,18 +284,21 @@ def check_start(cfg: RunConfig) -> None:
 
     Raises:
         CheckpointError, ConfigError: no such folder, neither format, not divisible by the layout, too few positions, or
-            a previous iterate of another architecture.
+            a frozen policy of another architecture.
     """
-    path, previous = starting_point(cfg), previous_iterate(cfg)
+    path, frozen = starting_point(cfg), frozen_policies(cfg)
     if path is None:
         return
-    architecture = stored_architecture(path)
+    check_whole_weights(cfg, path, frozen)
+    architecture = stored_architecture(path, cfg)
+    check_adapter_start(cfg, architecture, path, frozen)
     _check_fits(cfg, architecture)
-    if previous is not None and stored_architecture(previous) != architecture:
-        raise ConfigError(
-            f"model.rpo.previous_iterate={previous} has a different architecture from the starting weights in {path}: "
-            "it has to be an earlier state of the same model"
-        )
+    for key, other in frozen.items() if not cfg.model.peft.lora else ():
+        if other is not None and stored_architecture(other, cfg) != architecture:
+            raise ConfigError(
+                f"model.rpo.{key}={other} has a different architecture from the starting weights in {path}: "
+                "it has to be another state of the same model"
+            )
 
 
 def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
@@ -265,7 +308,11 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
         CheckpointError, ConfigError: as :func:`check_start`, or a tokenizer with ids beyond the model's vocabulary.
     """
     path = starting_point(cfg)
-    architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
+    if path is None:
+        check_fresh_experts(cfg)
+    architecture = (
+        architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path, cfg)
+    )
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
@@ -276,10 +323,12 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     return architecture
 
 
-def stored_architecture(path: Path) -> GPTArchitecture:
+def stored_architecture(path: Path, cfg: RunConfig) -> GPTArchitecture:
     """The shape of the model in a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return architecture_of(path)
+    if cfg.model.provider == "megatron_bridge":
+        return architecture_from_bridge(path)
     return architecture_from_nemo(path) if is_nemo(path) else architecture_from_hf(path)
 
 
@@ -290,6 +339,7 @@ def _check_fits(cfg: RunConfig, architecture: GPTArchitecture) -> None:
         model.pipeline_model_parallel_size,
         model.virtual_pipeline_model_parallel_size,
     )
+    check_expert_layout(cfg, architecture)
     length = model.data.seq_length or model.encoder_seq_length
     if length > architecture.max_position_embeddings:
         raise ConfigError(
@@ -309,21 +359,48 @@ def check_groups(cfg: RunConfig, cache: PreferenceCache) -> None:
 
 
 def build_model(
-    cfg: RunConfig, architecture: GPTArchitecture, cache: PreferenceCache, total_steps: int, device: torch.device
+    cfg: RunConfig,
+    architecture: GPTArchitecture,
+    cache: PreferenceCache,
+    total_steps: int,
+    device: torch.device,
+    belief: Belief | None = None,
 ) -> MegatronGPTRPOModel:
-    """The engine with its starting weights in place, which are also the reference's; ``cache`` is the training data."""
-    start, previous = (
-        None if path is None else weights_loader(path, architecture)
-        for path in (starting_point(cfg), previous_iterate(cfg))
+    """The engine with its starting weights in place, which are also the reference's unless it has its own; ``cache`` is
+    the training data, ``belief`` what is known of its annotators.
+    """
+    start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
+    loader = partial(frozen_adapter_loader if cfg.model.peft.lora else weights_loader, cfg=cfg)
+    frozen = {
+        key: None if path is None else loader(path, architecture=architecture)
+        for key, path in frozen_policies(cfg).items()
+    }
+    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed, belief)
+    return MegatronGPTRPOModel(
+        cfg,
+        architecture,
+        em,
+        total_steps,
+        device,
+        load_weights=None if start is None else weights_loader(start, architecture, cfg),
+        load_previous=frozen["previous_iterate"],
+        load_reference=frozen["reference_from"],
+        load_first=frozen["first_policy"],
+        load_adapters=None if adapters is None else adapter_loader(Path(adapters), architecture, cfg),
     )
-    em = build_reliability(cfg.model.rpo, cache, device, base_loss(cfg.model).groups, cfg.model.seed)
-    return MegatronGPTRPOModel(cfg, architecture, em, total_steps, device, start, previous)
 
 
-def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
+def weights_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
     """What fills model chunks with the weights of a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return partial(load_weights, path)
+    if cfg.model.provider == "megatron_bridge":
+        return partial(load_bridge_weights, folder=path)
     if is_nemo(path):
         return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)
+
+
+def target_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
+    """What fills model chunks with a trained policy: all weights, or the adapters of a run under LoRA."""
+    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture, cfg)

@@ -19,12 +19,14 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
 from nemo_rpo.megatron.step.em import check_ranks_agree
+from nemo_rpo.training.adapters.adapter_facts import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
 from nemo_rpo.training.profiling import StepProfiler
+from nemo_rpo.training.reference.kl_to_start import KLToStart, too_far
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
@@ -64,7 +66,7 @@ class RPOTrainer:
             TrainingError: on every rank; the run has diverged, and what there is has been saved, or its ranks hold
                 different reliabilities.
         """
-        steps = range(self.step + 1, self.schedule.total_steps + 1)
+        steps = range(self.step + 1, 1 + (self.step if self.too_far() else self.schedule.total_steps))
         if not steps and self._has_diverged(self.step):  # started again, where there is nothing left to make it good
             raise self._divergence(self.step)
         batches = self.splits["train"].dataset.batches(map(self.schedule.data_step, steps))
@@ -83,8 +85,13 @@ class RPOTrainer:
                 check_ranks_agree(self.model.em)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
+            if step == self.schedule.total_steps:
+                self.annotators.look_back()
             if self.schedule.validates(step):
                 self.run_validation(step)
+            if far := self.too_far():
+                self._end_here(step, far)
+                break
             reason = self.stop.reason(self.model.device)
             if self.schedule.saves(step) or reason:
                 self.save(step)
@@ -99,6 +106,20 @@ class RPOTrainer:
         self._say_saved(self.store.finish(wait=True))
         self.stop.stepping = False
         return True
+
+    def too_far(self) -> str | None:
+        """Why the run ends at its last validation, before its last step; None if it does not."""
+        return too_far(self.cfg.model.rpo.stop_kl, self.val_metrics)
+
+    def _end_here(self, step: int, why: str) -> None:
+        """What the end of a run brings, before its last step."""
+        if self.cfg.model.rpo.enabled and step < self.schedule.total_steps:
+            self.model.em.settle()
+            self.annotators.note_refit(step)
+            if self.cfg.model.rpo.sweep != "none" and not self.sweeps(step):
+                self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
+        self.save(step)
+        self.log.note(f"ended at step {step} of {self.schedule.total_steps}: {why}")
 
     def train_single_step(self, step: int, batch: Batch) -> None:
         """One optimizer step and its line in ``metrics.jsonl``."""
@@ -138,8 +159,10 @@ class RPOTrainer:
         """
         needs = self.model.needs
         lengths, scored = self.splits["train"].lengths(self.schedule.data_step(step))
-        frozen = needs.live_reference + needs.previous_iterate
-        flops = step_flops(self.model.architecture, lengths, scored, frozen, head=needs.logps)
+        frozen = needs.live_reference + needs.previous_iterate + needs.further_forwards
+        flops = step_flops(
+            self.model.architecture, lengths, scored, frozen, head=needs.logps, adapters=self.cfg.model.peft.lora
+        )
         memory = torch.full((1,), peak_bytes(self.model.device), dtype=torch.float64, device=self.model.device)
         return {
             "tokens": int(lengths.sum()),
@@ -176,6 +199,8 @@ class RPOTrainer:
             for batch in self.validation_batches(split):
                 self.model.validation_forward(batch)
             metrics, called = self.model.finish_validation_step(), metrics_split(split)
+            if self.model.first is not None:
+                metrics |= KLToStart(self.model, self.model.first).of(self._held_out(split))
             names = {called} if measured else {"val", called}
             measured |= {f"{name}_{metric}": value for name in names for metric, value in metrics.items()}
             self.log.record(called, step, metrics)
@@ -189,8 +214,14 @@ class RPOTrainer:
 
     def validation_batches(self, split: str) -> Iterator[Batch]:
         """Those that a validation looks at, with their reference log-probs."""
-        available = len(self.splits[split].dataset)
-        return self._batches(split, batches_of(self.cfg.trainer.dpo.limit_val_batches, available))
+        return self._batches(split, self._looked_at(split))
+
+    def _held_out(self, split: str) -> Iterator[Batch]:
+        """The same batches, without reference log-probs."""
+        return self.splits[split].dataset.batches(range(self._looked_at(split)))
+
+    def _looked_at(self, split: str) -> int:
+        return batches_of(self.cfg.trainer.dpo.limit_val_batches, len(self.splits[split].dataset))
 
     def _batches(self, split: str, count: int) -> Iterator[Batch]:
         for batch in self.splits[split].dataset.batches(range(count)):
@@ -206,6 +237,7 @@ class RPOTrainer:
             "config": config_fingerprint(self.cfg),
             "origin": self.origin,
             "skipped_in_a_row": self.skipped_in_a_row,
+            **described(self.cfg, self.model.architecture, self.origin),
             **self.annotators.state(),
         }
         whole = self.store.save(self.model, self.splits["train"].cache.annotators, run)

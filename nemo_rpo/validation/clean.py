@@ -89,4 +89,4 @@ def _clean(
 
 def _votes(parsed: Parsed) -> int:
     """Votes of the row; of a ranking one on each of its pairs."""
-    return len(parsed.row.votes) * pairs_of(len(parsed.row.responses))
+    return len(parsed.row.votes) * pairs_of(parsed.row.size)

@@ -41,6 +41,13 @@ def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
     yield "pairs", f"{report.pairs:,}", f"{report.gold:,} with a gold label" if report.gold else ""
     # Where rows name the winner, "first" is what a pair's first label says, and no order that anybody was shown.
     first, second = ("as the pair's first label", "the opposite") if report.names_winner else ("first", "second")
+    if report.judged_alone:
+        yield (
+            "judged alone",
+            f"{report.judged_alone:,}",
+            "completions without another: the first is good, the second bad",
+        )
+        first, second = "good", "bad"
     detail = f"{first} {votes['first']:,}, {second} {votes['second']:,}, tie {votes['ties']:,}"
     yield "votes", f"{votes['all']:,}", detail
     yield "votes a pair", "", _sizes(report.votes_per_pair)

@@ -50,7 +50,8 @@ def test_one_notice_names_what_means_nothing(aligner_yaml: Path) -> None:
     _, notices = load(aligner_yaml)
     (notice,) = notices
     assert notice.startswith("settings of NeMo that mean nothing here: trainer.logger, trainer.enable_checkpointing, ")
-    assert "optional tp_overlap@model.ub_tp_comm_overlap_cfg" in notice and "model.peft.lora_tuning.*" in notice
+    assert "optional tp_overlap@model.ub_tp_comm_overlap_cfg" in notice
+    assert "model.peft.restore_from_ckpt.checkpoint_dir" in notice
     named = notice.partition(": ")[2].split(", ")
     for path in SETTINGS:
         ours = path in HINTS or path in MIRRORS
@@ -63,9 +64,9 @@ def test_one_notice_names_what_means_nothing(aligner_yaml: Path) -> None:
     ("override", "message"),
     [
         (
-            "model.peft.peft_scheme=lora",
-            "model.peft.peft_scheme=lora is not supported, and ignoring it would change the training: all weights are "
-            "trained; remove it (override model.peft.peft_scheme=lora)",
+            "++model.peft.lora_tuning.layer_selection=[1]",
+            "model.peft.lora_tuning.layer_selection=[1] is not supported, and ignoring it would change the training: "
+            "every layer has its adapters (override ++model.peft.lora_tuning.layer_selection=[1])",
         ),
         (
             "model.data.reset_position_ids=True",

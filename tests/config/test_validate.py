@@ -73,6 +73,34 @@ def test_the_defaults_with_data_are_valid() -> None:
             "model.rpo.previous_iterate is set, but the loss 'dpo' compares with no earlier policy: unset it",
         ),
         (
+            {"model__rpo__stop_kl": 3.0, "model__rpo__base_loss": "bt"},
+            "model.rpo.stop_kl=3.0 is of what a policy predicts, and the loss 'bt' trains a reward model: unset it",
+        ),
+        (
+            {"model__rpo__kl_to_start": True},
+            "model.rpo.kl_to_start=True is measured in validations: set model.data.data_prefix.validation and "
+            "trainer.dpo.val_check_interval above 0",
+        ),
+        (
+            {"model__rpo__reference_from": "earlier", "model__rpo__base_loss": "simpo"},
+            "model.rpo.reference_from is set, but the loss 'simpo' has no reference: unset it",
+        ),
+        (
+            {
+                "model__rpo__reference_from": "a",
+                "model__rpo__previous_iterate": "b",
+                "model__rpo__base_loss": "onpo",
+                "model__rpo__link_tau": 2.0,
+            },
+            "the loss 'onpo' compares with one policy alone, and both model.rpo.previous_iterate and "
+            "model.rpo.reference_from are set: unset one of them",
+        ),
+        (
+            {"model__rpo__reference_from": "earlier"},
+            "model.rpo.reference_from needs pretrained_checkpoint.restore_from_path: fresh weights have nothing to be "
+            "compared with",
+        ),
+        (
             {"model__rpo__reference": "cached", "model__rpo__base_loss": "tdpo2"},
             "model.rpo.reference=cached keeps one log-prob a response, and the loss 'tdpo2' compares with the "
             "reference token by token (kl): set it to swapped or resident",
@@ -93,7 +121,7 @@ def test_the_defaults_with_data_are_valid() -> None:
         (
             {"model__rpo__logprob_precision": "fp8_delayed"},
             "model.rpo.logprob_precision=fp8_delayed: delayed scales are updated in training steps and never under "
-            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise or fp8_blockwise",
+            "no_grad, so a frozen reference would keep scales of 1: set fp8_tensorwise, fp8_blockwise or fp8_mxfp8",
         ),
         (
             {"model__rpo__reference_logprob_precision": "fp8_tensorwise", "trainer__accelerator": "cpu"},
@@ -138,10 +166,6 @@ def test_the_defaults_with_data_are_valid() -> None:
         (
             {"model__data__packed_sequence": True, "model__data__packed_sequence_size": 2047},
             "model.data.packed_sequence_size=2047 has no room for both responses of a pair: set at least 2048",
-        ),
-        (
-            {"model__data__packed_sequence": True, "model__context_parallel_size": 2},
-            "model.data.packed_sequence does not go with model.context_parallel_size above 1",
         ),
         (
             {"model__optim__overlap_param_sync": True},

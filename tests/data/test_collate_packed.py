@@ -43,6 +43,19 @@ def test_sequences_end_to_end() -> None:
     assert batch["response_ends"].tolist() == [3, 8, 6, 12]
 
 
+def test_sequences_that_are_padded_one_by_one() -> None:
+    """For Transformer Engine under context parallelism; what a pack scores does not change."""
+    index, valid = np.array([11, 4]), np.array([True, True])
+    pairs = [of._replace(columns={}) for of in PAIRS]
+    batch = collate_packed(pairs, index, valid, 20, PAD, max_votes=3, share_prompts=False, sequence_multiple_of=4)
+    assert batch["tokens"].tolist() == [[1, 2, 3, 4, 1, 2, 5, PAD, 1, 6, PAD, PAD, 1, 7, 8, 2, PAD, PAD, PAD, PAD]]
+    assert batch["position_ids"].tolist() == [[*range(4)] * 5]
+    assert batch["segments"].tolist() == [[4, 0, 0]] * 5
+    assert batch["response_tokens"].tolist() == [3, 4, 6, 5, 7, 8, 2]
+    assert batch["response_index"].tolist() == [1, 2, 8, 5, 12, 13, 14]
+    assert batch["response_ends"].tolist() == [3, 9, 6, 15]
+
+
 def test_of_a_dialogue_the_assistants_turns_are_scored() -> None:
     dialogue = pair([1, 2], [3, 4, 5, 6], [7, 8])
     dialogue = dialogue._replace(chosen_runs=np.array([1, 2, 1]), rejected_runs=np.array([0, 1, 1]))
@@ -103,10 +116,12 @@ def pair_indices(batches: list[dict[str, Tensor]]) -> Iterator[int]:
         yield from batch["pair_index"][batch["valid"]].tolist()
 
 
-@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize(("share_prompts", "multiple"), [(True, 1), (False, 1), (False, 4)])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ranks_together_hold_the_global_batch(cache: PreferenceCache, ranks: int, share_prompts: bool) -> None:
-    shares = packs(cache, 5, ranks, share_prompts=share_prompts)
+def test_ranks_together_hold_the_global_batch(
+    cache: PreferenceCache, ranks: int, share_prompts: bool, multiple: int
+) -> None:
+    shares = packs(cache, 5, ranks, share_prompts=share_prompts, sequence_multiple_of=multiple)
     wanted = GlobalBatchSampler(len(cache), 8, seed=1).batch(5).tolist()
     assert sorted(i for share in shares for i in pair_indices(share)) == sorted(wanted)
     assert {len(list(pair_indices(share))) for share in shares} == {8 // ranks}
@@ -115,7 +130,8 @@ def test_ranks_together_hold_the_global_batch(cache: PreferenceCache, ranks: int
         assert size % 4 == 0 and size <= 160 and int(batch["segments"].sum()) == size
         lengths = torch.from_numpy(cache.lengths[batch["pair_index"].numpy()])
         assert torch.equal(batch["chosen_length"], lengths[:, 1].long())
-        assert size - int(Packing(160, share_prompts).sizes(lengths.numpy()).sum()) < 4  # nearly no padding
+        assert size - int(Packing(160, share_prompts, multiple).sizes(lengths.numpy()).sum()) < 4  # nearly no padding
+        assert not (batch["segments"][:, 0] % multiple).any()
 
 
 def test_a_pipeline_gets_packs_of_one_length_and_in_the_right_number(cache: PreferenceCache) -> None:

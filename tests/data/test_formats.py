@@ -1,6 +1,7 @@
 """Every layout of the field gives the same row."""
 
 import gzip
+import math
 from unittest.mock import ANY
 
 import pytest
@@ -143,6 +144,38 @@ def test_a_time_is_seconds_since_1970(tmp_path, time):
 def test_a_detail_that_means_something_else_is_refused(tmp_path, field, value, problem):
     with pytest.raises(DataError, match=rf"data\.jsonl:1: field '{field}' must be {problem}.*found"):
         one_row(tmp_path, {**LAYOUTS["hf"], field: value})
+
+
+def test_a_soft_verdict_is_a_vote_and_how_sure_it_is(tmp_path):
+    votes = [{"p_a": 0.8}, {"p_a": 0.25}, {"p_a": 0.5}, {"p_a": 0.7, "vote": "tie"}, {"p_a": 1.0, "vote": "a"}]
+    row = one_row(tmp_path, {**LAYOUTS["votes"], "votes": [{**vote, "annotator": "j"} for vote in votes]})
+    assert [vote.sign for vote in row.votes] == [1, -1, 0, 0, 1]
+    confidence = [vote.details.confidence for vote in row.votes]
+    assert confidence[:2] == pytest.approx([math.log(4), math.log(3)]) and 13 < confidence[4] < 14
+    assert math.isnan(confidence[2]) and math.isnan(confidence[3])
+    row = one_row(tmp_path, {**LAYOUTS["hf"], "probability": 0.8})
+    assert row.votes[0].details.confidence == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("vote", "problem"),
+    [
+        ({"p_a": 1.5}, r"field 'votes\[0\].p_a' must be a probability, from 0 to 1, found float 1.5"),
+        ({"p_a": 0.8, "vote": "b"}, r"field 'votes\[0\].p_a' is 0.8, and 'vote' says b"),
+        (
+            {"p_a": 0.8, "confidence": 2},
+            "fields 'p_a' and 'confidence' or 'probability' both say how sure",
+        ),
+        (
+            {"vote": "a", "probability": 0.8, "confidence": 2},
+            "'confidence' and 'probability' both say how sure the vote",
+        ),
+        ({"vote": "a", "probability": 80}, "must be a probability, from 0 to 1, found int 80; rename the field"),
+    ],
+)
+def test_a_soft_verdict_that_contradicts_itself_is_refused(tmp_path, vote, problem):
+    with pytest.raises(DataError, match=problem):
+        one_row(tmp_path, {**LAYOUTS["votes"], "votes": [{"annotator": "j", **vote}]})
 
 
 def test_a_ranking_of_three_has_no_response_shown_first(tmp_path):

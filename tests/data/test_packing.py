@@ -23,6 +23,12 @@ def test_sizes_count_a_shared_prompt_once() -> None:
     assert Packing(budget=99, share_prompts=True).sizes(lengths).tolist() == [10, 9]
 
 
+def test_sizes_count_the_padding_of_each_sequence() -> None:
+    lengths = np.array([[5, 2, 3, 0], [1, 4, 7, 3]])  # of up to three responses
+    assert Packing(budget=99, share_prompts=False).sizes(lengths).tolist() == [15, 17]
+    assert Packing(budget=99, share_prompts=False, sequence_multiple_of=4).sizes(lengths).tolist() == [16, 20]
+
+
 @given(SIZES)
 def test_first_fit_decreasing(sizes: np.ndarray) -> None:
     packs = first_fit_decreasing(sizes, BUDGET)
@@ -76,3 +82,18 @@ def test_all_ranks_together_have_each_pair_once(sizes: np.ndarray, ranks: int) -
 def test_sharing_pays_by_the_tokens_it_saves(prompt: int, expected: bool) -> None:
     lengths = np.array([[prompt, 100, 90]] * 3)  # 190 of responses and 2 prompts: 10.6 are a twentieth
     assert prompts_pay(lengths, least=0.05) == expected
+
+
+@given(SIZES, st.integers(1, 4), st.integers(1, 3))
+def test_ranks_in_step_have_equally_many_packs(sizes: np.ndarray, ranks: int, multiple: int) -> None:
+    """Also where one has no pairs left: those of expert parallelism wait for each other in every pack."""
+    packing = Packing(BUDGET, share_prompts=False, count_multiple_of=multiple, in_step=True)
+    of_ranks = [packing.packs(sizes, rank, ranks) for rank in range(ranks)]
+    assert sorted(i for packs in of_ranks for pack in packs for i in pack) == list(range(len(sizes)))
+    counts = {len(packs) for packs in of_ranks}
+    assert len(counts) == 1 and min(counts) > 0 and min(counts) % multiple == 0
+    assert all(max(tokens_of(packs, sizes)) <= BUDGET for packs in of_ranks)
+    alone = Packing(BUDGET, share_prompts=False, count_multiple_of=multiple)
+    fewest = max(len(alone.packs(sizes, rank, ranks)) for rank in range(ranks))
+    assert min(counts) == max(multiple, -(-fewest // multiple) * multiple)
+    assert all(pack == [] for packs in of_ranks for pack in packs[sum(map(bool, packs)) :])  # what fills up comes last

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em import BufferedReliability, Collectives, EMSettings, Votes, build_estimator
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
 from nemo_rpo.em.label_model.training_crowd import Crowd
 
@@ -75,6 +76,7 @@ def estimator(
     rank: int = 0,
     ranks: int = 1,
     collectives: Collectives | None = None,
+    belief: Belief | None = None,
 ) -> BufferedReliability:
     """The buffer estimator of a rank."""
     return build_estimator(
@@ -86,6 +88,7 @@ def estimator(
         ranks,
         collectives,
         crowd_of=None if crowd is None else lambda: crowd,
+        belief=belief,
     )
 
 

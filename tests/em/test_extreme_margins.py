@@ -22,7 +22,7 @@ from nemo_rpo.em import (
     warn_all,
 )
 from nemo_rpo.em.fit.empirical_bayes import Population, fit_population
-from nemo_rpo.em.fit.marginal import adapt_quadrature, log_marginal, vote_columns
+from nemo_rpo.em.fit.marginal import adapt_quadrature, log_marginal_slope, vote_columns
 from nemo_rpo.em.votes import with_finite_margin
 
 from .worlds import World, make_world
@@ -85,14 +85,11 @@ def test_the_refit_survives_them(runaway: World):
 
 
 @pytest.mark.parametrize("votes_per_pair", [1, 3])
-def test_the_population_is_fitted_with_a_gradient(votes_per_pair: int):
+def test_the_population_is_fitted(votes_per_pair: int):
     world = make_world([0.95, 0.8, 0.7, 0.6, 0.3], pairs=500, votes_per_pair=votes_per_pair)
     delta, counts = 1e4 * world.delta, torch.full((5,), 100.0 * votes_per_pair)
     columns = vote_columns(delta, world.votes, START, counts, lambda rows: rows)
-    a, b, tau = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (3.0, 1.0, 1.0))
-    value = log_marginal(columns, adapt_quadrature(columns, (3.0, 1.0), 1.0), a, b, tau)
-    value.backward()
-    assert finite(value.detach(), a.grad, b.grad, tau.grad)
+    assert finite(*log_marginal_slope(columns, adapt_quadrature(columns, (3.0, 1.0), 1.0), 3.0, 1.0, 1.0))
     fitted = fit_population(columns, Population((3.0, 1.0), 1.0), (3.0, 1.0), True, True)
     assert finite(*fitted.prior, fitted.tau)
 

@@ -4,13 +4,16 @@ import pytest
 import torch
 
 from nemo_rpo.em import Votes
-from nemo_rpo.em.fit.marginal import MAX_VOTES, VoteColumns, adapt_quadrature, log_marginal, vote_columns
+from nemo_rpo.em.fit.marginal import (
+    MAX_VOTES,
+    VoteColumns,
+    adapt_quadrature,
+    log_marginal,
+    log_marginal_slope,
+    vote_columns,
+)
 
 from .worlds import make_world
-
-
-def scalar(x: float) -> torch.Tensor:
-    return torch.tensor(x, dtype=torch.float64)
 
 
 def columns_of(margins: list[float], annotators: list[int], centre: list[float]) -> VoteColumns:
@@ -41,24 +44,40 @@ def test_equals_the_integral_over_the_reliability(margins, a, b):
         w = [1 / (1 + math.exp(-m / tau) * (1 - eta) / eta) for m in margins]
         eta = (sum(w) + a) / (len(w) + a + b)
     columns = columns_of(margins, [0] * len(margins), [eta])
-    value = log_marginal(columns, adapt_quadrature(columns, (a, b), tau), scalar(a), scalar(b), scalar(tau))
-    assert value.item() == pytest.approx(integrate(margins, a, b, tau), abs=3e-3)
+    value = log_marginal(columns, adapt_quadrature(columns, (a, b), tau), a, b, tau)
+    assert value == pytest.approx(integrate(margins, a, b, tau), abs=3e-3)
 
 
-def test_annotators_add_up_and_gradients_are_right():
-    columns = columns_of([1.0, -2.0, 0.5, 3.0], [0, 1, 1, 0], [0.8, 0.6])
+@pytest.mark.parametrize("at", [(4.0, 2.0, 1.0), (0.7, 0.5, 3.0), (40.0, 12.0, 0.4)])
+def test_slopes_are_those_of_the_value(at):
+    """Gradient and Hessian in (a, b, log τ), against differences of the value and of the gradient."""
+    columns = columns_of([1.0, -2.0, 0.5, 3.0, 0.1], [0, 1, 1, 0, 2], [0.8, 0.6, 0.7])
+    columns = columns._replace(earlier=torch.tensor([0.0, 0.7, -1.0, 0.0, 0.3], dtype=torch.float64))
     quadrature = adapt_quadrature(columns, (4.0, 2.0), 1.0)
-    parameters = tuple(scalar(x).requires_grad_() for x in (4.0, 2.0, 1.0))
-    assert torch.autograd.gradcheck(lambda *p: log_marginal(columns, quadrature, *p), parameters)
-    whole = log_marginal(columns, quadrature, *parameters).item()
+    found, step = log_marginal_slope(columns, quadrature, *at), 1e-5
+    assert found.value.item() == pytest.approx(log_marginal(columns, quadrature, *at), abs=1e-12)
+    for i in range(3):
+        around = []
+        for sign in (1, -1):
+            moved = list(at)
+            moved[i] = at[i] * math.exp(sign * step) if i == 2 else at[i] + sign * step
+            around.append(log_marginal_slope(columns, quadrature, *moved))
+        by_value, by_gradient = ((around[0][j] - around[1][j]) / (2 * step) for j in (0, 1))
+        assert found.gradient[i].item() == pytest.approx(by_value.item(), rel=1e-5, abs=1e-7)
+        torch.testing.assert_close(found.hessian[i], by_gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_annotators_add_up():
+    columns = columns_of([1.0, -2.0, 0.5, 3.0], [0, 1, 1, 0], [0.8, 0.6])
+    whole = log_marginal(columns, adapt_quadrature(columns, (4.0, 2.0), 1.0), 4.0, 2.0, 1.0)
     parts = integrate([1.0, 3.0], 4, 2, 1) + integrate([-2.0, 0.5], 4, 2, 1)
     assert whole == pytest.approx(parts, abs=5e-3)
 
 
 def test_certainties_that_contradict_stay_finite():
     columns = columns_of([1e4, -1e4], [0, 0], [0.5])
-    value = log_marginal(columns, adapt_quadrature(columns, (3.0, 1.0), 1.0), scalar(3.0), scalar(1.0), scalar(1.0))
-    assert math.isfinite(value.item())
+    found = log_marginal_slope(columns, adapt_quadrature(columns, (3.0, 1.0), 1.0), 3.0, 1.0, 1.0)
+    assert all(of.isfinite().all() for of in found)
 
 
 def test_columns_factorise_the_likelihood_of_a_pair():

@@ -201,7 +201,7 @@ def test_errors_that_hang_together_are_believed_less_and_said_to():
 
 def test_a_temperature_alone_leaves_eta_to_the_buffers_own_fit():
     """Where all that is known is that errors hang together: the votes' log-odds are divided, intervals widened."""
-    em, plain = estimator(PLAIN, None), estimator(PLAIN, None)
+    em, plain = (estimator(PLAIN, None, settings()) for _ in range(2))
     model, bounds = LabelModelInTraining(features="none", dependence=False), EMSettings().eta_bounds
     em.label_model = RunLabelModel(crowd_of(PLAIN), 16, slice(0, 600), model, em.collectives, bounds, "cpu")
     for estimates in (em, plain):

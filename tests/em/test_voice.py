@@ -5,6 +5,8 @@ import torch
 
 from nemo_rpo.em import BufferedReliability, EMSettings, MarginBuffer, Votes, build_estimator, estimate, posterior
 from nemo_rpo.em.fit.standard_error import standard_errors
+from nemo_rpo.em.label_model import FlatVotes, VoteColumns
+from nemo_rpo.em.label_model import training_crowd as run_crowd
 from nemo_rpo.em.voice import Voice
 
 from .worlds import Crowd, make_crowd
@@ -78,6 +80,66 @@ def test_margins_are_brought_to_a_mean_size():
     before = voice.sharpness()
     voice.hear(torch.full((64,), math.nan), ~ALL)
     assert voice.sharpness() == before, "a step without pairs says nothing"
+
+
+def heard(agree: float, size: float = 20.0, steps: int = 200) -> Voice:
+    """A voice that has heard margins of one size, of which a share agrees with the labels."""
+    voice = Voice(tau=1.0)
+    sign = torch.where(torch.arange(100) < 100 * agree, 1.0, -1.0)
+    for _ in range(steps):
+        voice.hear(size * sign, torch.ones(100, dtype=torch.bool))
+    return voice
+
+
+def test_of_one_annotator_margins_are_let_grow_by_what_they_foretell():
+    """At 40 % flips even a perfect policy foretells no more than .6 of the labels."""
+    size = {agree: 20 * heard(agree).sharpness(alone=True).item() for agree in (0.4, 0.5, 0.6, 0.7, 0.9)}
+    assert size[0.4] == size[0.5] == pytest.approx(0.05)
+    assert size[0.6] == pytest.approx(1.0, rel=1e-3) and size[0.7] == pytest.approx(2.0, rel=1e-3)
+    assert size[0.9] == pytest.approx(3.0, rel=1e-3)
+    assert 20 * heard(0.6).sharpness() == pytest.approx(3.0, rel=1e-3), "several annotators: their votes tell"
+
+
+def test_a_voice_of_an_earlier_version_has_heard_no_agreement():
+    voice = Voice(tau=1.0)
+    voice.load(torch.tensor([0.5, 4.0, 2.0], dtype=torch.float64))
+    assert voice.weight == 0.5 and voice.sharpness() == 1.0
+    voice.hear(torch.full((64,), 2.0), ALL)
+    assert voice.sharpness(alone=True) == 1.0
+
+
+def test_a_policy_that_learnt_length_alone_gets_no_voice():
+    """Half of the annotators follow length seven times in ten, and the policy's margins are length alone: what they
+    foretell is no truth that the other half shares. Its margins speak neither in the E-step nor through the
+    reliabilities; where lengths are known, they are a leaning of those who follow them.
+    """
+    annotators, pairs = 20, 600
+    generator = torch.Generator().manual_seed(11)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    eta = torch.sigmoid(1.5 + 0.6 * torch.randn(annotators, generator=generator, dtype=torch.float64))
+    annotator = uniform(pairs, annotators).argsort(-1)[:, :7]
+    better = uniform(pairs, 1) < 0.5
+    ratio = torch.randn(pairs, 1, generator=generator, dtype=torch.float64)
+    own = torch.where((uniform(pairs, 7) < eta[annotator]) == better, 1.0, -1.0)
+    follows = (annotator < annotators // 2) & (uniform(pairs, 7) < 0.7)
+    votes = Votes(annotator, torch.where(follows, ratio.sign(), own))
+    crowd = Crowd(4 * torch.tanh(2 * ratio[:, 0]), votes, eta, better[:, 0])
+    lengths = torch.cat((100 * ratio.exp(), torch.full_like(ratio, 100.0)), -1)
+    known = run_crowd.Crowd(FlatVotes.of(votes), VoteColumns(lengths=lengths))
+    without = estimate(torch.zeros(pairs).double(), votes, torch.full((annotators,), 0.9).double(), EMSettings())
+    alone = right(posterior(torch.zeros(pairs), votes, without.eta.logit()), crowd)
+    for crowd_of, least in ((None, alone), (lambda: known, 0.8)):
+        em = build_estimator(EMSettings(), annotators, pairs, lambda _: votes, crowd_of=crowd_of)
+        for rows in torch.arange(pairs).split(64):
+            em.observe(rows, crowd.delta[rows], torch.ones(len(rows), dtype=torch.bool))
+            em.exchange(lambda rows: rows)
+            em.commit()
+        em.settle()
+        assert em.voice.weight == 0
+        assert right(em.posterior(crowd.delta, votes, torch.arange(pairs)), crowd) >= least
 
 
 def test_its_state_goes_on_bit_for_bit():

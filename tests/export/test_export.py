@@ -177,6 +177,38 @@ def test_relabelled_rows_come_back(run: Run, tmp_path: Path, suffix: str, capsys
     assert "3 relabelled" in said and "5 rows without an answer" in said and "1 ties" in said
 
 
+@pytest.mark.parametrize("layout", ["hf", "votes"])
+def test_win_rates_are_means_over_the_pairs_of_the_prompt(run: Run, tmp_path: Path, layout: str) -> None:
+    """Computed again from the record, response by response; a row's columns go with its chosen response."""
+    out = tmp_path / "out.jsonl"
+    assert export(run, "data", "--to", layout, "--wrong", "keep", "--win-rates", "--out", out) == 0
+    data = {row["pair_id"]: row for row in rows_of(Path(run.cfg.model.data.data_prefix["train"]))}
+    beats: dict[tuple[str, str], list[float]] = {}
+    of_pair = {}
+    for row, (pair_id, _, said), _ in original(run):
+        if np.isnan(run.labels.w_last[row]) or pair_id in of_pair:
+            continue
+        w = float(run.labels.w_last[row])
+        of_pair[pair_id] = w if said == data[pair_id]["response_a"] else 1 - w
+        for side, p in (("a", of_pair[pair_id]), ("b", 1 - of_pair[pair_id])):
+            beats.setdefault((data[pair_id]["prompt"], data[pair_id][f"response_{side}"]), [0.5]).append(p)
+    seen = 0
+    for row in rows_of(out):
+        first, second = ("chosen", "rejected") if layout == "hf" else ("response_a", "response_b")
+        pair = data[row["pair_id"]]
+        if row["pair_id"] not in of_pair:
+            continue
+        seen += 1
+        p = of_pair[row["pair_id"]]
+        assert row["win_rate"] == pytest.approx(p if row[first] == pair["response_a"] else 1 - p, abs=1e-5)
+        for side, name in ((first, "chosen"), (second, "rejected")):
+            found = row.get(f"{name}_win_rate", row.get(f"win_rate_{name}"))
+            assert found == pytest.approx(np.mean(beats[pair["prompt"], row[side]]), abs=1e-5)
+    assert seen >= 100
+    [read, *_] = read_rows(out)
+    assert {"win_rate", "chosen_win_rate", "rejected_preference_score"} <= read.columns.keys()
+
+
 def test_annotator_weights(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "weights.csv"
     assert export(run, "annotators", "--out", out) == 0

@@ -68,6 +68,10 @@ VARIANTS: tuple[tuple[str, dict], ...] = (
     ("holder_dpo", {}),
     ("ropo", {}),
     ("dr_dpo", {}),
+    ("kto", {}),
+    ("kto", {"desirable_weight": 1.3, "undesirable_weight": 0.8}),
+    ("apo_zero_unpaired", {}),
+    ("bco", {}),
 )
 
 
@@ -118,6 +122,8 @@ def random_batch(pairs: int = 6, *, dtype: torch.dtype = torch.float64, seed: in
         "tie": integers(0, 2),
         "group_weight": normal(pairs, 3).softmax(-1),
         "gate": uniform(0.2, 1, pairs, 3),
+        "mismatched_kl": uniform(0, 3, 1).expand(pairs),
+        "mean_log_ratio": normal(1).expand(pairs),
     }
     policy = [logps + normal(pairs, scale=3) for logps in reference]
     return PairLogprobs(*policy, *reference, integers(5, 50), integers(5, 50), response_columns, pair_columns)

@@ -277,3 +277,19 @@ def ropo(r: Row, beta=0.1, alpha=14.0):
 
 def dr_dpo(r: Row, beta=0.1, beta_prime=1.0):
     return dpo(r, beta)
+
+
+# Of real pairs, which have both sides: the reference point then has no side to stand on. tests/losses/test_unpaired.py
+# has the losses of completions judged alone.
+
+
+def kto(r: Row, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    u = beta * h(r)
+    return desirable_weight * sigmoid(-u), desirable_weight * sigmoid(u)
+
+
+apo_zero_unpaired = kto
+
+
+def bco(r: Row, beta=0.1):
+    return logistic(beta * h(r))

@@ -18,7 +18,7 @@ from .cases import random_batch
 THE_FIELDS_NAMES = """
     dpo f_dpo ipo ipo_avg simpo cpo orpo asft hinge tdpo1 tdpo2 dmpo todo mmpo sppo_hard sppo inpo onpo dno dno_prct
     egpo gpo rpo_sq rpo_fwd_kl rpo_bwd_kl bt bt_margin bt_scaled gpm plackett_luce pro brain cdpo rdpo holder_dpo ropo
-    dr_dpo forward_corrected udpo rgpo fa_dpo pal
+    dr_dpo forward_corrected udpo rgpo fa_dpo pal kto apo_zero_unpaired bco
 """
 
 
@@ -33,7 +33,7 @@ def test_a_mistyped_name_is_answered_with_the_nearest(typo, meant):
 
 
 def test_a_name_like_nothing_is_answered_with_the_list():
-    with pytest.raises(ConfigError, match=r"unknown loss 'zzzz'; known: asft, .*tdpo2"):
+    with pytest.raises(ConfigError, match=r"unknown loss 'zzzz'; known: apo_zero_unpaired, asft, .*tdpo2"):
         build_loss("zzzz")
 
 

@@ -173,3 +173,76 @@ def test_reward_trainer(margin):
     x = replace(X, pair_columns={"strength": torch.full((len(X),), margin or 0.0)})
     ours = build_loss("bt" if margin is None else "bt_margin")(x)
     torch.testing.assert_close(ours.mean(), expected)
+
+
+# --- completions judged alone
+
+GOOD = torch.arange(len(X)) % 3 > 0
+
+
+def judged(x: PairLogprobs, z: float) -> PairLogprobs:
+    """The chosen responses of ``x`` by themselves, those that ``GOOD`` says recorded as good."""
+    zero = torch.zeros_like(x.policy_chosen)
+    sides = [torch.where(side, of, zero) for of in (x.policy_chosen, x.reference_chosen) for side in (GOOD, ~GOOD)]
+    lengths = [torch.where(side, x.chosen_length, 0) for side in (GOOD, ~GOOD)]
+    point = torch.full_like(zero, z)
+    return PairLogprobs(*sides, *lengths, pair_columns={"mismatched_kl": point, "mean_log_ratio": point})
+
+
+def trl_kto(x: PairLogprobs, loss_type: str, kl: tuple[torch.Tensor, torch.Tensor], **weights: float) -> torch.Tensor:
+    """The loss of a batch by TRL's KTOTrainer; ``kl``: log-probs of mismatched completions, policy and reference."""
+    from trl import KTOTrainer
+
+    model = GivenLogProbs(x)
+    half = len(x)
+    mask = model.completion_mask[:half]
+
+    def answer(**_: object) -> SimpleNamespace:
+        return SimpleNamespace(**{name: value[:half] for name, value in vars(model()).items()})
+
+    answer.training = False
+    trainer = SimpleNamespace(
+        model=answer, accelerator=CPU, aux_loss_enabled=False, beta=0.3, loss_type=loss_type, _total_train_tokens=0,
+        calculate_KL=loss_type == "kto", precompute_ref_logps=True, _tp_size=1,
+        _compute_kl_logps=lambda *_: kl[0], _metrics={"eval": defaultdict(list)},
+        **{"desirable_weight": 1.0, "undesirable_weight": 1.0, **weights},
+    )  # fmt: skip
+    inputs = {
+        "input_ids": torch.zeros_like(mask),
+        "attention_mask": torch.ones_like(mask),
+        "completion_mask": mask,
+        "label": GOOD,
+        "ref_logps": x.reference_chosen,
+        "ref_KL_logps": kl[1],
+    }
+    return KTOTrainer._compute_loss(trainer, answer, inputs, return_outputs=False)
+
+
+@pytest.mark.parametrize("weights", [{}, {"desirable_weight": 1.3, "undesirable_weight": 0.7}])
+@pytest.mark.parametrize("drift", [2.5, -1.0])
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+def test_kto_trainer(name, drift, weights):
+    """A negative estimate of the divergence is 0 in both."""
+    reference = torch.linspace(-50, -20, len(X))
+    policy = reference + drift + torch.linspace(-0.5, 0.5, len(X))
+    expected = trl_kto(X, name, (policy, reference), **weights)
+    ours = build_loss(name, beta=0.3, **weights)(judged(X, max((policy - reference).mean().item(), 0.0)))
+    torch.testing.assert_close(ours.mean(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bco_trainer():
+    """TRL's δ is the running mean of β a(y): that of the first batch is the batch's mean, as ours is."""
+    bco = pytest.importorskip("trl.experimental.bco.bco_trainer", reason="this release of TRL has no BCOTrainer")
+    beta = 0.3
+    trainer = SimpleNamespace(
+        beta=beta, match_underlying_distribution=False,
+        running=bco.RunningMoments(SimpleNamespace(use_distributed=False)),
+    )  # fmt: skip
+    policy, reference = X.policy_chosen, X.reference_chosen
+    expected, *_, delta = bco.BCOTrainer.bco_loss(
+        trainer, policy[GOOD], policy[~GOOD], reference[GOOD], reference[~GOOD], None, None
+    )
+    z = (policy - reference).mean().item()
+    assert delta.item() == pytest.approx(beta * z, abs=1e-6)
+    ours = build_loss("bco", beta=beta)(judged(X, z))
+    torch.testing.assert_close(torch.cat((ours[GOOD], ours[~GOOD])), expected, rtol=1e-6, atol=1e-6)

@@ -40,7 +40,23 @@ class Case:
     precision: str = "32"
     vocabulary_multiple: int = 16
 
+    @property
+    def has_experts(self) -> bool:
+        return self.family in ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Glm4Moe")
 
+
+QWEN_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1)
+GLM_EXPERTS = dict(
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+    n_shared_experts=2,
+    first_k_dense_replace=1,
+    routed_scaling_factor=1.7,
+    norm_topk_prob=True,
+    head_dim=8,
+    num_nextn_predict_layers=0,  # layers that save_pretrained does not write
+)
 CASES = {
     "llama": Case("Llama", vocabulary_multiple=128),
     "llama_tied_scaled_rope": Case("Llama", SCALED_ROPE | dict(tie_word_embeddings=True), "many"),
@@ -53,7 +69,25 @@ CASES = {
     "llama_bf16_into_fp32": Case("Llama", dtype=torch.bfloat16),
     "qwen3_bf16": Case("Qwen3", dict(tie_word_embeddings=True, head_dim=16), "many", torch.bfloat16, precision="bf16"),
 }
+CASES |= {
+    "mixtral": Case("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None), "many"),
+    "qwen2_moe": Case("Qwen2Moe", QWEN_EXPERTS | dict(shared_expert_intermediate_size=40, norm_topk_prob=False)),
+    "qwen3_moe": Case("Qwen3Moe", QWEN_EXPERTS | dict(head_dim=16, norm_topk_prob=True), vocabulary_multiple=128),
+    "qwen3_moe_some_dense_tied": Case(
+        "Qwen3Moe",
+        QWEN_EXPERTS | dict(head_dim=16, norm_topk_prob=False, mlp_only_layers=[2], tie_word_embeddings=True),
+    ),
+    "glm4_moe": Case("Glm4Moe", GLM_EXPERTS | dict(n_group=1, topk_group=1, attention_bias=True, use_qk_norm=True)),
+    "glm4_moe_groups": Case("Glm4Moe", GLM_EXPERTS | dict(n_group=2, topk_group=1, attention_bias=False), "many"),
+}
 SMALL_FILES = "20KB"
+
+# What is generated from them: prompts of several lengths, one too long for the batch of the others, and one that comes
+# twice with two seeds.
+PROMPTS = [[7], [3, 9, 4], [3, 9, 4], [1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [(5 * i) % 50 for i in range(45)]]
+SEEDS = [101, 102, 103, 104, 105, 106]
+NEW_TOKENS, STOP_IDS = 12, [13, 17]
+WRITERS = ["llama", "llama_tied_scaled_rope", "llama_biases", "qwen3_tied", "qwen3_bf16"]
 
 
 def make(name: str, folder: Path) -> None:
@@ -68,6 +102,9 @@ def make(name: str, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # fresh norms are ones and fresh biases zeros, which would hide a mix-up
             parameter.add_(torch.randn_like(parameter), alpha=0.15)
+        for buffer_name, buffer in model.named_buffers():  # of a router: with zeros it would choose as without
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer), alpha=0.3)
         model.to(case.dtype).save_pretrained(folder, max_shard_size=SMALL_FILES if case.files == "many" else "1GB")
         saved = type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         logits = saved(token_ids).logits

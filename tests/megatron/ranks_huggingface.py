@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what makes Megatron-Core run on a CPU comes before its import)
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ cpu.install()
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from hf_models import CASES, SMALL_FILES
+from hf_models import CASES, NEW_TOKENS, PROMPTS, SEEDS, SMALL_FILES, STOP_IDS, WRITERS
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
@@ -25,8 +26,12 @@ from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf, read_hf_config
 from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
 from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
-from nemo_rpo.megatron.generate import greedy, pipeline_forward
+from nemo_rpo.megatron.generate.cached import generate
+from nemo_rpo.megatron.generate.drawing import Drawing
+from nemo_rpo.megatron.generate.without_cache import greedy, pipeline_forward
 from nemo_rpo.megatron.network.build import build_model_chunks
+
+DRAWING = Drawing(temperature=0.8, top_p=0.9)
 
 
 def run_config(layout: dict[str, int]) -> RunConfig:
@@ -58,6 +63,8 @@ def parameters(chunks: list[torch.nn.Module]) -> dict[str, torch.Tensor]:
 
 def round_trip(name: str, cfg: RunConfig, models: Path, out: Path) -> None:
     case, source, exported = CASES[name], models / name, out / name
+    # Experts need sequence parallelism under tensor parallelism, and dense models run without it here.
+    cfg.model.sequence_parallel = case.has_experts and cfg.model.tensor_model_parallel_size > 1
     cfg.trainer.precision, cfg.model.make_vocab_size_divisible_by = case.precision, case.vocabulary_multiple
     architecture = architecture_from_hf(source)
     chunks = fresh_model(cfg, architecture, seed=1)
@@ -68,10 +75,40 @@ def round_trip(name: str, cfg: RunConfig, models: Path, out: Path) -> None:
     export_hf(chunks, architecture, out / f"{name}_without_source")
     dist.barrier()
     assert architecture_from_hf(exported) == architecture
+    cfg.model.sequence_parallel = False  # as a model for generation has it; its weights are the same
     again = fresh_model(cfg, architecture, seed=2)
     load_hf_weights(again, exported, architecture)
     for (key, one), other in zip(parameters(chunks).items(), parameters(again).values(), strict=True):
         assert torch.equal(one, other), key
+    if case.has_experts:
+        prompts, size = [[1], [1, 7, 3]], architecture.vocab_size
+        cached = dict(generate(again, prompts, 5, [], size))
+        found = [greedy(chunks, prompts, 5, None, size), [cached[i].ids for i in range(2)]]
+        (out / f"{name}.{dist.get_rank()}.written").write_text(json.dumps(found))
+
+
+def generate_texts(name: str, cfg: RunConfig, models: Path, out: Path) -> None:
+    """The likeliest texts, drawn ones, and drawn ones in other batches in another order; of every rank."""
+    architecture = architecture_from_hf(models / name)
+    chunks = fresh_model(cfg, architecture, seed=3)
+    load_hf_weights(chunks, models / name, architecture)
+    found: dict[str, list] = {}
+    ways = {"greedy": (Drawing(), 32), "drawn": (DRAWING, 32), "drawn in pieces": (DRAWING, 2)}
+    for way, (how, rows) in ways.items():
+        order = list(range(len(PROMPTS)))[:: -1 if rows == 2 else 1]
+        texts = generate(
+            chunks,
+            [PROMPTS[i] for i in order],
+            NEW_TOKENS,
+            [] if way == "greedy" else STOP_IDS,
+            architecture.vocab_size,
+            how,
+            [SEEDS[i] for i in order],
+            rows,
+        )
+        by_prompt = {order[k]: text for k, text in texts}
+        found[way] = [dataclasses.asdict(by_prompt[i]) for i in range(len(PROMPTS))]
+    (out / f"{name}.texts.{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
 def refusals(cfg: RunConfig, models: Path, out: Path) -> None:
@@ -127,15 +164,21 @@ def tell_a_story(cfg: RunConfig, folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """``argv``: a JSON object with the layouts to go through, one folder for each, and the models' folders."""
+    """``argv``: a JSON object with the layouts to go through and the models of each, a folder for each, and the models'
+    folders.
+    """
     task = json.loads(sys.argv[1])
-    for out, layout in task["layouts"].items():
+    for out, (layout, cases) in task["layouts"].items():
         cfg, out = run_config(layout), Path(out)
         parallel.initialize(cfg)
-        for name in CASES:
+        for name in cases:
             round_trip(name, cfg, Path(task["models"]), out)
-        refusals(cfg, Path(task["models"]), out)
-        if task["stories"]:
+            if name in WRITERS:
+                generate_texts(name, cfg, Path(task["models"]), out)
+        cfg.model.sequence_parallel = False
+        if "llama" in cases:
+            refusals(cfg, Path(task["models"]), out)
+        if task["stories"] and "llama" in cases:
             tell_a_story(cfg, Path(task["stories"]), out)
         parallel.finalize()
 

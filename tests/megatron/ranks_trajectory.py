@@ -24,13 +24,16 @@ def run(
 ) -> list[dict[str, Any]]:
     """Trains as ``nemo-rpo train`` does; returns ``{"loss", "grad_norm", "eta"}`` of every step, on every rank.
 
-    ``around_step(trainer, step)`` is entered for each step.
+    ``around_step(trainer, step)`` is entered for each step. Among the overrides may be "packs for Transformer Engine":
+    the pairs are then packed as its attention wants them, which the local layers run too.
     """
-    cfg = config([*places(world, folder), *overrides])
+    as_for_te = "packs for Transformer Engine" in overrides
+    cfg = config([*places(world, folder), *(text for text in overrides if "=" in text)])
 
     from nemo_rpo.megatron import cpu
 
     cpu.install()
+    from nemo_rpo.training import packing
     from nemo_rpo.training.run import train
     from nemo_rpo.training.trainer import RPOTrainer
 
@@ -42,7 +45,8 @@ def run(
             train_single_step(trainer, step, batch)
         eta.append(trainer.model.em.eta.tolist())
 
-    with mock.patch.object(RPOTrainer, "train_single_step", recorded):
+    te = mock.patch.object(packing, "uses_transformer_engine", lambda cfg: True) if as_for_te else nullcontext()
+    with te, mock.patch.object(RPOTrainer, "train_single_step", recorded):
         train(cfg)
     steps = [row for row in read_metrics(folder) if row["split"] == "train"]
     return [

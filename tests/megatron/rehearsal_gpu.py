@@ -1,6 +1,6 @@
 """Run by ``test_rehearsal.py`` in a process of its own: the step as it is built for a GPU, on a device that is fake.
 
-``argv``: the world's folder, a folder to write ``found.json`` to.
+``argv``: the world's folder, a folder to write ``found.json`` to, a folder of :mod:`expert_worlds`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ SCENARIOS = {
     "all logits, plain optimizer": ["model.rpo.logprob_head=logits", "model.optim.name=adam"],
     "resident reference, KL": ["model.rpo.reference=resident", "model.rpo.base_loss=tdpo1"],
     "rankings": [],
+    "LoRA, full recompute": [
+        "model.peft.peft_scheme=lora",
+        "model.peft.lora_tuning.target_modules=[all-linear]",
+        "model.activations_checkpoint_granularity=full",
+        "model.activations_checkpoint_method=uniform",
+        "model.activations_checkpoint_num_layers=1",
+    ],
     "reward model": ["model.rpo.base_loss=bt"],
+    "experts, one after the other": ["model.rpo.reference=resident", "model.moe_aux_loss_coeff=0.1"],
 }
 
 
@@ -85,13 +93,16 @@ def _followed_by(fault: Callable[..., None]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    world, out = map(Path, sys.argv[1:])
+    world, out, experts = map(Path, sys.argv[1:])
     fake_gpu.install()
     start_groups()
     found = {}
     for number, (name, overrides) in enumerate(SCENARIOS.items()):
         data = "rankings.jsonl" if name == "rankings" else "train.jsonl"
-        found[name] = rehearse([*places(world, out / "run", data), *overrides], faults=number == 0)
+        given = [*places(world, out / "run", data), *overrides]
+        if name.startswith("experts"):
+            given.append(f"pretrained_checkpoint.restore_from_path={experts / 'one_expert'}")
+        found[name] = rehearse(given, faults=number == 0)
     (out / "found.json").write_text(json.dumps(found))
 
 

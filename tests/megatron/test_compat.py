@@ -175,16 +175,17 @@ def test_transformer_engine_before_and_since_2_9(since_29: bool, monkeypatch: py
         return False, "needs a newer card"
 
     te, fp8 = te_module("te", fp8_autocast=autocast), te_module("fp8", check_fp8_support=supported)
-    fp8.check_fp8_block_scaling_support = refused
+    fp8.check_fp8_block_scaling_support = fp8.check_mxfp8_support = refused
     if since_29:
         te = te_module("te", autocast=autocast, is_fp8_available=lambda return_reason: supported())
-        te.is_fp8_block_scaling_available = lambda return_reason: refused()
+        te.is_fp8_block_scaling_available = te.is_mxfp8_available = lambda return_reason: refused()
     else:
         te.fp8 = fp8
         monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.fp8", fp8)
     monkeypatch.setitem(sys.modules, "transformer_engine", te_module("transformer_engine", pytorch=te))
     monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", te)
-    assert transformer_engine.objections() == (("fp8_blockwise", "needs a newer card"),)
+    refusals = (("fp8_blockwise", "needs a newer card"), ("fp8_mxfp8", "needs a newer card"))
+    assert transformer_engine.objections() == refusals
     entered = transformer_engine.autocast("recipe")
     assert entered == ({"recipe": "recipe"} if since_29 else {"enabled": True, "fp8_recipe": "recipe"})
 

@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from paths import ROOT
 
+from nemo_rpo.megatron.compat.places import whats_wrong
+
 _SAVE = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,3 +49,21 @@ def test_transformers_after_install_is_transformers(tmp_path: Path) -> None:
     beside = json.loads(_run("from nemo_rpo.megatron import cpu\ncpu.install()\n" + _LOAD, tmp_path))
     assert any("inv_freq" in name for name in plain[0]) and beside[0] == plain[0]
     assert beside[1] == pytest.approx(plain[1], abs=1e-5)  # products of layers may go through oneDNN
+
+
+_MOE = "megatron.core.transformer.moe"
+REPLACED = (
+    "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
+    "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
+    f"{_MOE}.token_dispatcher:maybe_move_tensor_to_cpu(tensor, as_numpy, record_stream)",
+    f"{_MOE}.token_dispatcher:MoEAlltoAllTokenDispatcher[maybe_move_tensor_to_cpu]",
+    # Not replaced, but counted on: of a router, and of the schedule that asks a last stage's output where it is.
+    f"{_MOE}.router:TopKRouter[expert_bias]",
+    "megatron.core.pipeline_parallel.schedules:forward_step_calc_loss[MoEAuxLossAutoScaler]",
+)
+
+
+@pytest.mark.every_release
+@pytest.mark.parametrize("place", REPLACED)
+def test_what_is_replaced_is_still_there(place: str) -> None:
+    assert whats_wrong(place) is None

@@ -49,6 +49,23 @@ WAYS: dict[str, tuple[str, list[str], list[str]]] = {
         ["model.rpo.previous_iterate={world}/earlier", "model.rpo.reference=cached"],
         [],
     ),
+    "a reference of its own": ("dpo", ["model.rpo.reference_from={world}/earlier"], []),
+    "a reference of its own, resident": (
+        "dpo",
+        ["model.rpo.reference_from={world}/earlier", "model.rpo.reference=resident"],
+        [],
+    ),
+    "a reference of its own, cached": (
+        "dpo",
+        ["model.rpo.reference_from={world}/earlier", "model.rpo.reference=cached"],
+        [],
+    ),
+    "a reference of its own, divergence": ("tdpo2", ["model.rpo.reference_from={world}/earlier"], []),
+    "start and base π_t, another reference": (
+        "inpo",
+        ["model.rpo.previous_iterate={world}/model", "model.rpo.reference_from={world}/earlier"],
+        [],
+    ),
     "divergence, resident reference": ("tdpo2", ["model.rpo.reference=resident"], [SEQUENCE_PARALLEL]),
     "divergence beside all logits": ("tdpo1", ["model.rpo.logprob_head=logits"], []),
     "turns in packs": ("dmpo", ["model.data.packed_sequence=true"], []),
@@ -63,18 +80,20 @@ WAYS: dict[str, tuple[str, list[str], list[str]]] = {
         ["model.rpo.loss_options={scores: reward}", RANKINGS, "model.rpo.enabled=false"],
         [SEQUENCE_PARALLEL],
     ),
+    "judged alone, in packs": ("kto", ["model.data.packed_sequence=true"], []),
+    "judged alone, cached reference": ("bco", ["model.rpo.reference=cached"], []),
     "rankings in packs, divergence": ("tdpo2", [RANKINGS, "model.data.packed_sequence=true"], []),
 }
 NAMES = [*loss_names(), *WAYS]
 # Under context parallelism, where a loss reads more than the sums of responses: one output a response from one rank,
 # turns of a response on two, and what a frozen policy predicts at the positions of a rank.
-OVER_CONTEXT = ["a gated preference head", "a reward head beside log-probs", "dmpo", "tdpo2"]
+OVER_CONTEXT = ["judged alone, in packs", "a gated preference head", "a reward head beside log-probs", "dmpo", "tdpo2"]
 
 
 def kind(name: str) -> tuple[object, ...]:
     """What decides what the engine computes for a loss, and what it does with it."""
     loss = build_loss(name)
-    return loss.needs, type(loss.reduction), loss.listwise, loss.models_noise
+    return loss.needs, type(loss.reduction), loss.listwise, loss.models_noise, loss.unpaired
 
 
 KINDS = {kind(name): name for name in loss_names()}
@@ -93,6 +112,8 @@ def overrides(name: str, ranks: int, world: Path) -> list[str]:
         found += ["model.rpo.link_tau=100", "model.rpo.objective=weighted"]
     if "turns" in declared.needs:
         found.append(f"model.data.data_prefix.train={world / 'dialogues.jsonl'}")
+    if declared.unpaired:
+        found.append(f"model.data.data_prefix.train={world / 'judged_alone.jsonl'}")
     found += [setting.format(world=world) if "{world}" in setting else setting for setting in further]
     return found + (of_several if ranks == 4 else [])
 
@@ -129,6 +150,15 @@ def test_the_layout_changes_nothing(name: str, ranks: int, trained: Callable[[st
         scale = max(1.0, abs(theirs["loss"]))
         assert abs(ours["loss"] - theirs["loss"]) <= TOLERANCE * scale
         assert abs(ours["grad_norm"] / theirs["grad_norm"] - 1) <= 10 * TOLERANCE
+
+
+def test_a_reference_of_its_own_is_the_same_wherever_it_waits(trained: Callable[[str, int], Trajectory]) -> None:
+    swapped, resident, cached = (
+        [step["loss"] for step in trained(f"a reference of its own{where}", 1)]
+        for where in ("", ", resident", ", cached")
+    )
+    assert swapped == resident and cached == pytest.approx(swapped, rel=1e-5)
+    assert abs(swapped[0] - trained("dpo", 1)[0]["loss"]) > 1e-4  # at step 0 it is not the policy
 
 
 def test_one_group_of_taste_is_the_plain_reward_model_to_the_bit(trained: Callable[[str, int], Trajectory]) -> None:

@@ -23,8 +23,8 @@ from nemo_rpo.megatron.network.precision import Machine, check_machine, check_si
 
 pytestmark = pytest.mark.every_release
 
-RECIPES = frozenset({"Float8CurrentScaling", "Float8BlockScaling"})
-HOPPER = Machine((9, 0), "2.11.0", RECIPES)
+RECIPES = frozenset({"Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling"})
+HOPPER, BLACKWELL = Machine((9, 0), "2.11.0", RECIPES), Machine((10, 0), "2.11.0", RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,12 @@ HOPPER = Machine((9, 0), "2.11.0", RECIPES)
         ("fp8_tensorwise", Machine(None, None), "needs a GPU, and torch sees none: set it to bf16"),
         ("fp8_tensorwise", Machine((8, 0), "2.11.0", RECIPES), "8.9, and this one has 8.0: set it to bf16"),
         ("fp8_blockwise", Machine((8, 9), "2.11.0", RECIPES), "9.0, and this one has 8.9: set it to fp8_tensorwise"),
+        ("fp8_mxfp8", HOPPER, "10.0, and this one has 9.0: set it to fp8_tensorwise"),
+        (
+            "fp8_mxfp8",
+            Machine((12, 0), "2.11.0", RECIPES, (("fp8_mxfp8", "not on 12.0+ architectures yet."),)),
+            "is refused by Transformer Engine (not on 12.0+ architectures yet): set it to another precision",
+        ),
         ("fp8_tensorwise", Machine((9, 0), None), "needs Transformer Engine: install"),
         ("fp8_blockwise", Machine((9, 0), "2.1.0"), "Float8BlockScaling, which 2.1.0 does not have: install 2.3 or n"),
         (
@@ -49,9 +55,11 @@ def test_a_machine_without_fp8_is_told_what_it_lacks(precision: str, machine: Ma
     check_machine("bf16", machine)
 
 
-def test_hopper_has_both() -> None:
+def test_hopper_has_two_and_blackwell_all() -> None:
     for precision in ("fp8_tensorwise", "fp8_blockwise"):
         check_machine(precision, HOPPER)
+        check_machine(precision, BLACKWELL)
+    check_machine("fp8_mxfp8", BLACKWELL)
 
 
 def llama(**sizes: int) -> GPTArchitecture:
@@ -63,11 +71,16 @@ def llama(**sizes: int) -> GPTArchitecture:
 
 
 def test_sizes_that_do_not_suit_are_named() -> None:
-    for precision in ("fp8_tensorwise", "fp8_blockwise"):
+    for precision in ("fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"):
         check_sizes(precision, llama(), tensor_parallel=4)
     check_sizes("fp8_tensorwise", llama(ffn_hidden_size=5504), tensor_parallel=2)
     with pytest.raises(ConfigError, match=r"multiples of 128, and ffn_hidden_size / tensor ranks is 2752"):
         check_sizes("fp8_blockwise", llama(ffn_hidden_size=5504), tensor_parallel=2)
+    check_sizes("fp8_mxfp8", llama(ffn_hidden_size=5504), tensor_parallel=2)
+    with pytest.raises(
+        ConfigError, match=r"multiples of 32, and ffn_hidden_size / tensor ranks is 2736: set it to fp8_t"
+    ):
+        check_sizes("fp8_mxfp8", llama(ffn_hidden_size=5472), tensor_parallel=2)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +93,7 @@ def test_sizes_that_do_not_suit_are_named() -> None:
         ("fp8_tensorwise", 1, 1, 16),
         ("fp8_tensorwise", 2, 2, 64),
         ("fp8_blockwise", 4, 2, 1024),
+        ("fp8_mxfp8", 2, 2, 128),
     ],
 )
 def test_what_is_left_on_a_rank_suits_its_products(precision: str, tensor: int, context: int, multiple: int) -> None:

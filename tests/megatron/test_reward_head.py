@@ -11,13 +11,17 @@ import pytest
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 import loss_world
+import pyarrow.parquet as parquet
 import torch
 from safetensors.torch import load_file, save_file
-from torchrun import run_ranks
+from torchrun import run_process, run_ranks
 
 from nemo_rpo.cli import main
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.export.group_labels import check_group, preference
+from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
+from nemo_rpo.judging.judging_settings import RewardJudge
+from nemo_rpo.judging.verdicts import Shown
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import REWARD_HEAD_FILE, load_reward_head
 from nemo_rpo.megatron.network.reward_head import RewardHead
@@ -85,6 +89,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run(ranks: int, *runs: tuple[str, list[str]]) -> None:
         run_ranks(HERE / "ranks_reward_head.py", ranks, world, folder, json.dumps(runs), timeout=500)
 
+    (folder / "world.json").write_text(json.dumps(str(world)))
     run(
         4,
         ("split", [*RUN, *SPLIT, "trainer.dpo.max_steps=2"]),
@@ -205,3 +210,93 @@ def test_a_reward_models_figures(out: Path) -> None:
     assert row["rewards_rejected_mean"] == 0
     # They differ by the pairs whose votes are even, which have no better response.
     assert row["margin"] == pytest.approx(row["rewards_chosen_mean"], abs=0.05)
+
+
+def cli(*arguments: object, ranks: int = 1, check: bool = True) -> str:
+    ran = run_process(["-m", "nemo_rpo.cli", *map(str, arguments)], ranks=ranks if ranks > 1 else None, timeout=300)
+    assert (ran.returncode == 0) == check, ran.stderr[-3000:]
+    return ran.stderr if not check else ran.stdout
+
+
+def margins(run: Path, data: Path, out: Path) -> dict[str, float]:
+    """Δ of each pair, chosen over rejected, as ``nemo-rpo evaluate`` has it."""
+    cli("evaluate", run, data, "--scores", out, "--bootstrap", 1)
+    table = parquet.read_table(out)
+    return dict(zip(table["pair_id"].to_pylist(), table["delta"].to_pylist(), strict=True))
+
+
+@pytest.mark.distributed
+def test_rewards_of_responses_are_those_of_pairs_under_every_layout(out: Path, tmp_path: Path) -> None:
+    """Bradley-Terry: Δ is their difference. A preference model: the score of each of two is Δ, turned to its side."""
+    data = Path(json.loads((out / "world.json").read_text()))
+    rows = {row["pair_id"]: row for row in map(json.loads, (data / "train.jsonl").read_text().splitlines())}
+    for run, more in ((out / "another head on its weights", {}), (out / "whole", {"embedding": 4, "gate": 2})):
+        delta = margins(run, data / "train.jsonl", tmp_path / f"{run.name}.parquet")
+        split = ["model.tensor_model_parallel_size=2", "model.sequence_parallel=true"]
+        layouts = {2: split} if more else {1: [], 2: split}
+        found = {}
+        for ranks, layout in layouts.items():
+            path = tmp_path / f"{run.name}{ranks}.parquet"
+            said = cli("score", "--rewards", run, "--data", data / "train.jsonl", "--out", path, *layout, ranks=ranks)
+            assert f"{2 * len(rows)} responses" in said
+            found[ranks] = parquet.read_table(path).to_pylist()
+        for one, two in zip(found[min(found)], found[2], strict=True):
+            assert one["score"] == pytest.approx(two["score"], abs=1e-5) and one["tokens"] == two["tokens"] > 0
+            assert {name: len(one[name]) for name in more} == more
+        by_name: dict[str, list[float]] = {}
+        for record in found[2]:
+            by_name.setdefault(record["name"], []).append(record["score"])
+        checked = 0
+        for name, (first, second) in by_name.items():
+            if name in delta:  # evaluation calls chosen what most votes prefer, in a tie the first
+                votes = [vote["vote"] for vote in rows[name]["votes"]]
+                sign = -1 if votes.count("b") > votes.count("a") else 1
+                assert delta[name] * sign == pytest.approx(first - second if not more else first, abs=1e-5)
+                assert not more or second == pytest.approx(-first, abs=1e-5)
+                checked += abs(delta[name]) > 1e-5
+        assert checked > 20
+    single = tmp_path / "single.jsonl"
+    texts = [{"id": "x", "prompt": row["prompt"], "response": row["response_b"]} for row in rows.values()]
+    single.write_text("".join(f"{json.dumps(text)}\n" for text in texts[:3]))
+    cli("score", "--rewards", out / "another head on its weights", "--data", single, "--out", tmp_path / "x.jsonl")
+    alone = [json.loads(line)["score"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    run = out / "another head on its weights"
+    known = [
+        r["score"] for r in parquet.read_table(tmp_path / f"{run.name}1.parquet").to_pylist() if r["response"] == 1
+    ]
+    assert alone == pytest.approx(known[:3], abs=1e-5)
+
+
+@pytest.mark.distributed
+def test_what_has_no_head_gives_no_reward(out: Path, tmp_path: Path) -> None:
+    data = Path(json.loads((out / "world.json").read_text())) / "train.jsonl"
+    asked = ("--data", data, "--out", tmp_path / "x.jsonl")
+    said = cli("score", "--rewards", out / "of its weights", *asked, check=False)
+    assert "error: the loss 'dpo' trains no reward model: name a run of one" in said
+    said = cli("score", "--rewards", out / "of its weights", *asked, "model.rpo.base_loss=bt", check=False)
+    assert "has no head that gives 'score' of width 1 (it has none): name a reward model" in said
+    assert "Traceback" not in said and not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.distributed
+def test_a_preference_model_judges_pairs(out: Path, tmp_path: Path) -> None:
+    """It says the side that its margin is on, whoever labelled what; turned round it says the other one."""
+    rows = [row for row in loss_world.rows()[:12] if row["votes"][0]["vote"] != "tie"]
+    for i, row in enumerate(rows):
+        row["pair_id"], row["votes"] = f"p{i}", row["votes"][:1]
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    delta = margins(out / "whole", data, tmp_path / "scores.parquet")
+    margin = {row["pair_id"]: delta[row["pair_id"]] * (1 if row["votes"][0]["vote"] == "a" else -1) for row in rows}
+    shown = [Shown(r["pair_id"], r["prompt"], r["response_a"], r["response_b"], "") for r in rows]
+    shown += [s._replace(pair=f"-{s.pair}", first=s.second, second=s.first) for s in shown]
+    judge = RewardModelJudge(RewardJudge(name="rm", run=str(out / "whole")), tmp_path / "log", "judges[0]")
+    said = {verdict.pair: verdict for verdict in judge.judge(shown)}
+    assert {said[name].said for name in margin} == {"first", "second"}
+    for name, value in margin.items():
+        assert said[name].p_first == pytest.approx(1 / (1 + np.exp(-value)), abs=1e-5)
+        assert said[f"-{name}"].p_first == pytest.approx(1 - said[name].p_first, abs=1e-5)
+        assert {said[name].said, said[f"-{name}"].said} == {"first", "second"}
+    broken = RewardModelJudge(RewardJudge(name="rm", run=str(tmp_path)), tmp_path / "log", "judges[0]")
+    with pytest.raises(ConfigError, match=r"judges\[0\]\.run: .* cannot judge \("):
+        list(broken.judge(shown))

@@ -48,6 +48,7 @@ FULL_RECOMPUTE = [
 # A pack of a whole global batch, and of a single pair or two.
 PACKED, ONE_PROMPT = ["model.data.packed_sequence=true"], "model.data.share_prompts=always"
 TWO_PROMPTS, SMALL = "model.data.share_prompts=never", "model.data.packed_sequence_size=64"
+FOR_TRANSFORMER_ENGINE = "packs for Transformer Engine"  # no setting: see ranks_trajectory.py
 OVERLAP = ["model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true"]
 
 # By number of ranks, so that those of one number share one start. Without PLAIN_ADAM the optimizer is distributed.
@@ -82,6 +83,8 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2, interleaved": [f"{PP}2", f"{VP}2"],
         "CP=2": [f"{CP}2"],
         "CP=2, plain optimizer, cached reference, recompute": [f"{CP}2", PLAIN_ADAM, CACHED, *FULL_RECOMPUTE],
+        "CP=2, packed, one prompt, small packs": [f"{CP}2", *PACKED, ONE_PROMPT, SMALL],
+        "CP=2, packed as for Transformer Engine": [f"{CP}2", *PACKED, FOR_TRANSFORMER_ENGINE],
         "CP=2, all logits": [f"{CP}2", ALL_LOGITS, f"{MICRO}2"],
         "DP=2": [PLAIN_ADAM],
         "DP=2, distributed optimizer": [f"{MICRO}2"],
@@ -94,12 +97,23 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2 × DP=2": [f"{PP}2", f"{MICRO}2"],
         "TP=2 × PP=2, sequence parallel, packed": [f"{TP}2", f"{PP}2", SEQUENCE_PARALLEL, *PACKED, TWO_PROMPTS],
         "TP=2 × CP=2, sequence parallel": [f"{TP}2", f"{CP}2", SEQUENCE_PARALLEL],
+        "TP=2 × CP=2, sequence parallel, packed": [f"{TP}2", f"{CP}2", SEQUENCE_PARALLEL, *PACKED, TWO_PROMPTS],
+        "PP=2 × CP=2, packed, one prompt": [f"{PP}2", f"{CP}2", *PACKED, ONE_PROMPT, *FULL_RECOMPUTE],
         "PP=2 × CP=2": [f"{PP}2", f"{CP}2", RESIDENT],
         "CP=2 × DP=2": [f"{CP}2", f"{MICRO}2"],
         "CP=4": [f"{CP}4"],
         "PP=2 × DP=2, packed, one prompt": [f"{PP}2", *PACKED, ONE_PROMPT, SMALL],
     },
 }
+
+# Of every layer, some as a whole and some by their matrices.
+LORA = [
+    "model.peft.peft_scheme=lora",
+    "model.peft.lora_tuning.adapter_dim=4",
+    "model.peft.lora_tuning.alpha=8",
+    "model.peft.lora_tuning.target_modules=[attention_qkv,o_proj,gate_proj,up_proj,down_proj]",
+    "model.optim.lr=1e-2",
+]
 
 # Other ways through the step, five steps each, under one layout of each number of ranks; these are not committed.
 OBJECTIVES: dict[str, list[str]] = {
@@ -119,6 +133,19 @@ OBJECTIVES: dict[str, list[str]] = {
         "model.rpo.buffer.min_gain=-1e9",
         "model.rpo.buffer.margins=latest",
     ],
+    "LoRA": LORA,
+}
+# Further layouts of the adapters.
+ADAPTED: dict[int, dict[str, list[str]]] = {
+    1: {"LoRA, full recompute, packed, one prompt": [*PACKED, ONE_PROMPT, *FULL_RECOMPUTE]},
+    2: {
+        "LoRA, TP=2": [f"{TP}2", PLAIN_ADAM],
+        "LoRA, TP=2, sequence parallel, full recompute": [f"{TP}2", SEQUENCE_PARALLEL, *FULL_RECOMPUTE],
+        "LoRA, PP=2, interleaved": [f"{PP}2", f"{VP}2"],
+        "LoRA, CP=2": [f"{CP}2"],
+        "LoRA, DP=2, overlapped": OVERLAP,
+    },
+    4: {"LoRA, TP=2 × PP=2, sequence parallel, cached reference": [f"{TP}2", f"{PP}2", SEQUENCE_PARALLEL, CACHED]},
 }
 SPLITS = {1: [], 2: [f"{MICRO}2"], 4: [f"{TP}2", f"{PP}2", f"{MICRO}8"]}
 
@@ -128,7 +155,9 @@ Trajectory = list[dict[str, Any]]
 def runs_of(ranks: int) -> dict[str, list[str]]:
     """Name → overrides of everything that one start of ``ranks`` ranks goes through."""
     five = ["trainer.dpo.max_steps=5", *SPLITS[ranks]]
-    return LAYOUTS[ranks] | {f"{name}, {ranks}": [*five, *run] for name, run in OBJECTIVES.items()}
+    others = {f"{name}, {ranks}": [*five, *run] for name, run in OBJECTIVES.items()}
+    adapted = {name: ["trainer.dpo.max_steps=5", *LORA, *run] for name, run in ADAPTED[ranks].items()}
+    return LAYOUTS[ranks] | others | adapted
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +219,13 @@ def test_every_objective_gives_the_same_numbers(
     one_rank = launched(f"{objective}, 1")
     assert len(one_rank) == 5 and one_rank[0]["loss"] != one_rank[4]["loss"]
     found = largest_differences(launched(f"{objective}, {ranks}"), one_rank)
+    assert all(value <= TOLERANCE for value in found.values()), found
+
+
+@pytest.mark.parametrize("layout", [name for group in ADAPTED.values() for name in group])
+def test_adapters_give_the_same_numbers(layout: str, launched: Callable[[str], Trajectory]) -> None:
+    """What is split, gathered and added up between A and B is what one rank has, and so is what moves."""
+    found = largest_differences(launched(layout), launched("LoRA, 1"))
     assert all(value <= TOLERANCE for value in found.values()), found
 
 

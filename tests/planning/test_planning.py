@@ -10,17 +10,19 @@ import torch
 from paths import ROOT
 
 from nemo_rpo.cli import main as cli
-from nemo_rpo.config.flops import forward_flops
+from nemo_rpo.config.adapters.adapter_size import adapter_weights, layer_adapter_weights
+from nemo_rpo.config.flops import forward_flops, layers_weights
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.planning.__main__ import main
+from nemo_rpo.planning.checkpoints import written_bytes
 from nemo_rpo.planning.hardware import Hardware
 from nemo_rpo.planning.memory import peak_memory
 from nemo_rpo.planning.models import MODELS, total_weights
 from nemo_rpo.planning.step_time import step_seconds
 
 CONF = ROOT / "conf"
-RECIPES = sorted([*CONF.glob("*_ultrafeedback.yaml"), *CONF.glob("*_multipref.yaml")])
+RECIPES = sorted(path for data in ("ultrafeedback", "multipref", "lora") for path in CONF.glob(f"*_{data}.yaml"))
 COMMAND = re.compile(r"^# python -m nemo_rpo\.planning (\S+) --model (\S+)$", re.MULTILINE)
 
 
@@ -57,6 +59,35 @@ def test_the_recipes_are_those_of_the_paper_and_its_successors() -> None:
         assert many.trainer.num_nodes == one.trainer.num_nodes
 
 
+def test_adapters_by_hand() -> None:
+    """Rank 16 beside every layer of Llama-3 8B, as a whole and by matrix: 4096 in and out of each, as peft counts."""
+    whole, matrices = (
+        load_config(
+            str(CONF / "llama3_8b_ultrafeedback.yaml"),
+            ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16", *more],
+        )
+        for more in ([], ["model.peft.lora_tuning.target_modules=[all-linear]"])
+    )
+    h, kv, f, r = 4096, 1024, 14336, 16
+    out = (h + 2 * kv) + h + 2 * f + h
+    assert layer_adapter_weights(MODELS["llama3-8b"], whole.model.peft, 0) == r * (h + h + h + f + out)
+    assert adapter_weights(MODELS["llama3-8b"], matrices.model.peft) == 32 * r * (3 * h + h + 2 * h + f + out)
+    full, adapted = (
+        peak_memory(load_config(str(CONF / "llama3_8b_ultrafeedback.yaml"), over), MODELS["llama3-8b"], 8)
+        for over in ([], ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=16"])
+    )
+    split = r * (h + (h + 2 * kv) / 2 + h / 2 + h + h + f + f / 2 + h)
+    assert adapted.gradients == 4 * 32 * split and adapted.weights == full.weights + 2 * 32 * split
+    assert adapted.reference == 0 and adapted.activations == full.activations + 2 * 2048 * 32 * 2 * 4 * r
+    seconds = [
+        step_seconds(cfg, MODELS["llama3-8b"], 8, 2048, Hardware())
+        for cfg in (whole, load_config(str(CONF / "llama3_8b_ultrafeedback.yaml")))
+    ]
+    files = written_bytes(whole, MODELS["llama3-8b"], 8)
+    assert files.checkpoint == 14 * 32 * r * (h + h + h + f + out) and files.host == files.share == files.checkpoint / 8
+    assert 0.7 < seconds[0] / seconds[1] < 0.8
+
+
 @pytest.mark.parametrize(("name", "kind"), [("llama3-8b", "Llama"), ("mistral-7b", "Mistral"), ("qwen3-32b", "Qwen3")])
 def test_weights_are_those_of_transformers(name: str, kind: str) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install 'nemo-rpo[hf]'")
@@ -69,6 +100,41 @@ def test_weights_are_those_of_transformers(name: str, kind: str) -> None:
     with torch.device("meta"):
         real = getattr(transformers, f"{kind}ForCausalLM")(config)
     assert sum(parameter.numel() for parameter in real.parameters()) == total_weights(model)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("qwen3-30b-a3b", "Qwen3Moe"), ("mixtral-8x7b", "Mixtral")])
+def test_weights_and_active_weights_of_experts(name: str, kind: str) -> None:
+    """All are transformers'; the active ones, those that the names of the models speak of."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'nemo-rpo[hf]'")
+    model = MODELS[name]
+    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768} if "qwen" in name else {}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=model.vocab_size, hidden_size=model.hidden_size, intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=model.num_layers, num_attention_heads=model.num_attention_heads, head_dim=model.kv_channels,
+        num_key_value_heads=model.num_query_groups, tie_word_embeddings=False, **experts,
+    )  # fmt: skip
+    with torch.device("meta"):
+        real = getattr(transformers, f"{kind}ForCausalLM")(config)
+    assert sum(parameter.numel() for parameter in real.parameters()) == total_weights(model)
+    tables = 2 * model.vocab_size * model.hidden_size
+    active = (layers_weights(model, active=True) + tables) / 1e9
+    assert active == pytest.approx({"qwen3-30b-a3b": 3.35, "mixtral-8x7b": 12.88}[name], abs=0.01)
+
+
+def test_memory_of_experts_by_hand() -> None:
+    """Qwen3 30B-A3B on 16 GPUs, the figures of a pocket calculator: TP 2, whole experts on 8 ranks each."""
+    cfg = load_config(str(CONF / "qwen3_30b_a3b_ultrafeedback.yaml"))
+    memory = peak_memory(cfg, MODELS["qwen3-30b-a3b"], 16)
+    attention = 2048 * (4096 + 2 * 512) + 4096 * 2048
+    dense = 48 * (attention / 2 + 128 * 2048 + 2 * 2048 + 2 * 128) + 151936 * 2048 + 2048
+    experts = 48 * 128 / 8 * 3 * 2048 * 768
+    assert memory.weights == 2 * (dense + experts) and memory.gradients == 4 * (dense + experts)
+    assert memory.optimizer == 12 * (dense / 8 + experts / 2)
+    token = (8 * 2048 + 4 * (32 + 4) * 128 + 4 * 32 + 8 * (4 * 2048 + 6 * 768) + 8 * 128) / 2
+    assert memory.activations == 2 * 2048 * 48 * token
+    files, all_weights = written_bytes(cfg, MODELS["qwen3-30b-a3b"], 16), total_weights(MODELS["qwen3-30b-a3b"])
+    assert (files.checkpoint, files.export) == (14 * all_weights, 2 * all_weights)
+    assert files.host == 4 * (dense + experts) + 14 * all_weights / 16  # the swapped reference, and the GPU's share
 
 
 def test_flops_are_those_that_torch_counts() -> None:
@@ -153,6 +219,10 @@ def test_plan_gives_hours_for_these_pairs_and_names_what_does_not_fit(capsys: py
         100 * seconds / 3600, abs=0.006
     )
     assert rows["4"][2] == pytest.approx(2 * rows["8"][2], abs=0.02)
+    files = (
+        "A checkpoint is 112 GB, 28.1 of them from a GPU on 4, which needs 28.1 GB of host memory; an export gathers 16"
+    )
+    assert files in out
     assert cli([*plan, "--pairs", "12800", "--gpus", "8", "--gpu", "H200"]) == 0
     assert "H200 141 GB" in capsys.readouterr().out
 

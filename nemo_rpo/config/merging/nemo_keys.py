@@ -32,10 +32,11 @@ IGNORED = frozenset(
     model.tp_comm_atomic_ag model.tp_comm_atomic_rs model.nccl_communicator_config_path model.gc_interval
     model.memory_profile.* model.activations_checkpoint_layers_per_pipeline
     model.num_micro_batches_with_partial_activation_checkpoints model.cpu_offloading model.defer_embedding_wgrad_compute
+    model.moe_grouped_gemm model.moe_router_dtype model.moe_per_layer_logging
     model.dist_ckpt_format model.dist_ckpt_load_strictness model.dist_ckpt_load_on_device
     model.dist_ckpt_parallel_save model.dist_ckpt_parallel_load model.dist_ckpt_torch_dist_multiproc
     model.dist_ckpt_assume_constant_structure model.dist_ckpt_parallel_dist_opt model.dist_ckpt_parallel_save_within_dp
-    model.peft.restore_from_path model.peft.restore_from_ckpt.* model.peft.lora_tuning.*
+    model.peft.adapter_tuning.* model.peft.p_tuning.* model.peft.ia3_tuning.*
     model.optim.bucket_cap_mb model.optim.contiguous_grad_buffer model.optim.contiguous_param_buffer
     model.optim.grad_sync_dtype model.optim.param_sync_dtype model.optim.grad_sync_chunk_size
     model.data.splits_string model.data.skip_warmup model.data.index_mapping_dir model.data.dataloader_type
@@ -50,8 +51,16 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainer.gradient_clip_val": ((None,), "set trainer.dpo.gradient_clip_val"),
     "exp_manager.resume_from_checkpoint": ((None,), "set exp_manager.explicit_log_dir to the run to resume"),
     "model.resume_from_checkpoint": ((None,), "set exp_manager.explicit_log_dir to the run to resume"),
-    "model.peft.peft_scheme": (("none", None), "all weights are trained; remove it"),
-    "model.fp8": ((False, None), "train in bf16"),
+    "model.peft.restore_from_ckpt.checkpoint_dir": ((None,), "set model.peft.restore_from_path"),
+    "model.peft.restore_from_ckpt.checkpoint_name": ((None,), "set model.peft.restore_from_path"),
+    "model.peft.lora_tuning.row_init_method": (("zero",), "an adapter starts at its base"),
+    "model.peft.lora_tuning.layer_selection": ((None,), "every layer has its adapters"),
+    "model.peft.lora_tuning.weight_tying": ((False,), "every layer has its own adapters"),
+    "model.peft.lora_tuning.position_embedding_strategy": ((None,), "every layer has its own adapters"),
+    "model.fp8": ((False, None), "set model.rpo.logprob_precision"),
+    "model.optim.optimizer_cpu_offload": ((False,), "the optimizer's state is sharded over data-parallel ranks"),
+    "model.optim.fp8_param_gather": ((False,), "weights are kept, and gathered, in bf16"),
+    "model.fp8_params": ((False, None), "weights are kept in bf16: policy and reference take turns in one module"),
     "model.fp32_residual_connection": ((False,), "residuals have the precision of the weights"),
     "model.fp16_lm_cross_entropy": ((False,), "log-probs are computed in fp32"),
     "model.dpo.average_log_probs": ((False,), "set model.dpo.preference_average_log_probs"),
@@ -70,8 +79,10 @@ ONLY_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.normalize_attention_scores": ((True,), "attention scores are divided by the root of the head size"),
     "model.do_layer_norm_weight_decay": ((False,), "norms and biases are not decayed"),
     "model.ffn_dropout": ((0,), "set model.hidden_dropout"),
-    "model.num_moe_experts": ((None,), "only dense models are trained"),
-    "model.expert_model_parallel_size": ((1, None), "only dense models are trained"),
+    "model.moe_router_load_balancing": ((None,), "set model.moe_router_load_balancing_type"),
+    "model.moe_input_jitter_eps": ((None,), "policy and reference would be routed by different noise"),
+    "model.moe_token_dropping": ((False,), "no token is dropped: its log-prob would depend on the others of its batch"),
+    "model.moe_expert_capacity_factor": ((None,), "no token is dropped: its log-prob would depend on its batch"),
     "model.pipeline_model_parallel_split_rank": ((0, None), "only decoder models are trained"),
     "model.tokenizer.delimiter": ((None,), "there is no tokenizer of tables here, nor in NeMo 3"),
 }

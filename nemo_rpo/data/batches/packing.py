@@ -22,26 +22,48 @@ class Packing:
     Attributes:
         budget: tokens of a pack, at least those of the largest pair.
         share_prompts: a prompt stands in the pack once, and both responses attend to it.
+        sequence_multiple_of: each sequence of a pack is padded to it; above 1 not with ``share_prompts``.
         count_multiple_of: the number of packs of a rank is a multiple of it (interleaved pipeline schedules).
+        in_step: all ranks have equally many packs (those of expert parallelism exchange tokens in each).
     """
 
     budget: int
     share_prompts: bool
+    sequence_multiple_of: int = 1
     count_multiple_of: int = 1
+    in_step: bool = False
 
     def sizes(self, lengths: np.ndarray) -> np.ndarray:
         """Tokens that each pair takes, int64 [n], of ``lengths [n, 3]`` (prompt, chosen, rejected), or that each
         ranking takes, of ``lengths [n, 1+K]`` with 0 where it has fewer responses.
         """
-        prompts = 1 if self.share_prompts else (lengths[:, 1:] > 0).sum(1)
-        return lengths[:, 1:].sum(1, dtype=np.int64) + prompts * lengths[:, 0]
+        responses = lengths[:, 1:].astype(np.int64)
+        if self.share_prompts:
+            return responses.sum(1) + lengths[:, 0]
+        padded = -(-(responses + lengths[:, :1]) // self.sequence_multiple_of) * self.sequence_multiple_of
+        return np.where(responses > 0, padded, 0).sum(1)
 
     def packs(self, sizes: np.ndarray, rank: int, ranks: int) -> list[list[int]]:
         """The packs of one data-parallel rank, each a list of positions in ``sizes``; all ranks together have each
         pair once. With fewer pairs than ranks, some have none.
         """
+        if self.in_step:
+            return self.packs_in_step(sizes, ranks)[rank]
         mine = shares_of_ranks(sizes, ranks)[rank]
-        return [[mine[i] for i in pack] for pack in level(sizes[mine], self.budget, self.count_multiple_of)]
+        return self._level(sizes, mine)
+
+    def packs_in_step(self, sizes: np.ndarray, ranks: int) -> list[list[list[int]]]:
+        """:meth:`packs` of every rank, equally many: those that need fewer than another split theirs, down to single
+        pairs, and then have empty ones.
+        """
+        found = [self._level(sizes, share) for share in shares_of_ranks(sizes, ranks)]
+        most = max(1, *map(len, found))
+        most = -(-most // self.count_multiple_of) * self.count_multiple_of
+        found = [_split(packs, min(most, sum(map(len, packs)))) for packs in found]
+        return [packs + [[]] * (most - len(packs)) for packs in found]
+
+    def _level(self, sizes: np.ndarray, share: list[int]) -> list[list[int]]:
+        return [[share[i] for i in pack] for pack in level(sizes[share], self.budget, self.count_multiple_of)]
 
 
 def prompts_pay(lengths: np.ndarray, least: float) -> bool:

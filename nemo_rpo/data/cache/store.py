@@ -204,6 +204,21 @@ class PreferenceCache:
         """Pairs."""
         return len(self.lengths)
 
+    def judged_alone(self) -> bool:
+        """Whether one side of each pair is absent: the data are completions judged alone.
+
+        Raises:
+            DataError: of some pairs only.
+        """
+        alone = self.lengths[:, 1:].min(1) == 0
+        if alone.any() and not alone.all():
+            one, other = int(np.argmax(alone)), int(np.argmin(alone))
+            raise DataError(
+                f"{self.where(one)} is a completion judged alone and {self.where(other)} a pair: train on one kind, or "
+                "convert the pairs with nemo-rpo convert --to unpaired"
+            )
+        return bool(alone.any())
+
     @property
     def rankings(self) -> int:
         """The number of rankings; a pair by itself counts as one."""

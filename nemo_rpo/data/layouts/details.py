@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.data.rows import NOTHING_ELSE, VoteDetails
+from nemo_rpo.data.rows import NOTHING_ELSE, VoteDetails, log_odds
 from nemo_rpo.errors import DataError
 
 SHOWN_FIRST, STRENGTH, TIME, FAMILY = "shown_first", "strength", "time", "family"
-OF_VOTE = frozenset((SHOWN_FIRST, STRENGTH, "confidence", "seconds", TIME, FAMILY))
+CONFIDENCE, PROBABILITY = "confidence", "probability"
+OF_VOTE = frozenset((SHOWN_FIRST, STRENGTH, CONFIDENCE, PROBABILITY, "seconds", TIME, FAMILY))
 GOLD, TOPIC = "gold", "topic"
 # What the two responses are called: in a row that holds votes, and in one that names a winner.
 A_B = {"a": +1, "b": -1}
@@ -33,12 +34,30 @@ def vote_details(fields: Fields, words: Mapping[str, int]) -> VoteDetails:
     details = VoteDetails(
         side(fields, SHOWN_FIRST, words) or 0,
         at_least_0(fields, STRENGTH),
-        fields.number("confidence"),
+        _confidence(fields),
         at_least_0(fields, "seconds"),
         when(fields, TIME),
         fields.identity(FAMILY, required=False),
     )
     return NOTHING_ELSE if details == NOTHING_ELSE else details
+
+
+def share(fields: Fields, name: str) -> float:
+    """A number from 0 to 1; NaN where it is absent."""
+    value = fields.number(name)
+    if not (value != value or 0 <= value <= 1):
+        raise _another_kind(fields, name, "a probability, from 0 to 1", fields.values[name])
+    return value
+
+
+def _confidence(fields: Fields) -> float:
+    """As stated, or the log-odds of the probability that the vote is right, as its annotator states it."""
+    stated = share(fields, PROBABILITY)
+    if stated != stated:
+        return fields.number(CONFIDENCE)
+    if not math.isnan(fields.number(CONFIDENCE)):
+        raise fields.error(f"fields '{CONFIDENCE}' and '{PROBABILITY}' both say how sure the vote is: drop one")
+    return log_odds(stated)
 
 
 def side(fields: Fields, name: str, words: Mapping[str, int]) -> int | None:

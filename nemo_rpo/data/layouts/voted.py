@@ -7,14 +7,15 @@ from typing import Any
 
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Record
-from nemo_rpo.data.layouts.details import A_B, at_least_0, vote_details, when
+from nemo_rpo.data.layouts.details import A_B, CONFIDENCE, PROBABILITY, at_least_0, share, vote_details, when
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.data.rows import NOTHING_ELSE, PreferenceRow, Vote, VoteDetails
+from nemo_rpo.data.rows import NOTHING_ELSE, PreferenceRow, Vote, VoteDetails, log_odds
 
 _SIGNS = {**A_B, "tie": 0}
 STRENGTHS = {"slightly": 1.0, "clearly": 2.0}
 # As MultiPref asked; the number is the place in the order.
 CONFIDENCES = {"random-guess": 0.0, "somewhat-confident": 1.0, "fairly-confident": 2.0, "absolutely-confident": 3.0}
+P_A = "p_a"
 _OF_TIE = 0.0
 ANNOTATIONS = ("normal_worker_annotations", "expert_worker_annotations")
 
@@ -24,9 +25,12 @@ def votes(record: Record, keys: RowFormat) -> PreferenceRow:
 
     ``gold``, ``a`` or ``b``, may stand beside them; a gold ``tie`` says as little about either response as none. Of a
     vote may be said what :mod:`nemo_rpo.data.layouts.details` reads, ``shown_first`` being ``a`` or ``b``.
+
+    A soft verdict has ``p_a``, the probability that ``a`` is better, instead of ``vote`` or beside it: it is a vote for
+    the likelier side, or a tie at ½, whose confidence is :func:`nemo_rpo.data.rows.log_odds` of its probability.
     """
     fields = Fields(record)
-    cast = tuple(Vote(vote.annotator(keys), _vote(vote), vote_details(vote, A_B)) for vote in fields.objects("votes"))
+    cast = tuple(_cast(vote, keys) for vote in fields.objects("votes"))
     gold = _sign(fields, "gold") if fields.values.get("gold") not in (None, "") else 0
     return PreferenceRow(
         record.file,
@@ -81,6 +85,21 @@ def _sign(fields: Fields, name: str) -> int:
     if value not in _SIGNS:
         raise fields.wrong_type(name, "'a', 'b' or 'tie'", value)
     return _SIGNS[value]
+
+
+def _cast(vote: Fields, keys: RowFormat) -> Vote:
+    details, p = vote_details(vote, A_B), share(vote, P_A)
+    if p != p:
+        return Vote(vote.annotator(keys), _vote(vote), details)
+    if not math.isnan(details.confidence):
+        raise vote.error(
+            f"fields '{P_A}' and '{CONFIDENCE}' or '{PROBABILITY}' both say how sure the vote is: drop one"
+        )
+    likelier = (p > 0.5) - (p < 0.5)
+    sign = likelier if vote.values.get("vote") is None and not vote.flag("tie") else _vote(vote)
+    if sign * likelier < 0:
+        raise vote.error(f"field '{vote.path}{P_A}' is {p:g}, and 'vote' says {vote.values['vote']}")
+    return Vote(vote.annotator(keys), sign, details._replace(confidence=log_odds(max(p, 1 - p))) if sign else details)
 
 
 def _vote(vote: Fields) -> int:

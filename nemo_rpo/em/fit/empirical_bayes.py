@@ -9,11 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nemo_rpo.em.fit.marginal import VoteColumns, adapt_quadrature, log_marginal
+from nemo_rpo.em.fit.marginal import Slope, VoteColumns, adapt_quadrature, log_marginal_slope
 
 # Standard deviations of the hyperprior in (logit mean, log concentration, log τ). The first two weigh as much as a few
 # annotators, and decide alone where there is only one. The third only keeps a flat likelihood from running away.
 _SPREAD = (1.0, 1.0, 1.5)
+# Where the search stays, in the same three: far outside of what the hyperprior allows.
+_BOUNDS = torch.tensor(((-8.0, -4.0, -8.0), (8.0, 12.0, 8.0)), dtype=torch.float64)
+# The search: steps at most, the longest one, one that ends it, and the smallest curvature that is divided by.
+_MAX_STEPS, _LONGEST, _STILL, _FLATTEST = 60, 2.0, 1e-3, 1e-3
 
 
 class Population(NamedTuple):
@@ -45,19 +49,23 @@ def fit_population(
         fit_prior, fit_tau: what to fit.
     """
     quadrature = adapt_quadrature(columns, start.prior, start.tau)
-    fixed = _logits(start.prior, start.tau)
     free = torch.tensor([fit_prior, fit_prior, fit_tau])
-    centre, spread = _logits(hyperprior, 1.0)[free], torch.tensor(_SPREAD, dtype=torch.float64)[free]
+    precision = torch.tensor(_SPREAD, dtype=torch.float64) ** -2 * free
+    centre, values = _logits(hyperprior, 1.0), _logits(start.prior, start.tau)
 
-    def energy(values: Tensor) -> Tensor:
-        mean, concentration, tau = _natural(fixed.masked_scatter(free, values))
-        likelihood = log_marginal(columns, quadrature, mean * concentration, (1 - mean) * concentration, tau)
-        return 0.5 * (((values - centre) / spread) ** 2).sum() - likelihood
+    def slope(at: Tensor) -> Slope:
+        likelihood = _in_logits(log_marginal_slope(columns, quadrature, *_natural(at)), at)
+        off = at - centre
+        return Slope(
+            likelihood.value - 0.5 * (precision * off**2).sum(),
+            (likelihood.gradient - precision * off)[free],
+            (likelihood.hessian - torch.diag(precision))[free][:, free],
+        )
 
-    best = _minimise(energy, fixed[free])
-    mean, concentration, tau = _natural(fixed.masked_scatter(free, best)).tolist()
-    error = _standard_error(energy, best) if fit_tau else start.log_tau_error
-    return Population((mean * concentration, (1 - mean) * concentration), tau, error)
+    values, information = _maximise(slope, values, free)
+    a, b, tau = _natural(values)
+    error = _last_standard_error(information) if fit_tau else start.log_tau_error
+    return Population((a, b), tau, error)
 
 
 def log_tau_precision() -> float:
@@ -71,29 +79,47 @@ def _logits(prior: tuple[float, float], tau: float) -> Tensor:
     return torch.tensor([math.log(a / b), math.log(a + b), math.log(tau)], dtype=torch.float64)
 
 
-def _natural(logits: Tensor) -> Tensor:
-    """Mean, concentration, τ; a trial step of the line search may go anywhere, and must not overflow there."""
-    return torch.stack((logits[0].clamp(-8, 8).sigmoid(), logits[1].clamp(-4, 12).exp(), logits[2].clamp(-8, 8).exp()))
+def _natural(logits: Tensor) -> tuple[float, float, float]:
+    """(a, b, τ) of :func:`_logits`."""
+    mean, concentration = logits[0].sigmoid(), logits[1].exp()
+    return (mean * concentration).item(), ((1 - mean) * concentration).item(), logits[2].exp().item()
 
 
-def _minimise(energy: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    values = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([values], max_iter=60, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = energy(values)
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return values.detach()
+def _in_logits(slope: Slope, at: Tensor) -> Slope:
+    """Derivatives in (a, b, log τ) turned into those in :func:`_logits`, ``at`` which they were taken."""
+    a, b, _ = _natural(at)
+    mean = a / (a + b)
+    spread = mean * b
+    turn = torch.tensor(((spread, a, 0.0), (-spread, b, 0.0), (0.0, 0.0, 1.0)), dtype=torch.float64)
+    skew = spread * (1 - 2 * mean)
+    of_a = torch.tensor(((skew, spread, 0.0), (spread, a, 0.0), (0.0, 0.0, 0.0)), dtype=torch.float64)
+    of_b = torch.tensor(((-skew, -spread, 0.0), (-spread, b, 0.0), (0.0, 0.0, 0.0)), dtype=torch.float64)
+    by_a, by_b, _ = slope.gradient
+    return Slope(slope.value, turn.T @ slope.gradient, turn.T @ slope.hessian @ turn + by_a * of_a + by_b * of_b)
 
 
-def _standard_error(energy: Callable[[Tensor], Tensor], at: Tensor) -> float:
-    """Standard error of the last parameter, with the others estimated too; inf where ``at`` is no maximum."""
-    with torch.enable_grad():
-        information = torch.autograd.functional.hessian(energy, at)
+def _maximise(slope: Callable[[Tensor], Slope], values: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton's method in the ``free`` of the ``values``; after a step that does not rise, a shorter one.
+
+    Returns the maximum and the information (minus Hessian) there.
+    """
+    here, damping = slope(values), 0.0
+    for _ in range(_MAX_STEPS):
+        curvature, axes = torch.linalg.eigh(-here.hessian)
+        # Along an axis in which the function is not concave it is climbed as if it were.
+        step = axes @ (axes.T @ here.gradient / (curvature.abs().clamp(min=_FLATTEST) + damping))
+        moved = values.masked_scatter(free, values[free] + step.clamp(-_LONGEST, _LONGEST)).clamp(*_BOUNDS)
+        if (moved - values).abs().max().item() < _STILL:
+            return moved, -here.hessian  # off by the square of the step, about
+        there = slope(moved)
+        if there.value >= here.value - 1e-9 * here.value.abs():
+            values, here, damping = moved, there, damping / 8
+        else:
+            damping = 4 * max(damping, curvature.abs().max().item() / 8)
+    return values, -here.hessian
+
+
+def _last_standard_error(information: Tensor) -> float:
+    """Of the last parameter, with the others estimated too; inf where there is no maximum."""
     factor, failed = torch.linalg.cholesky_ex(information)
     return math.inf if failed else torch.cholesky_inverse(factor)[-1, -1].sqrt().item()

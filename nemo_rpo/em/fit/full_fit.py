@@ -44,10 +44,21 @@ class Estimate(NamedTuple):
     information: float
     sweep: SweepResult | None
 
+    @property
+    def population(self) -> Population | None:
+        """What a later fit may begin its search near; None where the search may have run into a corner."""
+        return Population(self.prior, self.temperature.value) if self.temperature.identified else None
+
 
 @torch.no_grad()
 def estimate(
-    delta: Tensor, votes: Votes, eta: Tensor, settings: EMSettings, collectives: Collectives | None = None
+    delta: Tensor,
+    votes: Votes,
+    eta: Tensor,
+    settings: EMSettings,
+    collectives: Collectives | None = None,
+    known: Tensor | None = None,
+    near: Population | None = None,
 ) -> Estimate:
     """Alternates a full EM with a fit of the population, until both stand still; with the margins and without.
 
@@ -60,25 +71,33 @@ def estimate(
         eta: start [K], the same on every rank.
         settings: ``prior`` is what is expected of annotators before any is seen, ``link_tau`` where the search for the
             temperature begins; see also :class:`nemo_rpo.em.em_settings.BufferSettings`.
+        known: right and wrong answers [2, K] that count beside the labels (:class:`nemo_rpo.em.belief.Belief`).
+        near: where the search begins instead, the last fit's :attr:`Estimate.population`, the same on every rank. It
+            ends in the same place, after one or two rounds instead of three to six.
         collectives: per round those of :func:`full_batch_em` and one gather of at most 1.6 MB. None is differentiable.
     """
     delta, votes = with_finite_margin(delta, votes)
     collectives, eta = collectives or Collectives(), eta.double().clamp(*settings.eta_bounds)
     buffer, start = settings.buffer, Population(settings.prior, settings.link_tau)
+    if near is not None:
+        start = Population(
+            near.prior if buffer.fit_prior else start.prior, near.tau if buffer.fit_temperature else start.tau
+        )
     information = vote_information(delta / settings.link_tau, votes, eta, collectives)
     unsaid = Temperature(math.inf, False, math.nan, "the margins carry too little information")
-    untouched = Estimate(eta, start.prior, unsaid, information, None)
+    untouched = Estimate(eta, settings.prior, unsaid, information, None)
     if information <= buffer.min_information:
         return untouched
 
-    sweep, population = _alternate(delta, votes, eta, settings, start, buffer.fit_temperature, collectives)
+    sweep, population = _alternate(delta, votes, eta, settings, start, buffer.fit_temperature, collectives, known)
     silence, alone = torch.zeros_like(delta), untouched
     votes_alone = vote_information(silence, votes, eta, collectives)
     if votes_alone > buffer.min_information:
-        without, of_votes = _alternate(silence, votes, eta, settings, start._replace(tau=1.0), False, collectives)
+        of_votes = population._replace(tau=1.0)
+        without, of_votes = _alternate(silence, votes, eta, settings, of_votes, False, collectives, known)
         alone = Estimate(without.eta, of_votes.prior, unsaid, votes_alone, without)
-    gain = _log_likelihood(delta, votes, sweep, population, collectives) - _log_likelihood(
-        silence, votes, alone.sweep or sweep, Population(alone.prior, 1.0), collectives
+    gain = _log_likelihood(delta, votes, sweep, population, collectives, known) - _log_likelihood(
+        silence, votes, alone.sweep or sweep, Population(alone.prior, 1.0), collectives, known
     )
     if buffer.fit_temperature:
         temperature = judge_temperature(population, gain, len(eta), buffer)
@@ -86,19 +105,28 @@ def estimate(
         temperature = judge_set_temperature(settings.link_tau, gain, buffer)
     if math.isinf(temperature.value):
         return alone._replace(temperature=temperature)
+    if not temperature.weight and alone.sweep is not None:
+        # Margins without a voice must not speak through the reliabilities either: those of a policy that learnt what
+        # many annotators follow (length, say) would make these the reliable ones.
+        return alone._replace(temperature=temperature._replace(value=math.inf))
     return Estimate(sweep.eta, population.prior, temperature, information, sweep)
 
 
 def _log_likelihood(
-    delta: Tensor, votes: Votes, sweep: SweepResult, population: Population, collectives: Collectives
+    delta: Tensor,
+    votes: Votes,
+    sweep: SweepResult,
+    population: Population,
+    collectives: Collectives,
+    known: Tensor | None,
 ) -> float:
     """Of the votes with the reliabilities integrated out, the same on every rank: whether margins are believed decides
     which collectives follow. One gather as in :func:`vote_columns` and one all-reduce of 16 bytes.
     """
-    columns = vote_columns(delta, votes, sweep.eta, sweep.counts, collectives.gather_rows)
+    columns = vote_columns(delta, votes, sweep.eta, sweep.counts, collectives.gather_rows, known)
     quadrature = adapt_quadrature(columns, population.prior, population.tau)
-    a, b, tau = torch.tensor([*population.prior, population.tau], dtype=torch.float64)
-    likelihood = torch.stack((log_marginal(columns, quadrature, a, b, tau), torch.ones_like(tau))).to(delta.device)
+    likelihood = log_marginal(columns, quadrature, *population.prior, population.tau)
+    likelihood = torch.tensor((likelihood, 1.0), dtype=torch.float64, device=delta.device)
     collectives.all_reduce(likelihood)
     return (likelihood[0] / likelihood[1]).item()
 
@@ -135,17 +163,18 @@ def _alternate(
     population: Population,
     fit_tau: bool,
     collectives: Collectives,
+    known: Tensor | None,
 ) -> tuple[SweepResult, Population]:
-    fit_prior = settings.buffer.fit_prior
+    fit_prior = settings.buffer.fit_prior and not settings.freeze_eta
 
     def em(tolerance: float) -> SweepResult:
         at = replace(settings, prior=population.prior, link_tau=population.tau, sweep_tolerance=tolerance)
-        return full_batch_em(delta, votes, eta, at, collectives.all_reduce)
+        return full_batch_em(delta, votes, eta, at, collectives.all_reduce, known)
 
     for _ in range(_MAX_ROUNDS if fit_prior or fit_tau else 0):
         sweep = em(max(settings.sweep_tolerance, _COARSE_TOLERANCE))
         eta = sweep.eta
-        columns = vote_columns(delta, votes, eta, sweep.counts, collectives.gather_rows)
+        columns = vote_columns(delta, votes, eta, sweep.counts, collectives.gather_rows, known)
         fitted = fit_population(columns, population, settings.prior, fit_prior, fit_tau)
         last, population = population, _agree(fitted, collectives, eta.device)
         if _distance(last, population) < _ROUND_TOLERANCE:

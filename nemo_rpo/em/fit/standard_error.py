@@ -9,12 +9,15 @@ from torch import Tensor
 
 from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.empirical_bayes import log_tau_precision
+from nemo_rpo.em.fit.unknown_link import error_under_unknown_link
 from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 
 # Above this many annotators the K × K matrix is not formed (32 MB, and an inversion of seconds, at the limit).
 _DENSE_LIMIT = 2048
 # Elements of the [pairs, V, V] products held at once.
 _PRODUCT_ELEMENTS = 1 << 20
+# A posterior of fewer labels than this, the prior's included, is taken for one of so many.
+_FEWEST = 0.5
 
 
 @torch.no_grad()
@@ -25,6 +28,7 @@ def standard_errors(
     settings: EMSettings,
     all_reduce: Callable[[Tensor], None] | None = None,
     scale_fitted: bool = False,
+    known: Tensor | None = None,
 ) -> Tensor:
     r"""Standard error of every reliability, float64 [K]: 0.62 ± 0.05 rather than 0.62.
 
@@ -45,7 +49,9 @@ def standard_errors(
 
     and the errors are those of η with τ unknown: with one label a pair I is an arrow, and its Schur complement in τ
     costs no more than the diagonal. A scale of the margins and a reliability are told apart by the curvature of the
-    link alone, so with one annotator this can be most of the error.
+    link alone, so with one annotator this can be most of the error. With one annotator and one label a pair even the
+    shape of the link decides, so there the error is no smaller than that with a spread of scales unknown too
+    (:mod:`nemo_rpo.em.fit.unknown_link`).
 
     What the policy's margins are off by otherwise is not in them.
 
@@ -54,12 +60,14 @@ def standard_errors(
         eta: fixed point of the EM [K].
         settings: ``prior`` and ``link_tau`` that the EM ran with.
         all_reduce: sums in place over the ranks that hold different pairs. One collective of 8 (2K + 1) bytes, or of
-            8 (K² + K + 1) where pairs have several labels and the matrix is formed.
+            8 (K² + K + 1) where pairs have several labels and the matrix is formed; of one annotator also those of
+            :func:`~nemo_rpo.em.fit.unknown_link.error_under_unknown_link`.
         scale_fitted: τ was fitted to these votes.
+        known: right and wrong answers [2, K] that counted beside the labels; None: none.
     """
     delta, votes = with_finite_margin(delta, votes)
     reduce = all_reduce or (lambda _: None)
-    a, b = settings.prior
+    a, b = settings.prior if known is None else known + known.new_tensor(settings.prior).unsqueeze(1)
     eta = eta.double()
     size = eta.numel()
     dense = votes.sign.shape[-1] > 1 and size <= _DENSE_LIMIT
@@ -72,7 +80,12 @@ def standard_errors(
     prior = a / eta**2 + b / (1 - eta) ** 2
     if not dense:
         variance = (information + prior).clamp(min=0).reciprocal()
-        return _with_unknown_scale(variance, variance * border, border, corner, scale_fitted).sqrt()
+        errors = _with_unknown_scale(variance, variance * border, border, corner, scale_fitted).sqrt()
+        if size > 1 or not scale_fitted or votes.sign.shape[-1] > 1:
+            return errors
+        return errors.clamp(
+            min=error_under_unknown_link(delta, votes, eta.item(), settings.prior, settings.link_tau, reduce)
+        )
     matrix = information.view(size, -1) + torch.diag(prior)
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:  # no maximum in every direction: reliabilities held by the clamp, or a flat likelihood without a prior
@@ -80,6 +93,26 @@ def standard_errors(
     solved = torch.cholesky_solve(border.unsqueeze(-1), factor).squeeze(-1)
     variance = torch.cholesky_inverse(factor).diagonal()
     return _with_unknown_scale(variance, solved, border, corner, scale_fitted).sqrt()
+
+
+def skewed(error: Tensor, eta: Tensor) -> Tensor:
+    r"""Errors [K] for intervals on the scale of logit η, from those of the curvature, ``error`` [K], at ``eta``.
+
+    Of few labels the posterior of logit η is skewed: its mean lies beyond its mode, and it is wider than the curvature
+    at the mode says. It is taken for the one that counts of known answers would give, Beta(α, β) with its mode and its
+    curvature there; the error is the root mean square distance from the mode, exact where answers are known::
+
+        α = S η        β = S (1-η)        S = η (1-η) / error²
+        (η (1-η))² (ψ'(α) + ψ'(β) + (ψ(α) - ψ(β) - logit η)²)
+
+    >>> skewed(torch.tensor([0.2, 0.01]), torch.tensor([0.8, 0.8]))
+    tensor([0.2771, 0.0100])
+    """
+    variance = eta * (1 - eta)
+    labels = (variance / error.square().clamp(min=1e-30)).clamp(min=_FEWEST)
+    right, wrong = labels * eta, labels * (1 - eta)
+    off = torch.digamma(right) - torch.digamma(wrong) - torch.logit(eta)
+    return variance * (torch.polygamma(1, right) + torch.polygamma(1, wrong) + off.square()).sqrt()
 
 
 def _with_unknown_scale(variance: Tensor, solved: Tensor, border: Tensor, corner: Tensor, fitted: bool) -> Tensor:

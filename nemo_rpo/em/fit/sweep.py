@@ -44,6 +44,7 @@ def full_batch_em(
     eta: Tensor,
     settings: EMSettings,
     all_reduce: Callable[[Tensor], None] | None = None,
+    known: Tensor | None = None,
 ) -> SweepResult:
     r"""Iterates E- and M-step over all pairs until the reliabilities stand still.
 
@@ -64,15 +65,16 @@ def full_batch_em(
             infinite counts neither for nor against its annotators.
         votes: their labels [P, V]; pairs to be left out have sign 0 throughout.
         eta: start [K], the same on every rank.
-        settings: prior, τ (inf: the margins are not believed), clamp, tolerance, bound on the iterations (0: only sums
-            and likelihood at ``eta``).
+        settings: prior, τ (inf: the margins are not believed), clamp, tolerance, bound on the iterations (0, or frozen
+            reliabilities: only sums and likelihood at ``eta``).
+        known: right and wrong answers [2, K] of each annotator that count beside the labels, as (a, b) do; None: none.
         all_reduce: sums a tensor in place over the ranks that hold different pairs. One collective of 8 K bytes for the
             counts, then one of 8 (K+1) bytes per iteration; none is differentiable. All ranks leave at the same
             iteration with the same bits in η, however the pairs are spread over them.
     """
     delta, votes = with_finite_margin(delta, votes)
     reduce = all_reduce or (lambda _: None)
-    a, b = settings.prior
+    a, b = settings.prior if known is None else known + known.new_tensor(settings.prior).unsqueeze(1)
     eta = eta.double().clamp(*settings.eta_bounds)
     counts = torch.zeros_like(eta)
     for _, chunk in chunks(delta, votes):
@@ -80,13 +82,18 @@ def full_batch_em(
         counts.index_add_(0, chunk.annotator.flatten(), labels.flatten())
     reduce(counts)
 
-    right, objective = _e_step(delta, votes, eta, settings, reduce)
-    converged, iterations = False, 0
+    def log_prior(eta: Tensor) -> Tensor:
+        return (a * eta.log() + b * torch.log1p(-eta)).sum()
+
+    right, likelihood = _e_step(delta, votes, eta, settings, reduce)
+    objective = likelihood + log_prior(eta)
+    converged, iterations = settings.freeze_eta, 0
     while not converged and iterations < settings.sweep_max_iterations:
         mode = (right + a) / (counts + a + b)
         moved = torch.where(counts + a + b > 0, mode, eta).clamp(*settings.eta_bounds)
         converged = (moved - eta).abs().max().item() < settings.sweep_tolerance
-        right, risen = _e_step(delta, votes, moved, settings, reduce)
+        right, likelihood = _e_step(delta, votes, moved, settings, reduce)
+        risen = likelihood + log_prior(moved)
         _check_rise(objective.item(), risen.item(), iterations)
         eta, objective, iterations = moved, risen, iterations + 1
     if iterations and not converged:
@@ -101,7 +108,7 @@ def full_batch_em(
 def _e_step(
     delta: Tensor, votes: Votes, eta: Tensor, settings: EMSettings, reduce: Callable[[Tensor], None]
 ) -> tuple[Tensor, Tensor]:
-    """Right posteriors per annotator [K] and the observed log-posterior [], over all ranks."""
+    """Right posteriors per annotator [K] and the observed log-likelihood [], over all ranks."""
     log_eta, log_err = eta.log(), torch.log1p(-eta)
     packed = torch.zeros(eta.numel() + 1, dtype=torch.float64, device=eta.device)
     for margin, chunk in chunks(delta, votes):
@@ -109,8 +116,7 @@ def _e_step(
         packed.index_add_(0, chunk.annotator.flatten(), exactly_summable(right).flatten())
         packed[-1] += evidence.sum()
     reduce(packed)
-    a, b = settings.prior
-    return packed[:-1], packed[-1] + (a * log_eta + b * log_err).sum()
+    return packed[:-1], packed[-1]
 
 
 def _e_step_of_chunk(margin: Tensor, votes: Votes, log_eta: Tensor, log_err: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -100,16 +100,26 @@ class Fitter:
         return Fitter(replace(self.prior, gold=gold), self.free_means, self.settings)
 
     def fit(self, table: VoteTable, learn_share: bool, starts: list[Tensor]) -> Member:
-        """The best of the fits from several starts, by marginal likelihood.
+        """The best of the fits from several ``starts`` (posteriors [P]) and those of :meth:`starts`, by marginal
+        likelihood.
+        """
+        return self.best_of(table, learn_share, [*self.starts(table), *starts])
+
+    def starts(self, table: VoteTable) -> list[Tensor]:
+        """Posteriors [P] that a fit may start from: the shares of votes.
 
         With anchors, posteriors of a fit to the anchored pairs alone are a further start: where a crowd is wrong more
         often than right, the shares of votes start the EM on the wrong side.
         """
+        found = [share_start(table, self.prior.gold)]
+        if (self.prior.gold != 0).any():
+            found.append(self.from_anchors(table).w)
+        return found
+
+    def best_of(self, table: VoteTable, learn_share: bool, starts: Sequence[Tensor | Member]) -> Member:
+        """The best of the fits from ``starts``, by marginal likelihood."""
         prior = replace(self.prior, learn_share=learn_share)
         population = expected_population(table.names, self.free_means, self.settings)
-        starts = [share_start(table, prior.gold), *starts]
-        if (prior.gold != 0).any():
-            starts.append(self.from_anchors(table).w)
         fits = [fit_member(table, prior, population, start, self.settings) for start in starts]
         return max(fits, key=lambda member: member.log_marginal)
 
@@ -131,6 +141,9 @@ def choose_member(
 ) -> tuple[Member, list[Choice]]:
     """Forward search from the one-coin model; the last of the choices are those that were tried and left out.
 
+    A candidate is fitted from where the model so far stands. The best of them, and all where none is worth taking,
+    are fitted from the other starts as well.
+
     Args:
         table: votes with all features at hand.
         fitter: of the members.
@@ -141,16 +154,24 @@ def choose_member(
     if SLOT in candidates and not order.random:
         candidates.append(SHARE)
     best, choices, names = fitter.fit(table.select(()), False, []), [], []
+
+    def with_feature(name: str, elsewhere: bool) -> Member:
+        part, learn_share = table.select([*names, name]), SHARE in (*names, name)
+        return fitter.best_of(part, learn_share, fitter.starts(part) if elsewhere else [best])
+
+    def gain(name: str) -> float:
+        return tried[name].log_marginal - best.log_marginal
+
     while candidates:
-        tried: dict[str, Member] = {}
-        for name in candidates:
-            features = [*names, name]
-            tried[name] = fitter.fit(table.select(features), SHARE in features, [best.w])
-        name = max(tried, key=lambda candidate: tried[candidate].log_marginal)
-        if tried[name].log_marginal - best.log_marginal < settings.min_log_bayes_factor:
-            left = [Choice(other, fit.log_marginal - best.log_marginal, False) for other, fit in tried.items()]
-            return best, [*choices, *left]
-        choices.append(Choice(name, tried[name].log_marginal - best.log_marginal, True))
+        tried = {name: with_feature(name, elsewhere=False) for name in candidates}
+        name = max(tried, key=gain)
+        for again in [name] if gain(name) >= settings.min_log_bayes_factor else candidates:
+            other = with_feature(again, elsewhere=True)
+            tried[again] = max(tried[again], other, key=lambda member: member.log_marginal)
+        name = max(tried, key=gain)
+        if gain(name) < settings.min_log_bayes_factor:
+            return best, [*choices, *(Choice(other, gain(other), False) for other in tried)]
+        choices.append(Choice(name, gain(name), True))
         names, best = [*names, name], tried[name]
         candidates.remove(name)
     return best, choices

@@ -15,7 +15,7 @@ from nemo_rpo.errors import DataError
 SKILL = "skill"
 SLOT = "slot"
 # Votes whose float64 intermediates are held at once.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 14
 
 
 class FlatVotes(NamedTuple):
@@ -84,6 +84,7 @@ class VoteTable(NamedTuple):
         num_pairs, num_annotators: P and K.
         all_reduce: sums a tensor in place over the ranks that hold different pairs; every sum over annotators goes
             through it.
+        known: float64 [2, K], right and wrong answers of each annotator beside these votes, the same on every rank.
     """
 
     pair: Tensor
@@ -97,6 +98,7 @@ class VoteTable(NamedTuple):
     num_pairs: int
     num_annotators: int
     all_reduce: Callable[[Tensor], None] = _alone
+    known: Tensor | None = None
 
     def select(self, names: Sequence[str]) -> VoteTable:
         """The table with the skill and the named features only."""
@@ -123,7 +125,9 @@ class VoteTable(NamedTuple):
         part = self.where(self.pair % stride == 0)
         present, annotator = torch.unique(part.annotator, return_inverse=True)
         pair = part.pair // stride
-        return part._replace(pair=pair, annotator=annotator, num_pairs=len(kept), num_annotators=len(present)), kept
+        known = None if self.known is None else self.known[:, present]
+        part = part._replace(pair=pair, annotator=annotator, num_pairs=len(kept), num_annotators=len(present))
+        return part._replace(known=known), kept
 
     def chunks(self) -> Iterator[VoteTable]:
         """The votes in pieces of bounded size."""

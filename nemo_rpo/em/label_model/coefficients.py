@@ -22,6 +22,10 @@ from nemo_rpo.em.label_model.coded_votes import VoteTable
 
 # A Newton step moves no coefficient further than this: logistic likelihoods flatten where a full step overshoots.
 _LONGEST_STEP = 1.5
+# The same for means of the population, and for logarithms of its variances.
+_LONGEST_MOVE, _LONGEST_RISE = 0.4, 1.0
+# Share of the complete information that has to be observed in every direction for the observed one to be used.
+_LEAST_OBSERVED = 0.05
 
 
 class Population(NamedTuple):
@@ -83,7 +87,9 @@ def log_likelihood(joint: PairSums, counted: Tensor) -> float:
     return (torch.logaddexp(joint.if_chosen, joint.if_rejected) * counted).sum().item()
 
 
-def annotator_sums(table: VoteTable, theta: Tensor, w: Tensor, louis: bool) -> AnnotatorSums:
+def annotator_sums(
+    table: VoteTable, theta: Tensor, w: Tensor, louis: bool, told: Tensor | None = None
+) -> AnnotatorSums:
     r"""Gradient and information of Σ_v w log P(s_v | +1) + (1-w) log P(s_v | -1).
 
     With p± = P(s = +1 | z = ±1), r± = 1[s = +1] - p± and v± = p±(1-p±)::
@@ -94,17 +100,22 @@ def annotator_sums(table: VoteTable, theta: Tensor, w: Tensor, louis: bool) -> A
     times products of features. By Louis' identity the observed information is this less w(1-w) g gᵀ, where g is the
     gradient of the pair's evidence; of one vote ∂e/∂a = r₊ + r₋ and ∂e/∂b = r₊ - r₋.
 
+    Votes of pairs that are not ``told`` (bool [P]; None: all are) say nothing of skills, only of leanings.
+    The table's known answers are votes on pairs of known truth, at features of 0.
+
     One all-reduce of 8 K (d + d(d+1)/2) bytes; with ``louis`` half as much again, about.
     """
     d, skill = table.design.shape[-1], table.num_skill
     upper = torch.triu_indices(d, d, device=theta.device)
-    same = (upper[0] < skill) == (upper[1] < skill)
+    of_leaning = (torch.arange(d, device=theta.device) >= skill).long()
+    block = of_leaning[upper].sum(0)  # 0 of two skills, 1 of a skill and a leaning, 2 of two leanings
     width = d + upper.shape[1] * (2 if louis else 1)
     sums = torch.zeros(table.num_annotators, width, dtype=torch.float64, device=theta.device)
-    is_skill = torch.arange(d, device=theta.device) < skill
     for chunk in table.chunks():
         a, b = logits(chunk, theta)
         design = chunk.design.double()
+        if told is not None:
+            design = torch.where((of_leaning == 0) & ~told[chunk.pair].unsqueeze(-1), 0.0, design)
         up, down = torch.sigmoid(b + a), torch.sigmoid(b - a)
         says = chunk.says_chosen.double()
         weight = (chunk.weight * chunk.counted).double()
@@ -112,18 +123,23 @@ def annotator_sums(table: VoteTable, theta: Tensor, w: Tensor, louis: bool) -> A
         rejected = weight - chosen
         r_up, r_down = says - up, says - down
         v_up, v_down = chosen * up * (1 - up), rejected * down * (1 - down)
-        on_skill, on_leaning = chosen * r_up - rejected * r_down, chosen * r_up + rejected * r_down
+        known = torch.stack((v_up + v_down, v_up - v_down, v_up + v_down), -1)
+        slope = torch.stack((chosen * r_up - rejected * r_down, chosen * r_up + rejected * r_down), -1)
         products = design[:, upper[0]] * design[:, upper[1]]
-        rows = [
-            design * torch.where(is_skill, on_skill.unsqueeze(-1), on_leaning.unsqueeze(-1)),
-            products * torch.where(same, (v_up + v_down).unsqueeze(-1), (v_up - v_down).unsqueeze(-1)),
-        ]
+        rows = [design * slope[:, of_leaning], products * known[:, block]]
         if louis:
+            # ∂e/∂a = r₊ + r₋ and ∂e/∂b = r₊ - r₋, in products of two
+            on_skill, on_leaning = r_up + r_down, r_up - r_down
             spread = (w * (1 - w))[chunk.pair] * chunk.weight.double() ** 2 * chunk.counted.double()
-            slope = design * torch.where(is_skill, (r_up + r_down).unsqueeze(-1), (r_up - r_down).unsqueeze(-1))
-            rows.append(slope[:, upper[0]] * slope[:, upper[1]] * spread.unsqueeze(-1))
+            lost = torch.stack((on_skill * on_skill, on_skill * on_leaning, on_leaning * on_leaning), -1)
+            rows.append(products * (lost * spread.unsqueeze(-1))[:, block])
         sums.index_add_(0, chunk.annotator, torch.cat(rows, -1))
     table.all_reduce(sums)
+    if table.known is not None:  # the same on every rank
+        right, wrong = table.known
+        p = torch.sigmoid(theta[:, 0])
+        sums[:, 0] += right - (right + wrong) * p
+        sums[:, d] += (right + wrong) * p * (1 - p)
     blocks = [_symmetric(part, upper, d) for part in sums[:, d:].split(upper.shape[1], -1)]
     return AnnotatorSums(sums[:, :d], blocks[0], blocks[1] if louis else None)
 
@@ -135,11 +151,17 @@ def _symmetric(packed: Tensor, upper: Tensor, d: int) -> Tensor:
     return full
 
 
-def newton_step(theta: Tensor, sums: AnnotatorSums, population: Population) -> Tensor:
-    """θ after one Newton step of every annotator's M-step, [K, d]; an annotator without votes goes to the mean."""
+def newton_step(theta: Tensor, sums: AnnotatorSums, population: Population, observed: bool = False) -> Tensor:
+    """θ after one Newton step of every annotator [K, d]; an annotator without votes goes to the mean.
+
+    The M-step's own, which never lowers the posterior; or ``observed``, that of the posterior itself, whose gradient is
+    the same and whose information is what is left of it once truths are latent (``sums.lost`` has to be there): an EM
+    from which little is observed takes hundreds of steps, and this a dozen. Annotators who share pairs are taken one by
+    one, so it may overshoot.
+    """
     precision = 1 / population.variance
     gradient = sums.gradient - precision * (theta - population.mean)
-    information = sums.information + torch.diag(precision)
+    information = _observed(sums, population) if observed else sums.information + torch.diag(precision)
     if theta.shape[-1] == 1:
         step = gradient / information.squeeze(-1)
     else:
@@ -147,46 +169,54 @@ def newton_step(theta: Tensor, sums: AnnotatorSums, population: Population) -> T
     return theta + step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
 
 
+def _observed(sums: AnnotatorSums, population: Population) -> Tensor:
+    """Observed information of every annotator, priors included, [K, d, d]; where it is not positive that of known
+    truths replaces it."""
+    complete = sums.information + torch.diag(1 / population.variance)
+    if sums.lost is None:
+        return complete
+    observed = complete - sums.lost
+    # An eigenvalue of the share that is observed, bounded away from 0, keeps the inverse finite.
+    _, failed = torch.linalg.cholesky_ex(observed - _LEAST_OBSERVED * complete)
+    return torch.where((failed == 0).view(-1, 1, 1), observed, complete)
+
+
 def coefficient_variances(sums: AnnotatorSums, population: Population) -> Tensor:
     """Posterior variance of every coefficient [K, d], annotators apart: diagonal of the inverse observed information.
 
     Where the observed information of an annotator is not positive, that of known truths replaces it.
     """
-    prior = torch.diag(1 / population.variance)
-    complete = sums.information + prior
-    observed = complete if sums.lost is None else complete - sums.lost
+    observed = _observed(sums, population)
     if observed.shape[-1] == 1:
-        positive = observed > 0.05 * complete
-        return 1 / torch.where(positive, observed, complete).squeeze(-1)
-    # An eigenvalue of the share that is observed, bounded away from 0, keeps the inverse finite.
-    _, failed = torch.linalg.cholesky_ex(observed - 0.05 * complete)
-    good = (failed == 0).view(-1, 1, 1)
-    return torch.linalg.inv(torch.where(good, observed, complete)).diagonal(dim1=-2, dim2=-1)
+        return 1 / observed.squeeze(-1)
+    return torch.linalg.inv(observed).diagonal(dim1=-2, dim2=-1)
 
 
 def refit_population(
     theta: Tensor, variances: Tensor, voted: Tensor, population: Population, weight: float
 ) -> Population:
-    r"""Means and variances of the population that raise the Laplace marginal likelihood (MacKay's fixed point).
+    r"""Means and variances of the population after a step to where the Laplace marginal likelihood is highest.
 
-    With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance)::
+    With γ_k = 1 - V_k/σ² the share of θ_k that its own votes decide (V_k its posterior variance), that is where ::
 
-        σ² ← (Σ (θ_k - μ)² + ν σ₀²) / (Σ γ_k + ν)        μ ← Σ (θ_k - (1-γ_k) μ) / Σ γ_k
+        Σ (θ_k - μ)² + ν σ₀² = (Σ γ_k + ν) σ²        Σ (θ_k - μ)/σ² = (μ - μ₀)/σ_μ²
 
-    the latter combined with its hyperprior. Only annotators who ``voted`` [K] take part.
+    (MacKay's fixed point, and the hyperprior of the mean). When μ moves, θ_k follows by 1-γ_k of it, so the slope of
+    the second equation is Σ γ_k/σ² + 1/σ_μ²; that of the first, in log σ², is Σ γ_k² + ν for a spread as it is
+    expected. A step is bounded: coefficients that have not settled yet say little of their spread. Only annotators who
+    ``voted`` [K] take part.
     """
-    theta, variances = theta[voted], variances[voted]
-    own = (1 - variances / population.variance).clamp(1e-4, 1.0)
-    informed = own.sum(0)
-    pull = (theta - (1 - own) * population.mean).sum(0)
+    off, own = theta[voted] - population.mean, (1 - variances[voted] / population.variance).clamp(1e-4, 1.0)
     hyper = 1 / population.mean_variance.clamp(min=1e-12)
-    mean = (pull / population.variance + hyper * population.expected_mean) / (informed / population.variance + hyper)
-    mean = torch.where(population.mean_variance > 0, mean, population.expected_mean)
-    squares = (theta - mean).square().sum(0)
-    variance = (squares + weight * population.expected_variance) / (informed + weight)
-    # Half of the way in the logarithm: the fixed point of sparse annotators otherwise swings.
-    variance = (population.variance * variance).sqrt().clamp(1e-4, 25.0)
-    return population._replace(mean=mean, variance=variance)
+    slope = own.sum(0) / population.variance + hyper
+    move = (off.sum(0) / population.variance + hyper * (population.expected_mean - population.mean)) / slope
+    move = move.clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
+    move = torch.where(population.mean_variance > 0, move, population.expected_mean - population.mean)
+    ratio = ((off - own * move).square().sum(0) + weight * population.expected_variance) / population.variance
+    slope = own.square().sum(0) + weight * (population.expected_variance / population.variance).clamp(min=1.0)
+    rise = (ratio - own.sum(0) - weight) / slope
+    variance = population.variance * rise.clamp(-_LONGEST_RISE, _LONGEST_RISE).exp()
+    return population._replace(mean=population.mean + move, variance=variance.clamp(1e-4, 25.0))
 
 
 def with_population_unknown(

@@ -76,8 +76,9 @@ def errors_together(
     observed, expected = dependence.observed, dependence.expected
     measured = (
         f"agreement of annotators spreads {observed.spread:.2f} (independent errors: {expected.spread:.2f}), two "
-        f"of them agree by up to {observed.largest:.1f} standard errors too much ({expected.largest:.1f}), errors on "
-        f"one pair correlate by {observed.correlation:.3f} ({expected.correlation:.3f})"
+        f"of them agree by up to {observed.largest:.1f} standard errors too much ({expected.largest:.1f}), the "
+        f"errors of a group add up to {observed.block:.1f} ({expected.block:.1f}), and on one pair errors "
+        f"correlate by {observed.correlation:.3f} ({expected.correlation:.3f})"
     )
     named = "; families: " + ", ".join(str(group) for group in groups[:3]) if groups else ""
     if not dependence.outweighs:

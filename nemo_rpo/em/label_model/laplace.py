@@ -35,17 +35,20 @@ class Curvature(NamedTuple):
     joint: bool
 
 
-def curvature(table: VoteTable, theta: Tensor, w: Tensor, population: Population, voted: Tensor) -> Curvature:
+def curvature(
+    table: VoteTable, theta: Tensor, w: Tensor, population: Population, voted: Tensor, told: Tensor | None = None
+) -> Curvature:
     r"""Observed information by Louis' identity: complete information − Σ_i w_i (1-w_i) g_i g_iᵀ + diag(1/σ²).
 
     g_i, the gradient of a pair's evidence, spans all annotators of the pair, so annotators who share pairs are known
-    less well than each would be alone. Above 2,048 coefficients only the blocks of the annotators are formed: errors
+    less well than each would be alone. ``told`` as in :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`.
+    Above 2,048 coefficients only the blocks of the annotators are formed: errors
     are then those for known co-annotators, somewhat too small.
     """
-    own = annotator_sums(table, theta, w, louis=True)
+    own = annotator_sums(table, theta, w, louis=True, told=told)
     variances = coefficient_variances(own, population)
     if theta[voted].numel() <= _DENSE_LIMIT:
-        matrix = _joint_information(table, theta, w, own, population, voted)
+        matrix = _joint_information(table, theta, w, own, population, voted, told)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             inverse = torch.cholesky_inverse(factor).diagonal().view(-1, theta.shape[-1])
@@ -59,7 +62,13 @@ def curvature(table: VoteTable, theta: Tensor, w: Tensor, population: Population
 
 
 def _joint_information(
-    table: VoteTable, theta: Tensor, w: Tensor, own: AnnotatorSums, population: Population, voted: Tensor
+    table: VoteTable,
+    theta: Tensor,
+    w: Tensor,
+    own: AnnotatorSums,
+    population: Population,
+    voted: Tensor,
+    told: Tensor | None,
 ) -> Tensor:
     d, size = theta.shape[-1], int(voted.sum()) * theta.shape[-1]
     place = voted.cumsum(0) - 1
@@ -70,7 +79,7 @@ def _joint_information(
     first = torch.searchsorted(table.pair, bounds)
     for i, start in enumerate(range(0, table.num_pairs, pairs_at_once)):
         chunk = table.where(slice(int(first[i]), int(first[i + 1])))
-        rows = _evidence_gradient(chunk, theta)
+        rows = _evidence_gradient(chunk, theta, told)
         gradient = lost.new_zeros(min(pairs_at_once, table.num_pairs - start), size)
         columns = place[chunk.annotator].unsqueeze(-1) * d + torch.arange(d, device=place.device)
         gradient.index_put_(((chunk.pair - start).unsqueeze(-1).expand_as(columns), columns), rows, accumulate=True)
@@ -81,11 +90,13 @@ def _joint_information(
     return complete - lost
 
 
-def _evidence_gradient(chunk: VoteTable, theta: Tensor) -> Tensor:
+def _evidence_gradient(chunk: VoteTable, theta: Tensor, told: Tensor | None) -> Tensor:
     a, b = logits(chunk, theta)
     up, down, says = torch.sigmoid(b + a), torch.sigmoid(b - a), chunk.says_chosen.double()
     is_skill = torch.arange(theta.shape[-1], device=theta.device) < chunk.num_skill
     slope = torch.where(is_skill, (2 * says - up - down).unsqueeze(-1), (down - up).unsqueeze(-1))
+    if told is not None:
+        slope = torch.where(is_skill & ~told[chunk.pair].unsqueeze(-1), 0.0, slope)
     weight = chunk.weight.double() * chunk.counted.double().sqrt()
     return chunk.design.double() * slope * weight.unsqueeze(-1)
 

@@ -28,8 +28,9 @@ from nemo_rpo.em.label_model.laplace import curvature, log_marginal
 
 # Log-odds against the other truth of a pair whose truth is known: finite, so that no product with 0 is undefined.
 KNOWN = 1e4
-# Iterations from one refit of the population to the next.
-_REFIT_EVERY = 3
+# Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for
+# the one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
+_EM_FIRST, _REFIT_FROM, _FALLS, _QUIET = 3, 4, 3, 2
 # Log-odds of the share of truths stay within this.
 _LARGEST_SHARE = 6.0
 
@@ -107,6 +108,13 @@ class Member:
     converged: bool
     joint: bool
 
+    def extended(self, names: Sequence[str], theta: Tensor, population: Population) -> tuple[Tensor, Population]:
+        """Coefficients [K, d] and population of the features ``names``: its own, and where it has none those given."""
+        here = [names.index(name) for name in self.names]
+        theta, mean, variance = theta.clone(), population.mean.clone(), population.variance.clone()
+        theta[:, here], mean[here], variance[here] = self.theta, self.population.mean, self.population.variance
+        return theta, population._replace(mean=mean, variance=variance)
+
     @property
     def eta(self) -> Tensor:
         """σ(a_k) [K], P(label right) of an annotator at features of 0: one number for those who want one."""
@@ -136,53 +144,99 @@ class FixedPoint(NamedTuple):
     converged: bool
 
 
+def told(table: VoteTable, prior: PairPrior) -> Tensor | None:
+    """Pairs whose truth something tells beside one vote (a second vote, a margin, an anchor), bool [P]; None: all.
+
+    A vote alone tells nobody's skill: any skill explains it as well, and thousands of them would draw all skills to 0,
+    where a leaning explains them in the fewest words.
+    """
+    found = (table.per_pair(torch.ones_like(table.counted)) != 1) | (prior.margin != 0) | (prior.gold != 0)
+    return None if found.all() else found
+
+
 @torch.no_grad()
 def iterate(
-    table: VoteTable, prior: PairPrior, population: Population, theta: Tensor, w: Tensor, settings: LabelModelSettings
+    table: VoteTable,
+    prior: PairPrior,
+    population: Population,
+    theta: Tensor,
+    w: Tensor | None,
+    settings: LabelModelSettings,
 ) -> FixedPoint:
-    """The EM from coefficients ``theta`` [K, d] and posteriors ``w`` [P]: one Newton step an M-step, the population
-    refitted on the way.
+    """To the highest posterior from coefficients ``theta`` [K, d] and posteriors ``w`` [P]; the population is refitted
+    on the way. Without ``w``, ``theta`` and ``population`` are those of a fit to much the same votes.
+
+    A few steps of EM find the way, unless it is known; then come Newton steps on the observed information, which end
+    where EM does. A Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes
+    on alone.
+    Where not all pairs are :func:`told`, what is solved is an equation for skills and one for leanings, from other
+    votes each, and there is nothing that has to rise.
 
     Collectives, where ranks hold different pairs: one of 8 K bytes, then an iteration those of
-    :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, and 16 bytes where the share of truths is fitted.
+    :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, two of 8 bytes, and 16 where the share of truths is
+    fitted; where a step is taken back 8 more.
     """
     voted = table.per_annotator(table.counted) > 0
-    converged, iteration, quiet = False, 0, 0
+    counted, of_skill = _counted_of_pairs(table), told(table, prior)
+
+    def height(theta: Tensor, of_votes: PairSums) -> float:
+        joint = prior.joint(of_votes)
+        likelihood = table.total(torch.logaddexp(joint.if_chosen, joint.if_rejected) * counted).item()
+        return likelihood - 0.5 * ((theta - population.mean)[voted].square() / population.variance).sum().item()
+
+    of_votes = pair_sums(table, theta)
+    em_first, refit_from = (0, 0) if w is None else (_EM_FIRST, _REFIT_FROM)
+    w = posterior(prior.joint(of_votes)) if w is None else w
+    converged, iteration, quiet, falls = False, 0, 0, 0
     while not converged and iteration < settings.max_iterations:
-        refit = iteration % _REFIT_EVERY == _REFIT_EVERY - 1
-        sums = annotator_sums(table, theta, w, louis=refit)
+        newton = iteration >= em_first and falls < _FALLS
+        refit = iteration >= refit_from
+        sums = annotator_sums(table, theta, w, louis=newton or refit, told=of_skill)
         if refit:
             variances = coefficient_variances(sums, population)
             population = refit_population(theta, variances, voted, population, settings.spread_votes)
         if prior.learn_share:
             prior = prior.with_share_of(w, table)
-        moved = newton_step(theta, sums, population)
+        moved = newton_step(theta, sums, population, observed=newton)
+        said = pair_sums(table, moved)
+        if newton and of_skill is None:
+            before = height(theta, of_votes)
+            if height(moved, said) < before - 1e-9 * abs(before):
+                falls += 1
+                moved = newton_step(theta, sums, population)
+                said = pair_sums(table, moved)
         step = (moved - theta)[voted].square().mean().sqrt().item() if voted.any() else 0.0
-        theta, iteration = moved, iteration + 1
-        w = posterior(prior.joint(pair_sums(table, theta)))
-        # A refit may move the population after quiet steps, so stillness has to last from one refit to the next.
-        quiet = quiet + 1 if step < settings.tolerance else 0
-        converged = quiet > _REFIT_EVERY
+        theta, of_votes, iteration = moved, said, iteration + 1
+        w = posterior(prior.joint(of_votes))
+        # A refit may move the population after a quiet step, so stillness has to last.
+        quiet = quiet + 1 if refit and step < settings.tolerance else 0
+        converged = quiet >= _QUIET
     return FixedPoint(theta, population, prior, w, voted, iteration, converged)
 
 
 @torch.no_grad()
 def fit_member(
-    table: VoteTable, prior: PairPrior, population: Population, start: Tensor, settings: LabelModelSettings
+    table: VoteTable, prior: PairPrior, population: Population, start: Tensor | Member, settings: LabelModelSettings
 ) -> Member:
-    """:func:`iterate` from the population's means and the posteriors ``start`` [P], with standard errors and evidence.
+    """:func:`iterate` with standard errors and evidence.
 
     Args:
         table: votes with this member's features.
         prior: of the pairs.
         population: where it starts; its hyperprior.
-        start: float64 [P].
+        start: posteriors [P] to start from, coefficients being the population's means; or a member with fewer features,
+            of the same votes.
         settings: bounds and hyperprior's weight.
     """
     theta = population.mean.expand(table.num_annotators, -1).clone()
-    theta, population, prior, w, voted, iteration, converged = iterate(table, prior, population, theta, start, settings)
+    if isinstance(start, Member):
+        theta, population = start.extended(table.names, theta, population)
+        found = iterate(table, prior, population, theta, None, settings)
+    else:
+        found = iterate(table, prior, population, theta, start, settings)
+    theta, population, prior, w, voted, iteration, converged = found
     joint = prior.joint(pair_sums(table, theta))
-    at = curvature(table, theta, w, population, voted)
+    at = curvature(table, theta, w, population, voted, told(table, prior))
     evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)
     # A share that is fitted is charged like a mean of the population, by the pairs that it was fitted to.
     evidence -= 0.5 * prior.learn_share * torch.tensor(max(2.0, table.num_pairs)).log().item()

@@ -176,19 +176,25 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
     def get_loss_and_metrics(self, batch: dict[str, Tensor], forward_only: bool) -> tuple[float, dict[str, float]]:
         """Upstream's passes over the batch; loss and metrics of the *global* batch, the same on every rank.
 
-        Collectives beside upstream's: one all-reduce of 8 bytes over the data-parallel group,
+        Collectives beside upstream's: one all-reduce of 8 bytes (pairs, strangers) over the data-parallel group,
         :func:`reduce_to_all_ranks` over metrics and evidence, and in training with the margin buffer
         :func:`_gather_rows`, 12 bytes a pair. A loss that is no mean of pairs (Dr. DPO) costs a forward pass more, for
         the statistic that its gradient is divided by.
 
         Raises:
-            DataError: a pair to be trained on is not in the training files, or names no annotator of theirs.
+            DataError: a pair to be trained on is not in the training files, or names no annotator of theirs; on every
+                rank, whichever holds it.
         """
         self._held_out = forward_only
-        if self.rpo.enabled and not forward_only:
-            self._check_labels(batch)
-        pairs = batch["valid"].sum().float().cuda()
-        sum_over_data_parallel(pairs)
+        strangers = self._strangers(batch).sum() if self.rpo.enabled and not forward_only else torch.tensor(0)
+        counts = torch.stack((batch["valid"].sum(), strangers.to(batch["valid"].device))).float().cuda()
+        sum_over_data_parallel(counts)
+        if strangers := int(counts[1]):
+            raise DataError(
+                f"{strangers} pairs to be trained on are not among the {len(self.labels.pairs)} labelled ones that the "
+                f"trainer was given: pass training_labels of the same files and {BLOCK}.annotator_key"
+            )
+        pairs = counts[0]
         # Megatron divides by the micro-batches, data-parallel ranks average their gradients: both are undone here.
         scale = get_num_microbatches() * parallel_state.get_data_parallel_world_size() / pairs.clamp(min=1)
         if not forward_only and not isinstance(self.base_loss.reduction, Mean) and pairs > 0:
@@ -207,14 +213,10 @@ class MegatronGPTRPOModel(MegatronGPTDPOModel):
         if self.rpo.enabled and not forward_only:
             self.em.exchange(partial(_gather_rows, places=batch["pair_index"].numel()))
 
-    def _check_labels(self, batch: dict[str, Tensor]) -> None:
+    def _strangers(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which pairs, bool [n], are to be trained on though nothing is known of their labels."""
         unknown = (batch["annotator"] >= len(self.labels.annotators)) | (batch["pair_index"] == NO_PAIR)
-        if strangers := (unknown & batch["valid"]).sum().item():
-            raise DataError(
-                f"of the pairs to be trained on, {strangers} cannot be found among the {len(self.labels.pairs)} "
-                "labelled ones that the trainer was given: pass training_labels of the same files and "
-                f"{BLOCK}.annotator_key"
-            )
+        return unknown & batch["valid"]
 
     def get_ref_policy_logprobs(self, batch: dict[str, Tensor]) -> Tensor:
         """Upstream's; zeros, without a pass, for losses without a reference."""

@@ -15,6 +15,7 @@ from nemo_rpo.losses.families import (
     squared,
     ties,
     token_level,
+    unpaired,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "squared",
     "ties",
     "token_level",
+    "unpaired",
 ]

@@ -2,13 +2,15 @@
 
 A row of S positions is cut into 2·C chunks for C context-parallel ranks; rank r has chunks r and 2C−1−r, so that under
 a causal mask every rank attends to equally much. Megatron-Core's rotary embedding and Transformer Engine's ring
-attention count on this order; here it stands once.
+attention count on this order; here it stands once. Packs are cut by :meth:`Segments.runs`.
 
 What of a response lies on a rank is scored there, and its sum is made over the ranks. All of them then hold the same
 pairs: what is computed from sums (loss, posterior, evidence) is computed on each and never summed again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -48,12 +50,11 @@ def sum_over_context(part: Tensor) -> Tensor:
     return part if group is None else reduce_from_tensor_model_parallel_region(part.clone(), group=group)
 
 
-def gather_over_context(part: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """``[S/C, …]`` of each rank as ``[S, …]`` in the order of positions.
+def gather_over_context(part: Tensor, group: dist.ProcessGroup, places: Sequence[Tensor]) -> Tensor:
+    """``[S/C, …]`` of each rank as ``[S, …]`` in the order of positions; ``places``: those of each rank, int64
+    ``[S/C]``.
 
     One all-gather forward and one reduce-scatter of the gradient backward, each of the whole ``[S, …]``.
     """
-    ranks = group.size()
     gathered = gather_from_sequence_parallel_region(part, group=group)
-    order = torch.cat([positions_of(rank, ranks, len(gathered)) for rank in range(ranks)])
-    return gathered.index_select(0, order.argsort().to(part.device))
+    return gathered.index_select(0, torch.cat(list(places)).argsort().to(part.device))

@@ -8,9 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-HeadOutputs = dict[str, Tensor]
+
+class HeadOutputs(dict[str, Tensor]):
+    """Outputs by name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are; Megatron's schedule asks the last stage's output for it where there are experts."""
+        return next(iter(self.values())).device
 
 
 class FrozenPredictions(NamedTuple):
@@ -29,10 +37,13 @@ class HeadRequest:
         hidden: the hidden states that predict them, ``[n, h]`` in the model's precision, equal on the tensor-parallel
             ranks; for :class:`FrozenPredictions`.
         kl: the divergence of these predictions to the model's own at each scored token, fp32 ``[n]``.
+        kl_from: the divergence of the model's own predictions to these at each scored token, fp32 ``[n]``; without a
+            gradient.
         reward: the outputs of the reward head of each response, by their names.
     """
 
     logps: bool = True
     hidden: bool = False
     kl: FrozenPredictions | None = None
+    kl_from: FrozenPredictions | None = None
     reward: bool = False

@@ -37,7 +37,7 @@ from nemo_rpo.megatron.checkpoint.index import Index, read_index
 from nemo_rpo.megatron.checkpoint.optimizer_parts import load_optimizer_state
 from nemo_rpo.megatron.checkpoint.run_file import check_format, or_another, read_run
 from nemo_rpo.megatron.checkpoint.run_tensors import layout, load_em_state, random_state, restore_random_state
-from nemo_rpo.megatron.checkpoint.weights import State, chunk_names, load_model_state, model_state
+from nemo_rpo.megatron.checkpoint.weights import State, base_state, chunk_names, load_model_state, model_state
 from nemo_rpo.megatron.checkpoint.writer import cause
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 from nemo_rpo.megatron.network.reward_head import REWARD_HEAD, head_of
@@ -92,7 +92,7 @@ def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:
 
     Collective over the world. Raises :class:`CheckpointError` if it cannot be read, or a file is not as it was written.
     """
-    state, fresh, run = model_state(chunks), {}, read_run(folder)
+    state, fresh, run = base_state(chunks), {}, read_run(folder)
     check_files(folder, run)
     head = head_of(chunks)
     if head is not None:
@@ -105,6 +105,18 @@ def load_weights(folder: Path, chunks: list[torch.nn.Module]) -> None:
     if fresh:
         state[last] |= fresh
     load_model_state(chunks, state)
+
+
+def load_adapters(folder: Path, chunks: list[torch.nn.Module]) -> None:
+    """Reads the adapters of a checkpoint into model chunks that have the same ones, see
+    :mod:`nemo_rpo.megatron.checkpoint.adapter.description`. Collective over the world.
+
+    Raises :class:`CheckpointError` if it cannot be read, or a file is not as it was written.
+    """
+    run = read_run(folder)
+    check_files(folder, run)
+    with _reading(folder, run):
+        load_model_state(chunks, _read(folder, read_index(folder), model_state(chunks)))
 
 
 def architecture_of(folder: Path) -> GPTArchitecture:

@@ -35,8 +35,12 @@ def sharded(
 
 
 def layout() -> dict[str, int]:
-    """Sizes of the groups that random states belong to."""
-    return {
+    """Sizes of the groups that random states belong to; of expert groups where there are some."""
+    experts = {
+        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
+        "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
+    }
+    return (experts if experts["expert_model_parallel_size"] > 1 else {}) | {
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
         "data_parallel_size": parallel_state.get_data_parallel_world_size(),

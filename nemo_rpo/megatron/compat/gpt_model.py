@@ -44,12 +44,13 @@ def become(layer: torch.nn.Module, kind: type[torch.nn.Module]) -> None:
     "megatron.core.packed_seq_params:PackedSeqParams(qkv_format, cu_seqlens_q, cu_seqlens_kv, max_seqlen_q)",
 )
 def decoder_output(
-    model: Any, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, packed: Any
+    model: Any, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, packed: Any, offset: int = 0
 ) -> Tensor:
     """The hidden states ``[s, b, h]`` of GPTModel's decoder for int64 ``[b, s]``; on the last stage after its norm.
 
     ``packed`` is a ``PackedSeqParams`` (Transformer Engine's packs), another object that the layers' attention
-    understands (of rows whose ``position_ids`` need not be 0, 1, 2, …), or None.
+    understands (of rows whose ``position_ids`` need not be 0, 1, 2, …), or None. ``offset``: positions before the first
+    of ``input_ids``, which the layers' attention remembers.
 
     Reason: GPTModel's forward ends in logits or a loss. It cannot hand tokens to its output layer before 0.18
     (``output_processor``), and rotates every row by positions that count from 0, where branches of one prompt go on
@@ -59,12 +60,14 @@ def decoder_output(
     return model.decoder(
         hidden_states=hidden,
         attention_mask=attention_mask,
-        rotary_pos_emb=_rotary_angles(model, hidden, position_ids, packed),
+        rotary_pos_emb=_rotary_angles(model, hidden, position_ids, packed, offset),
         packed_seq_params=packed,
     )
 
 
-def _rotary_angles(model: Any, hidden: Tensor | None, position_ids: Tensor, packed: Any) -> Tensor | None:
+def _rotary_angles(
+    model: Any, hidden: Tensor | None, position_ids: Tensor, packed: Any, offset: int = 0
+) -> Tensor | None:
     """The angles ``[s, 1, 1, d]`` of a row's positions; None where positions are embedded. For Transformer Engine's
     packs those of the longest sequence, along which it counts by itself.
     """
@@ -75,5 +78,7 @@ def _rotary_angles(model: Any, hidden: Tensor | None, position_ids: Tensor, pack
     if isinstance(packed, PackedSeqParams):
         return model.rotary_pos_emb(packed.max_seqlen_q, packed_seq=True)
     length = model.rotary_pos_emb.get_rotary_seq_len(None, model.decoder, hidden, model.config)
-    angles = model.rotary_pos_emb(length)
-    return angles if packed is None else angles.index_select(0, position_ids[0])
+    if packed is None:
+        return model.rotary_pos_emb(offset + length)[offset:]
+    # All angles, not this context-parallel rank's: it has other positions of a pack than of a row.
+    return model.rotary_pos_emb(length, packed_seq=True).index_select(0, position_ids[0])

@@ -5,10 +5,20 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
 from nemo_rpo.megatron.compat.places import reaches
 
-_CHECKS = {"fp8_tensorwise": "is_fp8_available", "fp8_blockwise": "is_fp8_block_scaling_available"}
-_OLD_CHECKS = {"fp8_tensorwise": "check_fp8_support", "fp8_blockwise": "check_fp8_block_scaling_support"}
+_CHECKS = {
+    "fp8_tensorwise": "is_fp8_available",
+    "fp8_blockwise": "is_fp8_block_scaling_available",
+    "fp8_mxfp8": "is_mxfp8_available",
+}
+_OLD_CHECKS = {
+    "fp8_tensorwise": "check_fp8_support",
+    "fp8_blockwise": "check_fp8_block_scaling_support",
+    "fp8_mxfp8": "check_mxfp8_support",
+}
 
 
 @reaches("transformer_engine.pytorch:autocast")
@@ -25,6 +35,7 @@ def autocast(recipe: Any) -> AbstractContextManager:
 @reaches(
     "transformer_engine.pytorch:is_fp8_available(return_reason)",
     "transformer_engine.pytorch:is_fp8_block_scaling_available(return_reason)",
+    "transformer_engine.pytorch:is_mxfp8_available(return_reason)",
 )
 def objections() -> tuple[tuple[str, str], ...]:
     """(precision, what Transformer Engine says against it) for each FP8 precision that it refuses on this machine.
@@ -45,3 +56,19 @@ def objections() -> tuple[tuple[str, str], ...]:
         if not able:
             found.append((precision, said))
     return tuple(found)
+
+
+def normalises(layer: torch.nn.Module) -> bool:
+    """Whether a linear layer has its norm inside."""
+    return hasattr(layer, "return_layernorm_output")
+
+
+@reaches("transformer_engine.pytorch:LayerNormLinear[return_layernorm_output, return_layernorm_output_gathered]")
+def hand_out_normed_input(layer: torch.nn.Module) -> None:
+    """Has a layer that normalises its input itself return the normed input too, this rank's positions of it.
+
+    Reason: an adapter reads what the layer's matrix reads, and Transformer Engine's fused layer keeps that to itself
+    unless asked by a constructor's argument that Megatron does not pass.
+    """
+    if normalises(layer):
+        layer.return_layernorm_output, layer.return_layernorm_output_gathered = True, False

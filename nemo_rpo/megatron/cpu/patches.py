@@ -13,14 +13,15 @@ device *names*. :func:`install` therefore
 * lets the tensor factories and ``Tensor.cuda/.to`` read the device name ``"cuda"`` as ``"cpu"``,
 * lets ``Tensor.type()`` answer ``torch.cuda.FloatTensor``, which the optimizer asserts on,
 * keeps ``jit_fuser`` from compiling (a C++ build per fused operation would cost more than a CPU run),
+* turns the sizes by which experts' tokens are exchanged into numbers,
 * sends the matrix products of the layers through oneDNN (:mod:`nemo_rpo.megatron.cpu.matmul`).
 
 Only factories are wrapped, not every torch call (a ``TorchFunctionMode`` would tax each operation of the step). The
 changes hold for the whole process, so only the entry points of a ``trainer.accelerator: cpu`` run call :func:`install`;
 importing this module changes nothing. With a usable GPU the engine never comes here.
 
-What stays out of reach on a CPU: MoE routing, FP8, and THD packing and ring attention as Transformer Engine has them
-(packs and context parallelism run on torch's own attention here).
+What stays out of reach on a CPU: grouped products of experts, FP8, and THD packing and ring attention as Transformer
+Engine has them (experts run one by one, packs and context parallelism on torch's own attention here).
 """
 
 from __future__ import annotations
@@ -141,10 +142,17 @@ def _patch_tensors() -> None:
     torch.Tensor.to, torch.Tensor.type = to_cpu, cuda_type
 
 
+def _split_sizes(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Megatron makes numbers of those tensors alone that are on a GPU, and torch.distributed wants numbers."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def _patch_megatron() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Apex is not installed": said once, in plain words, by the start-up log
         import megatron.core.tensor_parallel.random as random_state
+        from megatron.core.transformer.moe import token_dispatcher
+    token_dispatcher.maybe_move_tensor_to_cpu = _split_sizes
     random_state._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     random_state._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
 

@@ -21,7 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from nemo_rpo.megatron.batch.context_parallel import context_group, gather_over_context
+from nemo_rpo.megatron.batch.context_parallel import context_group, gather_over_context, positions_of
 from nemo_rpo.megatron.batch.segments import Segments, later_mask
 
 
@@ -101,22 +101,61 @@ class CausalSDPA(MegatronModule):
 
 
 class ContextSDPA(CausalSDPA):
-    """:class:`CausalSDPA` under context parallelism: queries stay where they are, keys and values come to them.
+    """:class:`CausalSDPA` under context parallelism, on rows or on packs: queries stay where they are, keys and values
+    come to them.
 
     Collectives over the context-parallel group: an all-gather of keys and values ``[S, b, g, d]`` forward, a
     reduce-scatter of their gradients backward. Transformer Engine's ring attention passes them on in turn instead; the
     numbers are the same.
     """
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: Segments | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """``query [S/C, b, n, d]``, ``key``/``value [S/C, b, g, d]`` -> context ``[S/C, b, n·d]``."""
         group = context_group()
         s, b, n, d = query.shape
-        q_bnsd, k_bnsd, v_bnsd = self._heads_first(query, *(gather_over_context(t, group) for t in (key, value)))
-        chunk, rank, ranks = s // 2, group.rank(), group.size()
-        contexts = []
-        for number, q in zip((rank, 2 * ranks - 1 - rank), q_bnsd.split(chunk, 2), strict=True):
+        rank, ranks = group.rank(), group.size()
+        if packed_seq_params is None:
+            places = [positions_of(r, ranks, s * ranks) for r in range(ranks)]
+        else:
+            places = packed_seq_params.places(ranks)
+        whole = (gather_over_context(t, group, places) for t in (key, value))
+        q_bnsd, k_bnsd, v_bnsd = self._heads_first(query, *whole)
+        if packed_seq_params is None:
+            contexts = self._attend_in_chunks(q_bnsd, k_bnsd, v_bnsd, rank, ranks)
+        else:
+            contexts = self._attend_in_runs(q_bnsd, k_bnsd, v_bnsd, packed_seq_params, rank, ranks)
+        return torch.cat(contexts, 2).permute(2, 0, 1, 3).reshape(s, b, n * d)
+
+    def _attend_in_chunks(self, query: Tensor, key: Tensor, value: Tensor, rank: int, ranks: int) -> list[Tensor]:
+        """The two chunks of a rank; each sees all positions before it and itself."""
+        chunk, contexts = query.shape[2] // 2, []
+        for number, q in zip((rank, 2 * ranks - 1 - rank), query.split(chunk, 2), strict=True):
             before, seen = number * chunk, (number + 1) * chunk
             mask = later_mask(chunk, before, like=q)
-            contexts.append(self._attend(q, k_bnsd[:, :, :seen], v_bnsd[:, :, :seen], mask))
-        return torch.cat(contexts, 2).permute(2, 0, 1, 3).reshape(s, b, n * d)
+            contexts.append(self._attend(q, key[:, :, :seen], value[:, :, :seen], mask))
+        return contexts
+
+    def _attend_in_runs(
+        self, query: Tensor, key: Tensor, value: Tensor, segments: Segments, rank: int, ranks: int
+    ) -> list[Tensor]:
+        """The runs of a pack that this rank has: each sees its trunk, its own part before it, and itself."""
+        runs = segments.runs(ranks)
+        # Split once, as in `_attend_in_trees`.
+        k_runs, v_runs = (t.split([run.length for run in runs], 2) for t in (key, value))
+        mine = [number for number, run in enumerate(runs) if run.rank == rank]
+        contexts = []
+        for number, q in zip(mine, query.split([runs[i].length for i in mine], 2), strict=True):
+            seen = (*runs[number].seen, number)
+            keys, values = (torch.cat([t[i] for i in seen], 2) for t in (k_runs, v_runs))
+            before = keys.shape[2] - q.shape[2]
+            mask = segments.mask(q.shape[2], before, like=q) if before else None
+            contexts.append(self._attend(q, keys, values, mask))
+        return contexts

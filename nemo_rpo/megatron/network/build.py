@@ -18,21 +18,26 @@ with warnings.catch_warnings():
         get_gpt_layer_with_transformer_engine_spec,
     )
     from megatron.core.transformer.module import Float16Module
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nemo_rpo.config.adapters.targets import targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
-from nemo_rpo.megatron.compat.layer_spec import set_module, set_part
+from nemo_rpo.megatron.compat.experts import route_without_transformer_engine
+from nemo_rpo.megatron.compat.layer_spec import keep_norm_of_experts, set_module, set_part
 from nemo_rpo.megatron.cpu.norm import TorchNorm
 from nemo_rpo.megatron.cpu.rotary import RotarySelfAttention
 from nemo_rpo.megatron.cpu.swiglu import SwiGLU
 from nemo_rpo.megatron.logprobs.liger import check_liger
 from nemo_rpo.megatron.network.attention import CausalSDPA, ContextSDPA
+from nemo_rpo.megatron.network.autobridge import bridge_chunks
+from nemo_rpo.megatron.network.experts import expert_arguments, stage_spec
 from nemo_rpo.megatron.network.gpt import PreferenceGPT
+from nemo_rpo.megatron.network.lora.attachment import attach
 from nemo_rpo.megatron.network.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.network.reward_head import RewardHead
 
@@ -135,19 +140,40 @@ def transformer_config(architecture: GPTArchitecture, cfg: RunConfig) -> Transfo
         # match those messages by order and mix them up. The overlapped exchange keeps each direction apart.
         overlap_p2p_comm=model.virtual_pipeline_model_parallel_size is not None,
         batch_p2p_comm=model.virtual_pipeline_model_parallel_size is None,
+        **expert_arguments(architecture, cfg, grouped=te),
     )
 
 
 def _block_spec(
     config: TransformerConfig, architecture: GPTArchitecture, te: bool, vp_stage: int | None, precision: Precision
 ) -> Any:
-    if te:
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=architecture.qk_layernorm)
-    else:
-        layer = get_gpt_layer_local_spec(qk_layernorm=architecture.qk_layernorm, normalization=config.normalization)
+    if not te:
+        layer_of = partial(_local_layer, config, architecture, precision)
+        return stage_spec(config, architecture, vp_stage, layer_of, TorchNorm)
+    layer_of = partial(_transformer_engine_layer, architecture, precision)
+    if architecture.experts is None or architecture.experts.moe_layer_freq == 1:
+        return layer_of(architecture.experts is not None)
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    return stage_spec(config, architecture, vp_stage, layer_of, TENorm)
+
+
+def _transformer_engine_layer(architecture: GPTArchitecture, precision: Precision, experts: bool) -> Any:
+    layer = get_gpt_layer_with_transformer_engine_spec(
+        qk_layernorm=architecture.qk_layernorm,
+        num_experts=architecture.experts.num_moe_experts if experts else None,
+        moe_grouped_gemm=experts,
+    )
     set_module(layer, PrecisionLayer, precision=precision)
-    if te:
-        return layer
+    return layer
+
+
+def _local_layer(config: TransformerConfig, architecture: GPTArchitecture, precision: Precision, experts: bool) -> Any:
+    count = architecture.experts.num_moe_experts if experts else None
+    layer = get_gpt_layer_local_spec(
+        num_experts=count, qk_layernorm=architecture.qk_layernorm, normalization=config.normalization
+    )
+    set_module(layer, PrecisionLayer, precision=precision)
     norms = ["input_layernorm", "pre_mlp_layernorm"]
     if architecture.qk_layernorm:
         norms += ["self_attention.q_layernorm", "self_attention.k_layernorm"]
@@ -155,11 +181,14 @@ def _block_spec(
         set_part(layer, norm, TorchNorm)
     if architecture.position_embedding_type == "rope":
         set_module(layer.submodules.self_attention, RotarySelfAttention)
+    if experts:
+        route_without_transformer_engine()
+        keep_norm_of_experts(layer)
     if config.use_te_activation_func:
-        set_part(layer, "mlp.activation_func", SwiGLU)
+        for mlp in ("mlp.experts", "mlp.shared_experts") if experts else ("mlp",):
+            set_part(layer, f"{mlp}.activation_func", SwiGLU)
     set_part(layer, "self_attention.core_attention", ContextSDPA if config.context_parallel_size > 1 else CausalSDPA)
-    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TorchNorm)
+    return layer
 
 
 def _rope_arguments(architecture: GPTArchitecture) -> dict[str, Any]:
@@ -183,7 +212,8 @@ def build_model_chunks(
     """This rank's GPTModel chunks (one a virtual pipeline stage), on its device and in the run's precision, not yet
     wrapped for data parallelism.
 
-    ``precision``: of their layers, which it can switch later; None: the policy's. Where the run's loss needs outputs of
+    ``precision``: of their layers, which it can switch later; None: the policy's. Under ``model.peft.peft_scheme=lora``
+    adapters stand beside its targets, and all else is frozen but a reward head. Where the run's loss needs outputs of
     a reward head, the last stage has one; where it needs no log-probs, the output layer is not trained.
 
     Raises :class:`ConfigError` if the layout does not divide the model, or leaves a gradient to wait for that never
@@ -193,6 +223,7 @@ def build_model_chunks(
     architecture.check_parallel(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
     )
+    check_expert_layout(cfg, architecture, training=False)
     vocab = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, model.tensor_model_parallel_size)
     config, te = transformer_config(architecture, cfg), uses_transformer_engine(cfg)
     precision = precision or Precision(model.rpo.logprob_precision)
@@ -201,6 +232,8 @@ def build_model_chunks(
         check_sizes(name, architecture, model.tensor_model_parallel_size)
     if model.rpo.logprob_head == "liger":
         check_liger(architecture.vocab_size, vocab, model.tensor_model_parallel_size)
+    if model.provider == "megatron_bridge":
+        return bridge_chunks(cfg, config, architecture.vocab_size, te)
     virtual = model.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(virtual or 1):
@@ -222,7 +255,10 @@ def build_model_chunks(
             vp_stage=vp_stage,
             **_rope_arguments(architecture),
         )
-        if not needs.logps:
+        if model.peft.lora:
+            targets = targets_in(architecture, model.peft.lora_tuning.target_modules)
+            attach(chunk, config, model.peft, targets, model.seed)
+        elif not needs.logps:
             _leave_output_layer(chunk, cfg)
         if cfg.trainer.accelerator == "gpu":
             chunk.cuda(torch.cuda.current_device())

@@ -67,7 +67,7 @@ class ScoringHead(ColumnParallelLinear):
         """
         if responses is None:
             return super().forward(input_, weight, runtime_gather_output)
-        request, found = request or HeadRequest(), {}
+        request, found = request or HeadRequest(), HeadOutputs()
         weight = self.weight if weight is None else weight
         through_logits = self.logprob_head == "logits"
         # Megatron's cross entropy refuses an empty batch, which a context-parallel rank may have.
@@ -80,14 +80,14 @@ class ScoringHead(ColumnParallelLinear):
             # Here autograd delivers the head's gradient; the view hides Megatron's flag, so DDP still adds it to
             # main_grad.
             weight = through_autograd(weight)
-        return found | self._without_logits(input_, weight, responses, request), None
+        return HeadOutputs(found | self._without_logits(input_, weight, responses, request)), None
 
     def _without_logits(
         self, input_: Tensor, weight: Tensor, responses: ResponseTokens, request: HeadRequest
     ) -> HeadOutputs:
         """The requested outputs, computed without logits."""
-        found: HeadOutputs = {}
-        if not (request.logps or request.hidden or request.kl is not None):
+        found = HeadOutputs()
+        if not (request.logps or request.hidden or request.kl is not None or request.kl_from is not None):
             return found
         hidden = self._scored(input_, responses)
         group = self.tp_group if self.tp_group.size() > 1 else None
@@ -96,6 +96,8 @@ class ScoringHead(ColumnParallelLinear):
             found["logps"] = logprobs(hidden, weight, responses.token, self.vocab_size, group)
         if request.kl is not None:
             found["kl"] = linear_kl(hidden, weight, *request.kl, self.vocab_size, group)
+        if request.kl_from is not None:
+            found["kl_from"] = linear_kl(*request.kl_from, hidden, weight, self.vocab_size, group)
         if request.hidden:
             found["hidden"] = hidden
         return found

@@ -3,19 +3,22 @@
 ``model.rpo.logprob_precision`` names the policy's, ``reference_logprob_precision`` that of the frozen policies. The
 forward that gives log-probs is also the one that is trained, so FP8 reaches the policy's backward: gradients with
 respect to inputs and weights are FP8 products as well, of upstream gradients in e5m2 (tensorwise) or in e4m3 by blocks
-(blockwise). Weights, their gradients, optimizer, attention, norms, embedding and the language-model head stay as they
+(the others). Weights, their gradients, optimizer, attention, norms, embedding and the language-model head stay as they
 are; logits are fp32.
 
 ``fp8_tensorwise``  one scale a tensor, of the tensor at hand ("current scaling"): a log-prob depends a little on the
     batch that it is computed in, so cached reference log-probs differ from live ones by rounding.
 ``fp8_blockwise``  one scale for 128 numbers of a token, and for 128×128 of a weight: a log-prob depends on its own
     sequence alone.
+``fp8_mxfp8``  one scale, a power of 2, for 32 numbers of a token and of a weight, which Blackwell's products take by
+    themselves: a log-prob depends on its own sequence alone.
 ``fp8_delayed``  is refused (:mod:`nemo_rpo.config.precision`): its scales come from the history of earlier steps, which
     Transformer Engine does not keep under ``no_grad``, where a frozen reference lives.
 
-Every product uses the split accumulator (fp32 partial sums): Transformer Engine's default for tensorwise forwards, and
-therefore Megatron-Core's ``fp8_recipe: tensorwise``, is the fast one, which keeps fewer bits. So the recipe is entered
-here, around each layer and not around the model: activation recompute runs layers again after the forward is over.
+Every product of Hopper's uses the split accumulator (fp32 partial sums): Transformer Engine's default for tensorwise
+forwards, and therefore Megatron-Core's ``fp8_recipe: tensorwise``, is the fast one, which keeps fewer bits. So the
+recipe is entered here, around each layer and not around the model: activation recompute runs layers again after the
+forward is over.
 """
 
 from __future__ import annotations
@@ -36,9 +39,13 @@ from nemo_rpo.config.lengths import FP8_TOKENS
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.compat.transformer_engine import autocast, objections
 
-_RECIPES = {"fp8_tensorwise": "Float8CurrentScaling", "fp8_blockwise": "Float8BlockScaling"}
-# The fewest: Ada for scales of tensors, Hopper for those of blocks.
-_CAPABILITY = {"fp8_tensorwise": (8, 9), "fp8_blockwise": (9, 0)}
+_RECIPES = {
+    "fp8_tensorwise": "Float8CurrentScaling",
+    "fp8_blockwise": "Float8BlockScaling",
+    "fp8_mxfp8": "MXFP8BlockScaling",
+}
+# The fewest: Ada for scales of tensors, Hopper for those of blocks, Blackwell for scales that are powers of 2.
+_CAPABILITY = {"fp8_tensorwise": (8, 9), "fp8_blockwise": (9, 0), "fp8_mxfp8": (10, 0)}
 
 
 # --- can it be run here
@@ -110,7 +117,7 @@ this one has 8.9: set it to fp8_tensorwise
 
 def check_sizes(precision: str, architecture: GPTArchitecture, tensor_parallel: int) -> None:
     """Raises :class:`ConfigError` where a linear layer's slice on a rank does not suit FP8 products: both sides of a
-    weight are multiples of 16 (tensorwise) or of 128, the block of a scale (blockwise).
+    weight are multiples of 16 (tensorwise) or of the block of a scale, 128 (blockwise) or 32 (mxfp8).
     """
     if precision == "bf16":
         return
@@ -126,7 +133,7 @@ def check_sizes(precision: str, architecture: GPTArchitecture, tensor_parallel: 
     }
     for name, size in sizes.items():
         if size % multiple:
-            other = "fp8_tensorwise or bf16" if precision == "fp8_blockwise" else "bf16"
+            other = "bf16" if precision == "fp8_tensorwise" else "fp8_tensorwise or bf16"
             raise ConfigError(
                 f"model.rpo.logprob_precision={precision} needs sizes that are multiples of {multiple}, and {name} is "
                 f"{size}: set it to {other}, or lower model.tensor_model_parallel_size"
@@ -142,6 +149,8 @@ def transformer_engine_recipe(precision: str) -> AbstractContextManager:
         return contextlib.nullcontext()
     from transformer_engine.common import recipe
 
+    if precision == "fp8_mxfp8":  # the products scale by themselves, and there is one way to add them up
+        return autocast(getattr(recipe, _RECIPES[precision])())
     exact = recipe.MMParams(use_split_accumulator=True)
     products = {f"fp8_gemm_{product}": exact for product in ("fprop", "dgrad", "wgrad")}
     return autocast(getattr(recipe, _RECIPES[precision])(**products))
@@ -151,7 +160,7 @@ class Precision:
     """The precision of the layers that share this object; :meth:`switched` changes it inside a block.
 
     Args:
-        name: ``bf16``, ``fp8_tensorwise`` or ``fp8_blockwise``.
+        name: ``bf16``, ``fp8_tensorwise``, ``fp8_blockwise`` or ``fp8_mxfp8``.
     """
 
     def __init__(self, name: str) -> None:

@@ -19,6 +19,7 @@ from nemo_rpo.em import (
     Votes,
     build_estimator,
 )
+from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups import TasteReliability
 from nemo_rpo.em.groups.start import random_start, start_of
 from nemo_rpo.em.label_model import FlatVotes
@@ -36,22 +37,33 @@ COLLECTIVES = Collectives(sum_over_data_parallel, gather_over_data_parallel, bro
 
 
 def build_reliability(
-    rpo: RPOConfig, cache: PreferenceCache, device: torch.device, groups: int = 1, seed: int = 0
+    rpo: RPOConfig,
+    cache: PreferenceCache,
+    device: torch.device,
+    groups: int = 1,
+    seed: int = 0,
+    belief: Belief | None = None,
 ) -> AnnotatorReliability | RecordedReliability:
-    """The reliabilities of the annotators of ``cache``, all at their start; recorded where ``rpo.record`` asks for it.
-    A loss with several ``groups`` has its own estimator, and ``seed`` draws where its weights begin.
+    """The reliabilities of the annotators of ``cache``, at the start that ``belief`` gives them; recorded where
+    ``rpo.record`` asks for it. A loss with several ``groups`` has its own estimator, and ``seed`` draws where its
+    weights begin.
 
     ``estimator: buffer`` takes 4 bytes a pair and 5 a vote of this rank's block of the pairs, the record 12 bytes a
     pair. No collective.
     """
-    em = estimator_of(rpo, cache, device) if groups == 1 else taste_of(rpo, cache, device, groups, seed)
+    if groups == 1:
+        em = estimator_of(rpo, cache, device, belief)
+    else:
+        em = taste_of(rpo, cache, device, groups, seed)
     if not (rpo.enabled and rpo.record):
         return em
     pairs = PairRecord(len(cache), parallel.data_parallel_rank(), parallel.data_parallel_size(), device)
     return RecordedReliability(em, pairs, COLLECTIVES)
 
 
-def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -> AnnotatorReliability:
+def estimator_of(
+    rpo: RPOConfig, cache: PreferenceCache, device: torch.device, belief: Belief | None = None
+) -> AnnotatorReliability:
     """``rpo.estimator`` over the annotators and pairs of ``cache``, at its start. No collective."""
 
     def votes_of(block: slice) -> Votes:
@@ -69,6 +81,7 @@ def estimator_of(rpo: RPOConfig, cache: PreferenceCache, device: torch.device) -
         COLLECTIVES,
         device,
         partial(crowd_of, cache),
+        belief,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,13 +46,29 @@ def run_batch(
 
     Collectives: the model's own.
     """
-    iterators = [iter(batch) for _ in model]
-    rows, seq_length = input_shape(batch[0])
+    return run_schedule(model, function, batch, *input_shape(batch[0]), forward_only, collect_non_loss_data)
+
+
+def run_schedule(
+    model: Sequence[torch.nn.Module],
+    function: Callable,
+    items: Sequence[Any],
+    rows: int,
+    seq_length: int,
+    forward_only: bool = True,
+    collect_non_loss_data: bool = True,
+) -> list[Any]:
+    """Runs ``function`` over ``items``, one a micro-batch of ``rows`` rows of ``seq_length`` positions, which is all
+    that the schedule knows of them; what it received on the last stage, nothing on others.
+
+    Collectives: the model's own.
+    """
+    iterators = [iter(items) for _ in model]
     return get_forward_backward_func()(
         forward_step_func=function,
         data_iterator=iterators if len(model) > 1 else iterators[0],
-        model=model if len(model) > 1 else model[0],
-        num_microbatches=len(batch),
+        model=list(model) if len(model) > 1 else model[0],
+        num_microbatches=len(items),
         seq_length=seq_length,
         micro_batch_size=rows,
         forward_only=forward_only,

@@ -88,11 +88,14 @@ def annotator_intervals(annotators: Annotators) -> str:
         axes.plot(eta[~below], place[~below], "o", color=BLUE, markersize=5, label="right more often than wrong")
         axes.plot(eta[below], place[below], "D", color=RED, markersize=5, label="wrong more often than right")
         axes.axvline(0.5, color="black", linewidth=0.9)
-        axes.axvline(annotators.eta_start, color=GREY, linewidth=0.9, linestyle=":")
-        axes.annotate(
-            f"start {annotators.eta_start:g}", (annotators.eta_start, 1), xycoords=("data", "axes fraction"),
-            xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=GREY,
-        )  # fmt: skip
+        if np.ptp(starts := annotators.eta_start) == 0:
+            axes.axvline(starts[0], color=GREY, linewidth=0.9, linestyle=":")
+            axes.annotate(
+                f"start {starts[0]:g}", (starts[0], 1), xycoords=("data", "axes fraction"),
+                xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8, color=GREY,
+            )  # fmt: skip
+        else:
+            axes.plot(starts[shown], place, "|", color=GREY, markersize=7, label="start")
         names = [f"{short(annotators.id[k])}  ({annotators.labels[k]:,})" for k in shown]
         axes.set_yticks(place, names, fontsize=8)
         axes.set_ylim(place[-1] + 0.8, -0.8)
@@ -147,6 +150,28 @@ def trajectories(annotators: Annotators) -> str:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("reliability η")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return drawn[0]
+
+
+def drift(place: Sequence[float], annotators: Sequence[dict[str, Any]]) -> str:
+    """P(label right) over an annotator's own sequence of labels: a panel each, with its 95 % interval."""
+    columns = min(4, len(annotators))
+    rows = -(-len(annotators) // columns)
+    options = {"sharex": True, "sharey": True, "squeeze": False}
+    with drawing(2.1 * columns, 0.6 + 1.7 * rows, rows=rows, columns=columns, **options) as (figure, panels, drawn):
+        for axes, of in zip(panels.flat, annotators, strict=False):
+            colour = RED if of["surely"] else BLUE
+            axes.fill_between(place, of["low"], of["high"], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(place, of["curve"], color=colour, linewidth=1.6, linestyle="-" if of["surely"] else "--")
+            axes.axhline(0.5, color="black", linewidth=0.9)
+            axes.set_title(short(of["id"]), fontsize=8)
+            axes.set_ylim(0, 1)
+            axes.set_xlim(0, 1)
+            axes.set_xticks((0, 1), ("first", "last"))
+        for axes in panels.flat[len(annotators) :]:
+            axes.set_visible(False)
+        figure.supxlabel("label, in the annotator's own order", fontsize=9)
+        figure.supylabel("P(label right)", fontsize=9)
     return drawn[0]
 
 

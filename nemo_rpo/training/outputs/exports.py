@@ -1,9 +1,12 @@
-"""The trained policy in the forms that other programs load: a Hugging Face folder, a ``.nemo``."""
+"""The trained policy in the forms that other programs load: a Hugging Face folder, a ``.nemo``; under LoRA these have
+the adapters worked into the weights, and the adapter is a folder of peft's.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,16 +16,20 @@ from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
+from nemo_rpo.megatron.checkpoint.adapter.exporter import export_peft
 from nemo_rpo.megatron.checkpoint.huggingface.config import config_from_architecture, read_hf_config
 from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
 from nemo_rpo.megatron.checkpoint.nemo import config as nemo_config
 from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
 from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
+from nemo_rpo.megatron.network.autobridge import export_bridge
+from nemo_rpo.megatron.network.lora.switch import merged
+from nemo_rpo.training.origin import weights_fingerprint
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.setup import starting_point, tokenizer_spec
 
-_HF_FOLDER, _NEMO_FILE = "hf", "policy.nemo"
+_HF_FOLDER, _NEMO_FILE, ADAPTER_FOLDER = "hf", "policy.nemo", "adapter"
 _WANTED = "exp_manager.checkpoint_callback_params"
 
 
@@ -47,7 +54,7 @@ def drop(folder: Path) -> None:
     Raises:
         CheckpointError: one cannot be removed.
     """
-    for path in (folder / _HF_FOLDER, folder / _NEMO_FILE):
+    for path in (folder / _HF_FOLDER, folder / _NEMO_FILE, folder / ADAPTER_FOLDER):
         try:
             if path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)  # of a link to another disk, the link alone
@@ -71,19 +78,30 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
     wanted: dict[Path, Callable[[Path], None]] = {}
     if params.save_hf_on_train_end:
         config = read_hf_config(start) if start and (start / "config.json").exists() else None
-        wanted[folder / _HF_FOLDER] = lambda path: export_hf(
-            model.model,
-            model.architecture,
-            path,
-            tokenizer_spec(cfg).folder,
-            config,
-            # How the model is to be sampled from, and where it stops; the tokenizer may be another folder's.
-            generation_config=start / "generation_config.json" if config else None,
+        # How the model is to be sampled from, and where it stops; the tokenizer may be another folder's.
+        generation = start / "generation_config.json" if config else None
+        files = (tokenizer_spec(cfg).folder, config)
+        bridged = cfg.model.provider == "megatron_bridge"
+        wanted[folder / _HF_FOLDER] = (
+            partial(export_bridge, model.model, start)
+            if bridged
+            else _merged(
+                model,
+                lambda path: export_hf(model.model, model.architecture, path, *files, generation_config=generation),
+            )
         )
     if params.save_nemo_on_train_end:
         source = start if start and is_nemo(start) else None
-        wanted[folder / _NEMO_FILE] = lambda path: export_nemo(
-            model.model, model.architecture, path, tokenizer_spec(cfg).settings(), source
+        told = (tokenizer_spec(cfg).settings(), source)
+        wanted[folder / _NEMO_FILE] = _merged(
+            model, lambda path: export_nemo(model.model, model.architecture, path, *told)
+        )
+    if params.save_adapter_on_train_end and cfg.model.peft.lora:
+        base = str(start)
+        reward = bool(model.needs.reward_outputs)
+        fingerprint = weights_fingerprint(base)
+        wanted[folder / ADAPTER_FOLDER] = lambda path: export_peft(
+            model.model, model.architecture, path, cfg.model.peft, base, fingerprint, reward
         )
     model.gather_weights()
     for path, export in wanted.items():
@@ -91,3 +109,11 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
             export(path)
             dist.barrier()
     return list(wanted)
+
+
+def _merged(model: MegatronGPTRPOModel, export: Callable[[Path], None]) -> Callable[[Path], None]:
+    def exported(path: Path) -> None:
+        with merged(model.model):
+            export(path)
+
+    return exported

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.files.whole import whole_file
+from nemo_rpo.em.label_model.drift import Drift
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 
 ANNOTATOR_CSV, LABEL_MODEL_JSON = "annotators.csv", "label_model.json"
+_DRIFT_SHOWN = 8  # annotators whose curve is kept
 NO_ROOM = "see that its disk has room and start again"
 
 
@@ -21,7 +23,7 @@ def write_annotators(folder: Path, rows: Sequence[AnnotatorRow]) -> None:
     """``annotators.csv``, one line an annotator in the data's order: id, labels, η, its standard error (empty where no
     sweep or refit has been), and the running η before the last sweep; with a label model in force ``skill`` and every
     leaning or feature by its name, each with ``…_error``; of a run with groups of taste ``weight_1``, …, the weight on
-    each. Raises :class:`CheckpointError` if it cannot be
+    each; where any answers of an earlier run counted too, ``carried``. Raises :class:`CheckpointError` if it cannot be
     written.
     """
     place = whole_file(folder / ANNOTATOR_CSV, CheckpointError, NO_ROOM)
@@ -30,12 +32,15 @@ def write_annotators(folder: Path, rows: Sequence[AnnotatorRow]) -> None:
         names = list(rows[0].coefficients) if rows else []
         more = [column for name in names for column in (name, f"{name}_error")]
         groups = weight_names(len(rows[0].weights) if rows else 0)
-        out.writerow(["id", "labels", "eta", "standard_error", "eta_running", *more, *groups])
+        carried = ["carried"] if any(row.carried for row in rows) else []
+        out.writerow(["id", "labels", "eta", "standard_error", "eta_running", *more, *groups, *carried])
         for row in rows:
             error = "" if math.isnan(row.standard_error) else f"{row.standard_error:.6f}"
             known = [f"{value:.6f}" for name in names for value in row.coefficients[name]]
             weights = [f"{weight:.6f}" for weight in row.weights]
-            out.writerow([row.annotator, row.labels, f"{row.eta:.6f}", error, f"{row.running:.6f}", *known, *weights])
+            last = [f"{row.carried:.3f}" for _ in carried]
+            columns = [row.annotator, row.labels, f"{row.eta:.6f}", error, f"{row.running:.6f}"]
+            out.writerow([*columns, *known, *weights, *last])
 
 
 def weight_names(groups: int) -> list[str]:
@@ -43,10 +48,27 @@ def weight_names(groups: int) -> list[str]:
     return [f"weight_{g}" for g in range(1, groups + 1)]
 
 
+def drift_found(drift: Drift, ids: Sequence[str]) -> dict[str, Any]:
+    """``p_value`` of the crowd, whether drift was ``found``, ``place`` [T] from the first label to the last, and of the
+    annotators who changed most ``id``, whether ``surely``, and ``curve``, ``low``, ``high`` [T]: P(label right), with
+    its 95 % interval. ``ids``: of the annotators of ``drift``.
+    """
+    order = sorted(range(len(ids)), key=lambda k: (not drift.surely[k], -abs(drift.z[k].item())))
+    curves = {"curve": drift.curve, "low": drift.low, "high": drift.high}
+    shown = [
+        {"id": ids[k], "surely": bool(drift.surely[k]), **{name: of[k].tolist() for name, of in curves.items()}}
+        for k in order[:_DRIFT_SHOWN]
+        if drift.z[k] != 0
+    ]
+    return {"p_value": drift.p_value, "found": drift.found, "place": drift.place.tolist(), "annotators": shown}
+
+
 def write_label_model(folder: Path, choice: Mapping[str, Any]) -> None:
     """``label_model.json``: ``features`` in force, the ``reasons`` of the last choice, its ``warnings`` (``guard``,
-    ``text``), the ``temperature`` of the votes' evidence, and whether the ``majority`` is believed instead. Raises
-    :class:`CheckpointError` if it cannot be written.
+    ``text``), the ``temperature`` of the votes' evidence, and whether the ``majority`` is believed instead; of a
+    finished run ``judged``, estimates side by side on gold labels (``right``, ``low``, ``high``, ``anchors``), and
+    ``drift`` (:func:`drift_found`), where the data have gold labels and times. Raises :class:`CheckpointError` if it
+    cannot be written.
     """
     with whole_file(folder / LABEL_MODEL_JSON, CheckpointError, NO_ROOM) as writing:
         writing.write_text(json.dumps(choice, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

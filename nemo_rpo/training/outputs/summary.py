@@ -30,6 +30,7 @@ class AnnotatorRow:
         coefficients: (coefficient, standard error) by feature of the label model, the skill first; empty while it is
             not in force. The same features in every row.
         weights: on each group of taste; none where there is one truth for all.
+        carried: answers of an earlier run that counted beside the labels.
     """
 
     annotator: str
@@ -40,6 +41,7 @@ class AnnotatorRow:
     running: float
     coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     weights: tuple[float, ...] = ()
+    carried: float = 0.0
 
 
 def annotator_table(annotators: Sequence[AnnotatorRow]) -> str:

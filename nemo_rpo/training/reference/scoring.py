@@ -11,7 +11,7 @@ from nemo_rpo.training.process.accelerator import use_accelerator
 
 
 def score(cfg: RunConfig, per_token: bool) -> None:
-    """Writes a file for each split of ``cfg``'s data under its starting weights, where a run of ``cfg`` looks for it
+    """Writes a file for each split of ``cfg``'s data under the reference's weights, where a run of ``cfg`` looks
     (``model.rpo.reference=cached``), whatever the layouts of the two. Collective over the world.
 
     ``per_token`` adds the log-probs of each response token, for other programs. Files that are there are replaced.

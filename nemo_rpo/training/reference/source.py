@@ -13,7 +13,7 @@ import torch.distributed as dist
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
-from nemo_rpo.training.origin import weights_fingerprint
+from nemo_rpo.training.origin import reference_path, weights_fingerprint
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.reference import file as reference_file
 from nemo_rpo.training.reference import precompute
@@ -68,11 +68,13 @@ def reference_files(cfg: RunConfig, splits: Mapping[str, Split]) -> Iterator[tup
 def compute_and_write(
     path: Path, cfg: RunConfig, model: MegatronGPTRPOModel, name: str, split: Split, per_token: bool = False
 ) -> Logprobs:
-    """Log-probs of a split under the model's present weights; rank 0 writes them to ``path``. Collectives of
+    """Log-probs of a split under the reference's weights, which are the model's present ones unless it has a reference
+    of its own; rank 0 writes them to ``path``. Collectives of
     :func:`~nemo_rpo.training.reference.precompute.compute`.
     """
     batches = split.dataset.batches(range(len(split.dataset)))
-    logprobs = precompute.compute(model, batches, split.cache.scored_lengths(), per_token)
+    with model.reference_in_place():
+        logprobs = precompute.compute(model, batches, split.cache.scored_lengths(), per_token)
     on_first_rank(lambda: reference_file.write(path, logprobs, split.cache, made_with(cfg, name)))
     return logprobs
 
@@ -89,10 +91,12 @@ def made_with(cfg: RunConfig, name: str) -> MadeWith:
     """What the log-probs of a split depend on beside its pairs."""
     spec = cache_spec(cfg, _data_name(name))
     _, frozen = cfg.model.rpo.precisions()
+    reference, base = reference_path(cfg), cfg.pretrained_checkpoint.restore_from_path
     return MadeWith(
         model={
-            "weights": weights_fingerprint(cfg.pretrained_checkpoint.restore_from_path),
+            "weights": weights_fingerprint(reference),
             "precision": cfg.trainer.precision if frozen == "bf16" else frozen,
+            **({"base": weights_fingerprint(base)} if cfg.model.peft.lora and reference != base else {}),  # an adapter
         },
         text={
             "tokenizer": spec.tokenizer.fingerprint(),

@@ -3,10 +3,14 @@
 What is left of it is rounding, and two gates hold it: what it comes to in nats a token, and what it does to Δ, the
 log-odds of a label. The second matters where the induced link is steep: IPO's has a slope of 2/β, under which the
 rounding of FP8 alone could decide a label.
+
+A reference of its own (``model.rpo.reference_from``) is under no such law: how far it is from the start is said, and
+only what is no number is refused.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +22,7 @@ from nemo_rpo.errors import ReferencePolicyError
 from nemo_rpo.losses import PairLogprobs
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks, reduce_to_all_ranks
+from nemo_rpo.training.origin import starts_at
 
 # Nats a response token. fp32 log-probs computed in batches of another shape differ by 1e-6; bf16 ones by a few 1e-3,
 # which partly cancels in a sum over tokens, as the few 1e-2 of FP8 do. Another model is off by tenths.
@@ -27,8 +32,16 @@ _TOLERANCE = {"32": 1e-4, "bf16": 1e-2, "fp8": 5e-2}
 _OF_THE_BATCH = ", or set model.rpo.logprob_precision=fp8_blockwise, whose log-probs do not depend on their batch"
 
 
+_BEHIND_ITS_BASE = (
+    "the policy does not start from model.rpo.previous_iterate, so its first margins run against what that iterate has "
+    "learnt, and the EM takes them for evidence: start from the iterate (pretrained_checkpoint.restore_from_path), and "
+    "name what is the start now in model.rpo.reference_from"
+)
+
+
 def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> None:
-    """Refuses to start from a reference that is not the policy, or too roughly so. ``batch`` holds reference log-probs.
+    """Refuses to start from a reference that is not the policy, or too roughly so; of one that is not meant to be the
+    policy says how far it is. ``batch`` holds reference log-probs.
 
     Under FP8 says first how far its log-probs are from bf16's, token by token.
 
@@ -36,9 +49,11 @@ def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> Non
         ReferencePolicyError: on every rank alike, with the largest difference found. Collectives: the model's forward
             ones and two all-reduces of 8 bytes over the world; under FP8 those of :func:`token_error`.
     """
+    rpo = cfg.model.rpo
+    if rpo.enabled and model.needs.previous_iterate and not starts_at(cfg, rpo.previous_iterate):
+        print_on_first_rank(f"warning: {_BEHIND_ITS_BASE}")
     if "reference" not in model.loss.needs:
         return
-    rpo = cfg.model.rpo
     fp8 = sorted(set(rpo.precisions()) - {"bf16"})
     for precision in fp8:
         print_on_first_rank(str(token_error(model, batch, precision)))
@@ -48,6 +63,14 @@ def check_step0(model: MegatronGPTRPOModel, batch: Batch, cfg: RunConfig) -> Non
         off = _largest(off, _per_token(pairs), valid)
         shift = _largest(shift, _shift(model, pairs) / rpo.link_tau, valid)
     found = largest_on_all_ranks(off)
+    if not starts_at(cfg, rpo.reference_from):
+        if math.isinf(found):
+            raise ReferencePolicyError(f"log-probs under model.rpo.reference_from={rpo.reference_from} are no numbers")
+        print_on_first_rank(
+            f"the reference is {rpo.reference_from}, not the start: before the first step log-probs differ by up to "
+            f"{found:.3g} nats a token"
+        )
+        return
     allowed = rpo.step0_tolerance or _TOLERANCE["fp8" if fp8 else cfg.trainer.precision]
     if found > allowed:
         raise ReferencePolicyError(

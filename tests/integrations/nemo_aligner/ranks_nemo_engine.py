@@ -26,7 +26,7 @@ from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo
 from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
-from nemo_rpo.megatron.generate import pipeline_forward
+from nemo_rpo.megatron.generate.without_cache import pipeline_forward
 from nemo_rpo.megatron.network.build import build_model_chunks
 
 

@@ -436,12 +436,24 @@ def test_a_run_without_reliabilities_is_not_resumed_with_them(monkeypatch):
     trainer.load_state_dict({"step": 0})
 
 
-@pytest.mark.parametrize(("annotator", "pair"), [(2, 1), (1, -1)])
-def test_strangers_are_not_trained_on(annotator, pair):
-    model = bare()
+@pytest.mark.parametrize("elsewhere", [0, 1])
+@pytest.mark.parametrize(("annotator", "pair"), [(2, 1), (1, -1), (1, 1)])
+def test_strangers_are_not_trained_on(annotator, pair, elsewhere, monkeypatch):
+    """Neither where they are, nor on the other data-parallel ranks, which would wait for the one that stopped."""
+    from nemo_rpo.integrations.nemo_aligner import model as aligner
+
+    model, strangers = bare(), elsewhere + ((annotator, pair) != (1, 1))
+    monkeypatch.setattr(aligner, "sum_over_data_parallel", lambda counts: counts.add_(torch.tensor([2.0, elsewhere])))
+    monkeypatch.setattr(aligner, "get_num_microbatches", lambda: 1)
+    monkeypatch.setattr(aligner.parallel_state, "get_data_parallel_world_size", lambda: 2)
+    monkeypatch.setattr(model, "_pass_over", lambda *args: None)
+    monkeypatch.setattr(model.step_metrics, "means", lambda held_out: {"loss": 0.0}, raising=False)
     batch = {"annotator": torch.tensor([0, annotator, annotator]), "pair_index": torch.tensor([0, pair, pair])}
     batch["valid"] = torch.tensor([True, True, False])
-    with pytest.raises(DataError, match=r"pairs to be trained on, 1 cannot be found among the 2 labelled"):
+    if not strangers:
+        model.get_loss_and_metrics(batch, forward_only=False)
+        return
+    with pytest.raises(DataError, match=rf"{strangers} pairs to be trained on are not among the 2 labelled ones"):
         model.get_loss_and_metrics(batch, forward_only=False)
 
 

@@ -22,7 +22,11 @@ from .upstream import VERSIONS, Version
 
 every_version = pytest.mark.parametrize("version", VERSIONS, ids=str)
 MAIN = VERSIONS[-1]
-LOG_PROBS_ALONE = [name for name in loss_names() if build_loss(name).needs <= {"policy", "reference", "lengths"}]
+LOG_PROBS_ALONE = [
+    name
+    for name in loss_names()
+    if build_loss(name).needs <= {"policy", "reference", "lengths"} and not build_loss(name).unpaired
+]
 
 
 EMA = {"estimator": "ema"}

@@ -16,6 +16,9 @@ from nemo_rpo.em.label_model.member import Member
 
 # Votes of two annotators on one pair that are compared; of more pairs than these a sample.
 _AT_MOST = 1 << 22
+# Annotators up to which all eigenvalues of their matrix are computed; of more, the largest alone, by iteration.
+_DENSE = 256
+_ITERATIONS = 40
 
 
 class Agreement(NamedTuple):
@@ -91,6 +94,30 @@ def spread_of_z(found: Agreement, least: int = 5) -> tuple[float, float]:
     return found.z[enough].square().mean().sqrt().item(), found.z[many].max().item()
 
 
+def largest_block(found: Agreement, least: int = 5) -> float:
+    """Largest eigenvalue of the matrix r_jk √n_jk of annotators who share ``least`` pairs or more: the correlation of
+    two annotators' errors in standard errors, 0 on the diagonal.
+
+    A group of m whose errors correlate by ρ on n shared pairs adds about (m-1) ρ √n, where every two of them alone show
+    no more than ρ √n; errors that are apart leave about 2 √K. One eigenvector gathers all twos of a group, which the
+    spread over all twos and the largest two do not.
+    """
+    enough = found.shared >= min(least, int(found.shared.max()))
+    first, second = found.first[enough], found.second[enough]
+    value = (found.correlation * found.shared.sqrt())[enough]
+    present, place = torch.unique(torch.cat((first, second)), return_inverse=True)
+    row, column = place.view(2, -1)
+    size = len(present)
+    if size <= _DENSE:
+        matrix = torch.zeros(size, size, dtype=torch.float64)
+        matrix[row, column] = matrix[column, row] = value
+        return torch.linalg.eigvalsh(matrix)[-1].item()
+    place = torch.stack((torch.cat((row, column)), torch.cat((column, row))))
+    sparse = torch.sparse_coo_tensor(place, value.repeat(2), (size, size), check_invariants=False).coalesce()
+    start = torch.randn(size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.lobpcg(sparse, X=start, largest=True, niter=_ITERATIONS)[0].max().item()
+
+
 class Statistic(NamedTuple):
     """Of a crowd.
 
@@ -98,14 +125,16 @@ class Statistic(NamedTuple):
         spread: of z over every two annotators.
         correlation: mean correlation of errors over votes of one pair.
         largest: z, of the two annotators who agree most beyond the model: a small family moves no mean.
+        block: :func:`largest_block`, of a group of any size.
     """
 
     spread: float
     correlation: float
     largest: float
+    block: float
 
 
-_NOTHING = Statistic(math.nan, math.nan, math.nan)
+_NOTHING = Statistic(math.nan, math.nan, math.nan, math.nan)
 
 
 class Dependence(NamedTuple):
@@ -114,7 +143,7 @@ class Dependence(NamedTuple):
     Attributes:
         observed: the statistic; nan where no two annotators share pairs.
         expected, error: its mean and standard deviation over crowds that were drawn from the fitted model.
-        apart: annotators agree with some and disagree with others beyond the model, or two of them do.
+        apart: annotators agree with some and disagree with others beyond the model, or two of them do, or a group.
         together: errors fall on the same pairs beyond the model.
         outweighs: both, and by enough for a group that errs together to pass for the truth.
         wide: the spread is so far out of line that the majority itself may be little better than a coin.
@@ -140,7 +169,8 @@ def statistic(table: VoteTable, member: Member) -> Statistic:
     if not len(found.shared):
         return _NOTHING
     spread, largest = spread_of_z(found)
-    return Statistic(spread, ((found.correlation * found.shared).sum() / found.shared.sum()).item(), largest)
+    correlation = ((found.correlation * found.shared).sum() / found.shared.sum()).item()
+    return Statistic(spread, correlation, largest, largest_block(found))
 
 
 def judge_dependence(
@@ -170,6 +200,7 @@ def judge_dependence(
     # The largest of many has a longer tail than their mean.
     two = observed.largest > expected.largest + 1.5 * limit * error.largest
     least = max(expected.correlation + limit * error.correlation, settings.min_correlation)
+    block = observed.block > expected.block + limit * error.block
     together = observed.correlation > least
     outweighs = (
         spread
@@ -177,7 +208,7 @@ def judge_dependence(
         and observed.correlation > max(least, settings.outweighing_correlation)
     )
     wide = spread and observed.spread > settings.wide_spread * expected.spread
-    return Dependence(observed, expected, error, spread or two, together, outweighs, wide)
+    return Dependence(observed, expected, error, spread or two or block, together, outweighs, wide)
 
 
 def draw_votes(table: VoteTable, member: Member, generator: torch.Generator) -> VoteTable:

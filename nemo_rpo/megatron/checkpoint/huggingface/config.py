@@ -1,6 +1,7 @@
 """``config.json`` of a Hugging Face folder ↔ :class:`GPTArchitecture`. No weights are read and no Megatron is needed.
 
-Key names are those of ``transformers``' ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config`` and ``Qwen3Config``. The
+Key names are those of ``transformers``' ``LlamaConfig``, ``MistralConfig``, ``Qwen2Config`` and ``Qwen3Config``; what
+families with experts add is in :mod:`~nemo_rpo.megatron.checkpoint.huggingface.expert_config`. The
 rotary settings stand in ``rope_theta``/``rope_scaling`` up to transformers 4 and in ``rope_parameters`` from
 transformers 5; both are read, the former are written since both releases read them.
 """
@@ -18,6 +19,11 @@ import torch
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.model_values import check_heads, check_values
 from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.megatron.checkpoint.huggingface.expert_config import (
+    EXPERT_CLASSES,
+    config_of_experts,
+    experts_from_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +32,9 @@ MODEL_CLASSES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    **EXPERT_CLASSES,
 }
+_WINDOWED = ("mistral", "mixtral")  # their attention is windowed where sliding_window is a number
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -39,6 +47,8 @@ _SIZES = (
 _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _WHOLE = (*_SIZES[:-1], "num_key_value_heads", "head_dim", "sliding_window")
 _POSITIVE = ("rms_norm_eps", "initializer_range", "rope_theta", "partial_rotary_factor")
+# Layers that predict further tokens, of GLM's checkpoints: not part of the policy, neither read nor written.
+_FURTHER_TOKENS = "num_nextn_predict_layers"
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _ROTARY = ("rope_scaling", "rope_parameters")
 # What a fine-tuned copy may differ in without its weights meaning something else.
@@ -89,8 +99,8 @@ def architecture_from_config(config: Mapping[str, Any], where: str = "config.jso
         raise ConfigError(
             f"{where}: hidden_act {config['hidden_act']!r} is not supported; the supported models use 'silu'"
         )
-    heads = config["num_attention_heads"]
-    rotary_base, rope_scaling = _rope(config, where)
+    heads, qkv_bias, qk_layernorm = config["num_attention_heads"], *_attention_kind(config)
+    rotary_base, rope_scaling, rotary_percentage = _rope(config, where)
     return GPTArchitecture(
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
@@ -102,25 +112,46 @@ def architecture_from_config(config: Mapping[str, Any], where: str = "config.jso
         max_position_embeddings=_full_attention_length(config, where),
         layernorm_epsilon=config["rms_norm_eps"],
         bias=_bias(config, where),
-        qkv_bias=model_type == "qwen2",
-        qk_layernorm=model_type == "qwen3",
+        qkv_bias=qkv_bias,
+        qk_layernorm=qk_layernorm,
         rotary_base=rotary_base,
+        rotary_percentage=rotary_percentage,
         rope_scaling=rope_scaling,
         share_embeddings_and_output_weights=bool(config.get("tie_word_embeddings", False)),
         init_method_std=config.get("initializer_range", 0.02),
+        experts=experts_from_config(config, where),
     )
+
+
+def layers_left_out(folder: str | Path) -> tuple[str, ...]:
+    """What the names of tensors in ``folder`` begin with that are no part of the language model: layers beyond the last
+    that predict further tokens.
+    """
+    config = read_hf_config(folder)
+    last = config["num_hidden_layers"]
+    return tuple(f"model.layers.{last + further}." for further in range(config.get(_FURTHER_TOKENS) or 0))
+
+
+def _attention_kind(config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether query, key and value have biases, the projection none; and whether query and key are normed."""
+    family = config["model_type"]
+    if family == "glm4_moe":
+        return bool(config.get("attention_bias", False)), bool(config.get("use_qk_norm", False))
+    return family == "qwen2" or (family == "qwen2_moe" and config.get("qkv_bias", True)), family.startswith("qwen3")
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
     """Raises :class:`CheckpointError` for a value that no release of ``transformers`` writes."""
+    if config["model_type"] == "qwen2_moe" and config.get("sliding_window") == 0:  # what transformers writes for none
+        config = {**config, "sliding_window": None}
     check_values(config, where, _WHOLE, _POSITIVE, _FLAGS, _ROTARY)
     for name in _ROTARY:
         check_values(config.get(name) or {}, f"{where}: {name}", positive=(*_POSITIVE, *_LLAMA3_ROPE))
     check_heads(config["num_attention_heads"], config.get("num_key_value_heads"), where)
 
 
-def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, float]]:
-    """Rotary base and Llama-3.1 frequency scaling (empty where there is none)."""
+def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, float], float]:
+    """Rotary base, Llama-3.1 frequency scaling (empty where there is none), and the share of a head that is rotated."""
     rope = {
         "rope_theta": config.get("rope_theta"),
         **(config.get("rope_scaling") or {}),
@@ -128,16 +159,17 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, float
     }
     theta = rope["rope_theta"] or 10000.0  # the four models' common default; old Llama configurations leave it out
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0) != 1.0:
+    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
+    if share != 1.0 and config["model_type"] != "glm4_moe":
         raise ConfigError(f"{where}: partial_rotary_factor is not supported; rotary embeddings must be full")
     if kind == "default":
-        return float(theta), {}
+        return float(theta), {}, share
     if kind != "llama3":
         raise ConfigError(f"{where}: rotary scaling {kind!r} is not supported; supported are default and llama3")
     for name in _LLAMA3_ROPE:
         if name not in rope:
             raise CheckpointError(f"{where}: rotary scaling 'llama3' has no {name}")
-    return float(theta), {name: rope[name] for name in _LLAMA3_ROPE}
+    return float(theta), {name: rope[name] for name in _LLAMA3_ROPE}, share
 
 
 def _bias(config: Mapping[str, Any], where: str) -> bool:
@@ -145,6 +177,8 @@ def _bias(config: Mapping[str, Any], where: str) -> bool:
 
     Llama and Qwen3 let ``attention_bias`` decide, which gives ``o_proj`` one too; Mistral and Qwen2 do not read it.
     """
+    if config["model_type"] == "qwen3_moe" and config.get("attention_bias", False):
+        raise ConfigError(f"{where}: Megatron-Core cannot build attention_bias=True with experts that have none")
     if config["model_type"] not in ("llama", "qwen3"):
         return False
     attention = bool(config.get("attention_bias", False))
@@ -160,9 +194,8 @@ def _full_attention_length(config: Mapping[str, Any], where: str) -> int:
     The engine's attention is full; up to the window's length that is the same.
     """
     longest, window = config["max_position_embeddings"], config.get("sliding_window")
-    active = config["model_type"] == "mistral" or (
-        config["model_type"] in ("qwen2", "qwen3") and config.get("use_sliding_window", False)
-    )
+    family = config["model_type"]
+    active = family in _WINDOWED or (family.startswith("qwen") and config.get("use_sliding_window", False))
     if not active or window is None or window >= longest:
         return longest
     logger.warning(
@@ -176,20 +209,22 @@ def _full_attention_length(config: Mapping[str, Any], where: str) -> int:
 
 def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
     """A ``config.json`` for a model that has none: Llama, or Qwen2 (query-key-value biases), or Qwen3 (query-key
-    norms).
+    norms), or the family whose experts it has.
 
     Special token ids are left ``null``; they belong to the tokenizer. Raises :class:`ConfigError` if none of the
     supported models has this architecture.
     """
     a = architecture
+    of_experts = {} if a.experts is None else config_of_experts(a)
     model_type = "qwen3" if a.qk_layernorm else "qwen2" if a.qkv_bias and not a.bias else "llama"
+    glm = of_experts.get("model_type") == "glm4_moe"
     unlike = {
         "normalization": a.normalization != "rmsnorm",
         "activation": a.activation != "swiglu",
         "position_embedding_type": a.position_embedding_type != "rope",
-        "rotary_percentage": a.rotary_percentage != 1.0,
-        "bias": a.bias and a.qk_layernorm,
-        "qkv_bias": a.qkv_bias and a.qk_layernorm,
+        "rotary_percentage": a.rotary_percentage != 1.0 and not glm,
+        "bias": a.bias and (a.qk_layernorm or bool(of_experts)),
+        "qkv_bias": a.qkv_bias and a.qk_layernorm and not glm,
     }
     for name, differs in unlike.items():
         if differs:
@@ -218,6 +253,12 @@ def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
         "eos_token_id": None,
         "pad_token_id": None,
     }
+    if of_experts:
+        config |= of_experts
+        for name, ours, theirs in a.differences(architecture_from_config(config)):
+            if name not in _NOT_IN_THE_WEIGHTS:
+                raise ConfigError(f"model.{name}={ours} cannot be exported: {config['model_type']} has {name}={theirs}")
+        return config
     return config | ({"attention_bias": a.bias, "mlp_bias": a.bias} if model_type == "llama" else {})
 
 
@@ -232,6 +273,8 @@ def exported_config(
     config = dict(source_config) if source_config is not None else config_from_architecture(architecture)
     described = architecture_from_config(config, where="the exported config.json")
     architecture.check_source(described, "config.json", "config.json", _NOT_IN_THE_WEIGHTS)
+    if config.get(_FURTHER_TOKENS):
+        config[_FURTHER_TOKENS] = 0
     # transformers 4 says torch_dtype and 5 says dtype; a file that has both must not contradict itself.
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]
     return config | dict.fromkeys(names, str(dtype).removeprefix("torch."))

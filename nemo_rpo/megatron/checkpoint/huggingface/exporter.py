@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from nemo_rpo.megatron.checkpoint.huggingface.config import exported_config
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import MegatronTensor, hf_shapes, megatron_tensors
 from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import REWARD_HEAD_FILE
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import LocalShard, local_shards
+from nemo_rpo.megatron.checkpoint.huggingface.tensors import ROUTER_BIAS, Place
 from nemo_rpo.megatron.checkpoint.huggingface.writer import HuggingFaceFolderWriter
 from nemo_rpo.megatron.network.reward_head import head_of
 
 T = TypeVar("T")
-_TensorId = tuple[str, "int | None"]  # sharded key, layer
 _Offset = tuple[int, ...]
 
 
@@ -38,18 +38,27 @@ class _RemoteShard:
     dtype: torch.dtype
 
 
-_Inventory = dict[_TensorId, dict[_Offset, _RemoteShard]]
+_Inventory = dict[Place, dict[_Offset, _RemoteShard]]
+
+
+def export_group() -> dist.ProcessGroup:
+    """The smallest group of Megatron's around this rank that holds the whole model: tensor × pipeline ranks; with more
+    expert than tensor ranks, expert-tensor × expert × pipeline ranks, of which the former are a part.
+    """
+    experts = parallel_state.get_expert_tensor_model_pipeline_parallel_group()
+    dense = parallel_state.get_model_parallel_group()
+    return experts if experts.size() > dense.size() else dense
 
 
 class FirstRank:
-    """The rank of the model-parallel group that writes, and what went wrong there.
+    """The rank of the exporting group that writes, and what went wrong there.
 
     Its peers wait for it in collectives, so a full disk must not raise in their midst: later steps are left out, and
     :meth:`agree` raises on every rank of the group.
     """
 
     def __init__(self) -> None:
-        self.group = parallel_state.get_model_parallel_group()
+        self.group = export_group()
         self.rank = dist.get_process_group_ranks(self.group)[0]
         self.here = dist.get_rank() == self.rank
         self._failure: str | None = None
@@ -89,8 +98,8 @@ def export_hf(
     vocabulary are left out. A reward head is in ``reward_head.safetensors`` beside them: ``<output>.weight``
     ``[width, hidden size]``.
 
-    Collective over the model-parallel (tensor × pipeline) group of data-parallel rank 0; the other data-parallel ranks
-    return at once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard
+    Collective over the :func:`export_group` of global rank 0; the other ranks, whose weights are copies, return at
+    once, so synchronise before they read the folder. It gathers one inventory, then broadcasts each shard
     once inside that group: the model's bytes in all. Not differentiable. Each rank holds one shard of others beside its
     parameters; the group's first rank, which writes, one whole tensor and one output file on the host.
 
@@ -104,7 +113,7 @@ def export_hf(
         files = (folder, hf_shapes(tensors), stored, max_shard_size, tokenizer_folder, generation_config)
         return partial(HuggingFaceFolderWriter, *files), config
 
-    export_tensors(chunks, tensors, started, dtype, _add_reward_head)
+    export_tensors(chunks, tensors, started, dtype, add_reward_head)
 
 
 class TensorWriter(Protocol):
@@ -127,6 +136,7 @@ def export_tensors(
     start: Callable[[torch.dtype], tuple[Callable[[], Writer], Mapping[str, Any]]],
     dtype: torch.dtype | None,
     add_beside: Callable[[Sequence[torch.nn.Module], torch.dtype, FirstRank, Writer | None], None] | None = None,
+    shards_here: Callable[[], Iterable[LocalShard]] | None = None,
 ) -> None:
     """Hands the model's ``tensors``, whole, under the names of their runs, to a writer on the group's first rank.
 
@@ -135,13 +145,14 @@ def export_tensors(
             on every rank of the group, which all raise what it raises.
         dtype: of the weights that are written; None: the parameters' own.
         add_beside: collective over the group as well; what else the writer, None on other ranks, is to take.
+        shards_here: this rank's parts of ``tensors``; None: those of the language model.
 
     Collectives and errors: :func:`export_hf`.
     """
-    if parallel_state.get_data_parallel_rank(with_context_parallel=True) != 0:
-        return
     first = FirstRank()
-    shards = list(local_shards(chunks))
+    if first.rank != 0:
+        return
+    shards = list(local_shards(chunks) if shards_here is None else shards_here())
     inventory = _inventory(shards, first.group)
     _check_complete(tensors, inventory)
     dtype = dtype or shards[0].data.dtype
@@ -149,7 +160,7 @@ def export_tensors(
 
     writer = first.run(make_writer)
     first.agree()
-    mine = {(shard.key, shard.layer, shard.offset): shard.data for shard in shards}
+    mine = {(shard.place, shard.offset): shard.data for shard in shards}
     for tensor in tensors:
         for name, data in _gather(tensor, inventory, mine, dtype, first).items():
             first.run(writer.add, name, data)
@@ -159,9 +170,8 @@ def export_tensors(
     first.agree()
 
 
-def _add_reward_head(
-    chunks: Sequence[torch.nn.Module], dtype: torch.dtype, first: FirstRank, writer: HuggingFaceFolderWriter | None
-) -> None:
+def add_reward_head(chunks: Sequence[torch.nn.Module], dtype: torch.dtype, first: FirstRank, writer: Any) -> None:
+    """Hands the weights of a reward head to a ``writer`` that has ``add_file``. Gathers them over the group."""
     head = _reward_head(chunks, dtype, first.group)
     if head:
         first.run(lambda: writer.add_file(REWARD_HEAD_FILE, head))
@@ -179,45 +189,43 @@ def _reward_head(chunks: Sequence[torch.nn.Module], dtype: torch.dtype, group: d
 def _inventory(shards: Sequence[LocalShard], group: dist.ProcessGroup) -> _Inventory:
     """Who holds what, the same on every rank; of a shard that several ranks hold, the first one's copy counts."""
     rank = dist.get_rank()
-    mine = [
-        ((s.key, s.layer), s.offset, _RemoteShard(rank, tuple(s.data.shape), s.global_shape, s.data.dtype))
-        for s in shards
-    ]
+    mine = [(s.place, s.offset, _RemoteShard(rank, tuple(s.data.shape), s.global_shape, s.data.dtype)) for s in shards]
     everyones: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyones, mine, group=group)
     inventory: _Inventory = {}
     for theirs in everyones:
-        for tensor_id, offset, shard in theirs:
-            inventory.setdefault(tensor_id, {}).setdefault(offset, shard)
+        for place, offset, shard in theirs:
+            inventory.setdefault(place, {}).setdefault(offset, shard)
     return inventory
 
 
 def _check_complete(tensors: Sequence[MegatronTensor], inventory: _Inventory) -> None:
     for tensor in tensors:
-        held = list(inventory.get((tensor.key, tensor.layer), {}).values())
+        held = list(inventory.get(tensor.place, {}).values())
         if not held or sum(math.prod(shard.shape) for shard in held) != math.prod(held[0].global_shape):
             raise ConfigError(
                 f"the model has no whole {tensor.key} (layer {tensor.layer}), but its architecture needs one"
             )
         tensor.check_shape(held[0].global_shape)
-    for key, layer in inventory.keys() - {(tensor.key, tensor.layer) for tensor in tensors}:
+    for key, layer, _ in inventory.keys() - {tensor.place for tensor in tensors}:
         raise ConfigError(f"the model's {key} (layer {layer}) has no counterpart in the exported architecture")
 
 
 def _gather(
     tensor: MegatronTensor,
     inventory: _Inventory,
-    mine: Mapping[tuple[str, int | None, _Offset], Tensor],
+    mine: Mapping[tuple[Place, _Offset], Tensor],
     dtype: torch.dtype,
     first: FirstRank,
 ) -> dict[str, Tensor]:
     """The Hugging Face tensors that ``tensor`` is made of, whole, on the first rank's host; nothing elsewhere."""
+    dtype = torch.float32 if tensor.key == ROUTER_BIAS else dtype
     shapes = hf_shapes([tensor]) if first.here else {}
     whole = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
     device = next(iter(mine.values())).device
-    for offset, shard in inventory[(tensor.key, tensor.layer)].items():
+    for offset, shard in inventory[tensor.place].items():
         if shard.rank == dist.get_rank():
-            data = mine[(tensor.key, tensor.layer, offset)].contiguous()
+            data = mine[(tensor.place, offset)].contiguous()
         else:
             data = torch.empty(shard.shape, dtype=shard.dtype, device=device)
         dist.broadcast(data, src=shard.rank, group=first.group)

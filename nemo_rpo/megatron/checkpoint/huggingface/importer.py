@@ -11,9 +11,11 @@ from torch import Tensor
 
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.checkpoint.huggingface.config import layers_left_out
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import MegatronTensor, hf_shapes, megatron_tensors
 from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import load_reward_head
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import LocalShard, local_shards
+from nemo_rpo.megatron.checkpoint.huggingface.tensors import Place
 from nemo_rpo.megatron.checkpoint.huggingface.weights import SafetensorsFolder
 
 
@@ -40,7 +42,7 @@ def load_hf_weights(chunks: Sequence[torch.nn.Module], folder: str | Path, archi
     Raises :class:`CheckpointError` for a missing, damaged or misshapen tensor, on every rank alike, and
     :class:`ConfigError` if ``chunks`` were built from another architecture.
     """
-    with SafetensorsFolder(folder) as weights:
+    with SafetensorsFolder(folder, layers_left_out(folder)) as weights:
         tensors = megatron_tensors(architecture)
         fill_chunks(chunks, tensors, weights, tied=architecture.share_embeddings_and_output_weights)
     load_reward_head(chunks, folder)
@@ -54,25 +56,36 @@ def fill_chunks(
 
     ``tied``: the output layer is the word embeddings. Raises as :func:`load_hf_weights` does.
     """
-    by_key = {(tensor.key, tensor.layer): tensor for tensor in tensors}
+    by_place = {tensor.place: tensor for tensor in tensors}
     shards = list(local_shards(chunks))
-    _check_architecture(shards, by_key)
-    weights.check(hf_shapes(by_key.values()), tied)
+    _check_architecture(shards, by_place)
+    weights.check(hf_shapes(by_place.values()), tied)
+    fill_shards(shards, by_place.values(), weights)
+
+
+@torch.no_grad()
+def fill_shards(shards: Iterable[LocalShard], tensors: Iterable[MegatronTensor], weights: StoredWeights) -> None:
+    """Fills ``shards`` of the ``tensors`` from ``weights``, which have been checked. Issues no collective."""
+    by_place = {tensor.place: tensor for tensor in tensors}
     for shard in shards:
-        _fill(shard, by_key[(shard.key, shard.layer)], weights)
+        _fill(shard, by_place[shard.place], weights)
 
 
-def _check_architecture(shards: Sequence[LocalShard], tensors: Mapping[tuple[str, int | None], MegatronTensor]) -> None:
-    """The model has every tensor of the layers that are here, and no others; raises :class:`ConfigError` otherwise."""
-    here = {(shard.key, shard.layer) for shard in shards}
-    layers = {layer for _, layer in here if layer is not None}
-    unlike = (here - tensors.keys()) | {(key, layer) for key, layer in tensors.keys() - here if layer in layers}
+def _check_architecture(shards: Sequence[LocalShard], tensors: Mapping[Place, MegatronTensor]) -> None:
+    """The model has every tensor of the layers that are here (of their experts, those that are), and no others; raises
+    :class:`ConfigError` otherwise.
+    """
+    here = {shard.place for shard in shards}
+    layers = {layer for _, layer, _ in here if layer is not None}
+    keys = {(key, layer) for key, layer, _ in here}
+    missing = {place for place in tensors.keys() - here if place[1] in layers and place[:2] not in keys}
+    unlike = (here - tensors.keys()) | missing
     if unlike:
-        key, layer = min(unlike, key=str)
-        which = "model" if (key, layer) in here else "folder's architecture"
-        raise ConfigError(f"only the {which} has a {key}; build the model from the folder's architecture")
+        place = min(unlike, key=str)
+        which = "model" if place in here else "folder's architecture"
+        raise ConfigError(f"only the {which} has a {place[0]}; build the model from the folder's architecture")
     for shard in shards:
-        tensors[(shard.key, shard.layer)].check_shape(shard.global_shape)
+        tensors[shard.place].check_shape(shard.global_shape)
 
 
 def _fill(shard: LocalShard, tensor: MegatronTensor, weights: StoredWeights) -> None:

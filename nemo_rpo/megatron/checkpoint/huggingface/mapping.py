@@ -1,7 +1,8 @@
 """Which rows of which Hugging Face tensor make up each tensor of Megatron-Core's GPTModel.
 
 A Megatron tensor is named by its *sharded key*, the name it has in a distributed checkpoint (``ShardedTensor.key``):
-layers are an axis, not a part of the name, and the local and the Transformer Engine layer spec share the keys. Every
+layers are an axis, not a part of the name, and the local and the Transformer Engine layer spec share the keys. (Where
+layers of experts alternate with others Megatron numbers them in the name; :mod:`sharding` takes the number out.) Every
 such tensor is a stack of row runs of Hugging Face tensors, columns unchanged:
 
 * ``linear_qkv`` interleaves by query group: the group's n/g query heads, its key head, its value head, d rows each;
@@ -18,59 +19,12 @@ Shapes: n query heads, g query groups, d head size, h hidden size, f MLP size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.megatron.checkpoint.huggingface.expert_mapping import expert_tensors
+from nemo_rpo.megatron.checkpoint.huggingface.tensors import EMBEDDING, OUTPUT, MegatronTensor, RowRun
 
-EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
-
-
-@dataclass(frozen=True)
-class RowRun:
-    """Rows ``start … start + length`` of the Hugging Face tensor ``name``."""
-
-    name: str
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
-class MegatronTensor:
-    """One tensor of one layer as row runs, in the order of its rows.
-
-    ``layer`` is None outside the decoder layers, ``columns`` is None for a vector.
-    """
-
-    key: str
-    layer: int | None
-    runs: tuple[RowRun, ...]
-    columns: int | None
-
-    @property
-    def rows(self) -> int:
-        """Rows that carry weights; a padded vocabulary has more."""
-        return sum(run.length for run in self.runs)
-
-    def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raises :class:`ConfigError` unless the model's tensor of this key has ``shape``, up to vocabulary padding."""
-        columns = () if self.columns is None else (self.columns,)
-        padded = self.key in (EMBEDDING, OUTPUT) and shape[0] >= self.rows
-        if shape[1:] != columns or (shape[0] != self.rows and not padded):
-            raise ConfigError(
-                f"the model's {self.key} is {list(shape)}, its architecture needs {[self.rows, *columns]}; "
-                "build the model from this architecture"
-            )
-
-    def overlaps(self, offset: int, length: int) -> Iterator[tuple[str, slice, slice]]:
-        """The parts of rows ``offset … offset + length``: Hugging Face name, rows there, rows here from ``offset``."""
-        begin = 0
-        for run in self.runs:
-            low, high = max(begin, offset), min(begin + run.length, offset + length)
-            if low < high:
-                theirs = slice(run.start + low - begin, run.start + high - begin)
-                yield run.name, theirs, slice(low - offset, high - offset)
-            begin += run.length
+_whole = MegatronTensor.whole
 
 
 def megatron_tensors(architecture: GPTArchitecture) -> list[MegatronTensor]:
@@ -97,10 +51,6 @@ def hf_shapes(tensors: Iterable[MegatronTensor]) -> dict[str, tuple[int, ...]]:
     return {name: (rows[name], *columns[name]) for name in rows}
 
 
-def _whole(key: str, layer: int | None, name: str, rows: int, columns: int | None) -> MegatronTensor:
-    return MegatronTensor(key, layer, (RowRun(name, 0, rows),), columns)
-
-
 def _layer(a: GPTArchitecture, layer: int) -> Iterator[MegatronTensor]:
     hf, key = f"model.layers.{layer}.", "decoder.layers."
     h, f, d = a.hidden_size, a.ffn_hidden_size, a.kv_channels
@@ -113,6 +63,9 @@ def _layer(a: GPTArchitecture, layer: int) -> Iterator[MegatronTensor]:
         for which in ("q", "k"):
             yield _whole(f"{attention}{which}_layernorm.weight", layer, f"{hf}self_attn.{which}_norm.weight", d, None)
     yield _whole(f"{attention}linear_proj.weight", layer, f"{hf}self_attn.o_proj.weight", h, a.num_attention_heads * d)
+    if a.has_experts(layer):
+        yield from expert_tensors(a, layer)
+        return
     yield _whole(f"{mlp}linear_fc1.layer_norm_weight", layer, f"{hf}post_attention_layernorm.weight", h, None)
     yield MegatronTensor(f"{mlp}linear_fc1.weight", layer, _gate_up_runs(f, hf, "weight"), h)
     yield _whole(f"{mlp}linear_fc2.weight", layer, f"{hf}mlp.down_proj.weight", h, f)

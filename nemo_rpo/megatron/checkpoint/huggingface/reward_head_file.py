@@ -15,6 +15,16 @@ from nemo_rpo.megatron.network.reward_head import head_of
 REWARD_HEAD_FILE = "reward_head.safetensors"
 
 
+def saved_outputs(folder: str | Path) -> dict[str, int]:
+    """Name and width of each output of the head in ``folder``; none without a file. :class:`CheckpointError` if it is
+    damaged.
+    """
+    path = Path(folder) / REWARD_HEAD_FILE
+    if not path.is_file():
+        return {}
+    return {name.removesuffix(".weight"): len(weight) for name, weight in _read(path).items()}
+
+
 @torch.no_grad()
 def load_reward_head(chunks: Sequence[torch.nn.Module], folder: str | Path) -> None:
     """Fills the reward head of ``chunks`` from the file in ``folder``, where there are both; outputs that only one of
@@ -26,10 +36,14 @@ def load_reward_head(chunks: Sequence[torch.nn.Module], folder: str | Path) -> N
     head, path = head_of(list(chunks)), Path(folder) / REWARD_HEAD_FILE
     if head is None or not path.is_file():
         return
-    try:
-        saved = load_file(path)
-    except (SafetensorError, OSError) as exc:
-        raise CheckpointError(f"{path} cannot be read ({exc}): restore it, or remove it to start a new head") from exc
+    saved = _read(path)
     for name, weight in head.state_dict().items():
         if name in saved and saved[name].shape == weight.shape:
             weight.copy_(saved[name])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc}): restore it, or remove it to start a new head") from exc

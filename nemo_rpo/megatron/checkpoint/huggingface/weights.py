@@ -27,14 +27,28 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
+def open_safetensors(path: Path, but: str = "") -> Any:
+    """A memory-mapped file; its context closes it. Raises :class:`CheckpointError`: it does not exist (``but`` what
+    says that it does), or is damaged.
+    """
+    safetensors = _safetensors()
+    try:
+        return safetensors.safe_open(path, framework="pt", device="cpu")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist{but}") from None
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {exc}") from exc
+
+
 class SafetensorsFolder:
     """The tensors of ``folder`` by name. Files are memory-mapped: only the slices that are read come into memory.
 
-    A context manager. Raises :class:`CheckpointError` naming the file if the weights are missing or damaged.
+    ``left_out``: what the names of tensors begin with that are to be passed over. A context manager. Raises
+    :class:`CheckpointError` naming the file if the weights are missing or damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, left_out: tuple[str, ...] = ()) -> None:
+        self.folder, self._left_out = Path(folder), left_out
         self._stack = ExitStack()
         self._opened: dict[str, Any] = {}
         self._file_of = self._locate()
@@ -64,13 +78,7 @@ class SafetensorsFolder:
 
     def _file(self, name: str) -> Any:
         if name not in self._opened:
-            path, safetensors = self.folder / name, _safetensors()
-            try:
-                file = safetensors.safe_open(path, framework="pt", device="cpu")
-            except FileNotFoundError:
-                raise CheckpointError(f"{path} does not exist, but {INDEX} names it") from None
-            except (OSError, safetensors.SafetensorError) as exc:
-                raise CheckpointError(f"{path} is not a readable safetensors file: {exc}") from exc
+            file = open_safetensors(self.folder / name, f", but {INDEX} names it")
             self._opened[name] = self._stack.enter_context(file)
         return self._opened[name]
 
@@ -98,6 +106,8 @@ class SafetensorsFolder:
             if found.get_dtype() not in _FLOATS:
                 raise CheckpointError(f"{where} is stored as {found.get_dtype()}; start from the unquantized weights")
         for name in sorted(self._file_of.keys() - shapes.keys()):
+            if name.startswith(self._left_out):
+                continue
             if name == "lm_head.weight" and tied:
                 self._check_tied(name, "model.embed_tokens.weight")
             elif not name.endswith("rotary_emb.inv_freq"):  # a constant that early transformers releases saved

@@ -44,7 +44,7 @@ _LLAMA3_ROPE = {
 # Key: NeMo's default, the values that the engine computes, and what to do about others.
 _ONLY: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "mcore_gpt": (False, (True,), "convert it with NeMo's scripts/checkpoint_converters/convert_gpt_nemo_to_mcore.py"),
-    "num_moe_experts": (None, (None,), "only dense models are trained"),
+    "num_moe_experts": (None, (None,), "a mixture of experts has to be a Hugging Face folder"),
     "peft.peft_scheme": (None, (None, "none"), "merge the adapter into its base model with NeMo first"),
     "name": ("", _SPECS, f"its layers are of another kind than those of {', '.join(filter(None, _SPECS))}"),
     "normalization": ("layernorm", (*_NORMS, "LayerNorm", "RMSNorm"), "there is layernorm and rmsnorm"),

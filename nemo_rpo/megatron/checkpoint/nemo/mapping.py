@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import EMBEDDING, OUTPUT, MegatronTensor, RowRun
 
 LAYERS = "decoder.layers."
@@ -30,8 +31,13 @@ def key_of(name: str) -> tuple[str, int | None]:
 
 
 def nemo_tensors(architecture: GPTArchitecture) -> list[MegatronTensor]:
-    """Every tensor of the model, from the embeddings to the output layer (absent where it is tied to them)."""
+    """Every tensor of the model, from the embeddings to the output layer (absent where it is tied to them).
+
+    Raises :class:`ConfigError` for a mixture of experts.
+    """
     a = architecture
+    if a.experts is not None:
+        raise ConfigError("a .nemo has no mixture of experts: export a Hugging Face folder instead")
     found = [_tensor(EMBEDDING, None, a.vocab_size, a.hidden_size)]
     if a.position_embedding_type == "learned_absolute":
         found.append(_tensor("embedding.position_embeddings.weight", None, a.max_position_embeddings, a.hidden_size))

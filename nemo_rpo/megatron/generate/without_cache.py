@@ -1,7 +1,6 @@
-"""Greedy text from a model spread over tensor and pipeline ranks, through the same schedules that train it.
+"""Greedy text without a cache: what :mod:`nemo_rpo.megatron.generate.cached` is held against.
 
-No key-value cache: every new token runs the whole prefix again, which is what makes it exact under every layout. Meant
-for checks and for evaluation sets, not for serving.
+Every new token runs the whole prefix again, through the same schedules that train it, under every layout.
 
 Shapes: b rows of a micro-batch, s padded length, v vocabulary of this tensor-parallel rank (V of all ranks).
 """
@@ -14,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_rpo.megatron.frozen_policy import evaluation_mode
+from nemo_rpo.megatron.step.schedule import run_schedule
 
 T = TypeVar("T")
 
@@ -40,16 +39,7 @@ def pipeline_forward(
         return logits, lambda output, non_loss_data: read(output, index)
 
     with evaluation_mode(chunks), torch.no_grad():
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=[enumerate(micro_batches) for _ in chunks],
-            model=list(chunks),
-            num_microbatches=len(micro_batches),
-            seq_length=s,
-            micro_batch_size=b,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+        return run_schedule(chunks, forward_step, list(enumerate(micro_batches)), b, s)
 
 
 def greedy(
@@ -64,9 +54,10 @@ def greedy(
     A row ends after ``eos_id`` (which is part of it; None: never) or ``max_new_tokens``; all end when the last one
     does. ``vocab_size`` is the unpadded one: padded ids are never chosen, and of equal logits the lowest id is. Rows
     are padded on the right, where no real token attends. Collective over the tensor and pipeline groups; data-parallel
-    replicas may generate from different prompts. Besides the forwards, each token costs an all-gather of ``[2, b]``
-    numbers over the tensor group and a broadcast of ``b`` ids over the pipeline group. Returns the same on every rank
-    of them.
+    replicas may generate from different prompts. Under expert parallelism, where they exchange tokens, it is collective
+    over the world, from the same prompts, and each token is also broadcast over the world. Besides the forwards, each
+    token costs an all-gather of ``[2, b]`` numbers over the tensor group and a broadcast of ``b`` ids over the pipeline
+    group. Returns the same on every rank of them.
     """
     device = next(chunks[0].parameters()).device
     rows = [list(prompt) for prompt in prompts]
@@ -89,7 +80,7 @@ def _next_ids(
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     # The interleaved schedule needs a multiple of the pipeline size; a plain pipeline is merely fuller with as many.
     count = stages if len(chunks) > 1 else min(stages, len(rows))
-    batches, lengths = _micro_batches(rows, count, _length_multiple(chunks), device)
+    batches, lengths = _micro_batches(rows, count, length_multiple(chunks), device)
 
     def read(logits: Tensor, index: int) -> Tensor:
         last = lengths[index] - 1
@@ -100,10 +91,12 @@ def _next_ids(
     if stages > 1:
         last_stage = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(ids, src=last_stage, group=parallel_state.get_pipeline_model_parallel_group())
+    if parallel_state.get_expert_model_parallel_world_size() > 1:
+        dist.broadcast(ids, src=0)  # else a last bit could end a row on one rank alone
     return ids[: len(rows)].tolist()
 
 
-def _length_multiple(chunks: Sequence[Any]) -> int:
+def length_multiple(chunks: Sequence[Any]) -> int:
     """Sequence parallelism splits the sequence over the tensor ranks."""
     config = chunks[0].config
     return config.tensor_model_parallel_size if config.sequence_parallel else 1

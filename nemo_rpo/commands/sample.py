@@ -1,0 +1,85 @@
+"""``nemo-rpo sample``: responses of a policy to prompts, from a server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemo_rpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemo_rpo.sampling.sampling_settings import SampleSettings
+
+# Options of the command line, by the setting that they override.
+_OPTIONS = ("url", "command", "model", "samples", "temperature", "top_p", "max_tokens", "endpoint", "dialect")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this command's arguments to its parser."""
+    from nemo_rpo.sampling.sampling_settings import SampleSettings
+
+    defaults = SampleSettings()
+    add = parser.add_argument
+    help = "rows with prompt (a text or messages) and maybe prompt_id: JSONL, JSON, CSV or Parquet"
+    add("prompts", nargs="+", type=Path, metavar="PROMPTS", help=help)
+    add("--out", type=Path, required=True, metavar="OUT", help="responses.parquet to write")
+    add("--url", nargs="+", metavar="URL", help="address of a server, http://host:8000/v1, or several")
+    help = "start a server instead: 'vllm serve {model} --port {port}'"
+    add("--command", metavar="COMMAND", help=help)
+    help = "weights that the server must serve, a Hugging Face folder: {model} in --command, and what the canary reads"
+    add("--policy", type=Path, metavar="DIR", help=help)
+    add("--model", metavar="NAME", help="what requests call the model (the first that the server lists)")
+    add("--samples", type=int, metavar="N", help=f"of each prompt ({defaults.samples})")
+    add("--temperature", type=float, metavar="T", help=f"({defaults.temperature})")
+    add("--top-p", type=float, metavar="P", help=f"({defaults.top_p})")
+    add("--max-tokens", type=int, metavar="N", help=f"longest response ({defaults.max_tokens})")
+    add("--endpoint", choices=("auto", "completions", "chat"), help="chat: the server's chat template is used (auto)")
+    add("--dialect", choices=("auto", "openai", "transformers"), help="transformers: for transformers serve (auto)")
+    add("--config", type=Path, metavar="YAML", help="these settings and more, under the key sample")
+    add("--run", default="sample", metavar="NAME", help="name that the seeds come from, with --round (sample)")
+    add("--round", type=int, default=0, metavar="N", help="number that the seeds come from (0)")
+    parser.description += (
+        ". One request a sample, each with its own seed: what was there before a kill, a full disk or a dead server "
+        "stays, and the same command asks for the rest. The exit status is 2 while samples are missing."
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Samples, and prints how many there are."""
+    from nemo_rpo.data.files.read import as_paths
+    from nemo_rpo.data.files.stage import fingerprint
+    from nemo_rpo.sampling.canary import HuggingFaceReference
+    from nemo_rpo.sampling.collecting import asks_for, collect, read_prompts
+    from nemo_rpo.sampling.server_sampler import ServerSampler
+
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    settings = _settings(args)
+    settings.check()
+    if settings.command and args.policy is None:
+        raise ConfigError("--command starts a server on weights: name them with --policy")
+    prompts = read_prompts(as_paths(args.prompts, setting="PROMPTS", folders=True))
+    asks = asks_for(prompts, settings.samples, args.run, args.round)
+    inputs = fingerprint(
+        {"settings": settings.outcome(), "policy": str(args.policy), "asks": [[a.prompt, a.text, a.seed] for a in asks]}
+    )
+    reference = None if args.policy is None else HuggingFaceReference()
+    with ServerSampler(settings, args.out.with_name("server.log"), reference) as sampler:
+        if args.policy is not None and not args.out.exists():
+            sampler.use(args.policy)
+        found = collect(sampler, asks, args.out, inputs, settings.temperature)
+    print(f"{args.out}: {found.as_text()}")
+
+
+def _settings(args: argparse.Namespace) -> SampleSettings:
+    from nemo_rpo.config.from_mapping import read_yaml, settings_of
+    from nemo_rpo.sampling.sampling_settings import SampleSettings
+
+    settings = SampleSettings()
+    if args.config:
+        settings = settings_of(SampleSettings, read_yaml(args.config).get("sample") or {}, "sample")
+    given = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
+    if "url" in given or "command" in given:
+        given = {"url": None, "command": None} | given
+    return settings_of(SampleSettings, {**vars(settings), **given}, "sample")

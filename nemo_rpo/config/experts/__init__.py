@@ -1,0 +1,1 @@
+"""Mixtures of experts: their settings, their shape, and the layouts that hold them."""

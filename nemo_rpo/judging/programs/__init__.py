@@ -1,0 +1,1 @@
+"""Ready functions for judges of kind ``program``: scores of one response."""

@@ -1,0 +1,238 @@
+"""Mixtures of experts: one trajectory under every layout, margins of exactly 0 at the start, losses of the router that
+reach no figure, and checkpoints that go on under another number of expert ranks.
+
+The tolerance is that of ``test_trajectory.py``. What runs is a GLM with all that families of experts have; Mixtral and
+Qwen2-MoE beside it where their routers differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
+pytest.importorskip("transformers", reason="the models are made with transformers: pip install 'nemo-rpo[hf]'")
+from engine import CONFIG
+from safetensors.torch import load_file
+from torchrun import run_ranks
+
+from nemo_rpo.config.load import load_config
+from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
+from nemo_rpo.planning.memory import stage_memory
+
+pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
+
+HERE = Path(__file__).parent
+TOLERANCE, STEPS = 1e-5, 3
+TP, PP, VP, CP, EP, ETP = (
+    f"model.{name}_parallel_size="
+    for name in (
+        "tensor_model",
+        "pipeline_model",
+        "virtual_pipeline_model",
+        "context",
+        "expert_model",
+        "expert_tensor",
+    )
+)
+SEQUENCE, GATHER = "model.sequence_parallel=true", "model.moe_token_dispatcher_type=allgather"
+RESIDENT, CACHED = "model.rpo.reference=resident", "model.rpo.reference=cached"
+PACKED = ["model.data.packed_sequence=true", "model.data.packed_sequence_size=80"]
+ONE_PROMPT, TWO_PROMPTS = "model.data.share_prompts=always", "model.data.share_prompts=never"
+FULL_RECOMPUTE = [
+    "model.activations_checkpoint_granularity=full",
+    "model.activations_checkpoint_method=uniform",
+    "model.activations_checkpoint_num_layers=1",
+]
+AUX = ["model.moe_aux_loss_coeff=0.05", "model.moe_z_loss_coeff=0.01"]
+OVERLAP = ["model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true"]
+LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=4", "model.optim.lr=1e-2"]
+SAVES = "trainer.dpo.save_interval=2"
+
+LAYOUTS: dict[int, dict[str, list[str]]] = {
+    1: {
+        "one rank": [],
+        "resident reference": [RESIDENT],
+        "cached reference": [CACHED],
+        "packed, one prompt": [*PACKED, ONE_PROMPT],
+        "gathered": [GATHER, "model.optim.name=adam"],
+        "full recompute": FULL_RECOMPUTE,
+    },
+    2: {
+        "EP=2": [f"{EP}2"],
+        "EP=2, gathered, plain optimizer, resident": [f"{EP}2", GATHER, "model.optim.name=adam", RESIDENT],
+        "EP=2, packed, one prompt": [f"{EP}2", *PACKED, ONE_PROMPT],
+        "EP=2, packed, gathered, cached": [f"{EP}2", *PACKED, TWO_PROMPTS, GATHER, CACHED],
+        "TP=2, SP, EP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}1"],
+        "TP=2, SP": [f"{TP}2", SEQUENCE],
+        "CP=2": [f"{CP}2"],
+        "CP=2, EP=2": [f"{CP}2", f"{EP}2"],
+        "PP=2, interleaved, packed": [f"{PP}2", f"{VP}2", *PACKED, ONE_PROMPT],
+    },
+    4: {
+        "PP=2, EP=2": [f"{PP}2", f"{EP}2"],
+        "PP=2, interleaved, EP=2, packed": [f"{PP}2", f"{VP}2", f"{EP}2", *PACKED, ONE_PROMPT],
+        "TP=2, SP, EP=2, experts' TP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}2", GATHER],
+        "TP=2, SP, EP=2, DP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}1", *OVERLAP, RESIDENT],
+    },
+}
+FAMILIES = {1: [], 2: [f"{EP}2"]}  # others, under one layout of each number of ranks
+WITH_ADAPTERS = FAMILIES | {4: LAYOUTS[4]["PP=2, EP=2"]}
+# Whose weights are counted, and compared with the planner's.
+COUNTED = {name: LAYOUTS[4][name] for name in ("PP=2, EP=2", "TP=2, SP, EP=2, experts' TP=2", "TP=2, SP, EP=2, DP=2")}
+Figures = list[dict[str, float]]
+
+
+def run(overrides: list[str], steps: int = STEPS, model: str = "glm4_moe", after: Path | None = None) -> dict[str, Any]:
+    longer = [f"trainer.dpo.max_steps={steps}", "model.optim.sched.max_steps=20"]
+    return {
+        "model": model,
+        "overrides": [*longer, *overrides],
+        "after": None if after is None else str(after),
+        "count": overrides in COUNTED.values(),
+        "validates": PACKED[0] in overrides,
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import expert_worlds
+
+    return expert_worlds.make(tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture(scope="module")
+def folder_of(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run. Two ranks run first, then one, then four: each goes on from checkpoints of those before."""
+    folders: dict[int, Path] = {}
+
+    def runs_of(ranks: int) -> dict[str, dict[str, Any]]:
+        runs = {name: run(overrides) for name, overrides in LAYOUTS[ranks].items()}
+        for model in ("qwen2_moe", "mixtral") if ranks in FAMILIES else ():
+            runs[f"{model}, {ranks}"] = run(FAMILIES[ranks], 2, model)
+        runs[f"LoRA, {ranks}"] = run([*LORA, *WITH_ADAPTERS[ranks]], 2)
+        if ranks == 2:
+            runs["half, EP=2"] = run([f"{EP}2", SAVES], steps=2)
+            runs["half, EP=2, resumed"] = run([f"{EP}2"], after=folders[2] / "half, EP=2")
+        if ranks == 1:
+            runs["router's losses"] = run(AUX)
+            runs["half, one rank"] = run([SAVES], steps=2)
+            runs["EP=2, resumed on one rank"] = run([], after=folders[2] / "half, EP=2")
+        if ranks == 4:
+            runs["one rank, resumed on PP=2, EP=2"] = run([f"{PP}2", f"{EP}2"], after=folders[1] / "half, one rank")
+        return runs
+
+    for ranks in (2, 1, 4):
+        folders[ranks] = tmp_path_factory.mktemp("ran")
+        run_ranks(HERE / "ranks_experts.py", ranks, world, folders[ranks], json.dumps(runs_of(ranks)), timeout=400)
+
+    def left_by(name: str) -> Path:
+        [folder] = [folder / name for folder in folders.values() if (folder / name).exists()]
+        return folder
+
+    return left_by
+
+
+@pytest.fixture(scope="module")
+def left(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, Any]]:
+    """Figures and weights of a run."""
+    return lambda name: json.loads(folder_of(name).with_name(f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def launched(left: Callable[[str], dict[str, Any]]) -> Callable[[str], Figures]:
+    """The figures of a run."""
+    return lambda name: left(name)["figures"]
+
+
+def differences(found: Figures, expected: Figures) -> dict[str, float]:
+    """The largest over all steps; relative for the gradient norm."""
+    assert len(found) == len(expected) > 0
+    steps = list(zip(found, expected, strict=True))
+    return {
+        name: max(abs(a[name] - b[name]) / (b[name] if name == "grad_norm" else 1) for a, b in steps)
+        for name in expected[0]
+    }
+
+
+def test_the_trajectory_goes_somewhere(launched: Callable[[str], Figures]) -> None:
+    figures = launched("one rank")
+    assert len(figures) == STEPS
+    for figure in ("loss", "margin"):
+        assert abs(figures[-1][figure] - figures[0][figure]) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if name != "one rank"])
+def test_every_layout_gives_the_same_numbers(layout: str, launched: Callable[[str], Figures]) -> None:
+    found = differences(launched(layout), launched("one rank"))
+    assert {name: value for name, value in found.items() if not value <= TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("model", ["qwen2_moe", "mixtral"])
+def test_every_family_gives_the_same_numbers(model: str, launched: Callable[[str], Figures]) -> None:
+    found = differences(launched(f"{model}, 2"), launched(f"{model}, 1"))
+    assert max(found.values()) <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_adapters_stand_outside_of_experts_and_give_the_same_numbers(
+    ranks: int, launched: Callable[[str], Figures], folder_of: Callable[[str], Path]
+) -> None:
+    """On every layout; what is exported is the same, and names its modules by their paths, of which none is an
+    expert's.
+    """
+    found = differences(launched(f"LoRA, {ranks}"), launched("LoRA, 1"))
+    assert max(found.values()) <= TOLERANCE and launched(f"LoRA, {ranks}")[0]["margin"] == 0, found
+    one, other = (load_file(folder_of(f"LoRA, {n}") / "adapter/adapter_model.safetensors") for n in (1, ranks))
+    assert one.keys() == other.keys() and max(float((one[key] - other[key]).abs().max()) for key in one) <= TOLERANCE
+    paths = json.loads((folder_of("LoRA, 1") / "adapter/adapter_config.json").read_text())["target_modules"]
+    assert len(paths) == 4 * 4 + 3 and {path for path in paths if "mlp" in path} == {
+        f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    assert {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in one} == set(paths)
+
+
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if "cached" not in name])
+def test_margins_begin_at_exactly_0(layout: str, launched: Callable[[str], Figures]) -> None:
+    assert launched(layout)[0]["margin"] == 0
+
+
+@pytest.mark.parametrize("layout", [name for group in LAYOUTS.values() for name in group if ", packed" in name])
+def test_ranks_stay_in_step_where_the_last_batch_is_not_full(
+    layout: str, left: Callable[[str], dict[str, Any]]
+) -> None:
+    """21 pairs in batches of 16, in packs: a rank may have none, and still runs through the experts of the others."""
+    found, expected = left(layout)["held out"], left("packed, one prompt")["held out"]
+    assert len(found) == len(expected) > 1
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= TOLERANCE
+
+
+def test_the_losses_of_the_router_reach_the_gradient_and_no_figure(launched: Callable[[str], Figures]) -> None:
+    plain, with_losses = launched("one rank")[0], launched("router's losses")[0]
+    for name in ("loss", "margin", "em/posterior_mean"):
+        assert with_losses[name] == plain[name]
+    assert abs(with_losses["grad_norm"] / plain["grad_norm"] - 1) > 1e-3
+
+
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(launched: Callable[[str], Figures]) -> None:
+    assert launched("half, EP=2, resumed") == launched("EP=2")
+
+
+@pytest.mark.parametrize("resumed", ["EP=2, resumed on one rank", "one rank, resumed on PP=2, EP=2"])
+def test_a_run_goes_on_under_another_number_of_expert_ranks(resumed: str, launched: Callable[[str], Figures]) -> None:
+    found = differences(launched(resumed), launched("one rank"))
+    assert max(found.values()) <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("layout", COUNTED)
+def test_the_planner_counts_the_weights_that_the_ranks_have(
+    layout: str, world: Path, left: Callable[[str], dict[str, Any]]
+) -> None:
+    architecture = architecture_from_hf(world / "glm4_moe")
+    cfg = load_config(str(CONFIG), ["model.data.data_prefix.train=none", *COUNTED[layout]], notify=lambda text: None)
+    for stage, weights in left(layout)["weights"]:
+        assert stage_memory(cfg, architecture, 4, stage).gradients == 4 * weights

@@ -1,0 +1,90 @@
+"""A real server: ``transformers serve`` with a real, tiny model, started by the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("openai", reason="servers are asked with the openai package (extra 'loop')")
+pytest.importorskip("fastapi", reason="transformers serve needs fastapi (transformers[serving])")
+from paths import ROOT
+
+from nemo_rpo.cli import main
+from nemo_rpo.data.files.stage import read_table
+from nemo_rpo.errors import ConfigError, ServerError
+from nemo_rpo.sampling.canary import HuggingFaceReference, check_weights
+from nemo_rpo.sampling.collecting import Prompt, asks_for, collect
+from nemo_rpo.sampling.sampling_settings import SampleSettings
+from nemo_rpo.sampling.server_sampler import ServerSampler
+from nemo_rpo.serving.servers import Servers
+
+COMMAND = f"{Path(sys.executable).parent}/transformers serve {{model}} --port {{port}}"
+STARTS = ("Once upon a time", "The little dog", "Lily and Tom went", "One day, a bird", "Ben had a red ball")
+
+
+@pytest.fixture(scope="module")
+def weights(shared_data) -> Path:
+    return shared_data / "stories260k" / "hf"
+
+
+@pytest.fixture(scope="module")
+def url(weights, tmp_path_factory):
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    settings = SampleSettings(command=COMMAND, start_s=120)
+    with Servers(settings, "sample", tmp_path_factory.mktemp("server") / "log") as servers:
+        servers.serve(str(weights))
+        yield servers.first.url
+
+
+def test_killed_and_started_again_it_samples_the_same(url, tmp_path, capsys):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in STARTS))
+    config = tmp_path / "s.yaml"
+    config.write_text("sample: {samples: 4, max_tokens: 40, temperature: 1.0, dialect: transformers, stop: ['.']}")
+
+    def given(out):
+        return ["sample", str(prompts), "--url", url, "--out", str(out), "--config", str(config)]
+
+    assert main(given(tmp_path / "whole.parquet")) == 0
+    assert "20 samples" in capsys.readouterr().out
+    out, lines = tmp_path / "broken.parquet", tmp_path / "broken.jsonl"
+    process = subprocess.Popen([sys.executable, "-m", "nemo_rpo.cli", *given(out)], cwd=ROOT)
+    while not lines.exists() or lines.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    assert main(given(out)) == 0
+    rows, _ = read_table(out)
+    assert rows == read_table(tmp_path / "whole.parquet")[0]
+    assert len({row["text"] for row in rows}) > 15 and {row["finish"] for row in rows} <= {"stop", "length"}
+
+
+def test_without_its_dialect_it_ignores_the_temperature(url, tmp_path):
+    settings = SampleSettings(url=url, dialect="openai", max_tokens=6, logprobs=False, concurrency=1)
+    asks = asks_for([Prompt(text, text, {}) for text in STARTS[:2]], 4, "run", 0)
+    with ServerSampler(settings, tmp_path / "log") as sampler:
+        with pytest.raises(ConfigError, match="ignores the temperature"):
+            collect(sampler, asks, tmp_path / "r.parquet", "x", 1.0)
+
+
+def test_the_canary_knows_its_weights(url, weights, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    settings = SampleSettings(url=url, dialect="transformers")
+    other = AutoModelForCausalLM.from_pretrained(weights)
+    other.lm_head.weight.data.mul_(-1)
+    other.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(weights).save_pretrained(tmp_path)
+    with Servers(settings, "sample", tmp_path / "log") as servers:
+        check_weights(servers.first, weights, HuggingFaceReference(), settings)
+        with pytest.raises(ServerError, match="does not serve"):
+            check_weights(servers.first, tmp_path, HuggingFaceReference(), settings)
