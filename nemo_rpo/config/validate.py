@@ -16,6 +16,7 @@ from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses.columns import COLUMNS
 
@@ -102,8 +103,9 @@ def _check_packed_batch(cfg: RunConfig, data_parallel: int) -> None:
         pairs, stages = model.global_batch_size // data_parallel, model.pipeline_model_parallel_size
         if pairs < stages:
             raise ConfigError(
-                f"model.global_batch_size={model.global_batch_size} is {pairs} pairs on every rank; the interleaved "
-                f"schedule needs a micro-batch for each of model.pipeline_model_parallel_size={stages} stages"
+                f"model.global_batch_size={model.global_batch_size} is {counted(pairs, 'pair')} on every rank; the "
+                "interleaved schedule needs a micro-batch for each of "
+                f"model.pipeline_model_parallel_size={stages} stages"
             )
 
 

@@ -306,7 +306,7 @@ def test_noise_models_and_saturating_links_can_be_had_on_purpose() -> None:
                 "model__data__packed_sequence": True,
             },
             2,
-            "model.global_batch_size=1 is 1 pairs on every rank; the interleaved schedule needs a micro-batch for each "
+            "model.global_batch_size=1 is 1 pair on every rank; the interleaved schedule needs a micro-batch for each "
             "of model.pipeline_model_parallel_size=2 stages",
         ),
     ],
