@@ -216,11 +216,14 @@ def _check_policies(cfg: RunConfig) -> None:
 
 
 def _check_router_losses(cfg: RunConfig) -> None:
-    from nemo_rpo.losses.reduction import Mean  # torch, which settings are read without
-
-    loss, model = base_loss(cfg.model), cfg.model
+    model = cfg.model
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
-        if getattr(model, name) and not isinstance(loss.reduction, Mean):
+        if not getattr(model, name):
+            continue
+        from nemo_rpo.losses.reduction import Mean  # torch, which the settings are read without
+
+        loss = base_loss(model)
+        if not isinstance(loss.reduction, Mean):
             raise ConfigError(
                 f"model.{name}={getattr(model, name):g}: the loss '{loss.name}' is no mean over pairs and scales all "
                 "gradients after the step, those of the router's loss too; set it to 0"
