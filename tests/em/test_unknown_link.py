@@ -45,10 +45,12 @@ def test_intervals_allow_for_margins_of_many_scales():
     for seed in range(6):
         delta, votes, truth = world(seed, spread=0.7)
         eta, settings = fitted(delta, votes)
-        stated = standard_errors(delta, votes, torch.tensor([eta]), settings, scale_fitted=True).item()
-        assert stated >= error(delta, votes, eta, settings)
+        stated = standard_errors(
+            delta, votes, torch.tensor([eta], dtype=torch.float64), settings, scale_fitted=True
+        ).item()
+        assert stated == pytest.approx(error(delta, votes, eta, settings))
         inside += abs(eta - truth) < 1.96 * stated
-        known = standard_errors(delta, votes, torch.tensor([eta]), settings).item()
+        known = standard_errors(delta, votes, torch.tensor([eta], dtype=torch.float64), settings).item()
         with_one_scale += abs(eta - truth) < 1.96 * known
     assert with_one_scale == 0 and inside >= 4
 
@@ -56,7 +58,7 @@ def test_intervals_allow_for_margins_of_many_scales():
 def test_where_there_is_one_scale_the_shape_is_unknown_all_the_same():
     delta, votes, truth = world(7, spread=0.0)
     eta, settings = fitted(delta, votes)
-    known = standard_errors(delta, votes, torch.tensor([eta]), settings).item()
+    known = standard_errors(delta, votes, torch.tensor([eta], dtype=torch.float64), settings).item()
     found = error(delta, votes, eta, settings)
     assert known < found < 0.12 and abs(eta - truth) < 1.96 * found
 
