@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
-
 from nemo_rpo.data.files.read import read_records
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import Text
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measurements import engine
+from nemo_rpo.evaluation.replicas import Replicas
 from nemo_rpo.evaluation.speaker import Answer, Speaker, without_split_positions
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 
@@ -73,22 +72,16 @@ def sample(target: Target, asks: Sequence[Asked], settings: SpeakingSettings) ->
     (under what it was drawn from).
 
     The same ask gives the same text, whatever else is asked and on however many ranks. Data-parallel ranks share the
-    asks. Collective over the world; besides the generation one gather of the answers over the data-parallel group.
+    asks, unless they share experts. Collective over the world; besides the generation one gather of the answers over
+    the data-parallel group.
 
     Raises:
         RPOError: weights or a tokenizer that cannot be read.
     """
     without_split_positions(target)
     with engine(target.cfg):
-        from megatron.core import parallel_state
-
-        speaker = Speaker.load(target, settings)
-        group = parallel_state.get_data_parallel_group()
-        rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        found = _answered(speaker, {i: asks[i] for i in range(rank, len(asks), ranks)})
-        everyones: list = [None] * ranks
-        dist.all_gather_object(everyones, found, group=group)
-    answers = {i: answer for theirs in everyones for i, answer in theirs.items()}
+        speaker, replicas = Speaker.load(target, settings), Replicas.here()
+        answers = replicas.together(_answered(speaker, {i: asks[i] for i in replicas.share(len(asks))}))
     return [_record(ask, answers[i], settings) for i, ask in enumerate(asks)]
 
 
