@@ -10,6 +10,7 @@ import numpy as np
 from nemo_rpo.ranking.likelihood import Likelihood, Terms
 
 _HALVINGS = 12
+_LEAST_GAIN = 1e-12  # nats, twice what a step is expected to gain
 BATCH = 8  # resamples solved for at once; float32 [entries, 8] is held
 _RESIDUAL = 1e-2  # of one step, relative: a bootstrap of 200 knows its quantiles to a tenth
 _ROUNDS = 500
@@ -27,8 +28,10 @@ def maximise(
 
     Args:
         bounds: of logit η.
-        tolerance, most: it ends when no parameter moves by more, or after so many steps.
+        tolerance, most: it ends when no parameter moves by more, when a step promises no more than rounding (log ν has
+            no mode where no tie was drawn, and creeps to -∞), or after so many steps.
     """
+    least = min(_LEAST_GAIN, tolerance**2)
     value, terms = likelihood.log_posterior(theta, counts), likelihood.terms(theta)
     score = likelihood.score(theta, counts, terms)
     for _ in range(most):
@@ -47,7 +50,7 @@ def maximise(
         if risen < value - 1e-6:
             return theta, False
         theta, value, score = moved, risen, after
-        if largest < tolerance:
+        if largest < tolerance or before_slope < least:
             return theta, True
     return theta, False
 

@@ -11,6 +11,7 @@ from nemo_rpo.ranking import RankSettings, fit, leaderboard
 from nemo_rpo.ranking.crowd import crowd_likelihood
 from nemo_rpo.ranking.fitting import parameters
 from nemo_rpo.ranking.likelihood import Likelihood
+from nemo_rpo.ranking.scoring import maximise
 
 from . import games
 
@@ -48,6 +49,17 @@ def test_the_score_is_the_gradient_and_vanishes_at_the_fit(settings):
     best = parameters(likelihood, fit(comparisons, settings))
     at_best = likelihood.score(best, counts, likelihood.terms(best))
     assert np.abs(at_best).max() < 1e-3 * np.abs(score).max()
+
+
+def test_a_resample_without_ties_ends():
+    """Its log ν has no mode; the steps towards -∞ shrink as 1/n, for thousands of them."""
+    settings = RankSettings(crowd_bt=True)
+    comparisons, likelihood = of_settings(settings, ties=0.01)
+    theta, bounds = parameters(likelihood, fit(comparisons, settings)), crowd_likelihood(comparisons, settings)[1]
+    weights = np.where(comparisons.outcome == 0, 0.0, 1.0)
+    assert (weights == 0).any()
+    found, reached = maximise(likelihood, theta, likelihood.counts(weights), bounds, 1e-4, most=150)
+    assert reached and found[-1] < -10
 
 
 @pytest.mark.parametrize(
