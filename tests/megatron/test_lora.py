@@ -71,8 +71,7 @@ def ran(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     two = [("resumed, TP=2, sequence parallel", "whole", [*STEPS, TP2, SP])]
     for ranks, trained in ((1, one), (2, two)):
-        done = run_ranks(RANKS, ranks, world, out, json.dumps(LOOKED[ranks]), json.dumps(trained), timeout=400)
-        (out / f"said by {ranks}.txt").write_text(done.stderr)
+        run_ranks(RANKS, ranks, world, out, json.dumps(LOOKED[ranks]), json.dumps(trained), timeout=400)
     return out
 
 
@@ -103,14 +102,6 @@ def test_the_base_is_a_switch_away(ran: Path, layout: str) -> None:
         assert one["optimizer holds adapters alone"]
         assert one["moved"] > 0.1 and one["merged"] < 1e-5
         assert one["trained"] == said(ran, ALIKE[layout])[0]["trained"]
-
-
-def test_the_start_says_what_is_trained(ran: Path) -> None:
-    lines = [" ".join(line.split()) for line in (ran / "said by 1.txt").read_text().splitlines()]
-    shape = "LoRA rank 4, scale 2, beside linear_qkv, linear_proj, linear_fc1, linear_fc2; the reference is"
-    assert f"{shape} the base, adapters off" in lines and f"{shape} the adapter that it starts from" in lines
-    trained, total = said(ran, "one rank")[0]["trained"]
-    assert f"trainable {trained:,} of {total:,} weights ({trained / total:.2%})" in lines
 
 
 def test_as_many_weights_are_trained_as_peft_would(ran: Path, world: Path) -> None:
