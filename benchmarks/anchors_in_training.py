@@ -1,6 +1,6 @@
 """Judges of whom the average is worse than a coin, and a few pairs of known truth among the training pairs.
 
-    python -m benchmarks.anchors_in_training [--seeds 5]
+    python -m benchmarks.anchors_in_training [--seeds 5] [--write docs/loop.md]
 
 Twelve judges right .95 to .15 of the time (mean .43), three votes a pair, 1,500 pairs, a linear policy that starts
 cold, the default estimator with its label model; gold labels on the first 0, 20, 40 or 80 pairs. Prints the table of
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.markdown_table import replace_block, table
 from nemo_rpo.em import EMSettings, Votes, build_estimator
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
 from nemo_rpo.em.label_model.training_crowd import Crowd
-from nemo_rpo.text_table import format_table
 
 ETA = (0.95, 0.92, 0.88, 0.80, 0.40, 0.35, 0.30, 0.30, 0.25, 0.20, 0.20, 0.15)
 PAIRS, VOTES, WIDTH, STEPS, BATCH = 1500, 3, 8, 70, 64
@@ -92,14 +92,18 @@ def learn(seed: int, anchors: int) -> Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--write", help="replace the block in a Markdown file")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    lines = []
+    lines = {}
     for anchors in (0, 20, 40, 80):
-        found = torch.tensor([learn(seed, anchors) for seed in range(seeds)])
+        found = torch.tensor([learn(seed, anchors) for seed in range(arguments.seeds)])
         mean, spread = found.mean(0), found.std(0)
-        lines.append([str(anchors), *(f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True))])
-    print(format_table(["gold pairs", "labels right", "policy right", "largest error of η"], lines))
+        lines[str(anchors)] = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True)]
+    text = table("gold pairs", ["labels right", "policy right", "largest error of η"], lines)
+    print(text)
+    if arguments.write:
+        replace_block(arguments.write, "anchors in training", text)
 
 
 if __name__ == "__main__":

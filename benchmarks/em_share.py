@@ -2,10 +2,10 @@
 
     python -m benchmarks.em_share [--annotators 10000] [--pairs 100000] [--step 1.7] [--write docs/label_model.md]
 
-One label a pair; annotators lean to the response shown first, are the more often right the surer they are, and tire. All
-steps of an epoch are taken, but for the policy, whose margins are given: posteriors of a batch, its evidence taken in,
-and every refit and search that is due. The step beside which it stands is the one that docs/speed.md measures on one
-CPU thread (6M parameters, 64 pairs).
+One label a pair; annotators lean to the response shown first, are the more often right the surer they are, and tire.
+All steps of an epoch are taken, but for the policy, whose margins are given: posteriors of a batch, its evidence taken
+in, and every refit and search that is due. The step beside which it stands is the one that docs/speed.md measures on
+one CPU thread (6M parameters, 64 pairs).
 """
 
 from __future__ import annotations

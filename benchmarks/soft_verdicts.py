@@ -1,6 +1,6 @@
 """What the probability beside a verdict is worth: judges who state one, calibrated and not, with it and without.
 
-    python -m benchmarks.soft_verdicts [--seeds 5]
+    python -m benchmarks.soft_verdicts [--seeds 5] [--write docs/loop.md]
 
 Each of six judges sees z·m + noise of a pair whose truth is z = ±1 (m: his acuity), and states p = σ(c · log-odds of z
 given that), c = 1 calibrated, 3 far too sure. Three judges a pair, 1,500 pairs. Prints the table of docs/loop.md.
@@ -12,8 +12,8 @@ import argparse
 
 import numpy as np
 
+from benchmarks.markdown_table import replace_block, table
 from nemo_rpo import estimate_reliability
-from nemo_rpo.text_table import format_table
 
 PAIRS, VOTES = 1500, 3
 ACUITY = (1.3, 1.0, 0.8, 0.6, 0.4, 0.1)
@@ -57,15 +57,19 @@ def measure(seed: int, sureness: tuple[float, ...]) -> dict[str, tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--write", help="replace the block in a Markdown file")
+    arguments = parser.parse_args()
     worlds = {"calibrated": (1.0,) * 6, "half of them far too sure": (1.0, 3.0) * 3}
-    lines = []
+    lines = {}
     for world, sureness in worlds.items():
-        found = [measure(seed, sureness) for seed in range(seeds)]
+        found = [measure(seed, sureness) for seed in range(arguments.seeds)]
         for way in found[0]:
             accuracy, loss = (np.array([of[way][i] for of in found]) for i in (0, 1))
-            lines.append([world, way, *(f"{x.mean():.3f} ± {x.std(ddof=1):.3f}" for x in (accuracy, loss))])
-    print(format_table(["judges", "read as", "pairs right", "log loss"], lines))
+            lines[f"{world}: {way}"] = [f"{x.mean():.3f} ± {x.std(ddof=1):.3f}" for x in (accuracy, loss)]
+    text = table("judges: verdicts read as", ["pairs right", "log loss"], lines)
+    print(text)
+    if arguments.write:
+        replace_block(arguments.write, "soft verdicts", text)
 
 
 if __name__ == "__main__":

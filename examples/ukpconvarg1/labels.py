@@ -50,9 +50,9 @@ class Labelled(NamedTuple):
 
 
 def label_accuracy(posteriors: Path, train: Path) -> dict[str, Any]:
-    """Shares of gold labels found, by ``posterior``, each of :data:`BASELINES`, ``majority`` and ``anchors`` (an undecided
-    pair is half found), the number of ``pairs`` with a gold label, and ``against`` each baseline the pairs (won, lost) by
-    the posterior.
+    """Shares of gold labels found, by ``posterior``, each of :data:`BASELINES`, ``majority`` and ``anchors`` (an
+    undecided pair is half found), the number of ``pairs`` with a gold label, and ``against`` each baseline the pairs
+    (won, lost) by the posterior.
     """
     labelled = read_labelled(posteriors, train)
     right = {name: _right(w, labelled.gold) for name, w in _estimates(labelled).items()}

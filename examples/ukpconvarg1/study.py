@@ -7,11 +7,11 @@ For every setting it prepares the files (``prepare.py``), trains all methods wit
 gold labels beside the length rule's, with what the reliabilities know of the workers (``competence.py``); and how many
 gold labels of the training pairs the posteriors find, beside majority, an EM without a model, and one that is told 40
 gold labels (``labels.py``). RE-DPO is the default estimator's; ``ema`` is the paper's, with an exact sweep after
-training; ``hot`` is RE-DPO at ten times the rate, a policy that learns too little to be believed (third table, with what
-its report says first). A seed draws the votes, the workers to turn round, and the order of the pairs. A run whose result
-lies in ``study.json`` already is not run again. ``--full`` adds a run on every vote of every worker, ``--only`` and
-``--methods`` leave settings and methods out, and ``--set`` goes to every run: figures do not depend on the layout, and
-``--set model.tensor_model_parallel_size=1 model.pipeline_model_parallel_size=1`` is the quickest on few cores.
+training; ``hot`` is RE-DPO at ten times the rate, a policy that learns too little to be believed (third table, with
+what its report says first). A seed draws the votes, the workers to turn round, and the order of the pairs. A run whose
+result lies in ``study.json`` already is not run again. ``--full`` adds a run on every vote of every worker, ``--only``
+and ``--methods`` leave settings and methods out, and ``--set`` goes to every run: figures do not depend on the layout,
+and ``--set model.tensor_model_parallel_size=1 model.pipeline_model_parallel_size=1`` is the quickest on few cores.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def labels_table(results: dict[str, dict[str, dict[str, Any]]], method: str = "re_dpo") -> str:
     """One line a seed, and one for all: shares of gold labels found on the training pairs, and the posteriors of a
-    ``method`` against each EM without a model: pairs that only the one finds, pairs that only the other finds, McNemar's
-    p.
+    ``method`` against each EM without a model: pairs that only the one finds, pairs that only the other finds,
+    McNemar's p.
     """
     name_of = {"re_dpo": "RE-DPO", "hot": "RE-DPO,_rate_×_10"}[method]
     columns = f"votes seed gold_labels ema,_swept {name_of} majority one-coin_EM prior_fitted 40_anchors "

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Estimates from which the spread of the annotators can be told.
+_FEWEST = 8
+_EDGE = 1e-4
 # A reliability that is given and not to be fitted is as one that so many known answers stand behind.
 _CERTAIN = 1e6
 
@@ -44,29 +47,37 @@ class Belief(NamedTuple):
         return self._replace(known=_CERTAIN * torch.stack((self.start, 1 - self.start)))
 
 
-def carried(eta: Tensor, standard_error: Tensor, labels: Tensor, prior: tuple[float, float], carry: float) -> Tensor:
-    r"""The known answers, float64 [2, K], that estimates of an earlier run are worth in the next.
+def answers_behind(eta: Tensor, standard_error: Tensor, labels: Tensor, prior: tuple[float, float]) -> Tensor:
+    r"""The known answers, right and wrong float64 [2, K], that each annotator's labels came to in earlier estimates.
 
-    An estimate with standard error s says as much as N = η(1-η)/s² known answers, of which the prior's a + b were no
-    answers of the annotator. What is left, never more than the ``labels`` that he gave, counts for its share ``carry``:
-    evidence of r rounds ago for ``carry``^r, since a judge, or what is judged, may have changed.
+    An estimate mixes what an annotator has shown with what was expected of anybody. On the scale of θ = logit η, with
+    V = (error/η(1-η))² and a population N(μ, σ²)::
+
+        I = 1/V - 1/σ²        θ_own = (θ/V - μ/σ²) / I        N = I / η(1-η)        right = N σ(θ_own)
+
+    where I is the information of the labels alone, which N known answers would give. The population is that of the
+    estimates themselves, σ² = Var θ + mean V; of fewer than eight it is the prior's. N is never more than the labels.
 
     Args:
-        eta, standard_error: float64 [K]; an error of nan, or of 0, carries nothing.
+        eta, standard_error: float64 [K]; an error of nan, or of 0, has no answers behind it.
         labels: float64 [K], labels the estimates rest on.
-        prior: (a, b), pseudo-labels right and wrong that they were fitted with.
-        carry: from 0 to 1.
-
-    Of 20 answers that were known, 15 of them right, fitted with the prior (3, 1):
-
-    >>> eta, n = torch.tensor([18 / 24], dtype=torch.float64), 24
-    >>> carried(eta, (eta * (1 - eta) / n).sqrt(), torch.tensor([20.0]), (3.0, 1.0), 0.5)
-    tensor([[7.5000],
-            [2.5000]], dtype=torch.float64)
+        prior: (a, b), what is expected of an annotator.
     """
-    a, b = prior
-    answers = (eta * (1 - eta) / standard_error**2).nan_to_num(nan=0.0, posinf=0.0)
-    own = answers - a - b
-    right = ((answers * eta - a) / own.clamp(min=1e-9)).clamp(0.0, 1.0)
-    counted = carry * torch.minimum(own.clamp(min=0.0), labels)
-    return torch.stack((counted * right, counted * (1 - right)))
+    nothing = torch.zeros(2, len(eta), dtype=torch.float64, device=eta.device)
+    eta, spread = eta.double().clamp(_EDGE, 1 - _EDGE), eta.double() * (1 - eta.double())
+    variance = (standard_error.double() / (eta * (1 - eta))) ** 2
+    known = variance.isfinite() & (variance > 0)
+    if not known.any():
+        return nothing
+    theta = torch.logit(eta)
+    if int(known.sum()) < _FEWEST:
+        ab = torch.tensor(prior, dtype=torch.float64).clamp(min=0.5)
+        (right, wrong), (one, other) = torch.digamma(ab).tolist(), torch.polygamma(1, ab).tolist()
+        mean, population = right - wrong, one + other
+    else:
+        mean = theta[known].mean().item()
+        population = (theta[known].var(correction=0) + variance[known].mean()).item()
+    information = (1 / variance - 1 / population).clamp(min=0.0)
+    own = torch.sigmoid((theta / variance - mean / population) / information.clamp(min=1e-9))
+    answers = torch.minimum(information / spread.clamp(min=_EDGE), labels.double())
+    return torch.where(known, answers * torch.stack((own, 1 - own)), nothing)

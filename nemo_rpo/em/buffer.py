@@ -16,9 +16,10 @@ from nemo_rpo.em.em_settings import EMSettings
 from nemo_rpo.em.fit.empirical_bayes import Population
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
-from nemo_rpo.em.fit.standard_error import standard_errors
+from nemo_rpo.em.fit.standard_error import skewed, standard_errors
 from nemo_rpo.em.fit.sweep import full_batch_em
 from nemo_rpo.em.label_model.coded_votes import SKILL
+from nemo_rpo.em.label_model.look_back import LookBack
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
@@ -185,8 +186,8 @@ class BufferedReliability(AnnotatorReliability):
             self.refit()
 
     def _refit_is_due(self) -> bool:
-        # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η. Late,
-        # a sixteenth of the steps so far is the least that is worth a refit; margins that are replaced grow no older.
+        # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η.
+        # Late, an eighth of all first margins may go unread for a while.
         early = self.step >= _FIRST_REFIT and self.step & (self.step - 1) == 0
         every = self.settings.buffer.refit_every
         if self.settings.buffer.margins == "prequential":
@@ -263,6 +264,14 @@ class BufferedReliability(AnnotatorReliability):
         self.refit_label_model(log_odds[self.buffer.block])
         return self._eta_errors() if self.coefficients else None
 
+    def look_back(self) -> LookBack | None:
+        """What gold labels say of the estimates, and who changed with time; None without a label model, or where kept
+        margins may know what was said of their pairs. The collective of :meth:`RunLabelModel.look_back`.
+        """
+        if self.label_model is None or self.settings.buffer.margins != "prequential":
+            return None
+        return self.label_model.look_back(self.buffer.margins.double() * self.voice.weight)
+
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
         log_odds = margins.double() * found.temperature.weight
@@ -294,7 +303,7 @@ class BufferedReliability(AnnotatorReliability):
         scale_fitted = self.estimate.temperature.fitted
         stretch = 1.0 if self.pair_evidence is None else self.label_model.now.stretch
         errors = standard_errors(*seen, self.eta, fitted, reduce, scale_fitted, self._known)
-        return stretch * errors, evidence
+        return stretch * skewed(errors, self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
         """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], the ``population`` [3] near which the next

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from nemo_rpo.data.rows import Messages, Text
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measurements import engine
+from nemo_rpo.evaluation.replicas import Replicas
 from nemo_rpo.evaluation.samples import seed_of
 from nemo_rpo.evaluation.speaker import Speaker, without_split_positions
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
@@ -48,21 +47,13 @@ def answer(
     """
     without_split_positions(target)
     with engine(target.cfg):
-        from megatron.core import parallel_state
-
-        from nemo_rpo.megatron import parallel
-
-        speaker = Speaker.load(target, settings)
-        group = parallel_state.get_data_parallel_group()
-        rank, ranks = parallel.independent_replica()
-        mine = [Conversation(i, questions[i], []) for i in range(rank, len(questions), ranks)]
+        speaker, replicas = Speaker.load(target, settings), Replicas.here()
+        mine = [Conversation(i, questions[i], []) for i in replicas.share(len(questions))]
         for turn in range(max(map(len, questions))):
             asked = [conversation for conversation in mine if turn < len(conversation.turns)]
             if asked:
                 _answer(speaker, asked, [seed_of(seed, str(of.number), turn) for of in asked])
-        everyones: list = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyones, {c.number: c.said for c in mine}, group=group)
-    found = {number: said for theirs in everyones for number, said in theirs.items()}
+        found = replicas.together({c.number: c.said for c in mine})
     return [found[i] for i in range(len(questions))]
 
 

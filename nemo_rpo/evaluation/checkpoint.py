@@ -64,6 +64,9 @@ def target_of(
     arguments = [*given, *overrides]
     cfg = load_config(str(found), arguments, notify=notify or (lambda text: None)) if found else _defaults(arguments)
     _set_adapters(cfg, weights)
+    # What a run measures in its own validations, and where its annotators start, are of no concern here.
+    rpo = cfg.model.rpo
+    rpo.kl_to_start, rpo.first_policy, rpo.stop_kl, rpo.believe_from = False, None, None, None
     return Target(weights, cfg)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.data.texts import PromptResponses
@@ -21,6 +20,8 @@ from nemo_rpo.data.truncation import fits, truncate_prompt
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measurements import engine
+from nemo_rpo.evaluation.replicas import Replicas
+from nemo_rpo.evaluation.speaker import loaded
 from nemo_rpo.losses import PairLogprobs, PreferenceLoss
 
 _ROWS = 16  # scored side by side
@@ -70,14 +71,19 @@ def _tokens(tokenizer: PreferenceTokenizer, row: PromptResponses, response: Any,
 class _Scorer:
     """A model with a head, on this rank."""
 
-    def __init__(self, chunks: list[torch.nn.Module], outputs: dict[str, int], room: int, device: torch.device) -> None:
-        self.chunks, self.outputs, self.room, self.device = chunks, outputs, room, device
+    def __init__(
+        self,
+        chunks: list[torch.nn.Module],
+        outputs: dict[str, int],
+        room: int,
+        device: torch.device,
+        replicas: Replicas,
+    ) -> None:
+        self.chunks, self.outputs, self.room, self.device, self.replicas = chunks, outputs, room, device, replicas
 
     @classmethod
     def load(cls, target: Target, device: torch.device) -> _Scorer:
         from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
-        from nemo_rpo.megatron.network.build import build_model_chunks
-        from nemo_rpo.training import setup
 
         cfg, loss = target.cfg, base_loss(target.cfg.model)
         outputs = dict(StepNeeds.of(loss, cfg.model).reward_outputs)
@@ -86,31 +92,23 @@ class _Scorer:
                 f"the loss '{loss.name}' trains no reward model: name a run of one, or its loss by model.rpo.base_loss"
             )
         _check_head(target.weights, outputs)
-        architecture = setup.stored_architecture(target.weights, target.cfg)
-        chunks = build_model_chunks(architecture, cfg)
-        setup.weights_loader(target.weights, architecture, target.cfg)(chunks)
+        architecture, chunks = loaded(target)
         room = min(architecture.max_position_embeddings, cfg.model.data.seq_length or cfg.model.encoder_seq_length)
-        return cls(chunks, outputs, room, device)
+        return cls(chunks, outputs, room, device, Replicas.here())
 
     def score(self, texts: Sequence[_Tokens | None]) -> list[np.ndarray | None]:
         """What the head gives for each response, float32 ``[w]``; None for None. Data-parallel ranks share them."""
         from megatron.core import parallel_state
 
-        from nemo_rpo.megatron import parallel
-
-        group = parallel_state.get_data_parallel_group()
-        rank, ranks = parallel.independent_replica()
         there = [i for i, text in enumerate(texts) if text is not None]
         there.sort(key=lambda i: len(texts[i].prompt) + len(texts[i].response))
-        mine, found = there[rank::ranks], {}
+        mine, found = [there[i] for i in self.replicas.share(len(there))], {}
         stages = parallel_state.get_pipeline_model_parallel_world_size()
         for start in range(0, len(mine), _ROWS * stages):
             some = mine[start : start + _ROWS * stages]
             for i, row in zip(some, self._forward([texts[i] for i in some], stages), strict=True):
                 found[i] = row
-        everyones: list = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyones, found, group=group)
-        of = {i: row for theirs in everyones for i, row in theirs.items()}
+        of = self.replicas.together(found)
         return [of.get(i) for i in range(len(texts))]
 
     @torch.no_grad()

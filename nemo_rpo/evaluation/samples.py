@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
-
 from nemo_rpo.data.files.read import read_records
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import Text
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.measurements import engine
+from nemo_rpo.evaluation.replicas import Replicas
 from nemo_rpo.evaluation.speaker import Answer, Speaker, without_split_positions
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 
@@ -81,17 +80,8 @@ def sample(target: Target, asks: Sequence[Asked], settings: SpeakingSettings) ->
     """
     without_split_positions(target)
     with engine(target.cfg):
-        from megatron.core import parallel_state
-
-        from nemo_rpo.megatron import parallel
-
-        speaker = Speaker.load(target, settings)
-        group = parallel_state.get_data_parallel_group()
-        rank, ranks = parallel.independent_replica()
-        found = _answered(speaker, {i: asks[i] for i in range(rank, len(asks), ranks)})
-        everyones: list = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyones, found, group=group)
-    answers = {i: answer for theirs in everyones for i, answer in theirs.items()}
+        speaker, replicas = Speaker.load(target, settings), Replicas.here()
+        answers = replicas.together(_answered(speaker, {i: asks[i] for i in replicas.share(len(asks))}))
     return [_record(ask, answers[i], settings) for i, ask in enumerate(asks)]
 
 

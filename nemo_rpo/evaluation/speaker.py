@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.schema import LogprobPrecision
 from nemo_rpo.data.rows import Text
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 
@@ -38,6 +41,24 @@ def without_split_positions(target: Target) -> None:
     target.cfg.model.context_parallel_size, target.cfg.model.sequence_parallel = 1, False
 
 
+def loaded(target: Target, precision: LogprobPrecision | None = None) -> tuple[GPTArchitecture, list[torch.nn.Module]]:
+    """The model's shape, and its chunks on this rank with the weights, and adapters, of ``target`` in place; their
+    layers in ``precision`` (None: the policy's). Collective over the world.
+    """
+    from nemo_rpo.megatron.network.build import build_model_chunks
+    from nemo_rpo.megatron.network.precision import Precision
+    from nemo_rpo.training import setup
+
+    cfg = target.cfg
+    base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
+    architecture = setup.stored_architecture(base, cfg)
+    chunks = build_model_chunks(architecture, cfg, None if precision is None else Precision(precision))
+    setup.weights_loader(base, architecture, cfg)(chunks)
+    if cfg.model.peft.lora:
+        setup.target_loader(target.weights, architecture, cfg)(chunks)
+    return architecture, chunks
+
+
 @dataclass
 class Speaker:
     """A policy and its tokenizer, on this rank."""
@@ -51,24 +72,18 @@ class Speaker:
     @classmethod
     def load(cls, target: Target, settings: SpeakingSettings) -> Speaker:
         """Collective over the world: the weights are read."""
-        from nemo_rpo.megatron.network.build import build_model_chunks
-        from nemo_rpo.megatron.network.precision import Precision
         from nemo_rpo.training import setup
 
-        cfg = target.cfg
-        base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
-        architecture = setup.stored_architecture(base, cfg)
-        # FP8 products want rows by the dozen, and a token at a time has few.
-        chunks = build_model_chunks(architecture, cfg, Precision("bf16"))
-        setup.weights_loader(base, architecture, cfg)(chunks)
-        if cfg.model.peft.lora:
-            setup.target_loader(target.weights, architecture, cfg)(chunks)
-        tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))
+        architecture, chunks = loaded(target, "bf16")  # FP8 products want rows by the dozen; a token at a time has few
+        tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(target.cfg))
         return cls(chunks, tokenizer, architecture.vocab_size, architecture.max_position_embeddings, settings)
 
     def ids(self, prompt: Text) -> list[int]:
-        """The prompt's tokens, up to where the answer begins."""
-        return self.tokenizer.render(prompt, "")[0].tolist()
+        """The prompt's tokens, up to where the answer begins. :class:`DataError` where there are none."""
+        ids = self.tokenizer.render(prompt, "")[0].tolist()
+        if not ids:
+            raise DataError("a prompt has no token, so that there is nothing to answer: leave it out")
+        return ids
 
     def has_room(self, ids: Sequence[int]) -> bool:
         """Whether the longest answer fits behind them."""
@@ -87,7 +102,7 @@ class Speaker:
         pipeline groups (:func:`nemo_rpo.megatron.generate.cached.generate`).
         """
         from nemo_rpo.megatron.generate.cached import generate
-        from nemo_rpo.megatron.generate.draw import Drawing
+        from nemo_rpo.megatron.generate.drawing import Drawing
 
         drawing = Drawing(self.settings.temperature, self.settings.top_p)
         limit = self.settings.max_new_tokens

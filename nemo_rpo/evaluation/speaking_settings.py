@@ -11,7 +11,7 @@ class SpeakingSettings:
 
     Attributes:
         max_new_tokens: the longest answer.
-        temperature, top_p: see :class:`nemo_rpo.megatron.generate.draw.Drawing`; 0 answers with the likeliest tokens.
+        temperature, top_p: of :class:`nemo_rpo.megatron.generate.drawing.Drawing`; 0: the likeliest tokens.
         rows: answered side by side by each replica of the model.
     """
 

@@ -11,13 +11,13 @@ from urllib.parse import quote
 from nemo_rpo.data.files.stage import Stage, fingerprint, write_table
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.judging.chat_judge import LanguageModelJudge
-from nemo_rpo.judging.combined_judge import CombinedRewards
 from nemo_rpo.judging.judged_pairs import JudgedPair
+from nemo_rpo.judging.judges.chat_judge import LanguageModelJudge
+from nemo_rpo.judging.judges.combined_judge import CombinedRewards
+from nemo_rpo.judging.judges.program_judge import CodedJudge
+from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
 from nemo_rpo.judging.judging_settings import ChatJudge, CombinedJudge, JudgeSettings, JudgingSettings, ProgramJudge
 from nemo_rpo.judging.orders import shown, votes_of
-from nemo_rpo.judging.program_judge import CodedJudge
-from nemo_rpo.judging.reward_judge import RewardModelJudge
 from nemo_rpo.judging.verdicts import COLUMNS, KEYS, Judge, Verdict
 from nemo_rpo.serving.progress import counted
 

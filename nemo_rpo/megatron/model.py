@@ -28,7 +28,7 @@ from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs,
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
-from nemo_rpo.megatron.network.lora.attach import has_adapters, start_afresh
+from nemo_rpo.megatron.network.lora.attachment import has_adapters, start_afresh
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
     StepOutcome,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 
 from nemo_rpo.config.schema import RPOConfig
 from nemo_rpo.data.annotator_table import AnnotatorTable
-from nemo_rpo.em.belief import Belief, carried
+from nemo_rpo.data.files.formulas import without_quote
+from nemo_rpo.em.belief import Belief, answers_behind
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.training.outputs.results import ANNOTATOR_CSV
 
@@ -23,11 +23,11 @@ _95 = 1.959964  # standard errors on either side that an interval of 95 % reache
 
 
 class Found(NamedTuple):
-    """Of one annotator: reliability, its standard error (nan: not known), and the answers it rests on."""
+    """Of one annotator: reliability, its standard error (nan: not known), and the labels it rests on."""
 
     eta: float
     standard_error: float
-    answers: float
+    labels: float
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,18 @@ class Beliefs:
         """The start of each of the ``annotators`` of a run, and what stands behind it; those who are not in the file
         start at ``rpo.eta_init`` and bring nothing.
         """
-        nothing = Found(rpo.eta_init, math.nan, 0.0)
-        columns = zip(*(self.found.get(name, nothing) for name in annotators.ids), strict=True)
-        eta, error, answers = (torch.tensor(column, dtype=torch.float64) for column in columns)
+        columns = zip(*self.found.values(), strict=True)  # all of them: they tell what is to be expected of anybody
+        eta, error, labels = (torch.tensor(column, dtype=torch.float64) for column in columns)
+        known = rpo.carry * answers_behind(eta, error, labels, rpo.prior)
+        place = {name: k for k, name in enumerate(self.found)}
+        here = torch.tensor([place.get(name, -1) for name in annotators.ids])
+        nothing = Belief.none(len(here), rpo.eta_init)
         lower, upper = rpo.eta_bounds
-        return Belief(eta.clamp(lower, upper), carried(eta, error, answers, rpo.prior, rpo.carry), error)
+        return Belief(
+            torch.where(here >= 0, eta[here].clamp(lower, upper), nothing.start),
+            torch.where(here >= 0, known[:, here], nothing.known),
+            torch.where(here >= 0, error[here], nothing.standard_error),
+        )
 
     def summary(self, annotators: AnnotatorTable, rpo: RPOConfig) -> str:
         """For the log: whom the file knows, and how much of it counts."""
@@ -100,15 +107,15 @@ def read_beliefs(believe_from: str | None) -> Beliefs | None:
 
 
 def _found(row: Mapping[str, str]) -> tuple[str, Found | None]:
-    name = row["id"] if "id" in row else row["annotator"]
+    name = row["id"] if "id" in row else without_quote(row["annotator"])
     said = row["eta"] if "eta" in row else row["reliability"]
     if said == "":
         return name, None
-    eta, answers = float(said), float(row["labels"]) + float(row.get("carried") or 0)
-    if not 0 <= eta <= 1 or not answers >= 0:
+    eta, labels = float(said), float(row["labels"]) + float(row.get("carried") or 0)
+    if not 0 <= eta <= 1 or not labels >= 0:
         raise ValueError(f"reliability {said}, labels {row['labels']}")
     if "standard_error" in row:
         error = float(row["standard_error"] or "nan")
     else:
         error = (float(row["high"] or "nan") - float(row["low"] or "nan")) / (2 * _95)
-    return name, Found(eta, error, answers)
+    return name, Found(eta, error, labels)

@@ -46,7 +46,7 @@ from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.network.autobridge import architecture_from_bridge, load_bridge_weights
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
-from nemo_rpo.training.adapters import (
+from nemo_rpo.training.adapters.adapter_start import (
     adapter_loader,
     check_adapter_start,
     check_whole_weights,

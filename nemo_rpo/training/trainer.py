@@ -19,14 +19,14 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
 from nemo_rpo.megatron.step.em import check_ranks_agree
-from nemo_rpo.training.adapters import described
+from nemo_rpo.training.adapters.adapter_facts import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
-from nemo_rpo.training.kl_to_start import KLToStart, too_far
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
 from nemo_rpo.training.profiling import StepProfiler
+from nemo_rpo.training.reference.kl_to_start import KLToStart, too_far
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
 from nemo_rpo.training.setup import Split
@@ -85,6 +85,8 @@ class RPOTrainer:
                 check_ranks_agree(self.model.em)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
+            if step == self.schedule.total_steps:
+                self.annotators.look_back()
             if self.schedule.validates(step):
                 self.run_validation(step)
             if far := self.too_far():

@@ -17,9 +17,9 @@ from nemo_rpo.cli import main
 from nemo_rpo.data.files.stage import read_table
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import ConfigError, ServerError
-from nemo_rpo.judging.chat_judge import LanguageModelJudge
 from nemo_rpo.judging.collecting import collect, judges_from
 from nemo_rpo.judging.judged_pairs import JudgedPair, pairs_to_judge
+from nemo_rpo.judging.judges.chat_judge import LanguageModelJudge
 from nemo_rpo.judging.judging_settings import ChatJudge, JudgingSettings, judges_of
 from nemo_rpo.judging.verdicts import Shown, Verdict
 

@@ -27,7 +27,7 @@ from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.checkpoint.huggingface.exporter import export_hf
 from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.generate.cached import generate
-from nemo_rpo.megatron.generate.draw import Drawing
+from nemo_rpo.megatron.generate.drawing import Drawing
 from nemo_rpo.megatron.generate.without_cache import greedy, pipeline_forward
 from nemo_rpo.megatron.network.build import build_model_chunks
 

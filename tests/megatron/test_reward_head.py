@@ -19,8 +19,8 @@ from torchrun import run_process, run_ranks
 from nemo_rpo.cli import main
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.export.group_labels import check_group, preference
+from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
 from nemo_rpo.judging.judging_settings import RewardJudge
-from nemo_rpo.judging.reward_judge import RewardModelJudge
 from nemo_rpo.judging.verdicts import Shown
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import REWARD_HEAD_FILE, load_reward_head

@@ -27,6 +27,7 @@ from nemo_rpo.em.label_model.coefficients import (
 from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
+from nemo_rpo.em.label_model.look_back import LookBack, drift_of, judge_estimates
 from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate, told
 from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
 from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
@@ -89,6 +90,8 @@ class RunLabelModel:
         self._names = whole.names
         self._several = bool((whole.pair[1:] == whole.pair[:-1]).any())
         self._sample = draw_sample(whole, gold, crowd.chosen_first, settings.sample_votes)
+        judges = crowd.gold if crowd.gold is not None else torch.zeros(crowd.votes.num_pairs)
+        self._judges = judges[self._sample.pairs].double() * self._sample.turn
         own = whole.where((whole.pair >= block.start) & (whole.pair < block.stop))
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
@@ -183,6 +186,19 @@ class RunLabelModel:
         # Families are named there by their places in the sample.
         self.warnings = lasting + [Warned(guard, text.partition("; families: ")[0]) for guard, text in of_now]
         self._take(self._from(fit, present))
+
+    def look_back(self, margin: Tensor) -> LookBack:
+        """What gold labels say of the estimates, and who changed with time, on the sample; for the end of a run.
+
+        ``margin`` as in :meth:`refit`, from before the policy was trained on the pairs. One gather of 4 bytes a pair.
+        """
+        everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
+        sample, now = self._sample, self.now
+        of_policy = everywhere[sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0) * sample.turn
+        learn_share = now is not None and now.learn_share
+        table = sample.table.select(() if now is None else now.names)
+        judged = judge_estimates(table, of_policy, self._judges, self._anchored, learn_share)
+        return LookBack(judged, *drift_of(sample.table, of_policy, sample.gold))
 
     def _from(self, fit: LabelModelFit, present: Tensor) -> ModelInForce:
         """What a fit to the sample, of the annotators ``present`` in it, comes to for all; on the device."""

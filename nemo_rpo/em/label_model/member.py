@@ -166,8 +166,9 @@ def iterate(
     """To the highest posterior from coefficients ``theta`` [K, d] and posteriors ``w`` [P]; the population is refitted
     on the way. Without ``w``, ``theta`` and ``population`` are those of a fit to much the same votes.
 
-    A few steps of EM find the way, unless it is known; then come Newton steps on the observed information, which end where EM does. A
-    Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes on alone.
+    A few steps of EM find the way, unless it is known; then come Newton steps on the observed information, which end
+    where EM does. A Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes
+    on alone.
     Where not all pairs are :func:`told`, what is solved is an equation for skills and one for leanings, from other
     votes each, and there is nothing that has to rise.
 

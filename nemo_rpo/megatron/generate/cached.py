@@ -27,7 +27,7 @@ from nemo_rpo.megatron.compat.cached_attention import core_attention_of
 from nemo_rpo.megatron.compat.gpt_model import decoder_output
 from nemo_rpo.megatron.frozen_policy import evaluation_mode
 from nemo_rpo.megatron.generate.cache import CachedAttention, Place
-from nemo_rpo.megatron.generate.draw import Drawing, Drawn, draw, uniform
+from nemo_rpo.megatron.generate.drawing import Drawing, Drawn, draw, uniform
 from nemo_rpo.megatron.step.schedule import run_schedule
 
 # Rows whose prompts are of more different lengths are no batch: the shorter ones would wait.

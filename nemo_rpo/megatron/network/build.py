@@ -37,7 +37,7 @@ from nemo_rpo.megatron.network.attention import CausalSDPA, ContextSDPA
 from nemo_rpo.megatron.network.autobridge import bridge_chunks
 from nemo_rpo.megatron.network.experts import expert_arguments, stage_spec
 from nemo_rpo.megatron.network.gpt import PreferenceGPT
-from nemo_rpo.megatron.network.lora.attach import attach
+from nemo_rpo.megatron.network.lora.attachment import attach
 from nemo_rpo.megatron.network.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.network.reward_head import RewardHead
 

@@ -146,6 +146,28 @@ def trajectories(annotators: Annotators) -> str:
     return drawn[0]
 
 
+def drift(place: Sequence[float], annotators: Sequence[dict[str, Any]]) -> str:
+    """P(label right) over an annotator's own sequence of labels: a panel each, with its 95 % interval."""
+    columns = min(4, len(annotators))
+    rows = -(-len(annotators) // columns)
+    options = {"sharex": True, "sharey": True, "squeeze": False}
+    with drawing(2.1 * columns, 0.6 + 1.7 * rows, rows=rows, columns=columns, **options) as (figure, panels, drawn):
+        for axes, of in zip(panels.flat, annotators, strict=False):
+            colour = RED if of["surely"] else BLUE
+            axes.fill_between(place, of["low"], of["high"], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(place, of["curve"], color=colour, linewidth=1.6, linestyle="-" if of["surely"] else "--")
+            axes.axhline(0.5, color="black", linewidth=0.9)
+            axes.set_title(short(of["id"]), fontsize=8)
+            axes.set_ylim(0, 1)
+            axes.set_xlim(0, 1)
+            axes.set_xticks((0, 1), ("first", "last"))
+        for axes in panels.flat[len(annotators) :]:
+            axes.set_visible(False)
+        figure.supxlabel("label, in the annotator's own order", fontsize=9)
+        figure.supylabel("P(label right)", fontsize=9)
+    return drawn[0]
+
+
 def posteriors(labels: Labels) -> str:
     """How many labels the EM gives each probability of being right, at first and at last sight."""
     bins = np.linspace(0, 1, 21)

@@ -1,1 +1,1 @@
-"""The frozen reference of a run: live or precomputed, its file, the step-0 law."""
+"""The frozen policies of a run: its reference, live or precomputed, the step-0 law, and how far π₀ is."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from nemo_rpo.data.rows import Text
 from nemo_rpo.errors import ConfigError, DataError, first_line
-from nemo_rpo.judging.chat_prompts import plain
-from nemo_rpo.judging.engine_runs import engine_table
+from nemo_rpo.judging.judges.chat_prompts import plain
+from nemo_rpo.judging.judges.engine_runs import engine_table
+from nemo_rpo.judging.judges.program_judge import scoring_function
 from nemo_rpo.judging.judging_settings import CombinedJudge
-from nemo_rpo.judging.program_judge import scoring_function
 from nemo_rpo.judging.rewards import all_good, good_enough, harmonic
 from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
 

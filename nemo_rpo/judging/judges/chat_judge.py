@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.judging.chat_prompts import ChatPrompt
+from nemo_rpo.judging.judges.chat_prompts import ChatPrompt
 from nemo_rpo.judging.judging_settings import ChatJudge
 from nemo_rpo.judging.verdicts import Judge, Said, Shown, Verdict
 from nemo_rpo.serving.servers import Refused, Server, Servers, WrongAnswer

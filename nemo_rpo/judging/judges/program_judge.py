@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from nemo_rpo.errors import ConfigError, first_line
-from nemo_rpo.judging.chat_prompts import plain
+from nemo_rpo.judging.judges.chat_prompts import plain
 from nemo_rpo.judging.judging_settings import ProgramJudge
 from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Said, Shown, Verdict
 

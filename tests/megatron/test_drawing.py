@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_rpo.megatron.generate.draw import Drawing, draw, uniform
+from nemo_rpo.megatron.generate.drawing import Drawing, draw, uniform
 
 
 def numbers(count: int) -> torch.Tensor:

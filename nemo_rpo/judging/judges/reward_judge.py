@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.layouts.every import SYSTEM, TEMPLATE_KWARGS, TOOLS
-from nemo_rpo.judging.engine_runs import engine_table
+from nemo_rpo.judging.judges.engine_runs import engine_table
 from nemo_rpo.judging.judging_settings import RewardJudge
 from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
 
