@@ -22,7 +22,7 @@ from benchmarks.markdown_table import replace_block, table
 from nemo_rpo.em import EMSettings, Votes, add_evidence, build_estimator
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 
 BATCH = 64
 T = TypeVar("T")

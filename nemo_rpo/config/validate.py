@@ -16,9 +16,9 @@ from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses.columns import COLUMNS
-from nemo_rpo.losses.reduction import Mean
 
 
 def validate_config(cfg: RunConfig) -> None:
@@ -103,8 +103,9 @@ def _check_packed_batch(cfg: RunConfig, data_parallel: int) -> None:
         pairs, stages = model.global_batch_size // data_parallel, model.pipeline_model_parallel_size
         if pairs < stages:
             raise ConfigError(
-                f"model.global_batch_size={model.global_batch_size} is {pairs} pairs on every rank; the interleaved "
-                f"schedule needs a micro-batch for each of model.pipeline_model_parallel_size={stages} stages"
+                f"model.global_batch_size={model.global_batch_size} is {counted(pairs, 'pair')} on every rank; the "
+                "interleaved schedule needs a micro-batch for each of "
+                f"model.pipeline_model_parallel_size={stages} stages"
             )
 
 
@@ -215,9 +216,14 @@ def _check_policies(cfg: RunConfig) -> None:
 
 
 def _check_router_losses(cfg: RunConfig) -> None:
-    loss, model = base_loss(cfg.model), cfg.model
+    model = cfg.model
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
-        if getattr(model, name) and not isinstance(loss.reduction, Mean):
+        if not getattr(model, name):
+            continue
+        from nemo_rpo.losses.reduction import Mean  # torch, which the settings are read without
+
+        loss = base_loss(model)
+        if not isinstance(loss.reduction, Mean):
             raise ConfigError(
                 f"model.{name}={getattr(model, name):g}: the loss '{loss.name}' is no mean over pairs and scales all "
                 "gradients after the step, those of the router's loss too; set it to 0"

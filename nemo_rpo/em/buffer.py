@@ -19,7 +19,7 @@ from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
 from nemo_rpo.em.fit.standard_error import skewed, standard_errors
 from nemo_rpo.em.fit.sweep import full_batch_em
 from nemo_rpo.em.label_model.coded_votes import SKILL
-from nemo_rpo.em.label_model.look_back import LookBack
+from nemo_rpo.em.label_model.of_run.look_back import LookBack
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
@@ -270,7 +270,7 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.label_model is None or self.settings.buffer.margins != "prequential":
             return None
-        return self.label_model.look_back(self.buffer.margins.double() * self.voice.weight)
+        return self.label_model.of_run.look_back(self.buffer.margins.double() * self.voice.weight)
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""

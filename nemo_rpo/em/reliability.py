@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from nemo_rpo.em.buffer import MarginBuffer
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
-    from nemo_rpo.em.label_model.in_training import RunLabelModel
-    from nemo_rpo.em.label_model.look_back import LookBack
+    from nemo_rpo.em.label_model.of_run.look_back import LookBack
+    from nemo_rpo.em.label_model.of_run.run_label_model import RunLabelModel
 
 
 class Fit(NamedTuple):

@@ -30,13 +30,18 @@ def write_doubtful(
     ``model_prefers``: those who see them will lean on them.
 
     Raises:
-        ConfigError, DataError: as :func:`write_table`, or the data is not the run's.
+        ConfigError, DataError: as :func:`write_table`, no label is below ``threshold``, or the data is not the run's.
     """
     rows = most_doubtful(run.labels, limit)
     rows = rows[run.labels.w_last[rows] < threshold]
+    if not len(rows):
+        raise DataError(
+            f"no label of {run.folder} is less likely than {threshold:g} to be right: there is nothing to look at "
+            "again; raise --threshold to see more"
+        )
     place = {row: n for n, row in enumerate(rows.tolist())}
     found: dict[int, dict[str, Any]] = {}
-    for pair in source if place else ():
+    for pair in source:
         signed = [vote for vote in pair.merged.votes if vote.sign]
         for row, vote in zip(pair.labels.tolist(), signed, strict=False):
             if row in place:

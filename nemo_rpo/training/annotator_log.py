@@ -15,7 +15,7 @@ from torch import Tensor
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import Evidence, RecordedReliability, warn_all
 from nemo_rpo.em.fit.temperature import Temperature
-from nemo_rpo.em.label_model.in_training import FROM_DEPENDENCE
+from nemo_rpo.em.label_model.of_run.run_label_model import FROM_DEPENDENCE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record

@@ -67,6 +67,12 @@ def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     drawn.append(re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).strip())
 
 
+def _plain_ticks(axis: Any) -> None:
+    """Numbers as they are, at the powers of ten of a logarithmic axis: matplotlib's own are mathematics to be set."""
+    axis.set_major_formatter(lambda value, place: f"{value:,.15g}")
+    axis.set_minor_formatter(lambda value, place: "")
+
+
 def annotator_intervals(annotators: Annotators) -> str:
     """η of each annotator with its 95 % interval, the least reliable at the top; of many only those at both ends."""
     ranked = annotators.ranked
@@ -112,6 +118,7 @@ def crowd(annotators: Annotators) -> str:
             annotators.labels.clip(1), annotators.eta, "o", color=BLUE, markersize=2.5, alpha=0.35, rasterized=True
         )
         right.set_xscale("log")
+        _plain_ticks(right.xaxis)
         right.xaxis.set_major_formatter("{x:,.0f}")
         right.xaxis.set_minor_formatter("")
         right.set_xlabel("labels given (logarithmic)")
@@ -179,6 +186,7 @@ def posteriors(labels: Labels) -> str:
         axes.set_xlim(0, 1)
         axes.set_xlabel("w: probability that the label is right (below .5: the EM believes the opposite)")
         axes.set_ylabel("labels (logarithmic)")
+        _plain_ticks(axes.yaxis)
         axes.legend(loc="upper left")
     return drawn[0]
 

@@ -7,12 +7,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_rpo.data.files.whole import whole_file
-from nemo_rpo.em.label_model.drift import Drift
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.training.outputs.summary import AnnotatorRow
+
+if TYPE_CHECKING:
+    from nemo_rpo.em.label_model.drift import Drift
 
 ANNOTATOR_CSV, LABEL_MODEL_JSON = "annotators.csv", "label_model.json"
 _DRIFT_SHOWN = 8  # annotators whose curve is kept

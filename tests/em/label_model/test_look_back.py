@@ -6,7 +6,7 @@ import torch
 from nemo_rpo.em import EMSettings
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.label_model.coded_votes import FlatVotes, vote_table
-from nemo_rpo.em.label_model.look_back import ALONE, POLICY, judge_estimates
+from nemo_rpo.em.label_model.of_run.look_back import ALONE, POLICY, judge_estimates
 from nemo_rpo.em.label_model.reported import ANCHORS, MAJORITY
 
 from ..run_worlds import crowd_of, draw, estimator

@@ -27,12 +27,12 @@ from nemo_rpo.em.label_model.coefficients import (
 from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.em.label_model.look_back import LookBack, drift_of, judge_estimates
 from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate, told
-from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.of_run.look_back import LookBack, drift_of, judge_estimates
+from nemo_rpo.em.label_model.of_run.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd, draw_sample
 from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
 from nemo_rpo.em.label_model.shared_errors.families import family_weights
-from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
 # Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
 # costs as much as several refits.
@@ -145,7 +145,7 @@ class RunLabelModel:
 
         Collectives: one of 8 bytes; where a choice is due, one gather of 4 bytes a pair; those of
         :func:`nemo_rpo.em.label_model.member.iterate`; those of
-        :func:`nemo_rpo.em.label_model.model_in_force.of_first_rank`, twice.
+        :func:`nemo_rpo.em.label_model.of_run.model_in_force.of_first_rank`, twice.
         """
         seen = self._table.total(~margin.isnan()).item()
         if self.now is None or seen >= _CHOSEN_ANEW * max(1, self._chosen_at):
