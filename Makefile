@@ -4,7 +4,7 @@
 # PYTHON: an interpreter of Python 3.11. TORCH: what pip installs as torch (a CPU build is enough for both).
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
-# Those that `make test-wheel` installs into; one that is not there is skipped and said.
+# Those that `make test-wheel` installs into, pyenv's too; one that is not there is skipped and said.
 WHEEL_PYTHONS ?= python3.11 python3.12
 JOBS ?= 2
 # A worker has whole files, whose tests share launches; tests/conftest.py puts the long ones first.

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.markdown_table import replace_block, table
 from nemo_rpo.em import EMSettings, Votes, build_estimator
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 
 ETA = (0.95, 0.92, 0.88, 0.80, 0.40, 0.35, 0.30, 0.30, 0.25, 0.20, 0.20, 0.15)
 PAIRS, VOTES, WIDTH, STEPS, BATCH = 1500, 3, 8, 70, 64

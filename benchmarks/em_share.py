@@ -2,17 +2,18 @@
 
     python -m benchmarks.em_share [--annotators 10000] [--pairs 100000] [--step 1.7] [--write docs/label_model.md]
 
-One label a pair; annotators lean to the response shown first, are the more often right the surer they are, and tire. A
-step is what a trainer asks: posteriors of a batch, and its evidence taken in; refits come after some of them. The step
-beside which it stands is the one that docs/speed.md measures on one CPU thread (6M parameters, 64 pairs).
+One label a pair; annotators lean to the response shown first, are the more often right the surer they are, and tire.
+All steps of an epoch are taken, but for the policy, whose margins are given: posteriors of a batch, its evidence taken
+in, and every refit and search that is due. The step beside which it stands is the one that docs/speed.md measures on
+one CPU thread (6M parameters, 64 pairs).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from benchmarks.markdown_table import replace_block, table
 from nemo_rpo.em import EMSettings, Votes, add_evidence, build_estimator
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 
 BATCH = 64
+T = TypeVar("T")
 
 
 def draw(annotators: int, pairs: int) -> tuple[Tensor, Crowd]:
@@ -44,14 +46,36 @@ def draw(annotators: int, pairs: int) -> tuple[Tensor, Crowd]:
     return delta, Crowd(votes, VoteColumns(shown_first=shown, confidence=confidence, time=time_of_vote))
 
 
-def refit_steps(steps: int, every: int) -> list[int]:
-    """Steps of an epoch after which the buffer is refitted."""
-    return [step for step in range(8, steps + 1) if step & (step - 1) == 0 or step % every == 0]
+class Watch:
+    """Processor seconds of what goes through it, and how often."""
+
+    def __init__(self) -> None:
+        self.seconds, self.calls = 0.0, 0
+
+    def over(self, work: Callable[..., T]) -> Callable[..., T]:
+        def watched(*arguments: Any) -> T:
+            began = time.process_time()
+            result = work(*arguments)
+            self.seconds += time.process_time() - began
+            self.calls += 1
+            return result
+
+        return watched
 
 
-def epoch(delta: Tensor, crowd: Crowd, annotators: int, enabled: bool) -> dict[str, Any]:
-    """Processor seconds of an epoch: of its steps, of its refits and of the searches for features among them; from 100
-    steps, refits to a tenth, a half and all of the margins (in between: a straight line), and one search."""
+class Epoch(NamedTuple):
+    """Processor seconds of an epoch: all of them, those of the refits, and those of the searches for features among
+    them; how many of each; and the features in force at the end."""
+
+    steps: int
+    seconds: float
+    refits: Watch
+    searches: Watch
+    names: list[str]
+
+
+def epoch(delta: Tensor, crowd: Crowd, annotators: int, enabled: bool) -> Epoch:
+    """An epoch of a run, but for the policy: its margins are given."""
     settings = EMSettings(label_model=LabelModelInTraining(enabled=enabled))
     flat, steps = crowd.votes, len(delta) // BATCH
 
@@ -59,41 +83,23 @@ def epoch(delta: Tensor, crowd: Crowd, annotators: int, enabled: bool) -> dict[s
         return Votes(flat.annotator[block].unsqueeze(-1), flat.sign[block].unsqueeze(-1))
 
     em = build_estimator(settings, annotators, len(delta), votes_of, crowd_of=lambda: crowd)
-    shares, seconds, search = [0.1, 0.5, 1.0], [], 0.0
-    for share in shares:
-        em.buffer.load(torch.where(torch.arange(len(delta)) % 10 < 10 * share, delta, torch.nan))
-        if em.label_model is not None:
-            began = time.process_time()
-            em.refit()  # with a search, the first time
-            search = search or time.process_time() - began
-            em.label_model._chosen_at = len(delta)
-        began = time.process_time()
-        em.refit()
-        seconds.append(time.process_time() - began)
-    refits = refit_steps(steps, settings.buffer.refit_every)
-    fits = sum(_between(shares, seconds, step / steps) for step in refits)
-    searches = 0 if em.label_model is None else len({int(math.log(step / 8, 4)) for step in refits})
-    valid, began = torch.ones(BATCH, dtype=torch.bool), time.process_time()
-    for pair in (torch.arange(100 * BATCH) % len(delta)).split(BATCH):
+    refits, searches = Watch(), Watch()
+    em.refit = refits.over(em.refit)
+    if em.label_model is not None:
+        em.label_model._choose = searches.over(em.label_model._choose)
+    order = torch.randperm(len(delta), generator=torch.Generator().manual_seed(1))
+    valid, seconds = torch.ones(BATCH, dtype=torch.bool), 0.0
+    for pair in order.split(BATCH)[:steps]:
         batch, margin = votes_of(pair), delta[pair]
+        began = time.process_time()
         w = em.posterior(margin, batch, pair)
+        em.bounded(batch, pair)
         add_evidence(em, pair, w, margin, batch, valid)
         em.exchange(lambda rows: rows)
-        em.buffer.record(pair, margin, keep_first=True)
-        em.rollback()
-    plain = (time.process_time() - began) / 100 * steps
+        em.commit()
+        seconds += time.process_time() - began
     names = [] if em.label_model is None else list(em.label_model.now.names[1:])
-    return {
-        "steps": steps, "plain": plain, "refits": len(refits), "fits": fits, "names": names,
-        "searches": searches, "search": searches * max(0.0, search - seconds[0]),
-    }  # fmt: skip
-
-
-def _between(at: list[float], values: list[float], share: float) -> float:
-    right = next((i for i, x in enumerate(at) if x >= share), len(at) - 1)
-    left = max(0, right - 1)
-    part = 0.0 if at[right] == at[left] else min(1.0, max(0.0, (share - at[left]) / (at[right] - at[left])))
-    return values[left] + part * (values[right] - values[left])
+    return Epoch(steps, seconds, refits, searches, names)
 
 
 def main() -> None:
@@ -108,14 +114,16 @@ def main() -> None:
     rows = {}
     for enabled in (False, True):
         found = epoch(delta, crowd, arguments.annotators, enabled)
-        whole = found["steps"] * arguments.step
-        rows[", ".join(found["names"]) or "reliabilities alone"] = [
-            f"{1e3 * found['plain'] / found['steps']:.2f} ms",
-            f"{found['refits']} in {found['fits']:.0f} s",
-            f"{found['searches']} in {found['search']:.0f} s",
-            f"{found['plain'] / whole:.2%}",
-            f"{(found['plain'] + found['fits'] + found['search']) / whole:.2%}",
+        whole, refits, searches = found.steps * arguments.step, found.refits, found.searches
+        plain = found.seconds - refits.seconds
+        rows[", ".join(found.names) or "reliabilities alone"] = [
+            f"{1e3 * plain / found.steps:.2f} ms",
+            f"{refits.calls} in {refits.seconds - searches.seconds:.1f} s",
+            f"{searches.calls} in {searches.seconds:.1f} s",
+            f"{plain / whole:.2%}",
+            f"{found.seconds / whole:.2%}",
         ]
+        print(rows, flush=True)
     heads = ["EM in a step", "refits", "searches", "share of a step", "share of the epoch"]
     text = table("features", heads, rows)
     print(text)

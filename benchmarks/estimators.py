@@ -31,6 +31,7 @@ from nemo_rpo.em import (
     standard_errors,
 )
 from nemo_rpo.em.fit.baselines import one_coin
+from nemo_rpo.em.fit.standard_error import skewed
 
 ANNOTATORS, LABELS, BATCH = 227, 10_000, 64
 POPULATION = (10.0, 2.5)
@@ -168,7 +169,7 @@ def coverage(worlds: list[Population]) -> str:
                 eta, fitted = found.eta, found.temperature.fitted
             else:
                 eta = sweep(delta, world.votes, 0.9).double()
-            error = standard_errors(delta, world.votes, eta, settings, scale_fitted=fitted)
+            error = skewed(standard_errors(delta, world.votes, eta, settings, scale_fitted=fitted), eta)
             occurs = world.votes.annotator.unique()
             off = (eta.logit() - world.eta.logit()).abs() <= 1.96 * error / (eta * (1 - eta))
             inside.append(off[occurs].double().mean().item())
@@ -198,11 +199,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--votes-per-pair", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--coverage", action="store_true", help="the intervals and the calibration of w alone")
     parser.add_argument("--write", help="replace the block of this setting in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    worlds = [draw(seed, arguments.votes_per_pair) for seed in range(arguments.seeds)]
+    worlds = [
+        draw(seed, arguments.votes_per_pair)
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    ]
     text = coverage(worlds) if arguments.coverage else report(worlds)
     print(text)
     if arguments.write:

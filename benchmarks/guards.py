@@ -19,6 +19,7 @@ from markdown_table import replace_block, table
 from torch import Tensor
 
 from nemo_rpo.em import EMSettings, Votes, estimate, evidence_of, full_batch_em, standard_errors, warn_all
+from nemo_rpo.em.fit.standard_error import skewed
 from nemo_rpo.em.guards import Agreed
 
 HELD_OUT = 400
@@ -108,10 +109,10 @@ def spoken(case: Case, seed: int) -> set[str]:
         temperature, eta = found.temperature, found.eta
         fitted = replace(settings, prior=found.prior, link_tau=temperature.value)
         if found.sweep is not None:
-            errors = standard_errors(delta, votes, eta, fitted, scale_fitted=temperature.fitted)
+            errors = skewed(standard_errors(delta, votes, eta, fitted, scale_fitted=temperature.fitted), eta)
     else:
         eta = full_batch_em(delta, votes, start, settings).eta
-        errors = standard_errors(delta, votes, eta, settings)
+        errors = skewed(standard_errors(delta, votes, eta, settings), eta)
     evidence = evidence_of(delta, votes, fitted)
     found = warn_all(eta, counts, settings.eta_init, evidence, errors, temperature, held_out)
     return {warned.guard for warned in found}

@@ -5,8 +5,8 @@
 Six judges look at 2,000 pairs. Their accuracies are .9, .85, .8, .7, .6 and .55; with probability π (0, .1, .2, .3, .4,
 .4, dealt at random) a judge says "first" whatever is there. *One opinion*: shown the other order, a judge still has the
 same opinion, as language models do. *Fresh*: he forms it anew. Every row goes through the package's own drawing of
-orders, collapse and label model, but for these baselines: *majority* of one verdict each, *order not told* (the label
-model without the order shown) and *two votes* (both orders as if they were two votes).
+orders, collapse and label model, but for these: *majority* of one verdict each, *order not told* (the label model
+without the order shown), and *two rows* (both verdicts stand in the votes file: the label model collapses them itself).
 
 Right: share of pairs on the side of whose posterior the truth is. Errors: the largest over the six judges, of accuracy
 (α + β)/2 and of position bias δ. Means over seeds ± standard error.
@@ -22,8 +22,8 @@ import numpy as np
 from markdown_table import replace_block, table
 
 from nemo_rpo.data.rows import Vote, VoteDetails
-from nemo_rpo.judging.believe import believe
-from nemo_rpo.judging.collect import Judged
+from nemo_rpo.judging.belief import believe
+from nemo_rpo.judging.collecting import Judged
 from nemo_rpo.judging.habits import habits_of
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.orders import shown
@@ -89,7 +89,7 @@ def one_world(seed: int, fresh: bool) -> dict[str, list[float]]:
     rows["one order"] = figures(world, found.p_a, found.habits)
     both = [world.judged(k, "both") for k in range(6)]
     twice = believe(_with_votes(world, both, slots=True), [])
-    rows["both orders: two votes"] = figures(world, twice.p_a, [habits_of(judged, twice.p_a) for judged in both])
+    rows["both orders: two rows"] = figures(world, twice.p_a, [habits_of(judged, twice.p_a) for judged in both])
     found = believe(world.pairs, both)
     rows["both orders: collapsed"] = figures(world, found.p_a, found.habits)
     return rows

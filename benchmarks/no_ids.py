@@ -1,6 +1,6 @@
 """Labels without ids, some of them flipped: the default estimator beside losses that are told, or guess, the noise.
 
-    python benchmarks/no_ids.py [--policy scorer|llama] [--seeds 5] [--flips 0.1 0.2] [--write docs/estimators.md]
+    python benchmarks/no_ids.py [--policy scorer|llama] [--seeds 5] [--flips 0.1 0.2] [--only RE-DPO] [--write FILE]
 
 Two worlds over the texts of the preference world (docs/preference_world.md), 6,000 pairs, three epochs in batches of
 64: ``sure``, where the better response of pairs that differ by 2 or more is labelled, and ``bt``, where the label of
@@ -15,13 +15,14 @@ flipped. Printed is the share of 2,000 fresh pairs (1,000 of the scorer) whose b
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -175,30 +176,33 @@ def interval_of(run: Run) -> tuple[float, float] | None:
     return 1 / (1 + math.exp(half - middle)), 1 / (1 + math.exp(-half - middle))
 
 
-def study(policy: str, kind: str, seeds: int, levels: list[float], first: int) -> str:
-    """The tables of one world in Markdown."""
-    accuracy: dict[tuple[str, float], list[float]] = {}
-    intervals: dict[float, list[tuple[tuple[float, float] | None, float]]] = {flips: [] for flips in levels}
-    for seed in range(first, first + seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            world = World(seed, kind, policy)
-            make, lr = _maker(policy, Path(folder), seed)
-            named = [(name, flips, *of) for flips in levels for name, of in methods(flips).items()]
-            runs = [Run(loss, world.labels(flips), settings) for _, flips, loss, settings in named]
-            found = train(world, make, runs, lr, seed)
-        for (name, flips, *_), run, share in zip(named, runs, found, strict=True):
-            accuracy.setdefault((name, flips), []).append(share)
-            if name == "RE-DPO":
-                intervals[flips].append((interval_of(run), world.right(flips)))
-        print(f"{policy} {kind} seed {seed} done", file=sys.stderr, flush=True)
-    heads = [f"{flips:.0%} flipped" for flips in levels]
-    body = {name: [_mean(accuracy[name, flips]) for flips in levels] for name in methods(levels[0])}
-    said = {"runs that estimate η": [], "… of which the 95 % interval covers": []}
-    for flips in levels:
-        stated = [(interval, truth) for interval, truth in intervals[flips] if interval]
-        said["runs that estimate η"].append(f"{len(stated)} of {len(intervals[flips])}")
-        said["… of which the 95 % interval covers"].append(str(sum(low <= t <= high for (low, high), t in stated)))
-    return table(f"{policy}, {kind}", heads, body | said)
+def measure(policy: str, kind: str, seed: int, levels: list[float], only: list[str]) -> dict[str, dict[str, Any]]:
+    """Of every level of flips: accuracies by method, the default's ``interval`` (or None), and the ``truth`` in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(seed, kind, policy)
+        make, lr = _maker(policy, Path(folder), seed)
+        named = [(name, flips, *of) for flips in levels for name, of in methods(flips).items() if name in only]
+        runs = [Run(loss, world.labels(flips), settings) for _, flips, loss, settings in named]
+        shares = train(world, make, runs, lr, seed)
+    found: dict[str, dict[str, Any]] = {}
+    for (name, flips, *_), run, share in zip(named, runs, shares, strict=True):
+        of_level = found.setdefault(str(flips), {"truth": world.right(flips)})
+        of_level[name] = share
+        if name == "RE-DPO":
+            of_level["interval"] = interval_of(run)
+    return found
+
+
+def report(policy: str, kind: str, seeds: list[dict[str, dict[str, Any]]], levels: list[float], only: list[str]) -> str:
+    """The table of one world in Markdown."""
+    columns = [[of_seed[str(flips)] for of_seed in seeds] for flips in levels]
+    body = {name: [_mean([found[name] for found in column]) for column in columns] for name in only}
+    said: dict[str, list[str]] = {"runs that estimate η": [], "… of which the 95 % interval covers": []}
+    for column in columns:
+        stated = [(*found["interval"], found["truth"]) for found in column if found["interval"]]
+        said["runs that estimate η"].append(f"{len(stated)} of {len(column)}")
+        said["… of which the 95 % interval covers"].append(str(sum(low <= t <= high for low, high, t in stated)))
+    return table(f"{policy}, {kind}", [f"{flips:.0%} flipped" for flips in levels], body | said)
 
 
 def _maker(policy: str, folder: Path, seed: int) -> tuple[Callable[[int], Policy], float]:
@@ -221,11 +225,30 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--flips", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4])
+    every = list(methods(0.1))
+    parser.add_argument("--only", nargs="+", choices=every, default=every, metavar="METHOD", help="RE-DPO is always in")
+    parser.add_argument("--save", type=Path, help="JSON of every run; a further call goes on from it")
     parser.add_argument("--write", help="replace the policy's block in a Markdown file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    asked = [arguments.policy, arguments.seeds, arguments.flips, arguments.first_seed]
-    text = "\n\n".join(study(asked[0], kind, *asked[1:]) for kind in arguments.worlds)
+    levels, first = arguments.flips, arguments.first_seed
+    only = [name for name in every if name in (*arguments.only, "RE-DPO")]
+    saved = {}
+    if arguments.save and arguments.save.exists():
+        saved = json.loads(arguments.save.read_text())
+    tables = []
+    for kind in arguments.worlds:
+        seeds = []
+        for seed in range(first, first + arguments.seeds):
+            key = json.dumps([arguments.policy, kind, seed, levels, only])
+            if key not in saved:
+                saved[key] = measure(arguments.policy, kind, seed, levels, only)
+                print(f"{arguments.policy} {kind} seed {seed} done", file=sys.stderr, flush=True)
+            seeds.append(saved[key])
+            if arguments.save:
+                arguments.save.write_text(json.dumps(saved))
+        tables.append(report(arguments.policy, kind, seeds, levels, only))
+    text = "\n\n".join(tables)
     print(text, flush=True)
     if arguments.write:
         replace_block(arguments.write, f"no ids, {arguments.policy}", text)

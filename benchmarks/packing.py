@@ -74,8 +74,9 @@ def main() -> None:
         ways = (None, Packing(budget, False), Packing(budget, True), Packing(budget, False, sequence_multiple_of=each))
         rows[f"{context}"] = [f"{texts / run_tokens(lengths, multiple, way):.3f}" for way in ways]
     heads = ("padded", "packed", "packed, one prompt", "packed for Transformer Engine")
-    mean = texts / len(used) / 2
-    said = f"{len(lengths):,} pairs, {mean:.0f} tokens a text on average, {TENSOR} tensor-parallel ranks."
+    said = (
+        f"{len(lengths):,} pairs, {texts / len(used) / 2:.0f} tokens a text on average, {TENSOR} tensor-parallel ranks."
+    )
     text = f"{said}\n\n{table('context-parallel ranks', heads, rows)}"
     print(text)
     if args.write:

@@ -1,24 +1,30 @@
 """RE-DPO beside the losses that model noise beforehand or at one rate, on the same files, side by side in one process.
 
-    python benchmarks/rivals.py [--seeds 5] [--write docs/losses.md]
+    python benchmarks/rivals.py [--seeds 5] [--first-seed 0] [--worlds sure bt] [--votes 1 3] [--write docs/losses.md]
 
 Every seed has a preference world of its own (``nemo_rpo.world``: twelve annotators, from .95 to .15 reliable), its
 votes one a pair or three a pair; every method starts from the same model, with the same order of pairs, the same
-learning rate and two epochs. rDPO and UDPO are told the true share of wrong labels. RGPO's consensus is the one-coin
-EM's over the votes, before training. FA-DPO begins at a flip rate of .1, and fits its own after the first epoch from
-the margins that each pair had when it was seen first; in these worlds flips depend on who labelled, not on the texts.
+learning rate and two epochs. ``sure``: annotators are right or wrong about the better response of pairs that differ
+by 2 or more. ``bt``: about a preference that is drawn from σ(difference), of pairs that differ by .5 or more.
+rDPO and UDPO are told the true share of wrong labels (``bt``: of those that deny the preference). RGPO's consensus is
+the one-coin EM's over the votes, before training. FA-DPO begins at a flip rate of .1, and fits its own after the
+first epoch from the margins that each pair had when it was seen first; in these worlds flips depend on who labelled,
+not on the texts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from many_policies import ManyAdams, ManyLlamas
 from markdown_table import replace_block, table
@@ -30,12 +36,14 @@ from nemo_rpo.em.fit.baselines import one_coin
 from nemo_rpo.em.fit.flip_rates import fit_flip_rates
 from nemo_rpo.losses import PairLogprobs, PreferenceLoss, build_loss
 from nemo_rpo.losses.families.estimated_noise import flip_features
-from nemo_rpo.world import WorldConfig, write_world
+from nemo_rpo.world import Language, WorldConfig, draw_pairs, write_world
+from nemo_rpo.world.language import stream
 from nemo_rpo.world.simulated_annotators import AnnotatorConfig
 
 BETA, LR, BATCH, EPOCHS, WARM_UP = 0.5, 4e-3, 64, 2, 10
-# Labels of each annotator, and votes a pair.
-WORLDS = {"one vote a pair": (400, 1), "three votes a pair": (600, 3)}
+# Votes a pair → title, and labels of each annotator.
+VOTES = {1: ("one vote a pair", 400), 3: ("three votes a pair", 600)}
+WORLDS = {"sure": 2.0, "bt": 0.5}  # name → least difference of qualities
 METHODS = ("DPO", "rDPO, true ε", "UDPO, true ε", "Dr. DPO", "FA-DPO", "RGPO", "RE-DPO")
 
 
@@ -51,17 +59,24 @@ class Task:
     wrong: float
 
     @classmethod
-    def make(cls, folder: Path, seed: int, labels: int, votes_a_pair: int) -> Task:
+    def make(cls, folder: Path, seed: int, kind: str, labels: int, votes_a_pair: int) -> Task:
         """``labels`` of each of the twelve annotators."""
         annotators = AnnotatorConfig(labels=labels, labels_per_pair=votes_a_pair)
-        truth = write_world(folder, WorldConfig(seed=seed, annotators=annotators))
+        config = WorldConfig(seed=seed, min_gap=WORLDS[kind], annotators=annotators)
+        truth = write_world(folder, config)
+        # The world's own pairs once more, for how much they differ.
+        language = Language(config.language, seed)
+        pairs = draw_pairs(language, annotators.pairs, config.min_gap, stream(seed, "train"))
+        drawn = np.random.default_rng([seed, 1]).random(len(pairs)) < 1 / (1 + np.exp(-pairs.gap))
+        preferred = drawn if kind == "bt" else np.ones(len(pairs), dtype=bool)
         tokenizer = AutoTokenizer.from_pretrained(folder / "model")
         chosen, rejected, annotator, sign = [], [], [], []
         names = {name: k for k, name in enumerate(annotators.ids)}
-        for row in map(json.loads, (folder / "train.jsonl").read_text().splitlines()):
+        rows = map(json.loads, (folder / "train.jsonl").read_text().splitlines())
+        for row, kept in zip(rows, preferred, strict=True):
             votes = row.get("votes") or [{"annotator": row["annotator"], "vote": "a"}]
             texts = [row.get("response_a") or row["chosen"], row.get("response_b") or row["rejected"]]
-            cast = [1 if vote["vote"] == "a" else -1 for vote in votes]
+            cast = [(1 if vote["vote"] == "a" else -1) * (1 if kept else -1) for vote in votes]
             if sum(cast) < 0:  # as the engine has it: chosen is what most say
                 texts, cast = texts[::-1], [-said for said in cast]
             chosen.append((row["prompt"], texts[0])), rejected.append((row["prompt"], texts[1]))
@@ -155,26 +170,28 @@ def _fitted(task: Task, first: Tensor, reference: Sequence[Tensor]) -> Preferenc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--votes", type=int, nargs="+", default=[1, 3], help="votes a pair, a column each")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--votes", type=int, nargs="+", choices=VOTES, default=list(VOTES), help="votes a pair")
     parser.add_argument("--write", metavar="DOC", help="document whose block 'rivals' takes the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    worlds = {title: world for title, world in WORLDS.items() if world[1] in args.votes}
     rows: dict[str, list[str]] = {name: [] for name in METHODS}
     heads = []
-    for title, (labels, votes_a_pair) in worlds.items():
+    for kind, votes_a_pair in itertools.product(args.worlds, args.votes):
+        title, labels = VOTES[votes_a_pair]
         found: dict[str, list[float]] = {name: [] for name in METHODS}
         wrong = []
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             with tempfile.TemporaryDirectory() as folder:
-                task = Task.make(Path(folder), seed, labels, votes_a_pair)
+                task = Task.make(Path(folder), seed, kind, labels, votes_a_pair)
                 wrong.append(task.wrong)
                 for name, value in train(task, seed).items():
                     found[name].append(value)
-            print(title, seed, {name: round(values[-1], 3) for name, values in found.items()}, flush=True)
-        heads.append(f"{title}, {statistics.mean(wrong):.0%} of the labels wrong")
+            print(kind, title, seed, {name: round(values[-1], 3) for name, values in found.items()}, flush=True)
+        heads.append(f"{kind}, {title}, {statistics.mean(wrong):.0%} of the labels wrong")
         for name, values in found.items():
-            spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
             rows[name].append(f"{statistics.mean(values):.3f} ± {2 * spread:.3f}")
     text = f"Accuracy on clean pairs, mean of {args.seeds} worlds ± two standard errors.\n\n{table('', heads, rows)}"
     print(f"\n{text}")

@@ -45,11 +45,12 @@ class FakeServer:
     """Serves ``answer(path, body, number)``; ``number`` counts requests of the same body from 0.
 
     Attributes:
-        seen: bodies of all requests, in order.
+        seen, keys: bodies of all requests, in order, and what they were authorised by.
     """
 
     def __init__(self, answer: Callable[[str, Body, int], Answer], port: int = 0) -> None:
         self.seen: list[Body] = []
+        self.keys: list[str | None] = []
         counts, lock = Counter(), threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +66,7 @@ class FakeServer:
                     number = counts[key]
                     counts[key] += 1
                     self.seen.append(body)
+                    self.keys.append(handler.headers["Authorization"])
                 handler.reply(answer(handler.path, body, number))
 
             def reply(handler, found: Answer) -> None:

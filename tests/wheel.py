@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def main(pythons: list[str]) -> int:
         folder = Path(scratch)
         wheel = build(folder)
         votes = write_votes(folder / "votes.csv")
+        pythons = [python if runs(python) else beside_the_shim(python) for python in pythons]
         found = [python for python in pythons if runs(python)]
         for python in pythons:
             if python in found:
@@ -40,6 +42,14 @@ def runs(python: str) -> bool:
     return there is not None and subprocess.run([there, "-c", ""], capture_output=True).returncode == 0
 
 
+def beside_the_shim(python: str) -> str:
+    """pyenv's newest interpreter of that name, where its shim is one for a version that is not switched on."""
+    name = Path(python).name
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    places = sorted(versions.glob(f"*/bin/{name}"), key=lambda path: [int(x) for x in re.findall(r"\d+", str(path))])
+    return str(places[-1]) if places else python
+
+
 def build(folder: Path) -> Path:
     """From a copy, so that a checkout is left as it was."""
     copy = folder / "checkout"
@@ -53,7 +63,7 @@ def build(folder: Path) -> Path:
 
 def install_and_run(folder: Path, python: str, wheel: Path, votes: Path) -> None:
     began = time.monotonic()
-    home = folder / Path(python).name
+    home = Path(tempfile.mkdtemp(prefix=f"{Path(python).name}-", dir=folder))  # two may share their last name
     call([python, "-m", "venv", home])
     own = home / "bin" / "python"
     call([own, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel])

@@ -56,6 +56,11 @@ def train(args: argparse.Namespace, run: Path, data: Path, *overrides: str) -> N
          *ONE_RANK, *values, *overrides)  # fmt: skip
 
 
+def right(lead: float, gold: str) -> float:
+    """1 where a lead of a over b is on the side of the gold label, a half without a lead, else 0."""
+    return 0.5 if not lead else float((lead > 0) == (gold == "a"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -92,19 +97,18 @@ def main() -> None:
 
     held = {str(row["pair_id"]) for row in rows[args.anchors :]}
     said: dict[str, list[float]] = {}
+    lead = dict.fromkeys(held, 0)
     for verdict in read_table(judged / "verdicts.parquet")[0]:
-        if verdict["pair"] in held:
-            right = (
-                0.5
-                if verdict["said"] in (None, "tie")
-                else (verdict["said"] == "first") == (gold[verdict["pair"]] == "a")
-            )
-            said.setdefault(verdict["judge"], []).append(float(right))
+        if (pair := verdict["pair"]) in held:
+            vote = {"first": 1, "second": -1}.get(verdict["said"], 0)  # of judges without an order, first is a
+            said.setdefault(verdict["judge"], []).append(right(vote, gold[pair]))
+            lead[pair] += vote
     believed = [row for row in read_table(judged / "believed.parquet")[0] if row["pair_id"] in held]
-    said["posteriors"] = [float((row["p_a"] > 0.5) == (gold[row["pair_id"]] == "a")) for row in believed]
+    said["majority"] = [right(vote, gold[pair]) for pair, vote in lead.items()]
+    said["posteriors"] = [right(row["p_a"] - 0.5, gold[row["pair_id"]]) for row in believed]
     print("\nright on the gold labels that were kept back")
-    for name, right in said.items():
-        print(f"  {name:14} {sum(right) / len(right):.3f} of {len(right)}")
+    for name, values in said.items():
+        print(f"  {name:14} {sum(values) / len(values):.3f} of {len(values)}")
     train(args, args.out / "policy", judged / "votes.jsonl")
     accuracy = [row["acc"] for row in read_metrics(args.out / "policy") if row["split"] == "val"]
     print(f"\na policy trained on votes.jsonl: {accuracy[-1]:.3f} of the gold pairs that the judges looked at")

@@ -7,8 +7,10 @@ Prints which share of the training pairs' gold labels is found by
     posterior        what the run ended with (posteriors.parquet)
     one_coin         the one-coin EM on the same votes, without a model
     one_coin_fitted  the same, under a prior fitted to the workers as ``estimator: buffer`` fits it
+    majority         most votes
+    anchors          the label model that is told the gold labels of 40 pairs, of the others
 
-and on how many pairs the first is right where each of the others is wrong, and the reverse, with McNemar's test.
+and on how many pairs the first is right where each EM without a model is wrong, and the reverse, with McNemar's test.
 """
 
 import argparse
@@ -24,8 +26,12 @@ from torch import Tensor
 
 from nemo_rpo.em import BufferSettings, EMSettings, Votes, estimate, posterior
 from nemo_rpo.em.fit.baselines import one_coin
+from nemo_rpo.em.label_model import fit_label_model
+from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
+from nemo_rpo.em.label_model.reported import MODEL
 
 BASELINES = ("one_coin", "one_coin_fitted")
+ANCHORS = 40
 
 
 class Labelled(NamedTuple):
@@ -44,8 +50,9 @@ class Labelled(NamedTuple):
 
 
 def label_accuracy(posteriors: Path, train: Path) -> dict[str, Any]:
-    """Shares of gold labels found, by ``posterior`` and by each of :data:`BASELINES` (an undecided pair is half found),
-    the number of ``pairs`` with a gold label, and ``against`` each baseline the pairs (won, lost) by the posterior.
+    """Shares of gold labels found, by ``posterior``, each of :data:`BASELINES`, ``majority`` and ``anchors`` (an
+    undecided pair is half found), the number of ``pairs`` with a gold label, and ``against`` each baseline the pairs
+    (won, lost) by the posterior.
     """
     labelled = read_labelled(posteriors, train)
     right = {name: _right(w, labelled.gold) for name, w in _estimates(labelled).items()}
@@ -54,7 +61,8 @@ def label_accuracy(posteriors: Path, train: Path) -> dict[str, Any]:
         name: (int(((ours == 1) & (right[name] == 0)).sum()), int(((ours == 0) & (right[name] == 1)).sum()))
         for name in BASELINES
     }
-    return {"pairs": len(ours), **{name: float(found.mean()) for name, found in right.items()}, "against": against}
+    shares = {name: float(np.nanmean(found)) if len(found) else math.nan for name, found in right.items()}
+    return {"pairs": len(ours), **shares, "against": against}
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -109,7 +117,21 @@ def _estimates(labelled: Labelled) -> dict[str, Tensor]:
         "posterior": labelled.w,
         "one_coin": one_coin(votes, workers, settings).w,
         "one_coin_fitted": posterior(silent, votes, fitted.logit()),
+        "majority": votes.share(),
+        "anchors": _with_anchors(labelled),
     }
+
+
+def _with_anchors(labelled: Labelled) -> Tensor:
+    """The label model's posteriors [P] with the gold labels of :data:`ANCHORS` random pairs; nan of those pairs."""
+    gold = torch.from_numpy(labelled.gold)
+    known = gold.nonzero().squeeze(-1)
+    told = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:ANCHORS]]
+    anchors = torch.zeros_like(gold)
+    anchors[told] = gold[told]
+    settings = LabelModelSettings(bootstrap=0)
+    fit = fit_label_model(labelled.votes, labelled.workers, gold=anchors, settings=settings)
+    return fit.estimates[MODEL].index_fill(0, told, math.nan)
 
 
 def _right(w: Tensor, gold: np.ndarray) -> np.ndarray:
@@ -126,6 +148,7 @@ def main() -> None:
     args = parser.parse_args()
     found = label_accuracy(args.run / "posteriors.parquet", args.train)
     print(f"posterior        {found['posterior']:.3f} of {found['pairs']:,}")
+    print(f"majority         {found['majority']:.3f}\nanchors          {found['anchors']:.3f}")
     for name in BASELINES:
         won, lost = found["against"][name]
         print(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
+from nemo_rpo.counting import counted
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.data.files.write import write_csv
@@ -101,10 +102,10 @@ class _LeftOut:
         """What to tell the user."""
         found = []
         if total := self.counts.total():
-            found.append(f"{total:,} rows cannot be read and were left out; nemo-rpo validate shows all of them:")
+            found.append(f"{counted(total, 'row')} left out, not readable; nemo-rpo validate shows all of them:")
             found += [f"  {line}" for line in self.quoted]
         if self.gold_unknown:
-            found.append(f"{self.gold_unknown:,} gold labels are for pairs that nobody labelled")
+            found.append(f"left out: {counted(self.gold_unknown, 'gold label')} of pairs that nobody labelled")
         return [*found, *self.notes]
 
 
@@ -129,8 +130,8 @@ def _read(args: argparse.Namespace) -> tuple[VoteTable, _LeftOut]:
         from nemo_rpo.conversion.relabelling import read_relabelled
 
         added, blank = read_relabelled(args.relabelled, reader)
-        without = f", {blank:,} tasks without an answer" if blank else ""
-        left_out.notes.append(f"{added:,} votes of the relabelled files count too{without}")
+        without = f"; {counted(blank, 'task')} without an answer" if blank else ""
+        left_out.notes.append(f"added: {counted(added, 'vote')} of the relabelled files{without}")
     return reader.close(), left_out
 
 
@@ -164,7 +165,7 @@ def _write_next(result: Reliability, args: argparse.Namespace) -> str:
         raise ConfigError("no label is within --budget")
     written = write_next(args.next_out, labels, args.data, row_format(args), tool, args.overwrite)
     cost = f" for {sum(label.price for label in labels):g}" if prices else ""
-    return f"{args.next_out}: {written:,} labels to buy{cost}; read the answers back with --relabelled"
+    return f"{args.next_out}: {counted(written, 'label')} to buy{cost}; read the answers back with --relabelled"
 
 
 def _first(left_out: _LeftOut) -> str:

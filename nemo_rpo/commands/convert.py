@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
-from nemo_rpo.conversion import WRITERS, convert
+from nemo_rpo.conversion import WRITERS, WRITERS_OF_ALONE, convert
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import printable
 
 
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments to its parser."""
     add = parser.add_argument
     add("data", nargs="+", metavar="DATA", help=FILES)
-    add("--to", required=True, choices=tuple(WRITERS), help="layout to write")
+    add("--to", required=True, choices=(*WRITERS, *WRITERS_OF_ALONE), help="layout to write")
     add(
         "--out",
         required=True,
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what was written and what was lost."""
     done = convert(args.data, args.to, args.out, row_format(args), args.overwrite)
-    print(f"{args.out}: {done.written:,} rows, from {done.pairs:,} pairs in {done.rows:,} rows")
+    print(
+        f"{args.out}: {counted(done.written, 'row')}, from {counted(done.pairs, 'pair')} in {counted(done.rows, 'row')}"
+    )
     for what, count in done.lost.items():
         if count:
-            print(printable(f"left out: {count:,} {what}"))
+            print(printable(f"left out: {what}: {count:,}"))

@@ -11,6 +11,7 @@ from nemo_rpo.commands import on_ranks
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.counting import counted
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
@@ -40,7 +41,7 @@ def print_dry_run(args: argparse.Namespace) -> None:
     read, start = setup.cache_spec(cfg, "train"), setup.starting_point(cfg)
     tokenizer = PreferenceTokenizer.load(read.tokenizer)
     architecture = (
-        setup.stored_architecture(start) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
+        setup.stored_architecture(start, cfg) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)
     )
     bad: list[DataError] = []
     votes = read_votes(read.paths, read.keys, bad.append)
@@ -52,7 +53,8 @@ def print_dry_run(args: argparse.Namespace) -> None:
     schedule = Schedule.of(cfg.trainer.dpo, pairs // cfg.model.global_batch_size)
     length = _mean_length(read, tokenizer)
     facts = {
-        "train data": f"{pairs:,} pairs, {len(votes):,} labels of {len(votes.annotators):,} annotators",
+        "train data": f"{counted(pairs, 'pair')}, {counted(len(votes), 'label')} of "
+        + counted(len(votes.annotators), "annotator"),
         **({"unreadable rows": f"{len(bad):,}, the first {bad[0]}"} if bad else {}),
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
         "tokens a text": f"{length:,.0f} on average, prompt and response (the first {_SAMPLE} rows)",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_rpo.commands.on_ranks import check_run, fewest_ranks
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.config.loss import base_loss
+from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
@@ -193,7 +194,8 @@ def _text(result: dict[str, Any], summary: str, compared: Comparison | None) -> 
     from nemo_rpo.evaluation.judgements import FIGURES
 
     yield f"{result['checkpoint']} on {result['data']}\n{summary}"
-    counts = f"{result['labels']:,} labels of {result['pairs']:,} pairs, {result['prompts']:,} prompts"
+    labels, pairs, prompts = (counted(result[f"{what}s"], what) for what in ("label", "pair", "prompt"))
+    counts = f"{labels} of {pairs}, {prompts}"
     yield f"{counts}; link of {result['loss']}"
     yield from (f"note: {note}" for note in result["notes"])
     yield format_table(["", "value", "95 % interval"], [[name, *_interval(result[name])] for name in FIGURES])
@@ -221,8 +223,9 @@ def _text(result: dict[str, Any], summary: str, compared: Comparison | None) -> 
         rows = [[name, *_interval(found, "+")] for name, found in comparison["differences"].items()]
         table = format_table([f"less {comparison['with']}", "difference", "95 % interval"], rows)
         yield (
-            f"{table}\n{compared.labels:,} labels of {compared.prompts:,} prompts; right where the other is not: "
-            f"{compared.won:,}, the other way round: {compared.lost:,}; p = {compared.p_value:.4f} (permutation test)"
+            f"{table}\n{counted(compared.labels, 'label')} of {counted(compared.prompts, 'prompt')}; right where the "
+            f"other is not: {compared.won:,}, the other way round: {compared.lost:,}; p = "
+            f"{compared.p_value:.4f} (permutation test)"
         )
 
 
@@ -244,7 +247,7 @@ def _answer(args: argparse.Namespace, target: Target) -> None:
     if os.environ.get("RANK", "0") == "0":
         name = args.name or args.checkpoint.resolve().name
         write_answers(args.out, args.generate, questions, answers, name)
-        print(f"{args.out}: {len(questions):,} answers")
+        print(f"{args.out}: {counted(len(questions), 'answer')}")
 
 
 def _sample(args: argparse.Namespace, target: Target, settings: SpeakingSettings) -> None:
@@ -257,4 +260,7 @@ def _sample(args: argparse.Namespace, target: Target, settings: SpeakingSettings
             for record in records:
                 write(record)
         finished = Counter(record["finish"] for record in records)
-        print(f"{args.out}: {len(records):,} samples, " + ", ".join(f"{n:,} {how}" for how, n in finished.items()))
+        print(
+            f"{args.out}: {counted(len(records), 'sample')}, "
+            + ", ".join(f"{n:,} {how}" for how, n in finished.items())
+        )

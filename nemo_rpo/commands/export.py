@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.export.cleaned import LAYOUTS, ExportSettings, Wrong
 
@@ -73,7 +74,7 @@ def _doubtful(args: argparse.Namespace, found: Run) -> None:
 
     source = Source(found, args.data)
     count = write_doubtful(found, source, args.out, args.limit, args.threshold, args.blind, args.overwrite)
-    print(f"{args.out}: {count:,} labels, the most doubtful first; fill in relabel with a, b or tie")
+    print(f"{args.out}: {counted(count, 'label')}, the most doubtful first; fill in relabel with a, b or tie")
 
 
 def _data(args: argparse.Namespace, found: Run) -> None:
@@ -84,13 +85,13 @@ def _data(args: argparse.Namespace, found: Run) -> None:
     relabelled = read_relabelled(args.relabelled, found, args.relabelled_as) if args.relabelled else None
     settings = ExportSettings(args.to, args.wrong, args.threshold, args.win_rates)
     cleaning = write_cleaned(found, source, args.out, settings, relabelled, args.overwrite)
-    print(f"{args.out}: {cleaning.written:,} rows")
+    print(f"{args.out}: {counted(cleaning.written, 'row')}")
     print("labels: " + ", ".join(f"{count:,} {what}" for what, count in sorted(cleaning.done.items())))
     if relabelled and relabelled.unanswered:
-        print(f"{args.relabelled}: {relabelled.unanswered:,} rows without an answer, left as they were")
+        print(f"{args.relabelled}: {counted(relabelled.unanswered, 'row')} without an answer, nothing changed there")
     for what, count in cleaning.lost.items():
         if count:
-            print(f"left out: {count:,} {what}")
+            print(f"left out: {what}: {count:,}")
 
 
 def _group(args: argparse.Namespace, found: Run) -> None:
@@ -100,11 +101,11 @@ def _group(args: argparse.Namespace, found: Run) -> None:
     group = check_group(found, args.group)
     settings = ExportSettings(args.to)
     written = write_group_labels(found, Source(found, args.data), group, args.out, settings, args.overwrite)
-    print(f"{args.out}: {written.written:,} rows, the preferences of group {args.group}")
+    print(f"{args.out}: {counted(written.written, 'row')}, the preferences of group {args.group}")
     print("pairs: " + ", ".join(f"{count:,} {what}" for what, count in sorted(written.done.items())))
     for what, count in written.lost.items():
         if count:
-            print(f"left out: {count:,} {what}")
+            print(f"left out: {what}: {count:,}")
 
 
 def _annotators(args: argparse.Namespace, found: Run) -> None:

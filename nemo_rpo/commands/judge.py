@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Judges, prints the judges, and writes what they said."""
     from nemo_rpo.data.files.write import write_csv
-    from nemo_rpo.judging.believe import believe, write_believed
-    from nemo_rpo.judging.collect import collect, judges_from
+    from nemo_rpo.judging.belief import believe, write_believed
+    from nemo_rpo.judging.collecting import collect, judges_from
     from nemo_rpo.judging.judged_pairs import pairs_to_judge, write_votes
     from nemo_rpo.judging.judging_settings import read_judges
     from nemo_rpo.judging.wording import as_rows, as_text

@@ -10,6 +10,7 @@ from nemo_rpo.config.adapters.adapter_size import adapter_weights
 from nemo_rpo.config.experts.expert_shape import check_expert_layout
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.planning.hardware import MEMORY, Hardware, hardware_named
 from nemo_rpo.planning.models import MODELS, architecture_named, total_weights
@@ -70,9 +71,10 @@ def run(args: argparse.Namespace) -> None:
     schedule = Schedule.of(cfg.trainer.dpo, batches)
     found = sizes(cfg, architecture, hardware, args.gpus, length)
     print(
-        f"{args.model}, {total_weights(architecture) / 1e9:.2f}e9 weights: {args.pairs:,} pairs, "
-        f"{schedule.total_steps:,} steps of {cfg.model.global_batch_size}, {length} tokens a text, on {hardware.name} "
-        f"at {hardware.utilisation:.0%} of {hardware.peak / 1e12:.0f} TFLOP/s.{_adapters(cfg, architecture)}\n"
+        f"{args.model}, {total_weights(architecture) / 1e9:.3g} billion weights: {counted(args.pairs, 'pair')}, "
+        f"{counted(schedule.total_steps, 'step')} of {cfg.model.global_batch_size}, {length} tokens a text, on "
+        f"{hardware.name} at {hardware.utilisation:.0%} of {hardware.peak / 1e12:.0f} TFLOP/s."
+        f"{_adapters(cfg, architecture)}\n"
         "By formula: nothing here was measured."
     )
     print(as_table(found, schedule.total_steps))

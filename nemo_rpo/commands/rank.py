@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
+from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import ComparisonFormat, Leaderboard, RankSettings, Standing, leaderboard, read_comparisons
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:
     ties = f", ties with ν = {board.tie_strength:.3f}" if board.tie_strength else ""
-    yield f"{board.comparisons:,} comparisons of {len(board.players):,} players{ties}"
+    yield f"{counted(board.comparisons, 'comparison')} of {counted(len(board.players), 'player')}{ties}"
     header = ["player", "rank", "score", "interval", "rating", "wins", "losses", "ties", *compare]
     yield format_table(header, [_cells(player, compare) for player in board.players[:_SHOWN]]) + _more(board.players)
     if board.annotators:

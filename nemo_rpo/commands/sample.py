@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from nemo_rpo.data.files.read import as_paths
     from nemo_rpo.data.files.stage import fingerprint
     from nemo_rpo.sampling.canary import HuggingFaceReference
-    from nemo_rpo.sampling.collect import asks_for, collect, read_prompts
+    from nemo_rpo.sampling.collecting import asks_for, collect, read_prompts
     from nemo_rpo.sampling.server_sampler import ServerSampler
 
     logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -18,8 +18,9 @@ class GPTArchitecture:
     """What has to be known to build the model; sizes are global, before any tensor or pipeline split.
 
     ``rope_scaling`` holds Llama-3.1's frequency scaling (``factor``, ``low_freq_factor``, ``high_freq_factor``,
-    ``original_max_position_embeddings``) or is empty. ``experts`` stand instead of the MLP of their layers; None: there
-    are none. The other defaults are those of ``model.*``.
+    ``original_max_position_embeddings``) or is empty. ``experts`` stand instead of the MLP of their layers, and where
+    all layers have some ``ffn_hidden_size`` is theirs; None: there are none. The other defaults are those of
+    ``model.*``.
     """
 
     num_layers: int
@@ -43,6 +44,11 @@ class GPTArchitecture:
     share_embeddings_and_output_weights: bool = ModelConfig.share_embeddings_and_output_weights
     init_method_std: float = ModelConfig.init_method_std
     experts: Experts | None = None
+
+    def __post_init__(self) -> None:
+        if self.experts is not None and self.experts.moe_layer_freq == 1:
+            # No layer has the other width, and two files of one model may give it differently.
+            object.__setattr__(self, "ffn_hidden_size", self.experts.moe_ffn_hidden_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json``."""

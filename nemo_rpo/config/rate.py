@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_rpo.config.schema import SchedConfig
+from nemo_rpo.counting import counted
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,20 @@ class RateSchedule:
         if self.peak > self.total:
             found.append(
                 f"the learning rate never reaches model.optim.lr: {block}.warmup_steps={sched.warmup_steps}, and the "
-                f"run has {_steps(self.total)}, the last at {self.total / self.peak:.0%} of it. Lower warmup_steps"
+                f"run has {counted(self.total, 'step')}, the last at {self.total / self.peak:.0%} of it. Lower "
+                "warmup_steps"
             )
         elif sched.name != "constant" and self.end == self.peak + 1 <= self.total:
             found.append(
                 f"the learning rate leaves model.optim.lr after one step: {block} has warmup_steps={sched.warmup_steps}"
-                f" and constant_steps={sched.constant_steps} of {_steps(sched.max_steps or self.total)}. Lower "
-                "constant_steps"
+                f" and constant_steps={sched.constant_steps} of {counted(sched.max_steps or self.total, 'step')}. "
+                "Lower constant_steps"
             )
         at_zero = self.total + 1 - self.end if sched.min_lr == 0 and sched.name != "constant" else 0
         if at_zero > 0:
             found.append(
-                f"the last {_steps(at_zero)} train nothing: {block}.min_lr is 0 there (constant_steps="
-                f"{sched.constant_steps}, max_steps={sched.max_steps}, the run has {_steps(self.total)}). Set min_lr, "
-                "or lower constant_steps"
+                f"the last {counted(at_zero, 'step')} train nothing: {block}.min_lr is 0 there (constant_steps="
+                f"{sched.constant_steps}, max_steps={sched.max_steps}, the run has {counted(self.total, 'step')}). Set "
+                "min_lr, or lower constant_steps"
             )
         return found
-
-
-def _steps(count: int) -> str:
-    return f"{count:,} step{'s' * (count != 1)}"

@@ -263,6 +263,9 @@ class ModelConfig(ExpertSettings):
     activations_checkpoint_method: Literal["uniform", "block"] | None = None
     activations_checkpoint_num_layers: Count | None = None
     encoder_seq_length: Count = 1024
+    # Who builds the model, reads its weights and exports it: this package, or Megatron-Bridge, whose architectures are
+    # more (docs/megatron_bridge.md).
+    provider: Literal["nemo_rpo", "megatron_bridge"] = "nemo_rpo"
     # The architecture: read from the checkpoint where there is one.
     max_position_embeddings: Count | None = None
     num_layers: Count | None = None

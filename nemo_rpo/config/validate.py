@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from nemo_rpo.config.adapters.adapter_checks import check_adapters
+from nemo_rpo.config.checks.provider_checks import check_provider
 from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
 from nemo_rpo.config.loss import base_loss
@@ -15,9 +16,9 @@ from nemo_rpo.config.precision import check_precision
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import check_splits
 from nemo_rpo.config.types import Mismatch, convert, hints_of
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.losses.columns import COLUMNS
-from nemo_rpo.losses.reduction import Mean
 
 
 def validate_config(cfg: RunConfig) -> None:
@@ -28,6 +29,7 @@ def validate_config(cfg: RunConfig) -> None:
     """
     _check_values(cfg, "")
     cfg.model.rpo.validate()
+    check_provider(cfg)
     _check_policies(cfg)
     check_adapters(cfg)
     _check_router_losses(cfg)
@@ -101,8 +103,9 @@ def _check_packed_batch(cfg: RunConfig, data_parallel: int) -> None:
         pairs, stages = model.global_batch_size // data_parallel, model.pipeline_model_parallel_size
         if pairs < stages:
             raise ConfigError(
-                f"model.global_batch_size={model.global_batch_size} is {pairs} pairs on every rank; the interleaved "
-                f"schedule needs a micro-batch for each of model.pipeline_model_parallel_size={stages} stages"
+                f"model.global_batch_size={model.global_batch_size} is {counted(pairs, 'pair')} on every rank; the "
+                "interleaved schedule needs a micro-batch for each of "
+                f"model.pipeline_model_parallel_size={stages} stages"
             )
 
 
@@ -197,6 +200,11 @@ def _check_policies(cfg: RunConfig) -> None:
             f"model.rpo.reference=cached keeps one log-prob a response, and the loss '{loss.name}' compares with the "
             f"reference token by token ({', '.join(finer)}): set it to swapped or resident"
         )
+    if cfg.model.rpo.reference == "cached" and "mismatched_kl" in loss.needs:
+        raise ConfigError(
+            f"model.rpo.reference=cached keeps log-probs of the data's own completions, and the loss '{loss.name}' "
+            "asks the reference for others too: set it to swapped or resident, or model.rpo.base_loss to bco"
+        )
     if cfg.model.rpo.embedding_width % 2:
         raise ConfigError(f"model.rpo.embedding_width={cfg.model.rpo.embedding_width} must be even")
     _check_kl(cfg)
@@ -208,9 +216,14 @@ def _check_policies(cfg: RunConfig) -> None:
 
 
 def _check_router_losses(cfg: RunConfig) -> None:
-    loss, model = base_loss(cfg.model), cfg.model
+    model = cfg.model
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
-        if getattr(model, name) and not isinstance(loss.reduction, Mean):
+        if not getattr(model, name):
+            continue
+        from nemo_rpo.losses.reduction import Mean  # torch, which the settings are read without
+
+        loss = base_loss(model)
+        if not isinstance(loss.reduction, Mean):
             raise ConfigError(
                 f"model.{name}={getattr(model, name):g}: the loss '{loss.name}' is no mean over pairs and scales all "
                 "gradients after the step, those of the router's loss too; set it to 0"

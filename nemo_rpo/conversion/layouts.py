@@ -11,6 +11,7 @@ from nemo_rpo.conversion.pieces import (
     GOLD,
     TIES,
     UNLABELLED,
+    UP_DOWN,
     WORDS,
     Fields,
     Writer,
@@ -23,6 +24,7 @@ from nemo_rpo.conversion.pieces import (
 )
 from nemo_rpo.conversion.tools import argilla, crowd_kit, label_studio, vote_rows
 from nemo_rpo.data.rows import Messages, Text, Vote
+from nemo_rpo.errors import DataError
 
 _SIDES = {1: "chosen", -1: "rejected"}
 
@@ -122,6 +124,53 @@ def rankings(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
         }
 
 
+def unpaired(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
+    """A row a signed label on a completion; of a pair two, the better completion a good one and the other a bad one."""
+    for vote in _signed(pair, lost):
+        good, bad = _sides(pair, vote)
+        judged = ((good, True), (bad, False)) if not pair.alone else ((pair.first, vote.sign > 0),)
+        gold = {} if pair.gold is None else {"gold": UP_DOWN[pair.gold]}
+        if not pair.alone:
+            lost[GOLD] += pair.gold is not None
+            lost["votes with details beside them (they speak of two responses)"] += bool(known(vote.details, _SIDES))
+            lost["side columns (they speak of two responses)"] += bool(pair.columns)
+        for completion, label in judged:
+            yield {
+                **(identified(pair) if pair.alone else {}),
+                "prompt": pair.prompt,
+                "completion": completion,
+                "label": label,
+                **named(vote),
+                **(known(vote.details, {}) | gold if pair.alone else {}),
+                **of_topic(pair),
+                **pair.given,
+            }
+
+
+def unpaired_votes(pair: MergedPair, lost: Counter) -> Iterator[Fields]:
+    """A row a completion judged alone, with all its votes.
+
+    Raises:
+        DataError: a pair: whoever prefers one of two has not said that either is good.
+    """
+    if not pair.alone:
+        raise DataError(
+            f"{pair.where}: layout unpaired_votes holds completions judged alone, and this is a pair: convert to "
+            "unpaired, which takes the better one for good and the other for bad"
+        )
+    cast = [{**named(vote), "vote": UP_DOWN[vote.sign], **known(vote.details, {})} for vote in pair.votes]
+    gold = {} if pair.gold is None else {"gold": UP_DOWN[pair.gold]}
+    yield {
+        **identified(pair),
+        "prompt": pair.prompt,
+        "completion": pair.first,
+        "votes": cast,
+        **gold,
+        **of_topic(pair),
+        **pair.given,
+    }
+
+
 # The other layouts are those of data sets that were published once: they are read.
 WRITERS: dict[str, Writer] = {
     "votes": votes,
@@ -135,6 +184,22 @@ WRITERS: dict[str, Writer] = {
     "argilla": argilla,
     "crowd_kit": crowd_kit,
 }
+# Layouts of completions judged alone, which no layout of pairs holds.
+WRITERS_OF_ALONE: dict[str, Writer] = {"unpaired": unpaired, "unpaired_votes": unpaired_votes}
+
+
+def records_of(pair: MergedPair, to: str, lost: Counter) -> Iterator[Fields]:
+    """The records of a pair in the layout ``to``; ``lost`` counts what that has no place for.
+
+    Raises:
+        DataError: a completion judged alone, in a layout of pairs.
+    """
+    if pair.alone and to not in WRITERS_OF_ALONE:
+        raise DataError(
+            f"{pair.where}: layout {to} holds pairs, and this is a completion judged alone: name "
+            f"{' or '.join(WRITERS_OF_ALONE)} instead"
+        )
+    return (WRITERS | WRITERS_OF_ALONE)[to](pair, lost)
 
 
 def _labels(pair: MergedPair, lost: Counter) -> list[Vote]:

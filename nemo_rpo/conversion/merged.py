@@ -28,6 +28,7 @@ class MergedPair:
         columns: numeric side information, the mean over the rows that have it.
         given: what the chat template is given beside the messages, as in a row.
         key: the pair's id, or the hash of its content. layout: of that first row.
+        alone: whether ``first`` was judged alone, and there is no second.
     """
 
     where: str
@@ -42,6 +43,7 @@ class MergedPair:
     given: Given = field(default_factory=dict)
     key: str = ""
     layout: str = ""
+    alone: bool = False
 
     def columns_for(self, sign: int) -> dict[str, float]:
         """The columns relative to the completion that a vote of that sign prefers."""
@@ -67,7 +69,7 @@ class MergedPairs:
         for _, layout, row in rows:
             sighting = pairs.find(row)
             if sighting.new:
-                spool.add((row.where, row.pair_id, row.prompt, row.chosen, row.rejected, row.given, layout))
+                spool.add((row.where, row.pair_id, row.prompt, row.chosen, row.rejected, row.given, layout, row.alone))
             ledger.add(row, sighting)
             if row.columns:
                 self._add_columns(row, sighting)
@@ -87,12 +89,12 @@ class MergedPairs:
         gold, topic = table.gold.tolist(), table.topic.tolist()
         of = table.details.of if table.details.columns else lambda vote: NOTHING_ELSE
         for text, (end, spooled) in enumerate(zip(self._ends.tolist(), self._spool, strict=True)):
-            where, pair_id, prompt, first, second, given, layout = spooled
+            where, pair_id, prompt, first, second, given, layout, alone = spooled
             votes = [Vote(name[v], sign[v], of(self._order[v])) for v in range(start, end)]
             start = end
             columns = self._mean_columns(text) if self._columns else {}
             about = (gold[text] or None, table.topics[topic[text]] if topic[text] >= 0 else None, columns, given)
-            yield MergedPair(where, pair_id, prompt, first, second, votes, *about, self._ids[text], layout)
+            yield MergedPair(where, pair_id, prompt, first, second, votes, *about, self._ids[text], layout, alone)
 
     def _who(self) -> tuple[list[int], list[bool]]:
         """Of the votes by pair: the annotator, and whether that is nobody by name."""

@@ -18,6 +18,7 @@ GOLD = "gold labels (the layout has no place for them)"
 UNLABELLED = "pairs without a label (the layout has a row a label)"
 
 WORDS = {1: "a", -1: "b", 0: "tie"}
+UP_DOWN = {1: "up", -1: "down", 0: "tie"}  # of completions judged alone
 _A_B_NAMES = {"chosen_reward": "reward_a", "rejected_reward": "reward_b"}
 
 

@@ -42,6 +42,7 @@ def _tasks(wanted: dict[int, NextLabel], paths: Sequence[Path], keys: RowFormat)
                 continue
             label = wanted.get(sighting.text) if sighting.new else None
             if label is not None:
+                row.require_pair("a task for label tools")
                 first, second = row.chosen, row.rejected
                 if pairs.content_turned()[-1]:
                     first, second = second, first
@@ -66,7 +67,7 @@ def read_relabelled(paths: Sequence[Path], reader: VoteReader) -> tuple[int, int
             sighting = _sighting(row, reader.pairs, turned)
             if sighting is None:
                 raise RowError(row.file, row.row, "the pair is not in the votes' files; name the same files as before")
-            reader.ledger.add(row, sighting, len(parsed.row.responses))
+            reader.ledger.add(row, sighting, parsed.row.size)
             added += len(row.votes)
             blank += not row.votes
     return added, blank

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.layouts import WRITERS, WRITERS_OF_ALONE, records_of
 from nemo_rpo.conversion.merged import MergedPairs
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
@@ -36,22 +36,23 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
     texts wait on the disk of ``out``.
 
     Args:
-        to: one of :data:`nemo_rpo.conversion.layouts.WRITERS`.
+        to: one of :data:`nemo_rpo.conversion.layouts.WRITERS`, or of ``WRITERS_OF_ALONE`` there.
         out: see :func:`nemo_rpo.data.files.write.record_writer`; nothing is written if the conversion fails.
 
     Raises:
         DataError: the first row that cannot be read, or that the layout cannot hold.
         ConfigError: an unknown layout, or an ``out`` that cannot be written.
     """
-    if to not in WRITERS:
-        raise ConfigError(f"--to is '{to}'; it can be {', '.join(WRITERS)}")
+    layouts = (*WRITERS, *WRITERS_OF_ALONE)
+    if to not in layouts:
+        raise ConfigError(f"--to is '{to}'; it can be {', '.join(layouts)}")
     checked = as_paths(paths, setting="the path", folders=True)
     with record_writer(out, overwrite) as write, Spool(out.parent) as spool:
         unread: Counter[str] = Counter()
         merged = MergedPairs(_counting(read_pairs(checked, keys), keys or RowFormat(), unread), spool)
         done = Converted(merged.rows, len(merged), lost=unread)
         for pair in merged:
-            for fields in WRITERS[to](pair, done.lost):
+            for fields in records_of(pair, to, done.lost):
                 write(fields)
                 done.written += 1
     return done

@@ -13,6 +13,7 @@ from nemo_rpo.em.guards import Warned
 from nemo_rpo.em.label_model import FlatVotes, LabelModelFit, VoteColumns, fit_label_model, vote_features
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.errors import DataError
+from nemo_rpo.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
         topic_names=table.topics,
     )
     gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
-    features = vote_features(votes, columns, settings)
-    model = fit_label_model(votes, voices, features, gold=gold, families=families, settings=settings)
+    with one_thread():
+        features = vote_features(votes, columns, settings)
+        model = fit_label_model(votes, voices, features, gold=gold, families=families, settings=settings)
     w = model.w.numpy()
     labelled = table.labels(signed=True) > 0
     named = present < annotators

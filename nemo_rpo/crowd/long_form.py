@@ -12,7 +12,7 @@ from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
 from nemo_rpo.data.rows import VoteDetails, log_odds
 from nemo_rpo.data.vote_details import DetailLedger
 from nemo_rpo.data.vote_table import VoteTable
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, missing_extra
 
 WHERE = "row"  # the "file" of such votes, for messages: row:3
 _FIRST = ("a", "first", "left", "chosen", "model_a", "response_a")
@@ -24,28 +24,54 @@ BESIDE = ("gold", "shown_first", *_DETAILS, "probability", "time", "family", "to
 
 
 def columns_of(data: Any) -> dict[str, list]:
-    """The columns of a pandas or polars DataFrame, an Arrow table, a list of dicts or a dict of columns.
+    """The columns of a pandas or polars DataFrame, an Arrow table or what hands one over (``__arrow_c_stream__``), a
+    Hugging Face data set, a list of dicts or a dict of columns. A named index of pandas is a column too.
 
     Raises:
         DataError: something else, or columns of different lengths.
     """
+    if hasattr(data, "collect"):  # polars, not computed yet
+        data = data.collect()
     if isinstance(data, Mapping):
         columns = {str(name): list(values) for name, values in data.items()}
     elif hasattr(data, "to_pydict"):  # Arrow
         columns = data.to_pydict()
     elif hasattr(data, "iloc"):  # pandas
-        columns = {str(name): data[name].tolist() for name in data.columns}
+        columns = _of_pandas(data)
     elif hasattr(data, "get_columns"):  # polars
         columns = {column.name: column.to_list() for column in data.get_columns()}
+    elif hasattr(data, "column_names") and hasattr(data, "to_dict"):  # a Hugging Face data set
+        columns = data.to_dict()
+    elif hasattr(data, "__arrow_c_stream__"):
+        columns = _arrow_table(data)
     elif isinstance(data, Sequence) and not isinstance(data, str) and all(isinstance(row, Mapping) for row in data):
         names = dict.fromkeys(str(name) for row in data for name in row)
         columns = {name: [row.get(name) for row in data] for name in names}
     else:
-        kinds = "a pandas or polars DataFrame, an Arrow table, a list of dicts or a dict of columns"
+        kinds = "a pandas or polars DataFrame, an Arrow table, a data set, a list of dicts or a dict of columns"
         raise DataError(f"votes must be {kinds}, not {type(data).__name__}")
     if len({len(values) for values in columns.values()}) > 1:
         raise DataError("the columns have different lengths")
     return columns
+
+
+def _of_pandas(data: Any) -> dict[str, list]:
+    if any(name is not None for name in data.index.names):
+        data = data.reset_index()
+    columns = {}
+    for name in data.columns:
+        values, missing = data[name].tolist(), data[name].isna().tolist()
+        # pandas has three ways to say that nothing is there, and one of them cannot be compared with anything.
+        columns[str(name)] = [None if gone else value for value, gone in zip(values, missing, strict=True)]
+    return columns
+
+
+def _arrow_table(data: Any) -> dict[str, list]:
+    try:
+        import pyarrow
+    except ImportError as exc:
+        raise missing_extra("pyarrow", "data") from exc
+    return pyarrow.table(data).to_pydict()
 
 
 def vote_table(columns: Mapping[str, Sequence], names: Mapping[str, str]) -> VoteTable:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import printable
 from nemo_rpo.text_table import format_table
 
@@ -42,11 +43,11 @@ def as_notebook(result: Reliability) -> str:
 def headline(result: Reliability) -> str:
     """What was looked at, and how many annotators have each verdict."""
     counts = result.counts
-    gold = f", {counts['gold']:,} gold labels" if counts["gold"] else ""
+    gold = f", {counted(counts['gold'], 'gold label')}" if counts["gold"] else ""
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in result.verdicts().items())
     return (
-        f"{counts['pairs']:,} pairs, {counts['votes']:,} votes ({counts['ties']:,} ties), "
-        f"{counts['annotators']:,} annotators{gold}\n{verdicts}"
+        f"{counted(counts['pairs'], 'pair')}, {counted(counts['votes'], 'vote')} ({counted(counts['ties'], 'tie')}), "
+        f"{counted(counts['annotators'], 'annotator')}{gold}\n{verdicts}"
     )
 
 
@@ -92,7 +93,7 @@ def _cells(row: AnnotatorQuality, optional: Sequence[str]) -> list[str]:
     ]
     beside = {
         "says_first": lambda: f"{row.says_first:.2f} ({row.says_first_low:.2f}–{row.says_first_high:.2f})",
-        "drift": lambda: f"{row.drift:+.2f}",
+        "drift": lambda: f"{round(row.drift, 2) + 0.0:+.2f}",
         "seconds": lambda: f"{row.seconds:.1f}",
         "repeats": lambda: f"{row.repeats_same}/{row.repeats}",
         "family": lambda: _short(row.family),

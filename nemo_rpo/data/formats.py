@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
-from nemo_rpo.data.layouts import every, ranked, voted, winner
+from nemo_rpo.data.layouts import every, judged_alone, ranked, voted, winner
 from nemo_rpo.data.layouts.column_names import check_columns, renamed
 from nemo_rpo.data.layouts.details import GOLD, OF_VOTE
 from nemo_rpo.data.layouts.fields import Fields
@@ -60,6 +60,17 @@ LAYOUTS: dict[str, Layout] = {
         frozenset(("prompt", "chosen_response", "rejected_response")),
     ),
     "hf": Layout(winner.hf, marks("chosen rejected"), frozenset(("prompt", "chosen", "rejected"))),
+    "unpaired_votes": Layout(
+        judged_alone.unpaired_votes,
+        marks("prompt completion votes"),
+        frozenset(("prompt", "completion", "votes", GOLD)),
+        {"votes": judged_alone.DETAILS | {judged_alone.VOTE}},
+        labelled=False,
+        without_votes=judged_alone.without_votes,
+    ),
+    "unpaired": Layout(
+        judged_alone.unpaired, marks("prompt completion label"), frozenset(("prompt", "completion", judged_alone.LABEL))
+    ),
     "vote_rows": VOTE_ROWS,
 }
 

@@ -29,7 +29,9 @@ EMPTY, IDENTICAL, OVER_LONG, NO_PROMPT, NOT_RENDERED = range(1, len(PROBLEMS))
 
 @dataclass(frozen=True)
 class RawText:
-    """A prompt and its responses, two or more, as read at ``where`` (``file:row``); ``given`` as in a row."""
+    """A prompt and its responses as read at ``where`` (``file:row``), one that was judged alone or several; ``given``
+    as in a row.
+    """
 
     where: str
     prompt: Text

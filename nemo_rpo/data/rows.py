@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from nemo_rpo.errors import RowError
+
 # Log-odds of a stated probability of 0 or 1 are held within those of one in a million.
 _SUREST = 1e-6
 Messages = list[dict[str, Any]]  # [{"role": "user", "content": "…"}, …]
 Text = str | Messages
 Given = dict[str, Any]
+ABSENT = ""  # the other side of a completion judged alone
 
 
 def log_odds(probability: float) -> float:
@@ -68,7 +71,7 @@ class Vote(NamedTuple):
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """Two responses to one prompt and what was said about them; or a ranking of more than two.
+    """Two responses to one prompt and what was said about them; a ranking of more than two; or one judged alone.
 
     Attributes:
         file: the file as the user named it.
@@ -76,7 +79,7 @@ class PreferenceRow:
         pair_id: the pair's id in the file, ``None`` without one.
         prompt: text or messages, without either response.
         chosen: the response recorded first or as the better one; every sign below is relative to it.
-        rejected: the other response.
+        rejected: the other response; :data:`ABSENT` where ``chosen`` was judged alone, and a vote of −1 calls it bad.
         votes: the labels, one an annotator and utterance; ties have sign 0. A ranking has one: +1, or 0 where two
             responses were ranked equal.
         columns: numeric side information (:data:`nemo_rpo.data.columns.NAMES`), relative to ``chosen``.
@@ -87,6 +90,7 @@ class PreferenceRow:
         given: what the row gives a chat template beside the messages: ``tools``, ``chat_template_kwargs``, and
             ``system`` where the prompt is a text; each only where the row has it.
         prompt_repeated: whether the responses began with the prompt; here they are without it.
+        alone: whether ``chosen`` was judged alone, by thumbs up and down say.
     """
 
     file: str
@@ -103,6 +107,13 @@ class PreferenceRow:
     rewards: tuple[float, ...] = ()
     given: Given = field(default_factory=dict)
     prompt_repeated: bool = False
+    alone: bool = False
+
+    def require_pair(self, where_it_goes: str) -> None:
+        """Raises :class:`RowError` of a completion judged alone: ``where_it_goes`` takes pairs."""
+        if self.alone:
+            problem = f"a completion judged alone, and {where_it_goes} takes pairs"
+            raise RowError(self.file, self.row, problem, "judged_alone")
 
     @property
     def where(self) -> str:
@@ -111,5 +122,10 @@ class PreferenceRow:
 
     @property
     def responses(self) -> tuple[Text, ...]:
-        """All of them, of a ranking the best first."""
-        return (self.chosen, self.rejected, *self.further)
+        """All that there are, of a ranking the best first."""
+        return (self.chosen,) if self.alone else (self.chosen, self.rejected, *self.further)
+
+    @property
+    def size(self) -> int:
+        """Responses of the ranking that the row is; 2 of a pair, one of whose sides may be absent."""
+        return 2 + len(self.further)

@@ -51,7 +51,7 @@ class VoteReader:
 
     def add(self, row: PreferenceRow) -> None:
         """One row; of a ranking each of its pairs."""
-        size = len(row.responses)
+        size = row.size
         for pair in comparisons(row):
             try:
                 self.ledger.add(pair, self.pairs.find(pair), size)

@@ -106,6 +106,11 @@ class VoteTable:
         """Files whose rows always say that the response recorded first won, bool [files]: their order is the label."""
         return ~np.isin(np.arange(len(self.files)), self.file[self.said < 0])
 
+    @property
+    def alone(self) -> np.ndarray:
+        """Which pairs are completions judged alone, bool [n]: their second response is absent."""
+        return (self.lengths > 0).sum(1) == 1
+
     def neutral(self) -> VoteTable:
         """The table with pairs in an order that does not depend on what was said of them.
 
@@ -113,7 +118,7 @@ class VoteTable:
         lean to the first response, must not take that order for one: such pairs are put into the order of a hash of
         their texts, which is as good as tossing a coin. Pairs of files that have an order of their own keep it.
         """
-        return self.turned_round(self.winner_first()[self.pair_file] & self.content_turned)
+        return self.turned_round(self.winner_first()[self.pair_file] & self.content_turned & ~self.alone)
 
     def turned_round(self, which: np.ndarray) -> VoteTable:
         """The table with the responses of the pairs ``which`` (bool [n]) exchanged."""

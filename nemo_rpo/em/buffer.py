@@ -13,17 +13,20 @@ from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.e_step import vote_evidence
 from nemo_rpo.em.em_settings import EMSettings
+from nemo_rpo.em.fit.empirical_bayes import Population
 from nemo_rpo.em.fit.evidence import Evidence, evidence_of
 from nemo_rpo.em.fit.full_fit import Estimate, estimate, of_first_rank
-from nemo_rpo.em.fit.standard_error import standard_errors
+from nemo_rpo.em.fit.standard_error import skewed, standard_errors
 from nemo_rpo.em.fit.sweep import full_batch_em
 from nemo_rpo.em.label_model.coded_votes import SKILL
+from nemo_rpo.em.label_model.of_run.look_back import LookBack
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
-_FIRST_REFIT = 8
-_VOICE = "voice"
+# The first step with a refit; and how many times as many steps lie behind a refit as from one to the next, at most.
+_FIRST_REFIT, _STEPS_A_REFIT = 8, 8
+_VOICE, _POPULATION = "voice", "population"
 _LABEL_MODEL, _EVIDENCE = "label_model.", "label_model.evidence"
 
 
@@ -131,6 +134,7 @@ class BufferedReliability(AnnotatorReliability):
         self.coefficients: dict[str, tuple[Tensor, Tensor]] = {}
         self._rows: list[Tensor] = []
         self._refitted_at = -1
+        self._near: Population | None = None
 
     @torch.no_grad()
     def evidence(self, votes: Votes, pair: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -183,8 +187,12 @@ class BufferedReliability(AnnotatorReliability):
 
     def _refit_is_due(self) -> bool:
         # Early on every step adds much to what is known, and waiting for refit_every would train on the start's η.
+        # Late, an eighth of all first margins may go unread for a while.
         early = self.step >= _FIRST_REFIT and self.step & (self.step - 1) == 0
-        return not self.warming_up and (early or self.step % self.settings.buffer.refit_every == 0)
+        every = self.settings.buffer.refit_every
+        if self.settings.buffer.margins == "prequential":
+            every <<= max(0, (self.step // (_STEPS_A_REFIT * every)).bit_length() - 1)
+        return not self.warming_up and (early or self.step % every == 0)
 
     def rollback(self) -> None:
         self._rows = []
@@ -216,8 +224,9 @@ class BufferedReliability(AnnotatorReliability):
         """Fits all reliabilities to the margins so far, and takes them over if the margins carry information; the same
         bits on every rank. The collectives of :func:`estimate` and :func:`of_first_rank`.
         """
-        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives, self._known)
+        found = estimate(*self._seen(), self.eta, self._fitting, self.collectives, self._known, self._near)
         found = of_first_rank(found, self.collectives.from_first)
+        self._near = found.population
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
@@ -255,6 +264,14 @@ class BufferedReliability(AnnotatorReliability):
         self.refit_label_model(log_odds[self.buffer.block])
         return self._eta_errors() if self.coefficients else None
 
+    def look_back(self) -> LookBack | None:
+        """What gold labels say of the estimates, and who changed with time; None without a label model, or where kept
+        margins may know what was said of their pairs. The collective of :meth:`RunLabelModel.look_back`.
+        """
+        if self.label_model is None or self.settings.buffer.margins != "prequential":
+            return None
+        return self.label_model.of_run.look_back(self.buffer.margins.double() * self.voice.weight)
+
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
         log_odds = margins.double() * found.temperature.weight
@@ -286,15 +303,17 @@ class BufferedReliability(AnnotatorReliability):
         scale_fitted = self.estimate.temperature.fitted
         stretch = 1.0 if self.pair_evidence is None else self.label_model.now.stretch
         errors = standard_errors(*seen, self.eta, fitted, reduce, scale_fitted, self._known)
-        return stretch * errors, evidence
+        return stretch * skewed(errors, self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
-        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], and under ``label_model.<name>`` what that
-        needs to go on.
+        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], the ``population`` [3] near which the next
+        refit begins, and under ``label_model.<name>`` what that needs to go on.
         """
         if self._rows:
             raise RuntimeError("the EM state was asked for inside a step: commit or roll back first")
         state = super().shared_state() | {_VOICE: self.voice.state()}
+        if self._near is not None:
+            state[_POPULATION] = torch.tensor((*self._near.prior, self._near.tau), dtype=torch.float64)
         if self.label_model is not None:
             state |= {f"{_LABEL_MODEL}{name}": of for name, of in self.label_model.state().items()}
         return state if self.pair_evidence is None else {**state, _EVIDENCE: self.pair_evidence.clone()}
@@ -308,6 +327,10 @@ class BufferedReliability(AnnotatorReliability):
         self._rows = []
         if _VOICE in state:
             self.voice.load(state[_VOICE])
+        self._near = None
+        if _POPULATION in state:
+            a, b, tau = state[_POPULATION].tolist()
+            self._near = Population((a, b), tau)
         if self.label_model is not None:
             own = {name.removeprefix(_LABEL_MODEL): of for name, of in state.items() if name.startswith(_LABEL_MODEL)}
             evidence = own.pop("evidence", None)

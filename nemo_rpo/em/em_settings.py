@@ -22,7 +22,8 @@ class BufferSettings:
     """``estimator: buffer``: one margin of every pair seen is kept, and a full EM runs over all of them now and then.
 
     Attributes:
-        refit_every: optimizer steps from one full EM to the next.
+        refit_every: optimizer steps from one full EM to the next; of a long epoch's first margins up to an eighth of
+            the steps so far.
         margins: which margin of a pair is kept. ``prequential``: the first, taken before the pair's own gradient could
             draw it to its label; ``latest``: the last, which suits a policy that is not trained on these pairs.
         min_information: η keeps its start while the mean of (2m-1)² over the votes is below this, m being the

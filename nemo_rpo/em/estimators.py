@@ -11,9 +11,9 @@ from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.buffer import BufferedReliability, MarginBuffer
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.em_settings import EMSettings
-from nemo_rpo.em.label_model.in_training import RunLabelModel
 from nemo_rpo.em.label_model.member import KNOWN
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.run_label_model import RunLabelModel
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 from nemo_rpo.em.reliability import AnnotatorReliability
 from nemo_rpo.em.votes import Votes
 

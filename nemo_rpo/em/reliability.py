@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from nemo_rpo.em.buffer import MarginBuffer
     from nemo_rpo.em.fit.evidence import Evidence
     from nemo_rpo.em.fit.full_fit import Estimate
-    from nemo_rpo.em.label_model.in_training import RunLabelModel
+    from nemo_rpo.em.label_model.of_run.look_back import LookBack
+    from nemo_rpo.em.label_model.of_run.run_label_model import RunLabelModel
 
 
 class Fit(NamedTuple):
@@ -181,6 +182,10 @@ class AnnotatorReliability:
         all_reduce = (collectives or Collectives()).all_reduce
         result = full_batch_em(delta, votes, self.eta, self.settings, all_reduce, self.belief.known)
         return Fit(result, self.settings)
+
+    def look_back(self) -> LookBack | None:
+        """Nothing: a running mean keeps no margins from before."""
+        return None
 
     def settle(self) -> None:
         """After the last step of a run: takes in what the steps since the last fit have brought; the EMA has none."""

@@ -47,7 +47,7 @@ def answer(
     """
     without_split_positions(target)
     with engine(target.cfg):
-        speaker, replicas = Speaker.load(target, settings), Replicas.of(target.cfg)
+        speaker, replicas = Speaker.load(target, settings), Replicas.here()
         mine = [Conversation(i, questions[i], []) for i in replicas.share(len(questions))]
         for turn in range(max(map(len, questions))):
             asked = [conversation for conversation in mine if turn < len(conversation.turns)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.judgements import Comparison, compare
 from nemo_rpo.evaluation.scores import Scores
@@ -14,8 +15,7 @@ from nemo_rpo.report.run import Run, read_run
 from nemo_rpo.text_table import format_table
 
 RESAMPLES, SEED = 1000, 0
-_CHANCE = 0.05  # p values from here on are chance's
-_ENOUGH_PROMPTS = 6  # of fewer no order of signs has a two-sided p below 5 %
+_FEW_PROMPTS = 30
 
 
 def compare_runs(ours: Path, plain: Path) -> Comparison:
@@ -33,12 +33,10 @@ def compare_read(ours: Run, plain: Run) -> Comparison:
 
 
 def sign_of(comparison: Comparison) -> int:
-    """+1 where the robust run is surely better, -1 where it is surely worse, else 0: the interval of the difference
-    leaves out 0, and so does the permutation test, which a handful of prompts cannot pass.
+    """+1 where the robust run is surely better, -1 where it is surely worse, else 0: by whether the interval of the
+    difference leaves out 0.
     """
     gain = comparison.differences["accuracy"]
-    if comparison.p_value >= _CHANCE:
-        return 0
     return int(gain.low > 0) - int(gain.high < 0)
 
 
@@ -50,14 +48,12 @@ def did_it_help(comparison: Comparison) -> str:
 
 def note_beside_plain(run: Run, comparison: Comparison, plain: Run) -> Note:
     """For the first lines of the report of ``run``."""
-    sign, text = (
-        sign_of(comparison),
-        f"{_size(comparison)} against {plain.folder}, the plain loss at the same settings.",
-    )
+    sign = sign_of(comparison)
+    text = f"{_size(comparison)} against {plain.folder}, the plain loss at the same settings."
     if plain.step != run.step:
         text += f" (That run took {plain.step:,} steps, this one {run.step:,}.)"
     said = {1: "Keep this one.", 0: _advice(comparison), -1: f"Keep the plain one: {plain.folder}."}[sign]
-    return Note(f"Did it help? {_SAID[sign]}", text[:1].upper() + text[1:], said, good=sign > 0)
+    return Note(f"Did it help? {_SAID[sign]}", text, said, good=sign > 0)
 
 
 _SAID = {1: "It helped", -1: "It hurt", 0: "No difference can be told"}
@@ -66,8 +62,8 @@ _SAID = {1: "It helped", -1: "It hurt", 0: "No difference can be told"}
 def _size(comparison: Comparison) -> str:
     gain = comparison.differences["accuracy"]
     return (
-        f"{gain.value:+.1%} of {comparison.labels:,} held-out labels right ({gain.low:+.1%} to {gain.high:+.1%}, "
-        f"p = {comparison.p_value:.2g})"
+        f"{gain.value:+.1%} of {counted(comparison.labels, 'held-out label')} right ({gain.low:+.1%} to "
+        f"{gain.high:+.1%})"
     )
 
 
@@ -75,10 +71,9 @@ def _advice(comparison: Comparison) -> str:
     sign = sign_of(comparison)
     if sign:
         return "Keep the plain one." if sign < 0 else ""
-    if comparison.prompts < _ENOUGH_PROMPTS:
+    if comparison.prompts < _FEW_PROMPTS:
         return (
-            f"Held-out labels of {comparison.prompts} prompt{'s' * (comparison.prompts != 1)} cannot tell one: hold "
-            "out more prompts."
+            f"The labels are of {counted(comparison.prompts, 'prompt')}, and it is prompts that count: hold out more."
         )
     return "More held-out labels, or gold ones, would tell."
 
@@ -90,9 +85,10 @@ def as_text(comparison: Comparison, ours: Path, plain: Path) -> str:
         for name, found in comparison.differences.items()
     ]
     table = format_table([f"{ours} less {plain}", "difference", "95 % interval"], rows)
+    labels, prompts = counted(comparison.labels, "label"), counted(comparison.prompts, "prompt")
     return (
-        f"{did_it_help(comparison)}\n\n{table}\n{comparison.labels:,} labels of {comparison.prompts:,} prompts; right "
-        f"where the plain one is not: {comparison.won:,}, the other way round: {comparison.lost:,}; p = "
+        f"{did_it_help(comparison)}\n\n{table}\n{labels} of {prompts}; "
+        f"right where the plain one is not: {comparison.won:,}, the other way round: {comparison.lost:,}; p = "
         f"{comparison.p_value:.4f} (permutation test)"
     )
 

@@ -69,7 +69,8 @@ class Comparison(NamedTuple):
 
     Attributes:
         labels, prompts: compared.
-        differences: of accuracy, log loss and Brier score, this one's less the other's.
+        differences: of accuracy, log loss and Brier score, this one's less the other's; the interval is the wider of
+            the bootstrap's and that of Student's t over prompts.
         p_value: of no difference in accuracy: two-sided, exchanging the policies prompt by prompt.
         won, lost: labels that only this one, only the other has right.
     """
@@ -92,6 +93,8 @@ def compare(ours: Scores, theirs: Scores, resamples: int, seed: int) -> Comparis
     drawn = np.concatenate([r[:, 1:] / r[:, :1] for r in _resampled(sums, resamples, seed)])
     low, high = np.quantile(drawn, _tails(len(sums)), axis=0)
     value = sums[:, 1:].sum(0) / sums[:, 0].sum()
+    half = _half_width(sums[:, 1:] - value * sums[:, :1], sums[:, 0].sum())
+    low, high = np.minimum(low, value - half), np.maximum(high, value + half)
     names = ("accuracy", "log_loss", "brier")
     differences = {
         name: Estimate(*map(float, row)) for name, row in zip(names, zip(value, low, high, strict=True), strict=True)
@@ -151,18 +154,45 @@ def _resampled(sums: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarr
 
 def _tails(prompts: int) -> tuple[float, float]:
     """Which percentiles of a bootstrap over so many prompts are a 95 % interval: those of a normal at ± t √(n / (n-1)),
-    t being Student's 97.5 % with n-1 degrees of freedom (its expansion in 1 / (n-1), which falls short below six; by
-    then the percentiles are beyond all resamples).
+    t being Student's 97.5 % with n-1 degrees of freedom.
 
     >>> [round(_tails(n)[0], 4) for n in (4, 10, 40, 10_000)]
-    [0.0002, 0.0086, 0.0203, 0.025]
+    [0.0001, 0.0086, 0.0203, 0.025]
     """
     if prompts < 2:
         return 0.0, 1.0
     free = prompts - 1
-    t = Z + (Z**3 + Z) / (4 * free) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * free**2)
+    t = _student(free)
     tail = 0.5 * math.erfc(t * math.sqrt(prompts / free / 2))
     return tail, 1 - tail
+
+
+def _half_width(residuals: np.ndarray, labels: float) -> np.ndarray:
+    """[m] half the width of 95 % intervals of ratios, by Student's t: of a handful of prompts, no resample strays far.
+
+    Args:
+        residuals: [G, m] of each prompt its sum, less what its labels would have at the ratio of all.
+    """
+    prompts = len(residuals)
+    if prompts < 2:
+        return np.full(residuals.shape[1], math.inf)
+    return _student(prompts - 1) * np.sqrt(prompts / (prompts - 1) * (residuals**2).sum(0)) / labels
+
+
+def _student(free: int) -> float:
+    """97.5 % of Student's distribution: closed forms up to two degrees of freedom, then its expansion (to 1 %).
+
+    >>> [round(_student(free), 2) for free in (1, 2, 3, 10, 1000)]
+    [12.71, 4.3, 3.16, 2.23, 1.96]
+    """
+    if free <= 2:
+        return (12.7062, 4.3027)[free - 1]
+    terms = (
+        (Z**3 + Z) / 4,
+        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
+        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
+    )
+    return Z + sum(term / free ** (k + 1) for k, term in enumerate(terms))
 
 
 def _figures(sums: np.ndarray) -> np.ndarray:

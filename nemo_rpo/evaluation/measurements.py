@@ -63,7 +63,7 @@ def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
         setup.check_start(cfg)
         cache = setup.open_split(cfg, "train")
         architecture = setup.architecture_for(cfg, cache)
-        if not is_adapter(target.weights) and setup.stored_architecture(target.weights) != architecture:
+        if not is_adapter(target.weights) and setup.stored_architecture(target.weights, cfg) != architecture:
             raise CheckpointError(
                 f"{target.weights} has a different architecture from its reference "
                 f"{cfg.pretrained_checkpoint.restore_from_path}: name the weights that it was trained from"

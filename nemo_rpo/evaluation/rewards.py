@@ -94,7 +94,7 @@ class _Scorer:
         _check_head(target.weights, outputs)
         architecture, chunks = loaded(target)
         room = min(architecture.max_position_embeddings, cfg.model.data.seq_length or cfg.model.encoder_seq_length)
-        return cls(chunks, outputs, room, device, Replicas.of(cfg))
+        return cls(chunks, outputs, room, device, Replicas.here())
 
     def score(self, texts: Sequence[_Tokens | None]) -> list[np.ndarray | None]:
         """What the head gives for each response, float32 ``[w]``; None for None. Data-parallel ranks share them."""

@@ -72,14 +72,15 @@ def sample(target: Target, asks: Sequence[Asked], settings: SpeakingSettings) ->
     (under what it was drawn from).
 
     The same ask gives the same text, whatever else is asked and on however many ranks. Data-parallel ranks share the
-    asks. Collective over the world; besides the generation one gather of the answers over the data-parallel group.
+    asks, unless they share experts. Collective over the world; besides the generation one gather of the answers over
+    the data-parallel group.
 
     Raises:
         RPOError: weights or a tokenizer that cannot be read.
     """
     without_split_positions(target)
     with engine(target.cfg):
-        speaker, replicas = Speaker.load(target, settings), Replicas.of(target.cfg)
+        speaker, replicas = Speaker.load(target, settings), Replicas.here()
         answers = replicas.together(_answered(speaker, {i: asks[i] for i in replicas.share(len(asks))}))
     return [_record(ask, answers[i], settings) for i, ask in enumerate(asks)]
 

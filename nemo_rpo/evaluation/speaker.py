@@ -12,7 +12,7 @@ from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import LogprobPrecision
 from nemo_rpo.data.rows import Text
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import DataError
 from nemo_rpo.evaluation.checkpoint import Target
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
 
@@ -51,18 +51,9 @@ def loaded(target: Target, precision: LogprobPrecision | None = None) -> tuple[G
 
     cfg = target.cfg
     base = setup.starting_point(cfg) if cfg.model.peft.lora else target.weights
-    architecture = setup.stored_architecture(base)
-    if (
-        architecture.experts is not None
-        and cfg.model.tensor_model_parallel_size > 1
-        and not cfg.model.sequence_parallel
-    ):
-        raise ConfigError(
-            "a model with experts is split over tensor-parallel ranks by positions too, and text is generated one "
-            "position at a time: set model.tensor_model_parallel_size=1 (pipeline and expert parallelism may stay)"
-        )
+    architecture = setup.stored_architecture(base, cfg)
     chunks = build_model_chunks(architecture, cfg, None if precision is None else Precision(precision))
-    setup.weights_loader(base, architecture)(chunks)
+    setup.weights_loader(base, architecture, cfg)(chunks)
     if cfg.model.peft.lora:
         setup.target_loader(target.weights, architecture, cfg)(chunks)
     return architecture, chunks
@@ -80,9 +71,7 @@ class Speaker:
 
     @classmethod
     def load(cls, target: Target, settings: SpeakingSettings) -> Speaker:
-        """Collective over the world: the weights are read. Raises :class:`ConfigError` for a layout that experts do not
-        give text under.
-        """
+        """Collective over the world: the weights are read."""
         from nemo_rpo.training import setup
 
         architecture, chunks = loaded(target, "bf16")  # FP8 products want rows by the dozen; a token at a time has few

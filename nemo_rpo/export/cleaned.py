@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.layouts import records_of
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
@@ -20,7 +20,7 @@ from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source, SourcePair
 
 Wrong = Literal["drop", "swap", "weigh", "keep"]
-LAYOUTS = ("hf", "nemo_rl", "nemo_aligner", "votes")
+LAYOUTS = ("hf", "nemo_rl", "nemo_aligner", "votes", "unpaired")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _verdict(vote: Vote, w: float, settings: ExportSettings) -> tuple[str, Vote 
 def _rows(
     pair: SourcePair, votes: list[Vote], weights: list[float | None], settings: ExportSettings, lost: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    written = WRITERS[settings.to](replace(pair.merged, votes=votes), lost)
+    written = records_of(replace(pair.merged, votes=votes), settings.to, lost)
     if settings.wrong != "weigh":
         yield from written
         return
@@ -145,6 +145,8 @@ def _rows(
         return
     # A row a label, and of the winner layouts a row a signed one.
     ties = settings.to == "nemo_rl"
-    of_rows = [weight for vote, weight in zip(votes, weights, strict=True) if vote.sign or ties]
+    of_labels = [weight for vote, weight in zip(votes, weights, strict=True) if vote.sign or ties]
+    rows_of_label = 2 if settings.to == "unpaired" and not pair.merged.alone else 1  # a good completion and a bad one
+    of_rows = [weight for weight in of_labels for _ in range(rows_of_label)]
     for fields, weight in zip(written, of_rows, strict=True):
         yield fields if weight is None else {**fields, "weight": weight}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.data.rows import Vote
+from nemo_rpo.errors import DataError
 from nemo_rpo.export.tables import write_table
 from nemo_rpo.report.doubt import most_doubtful
 from nemo_rpo.report.run import Run
@@ -29,16 +30,26 @@ def write_doubtful(
     ``model_prefers``: those who see them will lean on them.
 
     Raises:
-        ConfigError, DataError: as :func:`write_table`, or the data is not the run's.
+        ConfigError, DataError: as :func:`write_table`, no label is below ``threshold``, or the data is not the run's.
     """
     rows = most_doubtful(run.labels, limit)
     rows = rows[run.labels.w_last[rows] < threshold]
+    if not len(rows):
+        raise DataError(
+            f"no label of {run.folder} is less likely than {threshold:g} to be right: there is nothing to look at "
+            "again; raise --threshold to see more"
+        )
     place = {row: n for n, row in enumerate(rows.tolist())}
     found: dict[int, dict[str, Any]] = {}
-    for pair in source if place else ():
+    for pair in source:
         signed = [vote for vote in pair.merged.votes if vote.sign]
         for row, vote in zip(pair.labels.tolist(), signed, strict=False):
             if row in place:
+                if pair.merged.alone:
+                    raise DataError(
+                        f"{pair.merged.where}: a completion judged alone, and the table of doubtful labels is one of "
+                        "pairs: nemo-rpo export RUN data --wrong drop --to unpaired leaves them out"
+                    )
                 found[place[row]] = _fields(run, pair, row, vote, blind)
     return write_table((found[n] for n in range(len(found))), out, overwrite)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_rpo.conversion.layouts import WRITERS
+from nemo_rpo.conversion.layouts import records_of
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError, DataError
@@ -52,7 +52,7 @@ def write_group_labels(
                 continue
             vote = Vote(f"group {group + 1}", 1 if w >= 0.5 else -1)
             lost: Counter[str] = Counter()
-            for fields in WRITERS[settings.to](replace(pair.merged, votes=[vote], gold=None), lost):
+            for fields in records_of(replace(pair.merged, votes=[vote], gold=None), settings.to, lost):
                 write({**fields, "weight": round(max(w, 1 - w), 6)})
                 found.written += 1
             found.lost += lost

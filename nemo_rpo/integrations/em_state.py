@@ -26,6 +26,7 @@ STATE_FILE = "rpo_state.json"
 MARGINS_FILE = "rpo_margins.npy"
 LABEL_MODEL_FILE = "rpo_label_model.npz"
 _LABEL_MODEL = "label_model."  # what its tensors begin with in the state
+_OF_BUFFER = ("voice", "population")  # short tensors, kept as lists
 _PER_ANNOTATOR = {"eta": "eta", "label_counts": "label_count", "right_sums": "right_sum"}  # name in the state, in a row
 
 
@@ -45,7 +46,8 @@ def packed(em: AnnotatorReliability, table: AnnotatorTable, data: str | None = N
     ]
     saved = {"format": 1, "step": state["step"], "annotators": annotators}
     if isinstance(em, BufferedReliability):
-        saved |= {"data": data, "margins": state["margins"].cpu(), "voice": state["voice"].tolist()}
+        saved |= {"data": data, "margins": state["margins"].cpu()}
+        saved |= {name: state[name].tolist() for name in _OF_BUFFER if name in state}
         if own := {name: of.cpu() for name, of in state.items() if name.startswith(_LABEL_MODEL)}:
             saved["label_model"] = own
     return saved
@@ -60,8 +62,7 @@ def unpacked(saved: dict[str, Any]) -> tuple[AnnotatorTable, dict[str, Any]]:
         for name, column in _PER_ANNOTATOR.items()
     }
     of_pairs = {name: saved[name] for name in ("data", "margins") if name in saved}
-    if "voice" in saved:
-        of_pairs["voice"] = torch.tensor(saved["voice"], dtype=torch.float64)
+    of_pairs |= {name: torch.tensor(saved[name], dtype=torch.float64) for name in _OF_BUFFER if name in saved}
     return table, {**state, "step": saved["step"], **of_pairs, **saved.get("label_model", {})}
 
 

@@ -21,7 +21,7 @@ from nemo_rpo.data.rows import NOTHING_ELSE, VoteDetails
 from nemo_rpo.data.vote_details import DetailLedger
 from nemo_rpo.em import Votes
 from nemo_rpo.em.label_model import FlatVotes
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 
 # Fields of a row, beside its annotator's, that say something of the label or of the pair.
 KNOWN_FIELDS = (*sorted(OF_VOTE), GOLD, TOPIC)

@@ -23,6 +23,11 @@ class HostedRPOConfig(RPOConfig):
     allow_new_annotators: bool = False  # on resume
 
 
+NO_COLUMNS = (
+    "nothing reads it here. TRL's preference_dataset(keys=…) and Megatron-Bridge's dataset.columns take it; NeMo-RL "
+    "and NeMo-Aligner read their files themselves, so write one under their names first: nemo-rpo convert FILE "
+    "--columns NAME=COLUMN,… --to nemo_rl (or nemo_aligner) --out OUT"
+)
 _OF_THE_LOSS = {"enabled", "base_loss", "loss_options", "allow_noise_model"}
 
 
@@ -103,6 +108,8 @@ def _section(schema: type, values: Mapping[str, Any], block: str) -> Any:
         raise ConfigError(f"{block} must be a mapping of settings; got {values!r}")
     hints = hints_of(schema)
     for key in values:
+        if key == "columns" and key not in hints:
+            raise ConfigError(f"{block}.columns: {NO_COLUMNS}")
         if key not in hints:
             raise ConfigError(f"unknown key {block}.{key}{nearest(key, hints)}")
     return schema(**{key: _setting(hints[key], value, f"{block}.{key}") for key, value in values.items()})

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_rpo.em.label_model.choose import slot_log_bayes_factor
-from nemo_rpo.judging.collect import Judged
+from nemo_rpo.judging.collecting import Judged
 from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Verdict
 from nemo_rpo.shares import Share, share
 

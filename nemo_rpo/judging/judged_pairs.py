@@ -68,8 +68,9 @@ def pairs_to_judge(
     reader, rows = VoteReader(keys), []
     for parsed in _parsed(as_paths(paths, setting="PAIRS", folders=True), reader.keys):
         for row in comparisons(parsed.row):
+            row.require_pair("nemo-rpo judge")
             sighting = reader.pairs.find(row)
-            reader.ledger.add(row, sighting, len(parsed.row.responses))
+            reader.ledger.add(row, sighting, parsed.row.size)
             if sighting.new:
                 fields = {name: value for name, value in parsed.record.fields.items() if name not in _SAID}
                 rows.append((row, fields, LAYOUTS[parsed.layout].labelled))

@@ -12,6 +12,7 @@ from nemo_rpo.config.from_mapping import read_yaml, settings_of
 from nemo_rpo.config.types import Count, NonNegative, Range, WholeNumber
 from nemo_rpo.data.files.read import is_file
 from nemo_rpo.errors import ConfigError, first_line
+from nemo_rpo.judging.rewards import GOOD_ENOUGH
 from nemo_rpo.serving.serving_settings import ServerSettings
 
 Share = Annotated[float, Range(0, 1)]
@@ -145,8 +146,53 @@ class ProgramJudge:
         return {name: getattr(self, name) for name in named}
 
 
-JudgeSettings = ChatJudge | RewardJudge | ProgramJudge
-_KINDS = {"chat": ChatJudge, "reward": RewardJudge, "program": ProgramJudge}
+@dataclass
+class CombinedJudge:
+    """Several rewards of each response as one (:mod:`nemo_rpo.judging.rewards`).
+
+    Attributes:
+        name, kind, family: as of a chat judge.
+        rewards: each ``{call, arguments}``, as of a program that scores responses, or ``{run, overrides}``, a reward
+            model of this package.
+        combine: ``all_good``: Σ log σ(r - r_ref), the log-probability that every reward finds the response good
+            enough. ``harmonic``: the harmonic mean of rewards above 0, with ``weights``.
+        quantile: r_ref is this quantile of the rewards of the prompt's responses (of all prompts' where it has fewer
+            than four).
+        weights: of the rewards, adding up to 1; empty: equal ones.
+        margin: difference at or below which it is a tie.
+    """
+
+    name: str = ""
+    kind: Literal["combined"] = "combined"
+    family: str | None = None
+    rewards: list[dict] = field(default_factory=list)
+    combine: Literal["all_good", "harmonic"] = "all_good"
+    quantile: Share = GOOD_ENOUGH
+    weights: list[float] = field(default_factory=list)
+    margin: NonNegative = 0.0
+
+    def check(self, where: str) -> None:
+        """Raises :class:`ConfigError` with one line that names the setting to change."""
+        if len(self.rewards) < 2:
+            raise ConfigError(f"{where}.rewards must list two rewards or more")
+        for i, block in enumerate(self.rewards):
+            by_call = block.keys() <= {"call", "arguments"} and _CALL.fullmatch(str(block.get("call", "")))
+            by_run = block.keys() <= {"run", "overrides"} and Path(str(block.get("run", ""))).is_dir()
+            if not (by_call or by_run):
+                kinds = "{call: module:function, arguments: {…}} or {run: FOLDER, overrides: […]}"
+                raise ConfigError(f"{where}.rewards[{i}] must be {kinds}, of a folder that exists")
+        self.weights = self.weights or [1 / len(self.rewards)] * len(self.rewards)
+        if len(self.weights) != len(self.rewards) or min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
+            raise ConfigError(f"{where}.weights must be one a reward, 0 or more, and add up to 1")
+
+    def outcome(self) -> dict[str, Any]:
+        """What its verdicts depend on."""
+        named = "name rewards combine quantile weights margin".split()
+        return {name: getattr(self, name) for name in named}
+
+
+JudgeSettings = ChatJudge | RewardJudge | ProgramJudge | CombinedJudge
+_KINDS = {"chat": ChatJudge, "reward": RewardJudge, "program": ProgramJudge, "combined": CombinedJudge}
 
 
 @dataclass
@@ -198,6 +244,10 @@ def judges_of(blocks: Sequence[Mapping[str, Any]], folder: Path, where: str = "j
         for name in ("prompt", "run", "config"):
             if given := getattr(judge, name, None):
                 setattr(judge, name, str(folder / given))
+        if isinstance(judge, CombinedJudge):
+            judge.rewards = [
+                {**one, **({"run": str(folder / one["run"])} if "run" in one else {})} for one in judge.rewards
+            ]
         judge.check(place)
         found.append(judge)
     return found

@@ -12,11 +12,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from nemo_rpo.data.rows import NOTHING_ELSE, Vote, VoteDetails
+from nemo_rpo.data.rows import NOTHING_ELSE, Vote, VoteDetails, log_odds
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.verdicts import Shown, Verdict
-
-_LEAST = 1e-4  # of a probability whose log-odds are taken
 
 
 def orders_of(pair: str, judge: str, orders: Literal["one", "both", "none"], seed: int) -> tuple[str, ...]:
@@ -47,8 +45,8 @@ def votes_of(verdicts: Iterable[Verdict], family: str | None = None) -> Iterator
     """The pair and vote of one judge on each pair that it said something of.
 
     A single verdict keeps its slot. Two orders are collapsed: the same response twice is a vote for it, anything else a
-    tie, without a slot; where one of them cannot be read there is no vote. The strength is \\|log-odds\\| of the stated
-    probability, of two orders of their mean.
+    tie, without a slot; where one of them cannot be read there is no vote. The confidence of a vote is the log-odds of
+    the probability stated for its side, of two orders of their mean.
     """
     by_pair: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
@@ -60,12 +58,11 @@ def votes_of(verdicts: Iterable[Verdict], family: str | None = None) -> Iterator
         sign = signs[0] if len(set(signs)) == 1 else 0
         slot = {"a": 1, "b": -1}.get(said[0].shown_first, 0) if len(said) == 1 else 0
         known = [p for verdict in said if (p := p_a(verdict)) is not None]
-        strength = math.nan
-        if len(known) == len(said):
-            mean = min(max(sum(known) / len(known), _LEAST), 1 - _LEAST)
-            strength = abs(math.log(mean / (1 - mean))) if sign else 0.0
+        confidence = math.nan
+        if sign and len(known) == len(said):
+            confidence = sign * log_odds(sum(known) / len(known))
         time = said[-1].time or math.nan
-        details = VoteDetails(shown_first=slot, strength=strength, time=time, family=family)
+        details = VoteDetails(shown_first=slot, confidence=confidence, time=time, family=family)
         yield pair, Vote(said[0].judge, sign, NOTHING_ELSE if details == NOTHING_ELSE else details)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from nemo_rpo.data.rows import Text
 
@@ -88,7 +88,7 @@ class Verdict:
         return 1 if (self.said == FIRST) == (self.shown_first != "b") else -1
 
 
-class Judge(Protocol):
+class Judge:
     """What gives verdicts.
 
     Attributes:
@@ -101,10 +101,15 @@ class Judge(Protocol):
     name: str
     family: str | None
     orders: Literal["one", "both", "none"]
-    tried: bool
+    tried = False
 
     def outcome(self) -> dict[str, Any]:
         """Whatever his verdicts depend on, as plain data: verdicts of another outcome are not taken for his."""
+        raise NotImplementedError
+
+    def look_at(self, shown: Sequence[Shown]) -> None:
+        """All that he is ever asked about, before the first verdict: for judges whose verdict on one pair depends on
+        the others."""
 
     def judge(self, shown: Iterable[Shown]) -> Iterator[Verdict]:
         """A verdict on each, as soon as it is there, in any order.
@@ -112,6 +117,7 @@ class Judge(Protocol):
         Raises:
             RPOError: it cannot go on. What came before is to be kept; only what is missing needs asking again.
         """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Ends whatever was started for this judge."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from nemo_rpo.judging.believe import Believed
+from nemo_rpo.judging.belief import Believed
 from nemo_rpo.judging.habits import Habits
 from nemo_rpo.shares import Share
 from nemo_rpo.text_table import format_table

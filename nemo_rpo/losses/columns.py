@@ -50,9 +50,7 @@ _COLUMNS = (
     Column("flip_rate", "label", "row", "probability that the recorded choice was flipped, between 0 and 1 [pairs]"),
     Column("tie", "label", "row", "1 where the annotator called a tie, else 0 [pairs]"),
     Column("group_weight", "label", "forward", "weights of a pair's annotators on the groups, sum 1 [pairs, groups]"),
-    Column(
-        "mismatched_kl", "label", "forward", "mean log π/π_ref behind other prompts in the batch, ≥ 0 [pairs]", True
-    ),
+    Column("mismatched_kl", "label", "forward", "mean log π/π_ref behind other prompts, 0 or more [pairs]"),
     Column("mean_log_ratio", "label", "forward", "mean log π/π_ref of the completions of the batch [pairs]"),
     Column("gate", "label", "forward", "scale of each block of the preference head, from the prompt [pairs, width/2]"),
 )

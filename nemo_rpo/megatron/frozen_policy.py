@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nemo_rpo.megatron.network.lora.attach import has_adapters
+from nemo_rpo.megatron.network.lora.attachment import has_adapters
 from nemo_rpo.megatron.network.lora.switch import switched_off
 from nemo_rpo.megatron.weight_swap import WeightSwap
 

@@ -28,7 +28,7 @@ from nemo_rpo.megatron.batch.head_outputs import FrozenPredictions, HeadOutputs,
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
-from nemo_rpo.megatron.network.lora.attach import has_adapters, start_afresh
+from nemo_rpo.megatron.network.lora.attachment import has_adapters, start_afresh
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
     StepOutcome,
@@ -312,12 +312,42 @@ class MegatronGPTRPOModel:
 
     def add_ref_policy_logprobs(self, batch: Batch) -> None:
         """Adds to the batch, in place, what the loss compares with: log-probs of the frozen policies that run in each
-        step (the reference and the previous iterate), and the reference's predictions token by token.
+        step (the reference and the previous iterate), the reference's predictions token by token, and where a loss
+        compares with a mean log-ratio of the batch (:meth:`_add_reference_point`), that.
         """
         if self.reference is not None:
             self._ask_frozen(batch, self.reference, REFERENCE_KEYS, self.needs.turns, self.needs.kl)
         if self.previous is not None:
             self._ask_frozen(batch, self.previous, PREVIOUS_KEYS)
+        if self.needs.reference_point is not None:
+            self._add_reference_point(batch, self.needs.reference_point)
+
+    @torch.no_grad()
+    def _add_reference_point(self, batch: Batch, name: str) -> None:
+        """Puts z, the mean log π/π_ref of the global batch, into the column ``name`` of each micro-batch ``[n]``: of
+        its own completions, or, as ``mismatched_kl``, of ``batch.mismatched`` and at least 0, an estimate of
+        KL(π ‖ π_ref). One number of all ranks and micro-batches, so that neither leaves a trace in the loss.
+
+        The policy runs forward once more, over as many sequences as the batch has, and under ``mismatched_kl`` the
+        reference too. Collectives: those forwards', and :func:`reduce_to_all_ranks` of two numbers.
+        """
+        rows = batch
+        if name == "mismatched_kl":
+            rows = batch.mismatched
+            self._ask_frozen(rows, self.reference, REFERENCE_KEYS)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for micro_batch, logprobs in zip(
+            rows, self.get_logprob_batch(rows), strict=False
+        ):  # none before the last stage
+            reference = (micro_batch[key].to(self.device) for key in REFERENCE_KEYS)
+            policy = (logprobs["chosen"], logprobs["rejected"])
+            ratio = sum(of - frozen for of, frozen in zip(policy, reference, strict=True)).double()
+            valid = micro_batch["valid"].to(self.device)
+            sums += torch.stack((torch.where(valid, ratio, 0.0).sum(), valid.sum()))
+        reduce_to_all_ranks(sums)
+        z = (sums[0] / sums[1]).float()
+        for micro_batch in batch:
+            micro_batch[name] = (z.clamp(min=0) if name == "mismatched_kl" else z).expand(len(micro_batch["valid"]))
 
     @torch.no_grad()
     def _ask_frozen(

@@ -107,6 +107,15 @@ def data_parallel_size() -> int:
     return parallel_state.get_data_parallel_world_size()
 
 
+def independent_replica() -> tuple[int, int]:
+    """This rank's number among the replicas that may run different forwards, or different numbers of them, and how many
+    these are: the data-parallel ranks, or one where they share experts, since each forward is then one of all of them.
+    """
+    if parallel_state.get_expert_model_parallel_world_size() > 1:
+        return 0, 1
+    return data_parallel_rank(), data_parallel_size()
+
+
 def is_last_stage() -> bool:
     """True on ranks of the last pipeline stage, the only ones that see log-probs."""
     return parallel_state.is_pipeline_last_stage(ignore_virtual=True)

@@ -8,12 +8,15 @@ With N weights, on n GPUs of which each holds P (:mod:`nemo_rpo.planning.memory`
     reference    4 P     swapped: two copies in host memory (8 P in fp32)
     export       2 N     (4 N in fp32) gathered tensor by tensor, and of experts expert by expert, in the smallest group
                          of ranks that holds the model; its first rank writes them
+
+Under LoRA a checkpoint is of the adapters' weights alone and no reference is swapped; the export is of merged weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nemo_rpo.config.adapters.adapter_size import adapter_weights
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
@@ -36,7 +39,8 @@ def written_bytes(cfg: RunConfig, architecture: GPTArchitecture, gpus: int) -> W
     """What a run on ``gpus`` GPUs writes, and what of it is in host memory at a time."""
     low = cfg.trainer.precision == "bf16"
     weights = total_weights(architecture)
-    checkpoint = (14 if low else 12) * weights
-    swapped = cfg.model.rpo.reference == "swapped" and StepNeeds.of(base_loss(cfg.model), cfg.model).live_reference
+    saved = adapter_weights(architecture, cfg.model.peft) if cfg.model.peft.lora else weights
+    checkpoint = (14 if low else 12) * saved
+    swapped = cfg.model.reference_in_force == "swapped" and StepNeeds.of(base_loss(cfg.model), cfg.model).live_reference
     reference = 2 * peak_memory(cfg, architecture, gpus).weights if swapped else 0
     return WrittenBytes(checkpoint, checkpoint / gpus, reference + checkpoint / gpus, (2 if low else 4) * weights)

@@ -41,6 +41,7 @@ from nemo_rpo.config.adapters.adapter_size import layer_adapter_activations, lay
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.experts.expert_shape import expert_tensor_size
 from nemo_rpo.config.flops import ExpertLayer, layer_matrix_weights
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.megatron.logprobs.vocab_chunks import BLOCK_ELEMENTS
@@ -65,8 +66,11 @@ class Memory:
 
 
 def micro_batch_tokens(model: ModelConfig) -> int:
-    """Tokens of a micro-batch at most: both responses of every pair at full length, or a full pack."""
-    pairs = 2 * model.micro_batch_size * (model.data.seq_length or model.encoder_seq_length)
+    """Tokens of a micro-batch at most: both responses of every pair (of a completion judged alone, that one) at full
+    length, or a full pack.
+    """
+    length = model.data.seq_length or model.encoder_seq_length
+    pairs = (1 if base_loss(model).unpaired else 2) * model.micro_batch_size * length
     return (model.data.packed_sequence_size or pairs) if model.data.packed_sequence else pairs
 
 

@@ -33,16 +33,18 @@ def step_seconds(
     """Of a global batch whose texts, prompt and response together, are ``length`` tokens long."""
     model = cfg.model
     layers, head = forward_flops(architecture, length)
-    live = StepNeeds.of(base_loss(model), model).live_reference
+    loss = base_loss(model)
+    needs = StepNeeds.of(loss, model)
+    live = needs.live_reference
     adapters = adapter_weights(architecture, model.peft)
-    flops = ((2 if model.peft.lora else 3) + live) * (layers + head) + 6 * adapters
+    flops = ((2 if model.peft.lora else 3) + live + needs.further_forwards) * (layers + head) + 6 * adapters
     if model.activations_checkpoint_granularity == "full":
         recomputed = model.activations_checkpoint_num_layers if model.activations_checkpoint_method == "block" else None
         of_a_stage = architecture.num_layers / model.pipeline_model_parallel_size
         flops += layers * (1 if recomputed is None else min(recomputed / of_a_stage, 1))
     if model.rpo.logprob_head == "chunked":
         flops += head
-    tokens = 2 * model.global_batch_size * length
+    tokens = (1 if loss.unpaired else 2) * model.global_batch_size * length
     model_parallel = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
     micro_batches = model.global_batch_size * model_parallel / (model.micro_batch_size * world_size)
     idle = (model.pipeline_model_parallel_size - 1) / micro_batches

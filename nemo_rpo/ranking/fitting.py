@@ -16,6 +16,7 @@ from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import Results, Schedule
 from nemo_rpo.ranking.scoring import BATCH, OneStep, maximise
 from nemo_rpo.ranking.strengths import Strengths, bradley_terry
+from nemo_rpo.threads import one_thread
 
 if TYPE_CHECKING:
     from nemo_rpo.ranking.crowd import Reliabilities
@@ -45,7 +46,8 @@ def fit(comparisons: Comparisons, settings: RankSettings | None = None) -> Fit:
             raise DataError("no row says who judged, which --crowd-bt needs to know; name the field, --annotator-key")
         from nemo_rpo.ranking.crowd import crowd_bt  # the only model that needs torch
 
-        return Fit(*crowd_bt(comparisons, schedule, settings))
+        with one_thread():
+            return Fit(*crowd_bt(comparisons, schedule, settings))
     results = plain_results(comparisons, schedule, settings)
     if settings.prior == 0:
         schedule.check_connected(results, comparisons.players)

@@ -130,8 +130,8 @@ def _parts(comparisons: Comparisons, settings: RankSettings) -> list[list[str]]:
     if len(parts) > 1:
         shown = "; ".join(_some(part) for part in parts[:_SHOWN]) + (" …" if len(parts) > _SHOWN else "")
         logger.warning(
-            "the players are %d parts of which no two ever met, so that nothing but the prior orders one part against "
-            "another; rank each by itself, or compare players of different parts: %s",
+            "the players fall into %d groups that never met each other, and nothing but the prior orders one group "
+            "against another; rank each by itself, or compare players of different groups: %s",
             len(parts),
             printable(shown),
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo_rpo import __version__
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import DataError
 from nemo_rpo.report import doubtful, policy, reliability, tastes
 from nemo_rpo.report.advice import no_better_than_chance, verdict
@@ -102,7 +103,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ]
     if run.labels is not None:
         pairs = len(np.unique(run.labels.pair))
-        facts.append(("labels", f"{len(run.labels):,} of {len(run.annotators):,} annotators on {pairs:,} pairs"))
+        facts.append(
+            (
+                "labels",
+                f"{len(run.labels):,} of {counted(len(run.annotators), 'annotator')} on {counted(pairs, 'pair')}",
+            )
+        )
     return [*facts, ("made by", f"nemo-rpo {__version__}")]
 
 
@@ -120,13 +126,13 @@ def _in_short(run: Run) -> list[str]:
             share = run.annotators.labels[below].sum() / max(run.annotators.labels.sum(), 1)
             names = ", ".join(worst[:5]) + (", …" if len(worst) > 5 else "")
             said.append(
-                f"Of {len(run.annotators):,} annotators {len(below):,} {'is' if len(below) == 1 else 'are'} rated "
-                f"wrong more often than right ({names}), and gave {share:.1%} of the labels."
+                f"Of {counted(len(run.annotators), 'annotator')} {len(below):,} {'is' if len(below) == 1 else 'are'} "
+                f"rated wrong more often than right ({names}), and gave {share:.1%} of the labels."
             )
         else:
             said.append("No annotator is rated wrong more often than right.")
         count = sum(isinstance(block, Note) for block in _warnings(run))
-        said.append(f"{count} warning{'s' * (count != 1)} below." if count else "Nothing warns of these estimates.")
+        said.append(f"{counted(count, 'warning')} below." if count else "Nothing warns of these estimates.")
     said += policy.in_short(run)
     return said
 

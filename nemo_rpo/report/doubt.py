@@ -44,9 +44,9 @@ class Leaning(NamedTuple):
 
 
 def length_leaning(labels: Labels) -> Leaning:
-    """Whether a label prefers the longer response (in tokens; equal lengths are left out)."""
+    """Whether a label prefers the longer response, in tokens; without equal lengths, and completions judged alone."""
     longer = np.sign(labels.tokens[:, 0].astype(np.int64) - labels.tokens[:, 1]) * labels.sign
-    return _leaning("the longer response", longer, labels)
+    return _leaning("the longer response", np.where((labels.tokens > 0).all(1), longer, 0), labels)
 
 
 def position_leaning(labels: Labels, prefers_first: np.ndarray) -> Leaning | None:

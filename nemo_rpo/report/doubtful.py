@@ -118,6 +118,8 @@ def leanings_section(run: Run, texts: Texts | None) -> Section:
     """Length and position bias of the distrusted labels."""
     found = [length_leaning(run.labels)]
     position = position_leaning(run.labels, texts.prefers_first) if texts else None
+    if position is None and not (found[0].distrusted.n or found[0].believed.n):
+        return Section("Length and position", [Text("The labels are of completions judged alone, which have neither.")])
     found += [position] if position else []
     rows = [[f"prefers {x.name}", f"{x.distrusted.n:,}", str(x.distrusted), str(x.believed), str(x.gap)] for x in found]
     header = ["", "distrusted labels", "share of those", "share of believed ones", "difference"]

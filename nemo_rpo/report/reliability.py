@@ -6,6 +6,7 @@ import numpy as np
 
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.report.advice import of_annotators
+from nemo_rpo.report.look_back import drift_blocks, side_by_side
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Text
 from nemo_rpo.report.run import Annotators, Run
@@ -41,7 +42,7 @@ def annotators_section(run: Run) -> Section:
         caption = "A closing sweep may move η at once: it sees all labels, a running mean the last ones."
         alt = "Reliability of annotators over the optimizer steps."
         blocks.append(Figure("trajectories", plots.trajectories(annotators), alt, caption))
-    return Section("Annotators", blocks)
+    return Section("Annotators", [*blocks, *drift_blocks(run)])
 
 
 def _table(run: Run) -> Table:
@@ -98,6 +99,7 @@ def labels_section(run: Run, groups: Groups) -> Section:
         Figure("posteriors", plots.posteriors(labels), "Histogram of the posteriors at first and at last sight."),
         Table(header, rows, "Labels by group of annotators; a label is distrusted where w < .5."),
     ]
+    blocks += side_by_side(run)
     if not seen.all():
         blocks.insert(1, Text(f"{(~seen).sum():,} labels were never seen in the training and are left out."))
     return Section("Labels", blocks)

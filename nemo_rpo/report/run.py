@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nemo_rpo.data.cache.arrow import pyarrow
 from nemo_rpo.errors import DataError, RPOError, first_line
 from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
 from nemo_rpo.training.outputs.record import ANNOTATORS, POSTERIORS, STEP, VALIDATION
+from nemo_rpo.training.outputs.results import LABEL_MODEL_JSON
 from nemo_rpo.training.process.run_lock import holder_of
 
 
@@ -121,6 +122,7 @@ class Run:
         step: optimizer steps behind the record; of a run without the EM, those in ``metrics``.
         labels, annotators: ``None`` for a run without the EM.
         held_out: ``None`` without validation data, or before the end of the run.
+        label_model: what ``label_model.json`` holds; empty without one.
     """
 
     folder: Path
@@ -130,6 +132,7 @@ class Run:
     labels: Labels | None
     annotators: Annotators | None
     held_out: HeldOut | None
+    label_model: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, split: str) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl`` of one split."""
@@ -164,7 +167,11 @@ def read_run(folder: Path) -> Run:
     if (folder / VALIDATION).exists():
         with _whole(folder / VALIDATION):
             held_out = _held_out(folder / VALIDATION, annotators)
-    return Run(folder, cfg, metrics, step, labels, annotators, held_out)
+    label_model = {}
+    if cfg.model.rpo.enabled and (folder / LABEL_MODEL_JSON).exists():
+        with _whole(folder / LABEL_MODEL_JSON):
+            label_model = dict(json.loads((folder / LABEL_MODEL_JSON).read_text(encoding="utf-8")))
+    return Run(folder, cfg, metrics, step, labels, annotators, held_out, label_model)
 
 
 def _table(path: Path) -> Any:

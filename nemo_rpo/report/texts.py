@@ -40,7 +40,7 @@ def read_texts(run: Run, source: Source, rows: np.ndarray) -> Texts:
     for pair in source:
         signed = [vote.sign for vote in pair.merged.votes if vote.sign]
         for row, sign in zip(pair.labels.tolist(), signed, strict=False):
-            if pair.ordered:
+            if pair.ordered and not pair.merged.alone:
                 prefers_first[row] = sign
             if row in wanted:
                 excerpts[row] = _excerpt(pair, sign)

@@ -154,6 +154,8 @@ class Servers:
         """
         missing, answered = list(items), 0
         asked = len(missing)
+        if not missing:
+            return
         for last in (False, True):
             failed: list[tuple[Item, _Unanswered]] = []
             for item, answer, latency in self._once(missing, request):
@@ -230,7 +232,7 @@ class Servers:
         settings = self.settings
         client = openai.OpenAI(
             base_url=url,
-            api_key=os.environ.get(settings.api_key_env) or "none",
+            api_key=os.environ[settings.api_key_env] if settings.api_key_env else "none",
             timeout=settings.timeout_s,
             max_retries=settings.retries,
         )
@@ -238,7 +240,8 @@ class Servers:
             listed = [found.id for found in client.with_options(timeout=_SIGN_OF_LIFE_S, max_retries=0).models.list()]
         except openai.APIStatusError as exc:
             if exc.status_code in (401, 403):
-                raise ServerError(f"{url}: {_short(exc)}; set the key in ${settings.api_key_env}") from exc
+                advice = f"name the environment variable with its key by {self.where}.api_key_env"
+                raise ServerError(f"{url}: {_short(exc)}; {advice}") from exc
             listed = []
         except Exception as exc:
             raise ServerError(

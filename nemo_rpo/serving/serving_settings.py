@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ class ServerSettings:
         url: its address, ``http://host:8000/v1``, or several, which share the requests; None: it is started.
         command: starts one where there is no url; ``{model}`` is the folder of the weights, ``{port}`` a free port.
         model: what requests call the model; None: the first that the server lists.
-        api_key_env: environment variable with the key; servers of one's own need none.
+        api_key_env: environment variable with the key; None: none is sent, so that no server gets one that is not
+            meant for it.
         timeout_s: of one request.
         retries: of a request that got no answer, a wrong one, 408, 409, 429 or 5xx; the pause between two grows, and
             is what the server asks for where it does (``Retry-After``).
@@ -31,7 +33,7 @@ class ServerSettings:
     url: str | list[str] | None = None
     command: str | None = None
     model: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str | None = None
     timeout_s: Positive = 600.0
     retries: WholeNumber = 5
     concurrency: Count = 16
@@ -65,5 +67,7 @@ class ServerSettings:
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ConfigError(f"{where}.url is '{url}'; it must begin with http:// or https://")
+        if self.api_key_env and not os.environ.get(self.api_key_env):
+            raise ConfigError(f"{where}.api_key_env: ${self.api_key_env} is not set")
         if self.command and "{port}" not in self.command:
             raise ConfigError(f"{where}.command must have {{port}} where the server's port belongs")

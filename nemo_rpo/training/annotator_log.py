@@ -15,11 +15,17 @@ from torch import Tensor
 from nemo_rpo.data.cache.store import PreferenceCache
 from nemo_rpo.em import Evidence, RecordedReliability, warn_all
 from nemo_rpo.em.fit.temperature import Temperature
-from nemo_rpo.em.label_model.in_training import FROM_DEPENDENCE
+from nemo_rpo.em.label_model.of_run.run_label_model import FROM_DEPENDENCE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.outputs import record
-from nemo_rpo.training.outputs.results import ANNOTATOR_CSV, LABEL_MODEL_JSON, write_annotators, write_label_model
+from nemo_rpo.training.outputs.results import (
+    ANNOTATOR_CSV,
+    LABEL_MODEL_JSON,
+    drift_found,
+    write_annotators,
+    write_label_model,
+)
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 from nemo_rpo.training.outputs.tastes import GroupsSeen
 from nemo_rpo.training.process.rank0 import on_first_rank
@@ -116,6 +122,18 @@ class AnnotatorBook:
         fit = self.model.em.estimate
         self._judge(found.evidence, found.result.counts, None if fit is None else fit.temperature)
 
+    def look_back(self) -> None:
+        """At the end of a run, for :data:`LABEL_MODEL_JSON`: estimates side by side on gold labels, and who changed
+        with time. The collective of ``em.look_back()``.
+        """
+        found = self.model.em.look_back() if self.enabled else None
+        if found is None:
+            return
+        if found.judged:
+            self.choice["judged"] = {name: of._asdict() for name, of in found.judged.items()}
+        if found.drift is not None:
+            self.choice["drift"] = drift_found(found.drift, [self.cache.annotators.ids[k] for k in found.annotators])
+
     def _take(self, standard_error: Tensor) -> None:
         if not self.model.em.settings.freeze_eta:  # else it is what it was known to
             self.standard_error = standard_error
@@ -142,7 +160,7 @@ class AnnotatorBook:
         if found["reasons"] and found["reasons"] != self.choice.get("reasons"):
             self.log.note(f"label model: {'; '.join(found['reasons'])}")
         now = label_model.now
-        self.choice = {
+        self.choice = self.choice | {
             "features": list(now.names),
             "temperature": now.temperature,
             "majority": len(now.grid) > 0,

@@ -54,7 +54,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     """Returns whether the run came to its end."""
     from nemo_rpo.megatron.network.build import kernel_facts
     from nemo_rpo.megatron.parallel import world_size
-    from nemo_rpo.training import adapters, resume, setup
+    from nemo_rpo.training import resume, setup
+    from nemo_rpo.training.adapters import adapter_facts
     from nemo_rpo.training.beliefs import read_beliefs
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.day_of_run import record_date
@@ -101,7 +102,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         "annotators": f"{len(cache.annotators):,}",
         **({} if beliefs is None else {"believed": beliefs.summary(cache.annotators, cfg.model.rpo)}),
         **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
-        **adapters.facts(cfg, model),
+        **adapter_facts.facts(cfg, model),
         **kernel_facts(cfg),
         "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
     }

@@ -24,6 +24,7 @@ from nemo_rpo.config.places import run_folder as run_folder
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.config.splits import is_validation, split_files
 from nemo_rpo.data.batches.dataset import PreferenceDataset
+from nemo_rpo.data.batches.mismatched import Mismatched
 from nemo_rpo.data.batches.sampler import GlobalBatchSampler
 from nemo_rpo.data.cache.build import open_cache
 from nemo_rpo.data.cache.spec import CacheSpec, cache_key
@@ -34,6 +35,7 @@ from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups.start import check_identifiable
 from nemo_rpo.errors import CheckpointError, ConfigError, RPOError
 from nemo_rpo.megatron import parallel
+from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.checkpoint.distributed import architecture_of, load_weights
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
@@ -42,8 +44,9 @@ from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, rea
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
+from nemo_rpo.megatron.network.autobridge import architecture_from_bridge, load_bridge_weights
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
-from nemo_rpo.training.adapters import (
+from nemo_rpo.training.adapters.adapter_start import (
     adapter_loader,
     check_adapter_start,
     check_whole_weights,
@@ -153,12 +156,28 @@ def open_split(cfg: RunConfig, split: str) -> PreferenceCache:
     spec = cache_spec(cfg, split)
     key = once_a_node(lambda: cache_key(spec.ingredients()))
     cache = _open_together(spec, cache_dir, num_workers=data.num_workers, progress=_say_progress(split), key=key)
+    _check_kind(cfg, cache, spec.paths[0])
     if cache.max_responses > 2 and (data.default_chosen_reward, data.default_rejected_reward) != (None, None):
         raise ConfigError(
             f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and default rewards are of two: "
             "unset model.data.default_chosen_reward and default_rejected_reward, and give the rankings rewards"
         )
     return cache
+
+
+def _check_kind(cfg: RunConfig, cache: PreferenceCache, path: Path) -> None:
+    """Raises :class:`RPOError` where the loss takes pairs and the data are completions judged alone, or the reverse."""
+    loss, alone = base_loss(cfg.model), cache.judged_alone()
+    if alone and not loss.unpaired:
+        raise ConfigError(
+            f"{path} has completions judged alone, and the loss '{loss.name}' takes pairs: set model.rpo.base_loss to "
+            "kto, bco or apo_zero_unpaired"
+        )
+    if loss.unpaired and not alone:
+        raise ConfigError(
+            f"{path} has pairs, and the loss '{loss.name}' takes completions judged alone: choose another loss, or "
+            "convert the pairs with nemo-rpo convert --to unpaired"
+        )
 
 
 def _open_together(spec: CacheSpec, cache_dir: Path | None, **options: Any) -> PreferenceCache:
@@ -203,17 +222,22 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
     sampler = GlobalBatchSampler(
         cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
     )
-    return PreferenceDataset(
-        cache,
-        sampler,
+    seq_length = model.data.seq_length or model.encoder_seq_length
+    share = partial(
+        PreferenceDataset,
+        sampler=sampler,
         data_parallel_rank=parallel.data_parallel_rank(),
         data_parallel_size=parallel.data_parallel_size(),
         micro_batch_size=model.micro_batch_size,
-        seq_length=model.data.seq_length or model.encoder_seq_length,
+        seq_length=seq_length,
         pad_to_multiple_of=math.lcm(model.data.pad_length_to_multiple_of, length_multiple(model)),
         same_length=model.pipeline_model_parallel_size > 1 or _gathers_tokens_of_all(model),
         packing=packing_of(cfg, cache.ranking_lengths),
     )
+    mismatched = None
+    if StepNeeds.of(base_loss(model), model).reference_point == "mismatched_kl":
+        mismatched = share(Mismatched(cache, seq_length))
+    return share(cache, mismatched=mismatched)
 
 
 def _gathers_tokens_of_all(model: ModelConfig) -> bool:
@@ -266,11 +290,11 @@ def check_start(cfg: RunConfig) -> None:
     if path is None:
         return
     check_whole_weights(cfg, path, frozen)
-    architecture = stored_architecture(path)
+    architecture = stored_architecture(path, cfg)
     check_adapter_start(cfg, architecture, path, frozen)
     _check_fits(cfg, architecture)
     for key, other in frozen.items() if not cfg.model.peft.lora else ():
-        if other is not None and stored_architecture(other) != architecture:
+        if other is not None and stored_architecture(other, cfg) != architecture:
             raise ConfigError(
                 f"model.rpo.{key}={other} has a different architecture from the starting weights in {path}: "
                 "it has to be another state of the same model"
@@ -286,7 +310,9 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     path = starting_point(cfg)
     if path is None:
         check_fresh_experts(cfg)
-    architecture = architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path)
+    architecture = (
+        architecture_from_yaml(cfg.model, cache.vocab_size) if path is None else stored_architecture(path, cfg)
+    )
     _check_fits(cfg, architecture)
     if cache.max_token_id >= architecture.vocab_size:
         raise ConfigError(
@@ -297,10 +323,12 @@ def architecture_for(cfg: RunConfig, cache: PreferenceCache) -> GPTArchitecture:
     return architecture
 
 
-def stored_architecture(path: Path) -> GPTArchitecture:
+def stored_architecture(path: Path, cfg: RunConfig) -> GPTArchitecture:
     """The shape of the model in a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return architecture_of(path)
+    if cfg.model.provider == "megatron_bridge":
+        return architecture_from_bridge(path)
     return architecture_from_nemo(path) if is_nemo(path) else architecture_from_hf(path)
 
 
@@ -342,7 +370,7 @@ def build_model(
     the training data, ``belief`` what is known of its annotators.
     """
     start, adapters = starting_point(cfg), cfg.model.peft.restore_from_path
-    loader = partial(frozen_adapter_loader, cfg=cfg) if cfg.model.peft.lora else weights_loader
+    loader = partial(frozen_adapter_loader if cfg.model.peft.lora else weights_loader, cfg=cfg)
     frozen = {
         key: None if path is None else loader(path, architecture=architecture)
         for key, path in frozen_policies(cfg).items()
@@ -354,7 +382,7 @@ def build_model(
         em,
         total_steps,
         device,
-        load_weights=None if start is None else weights_loader(start, architecture),
+        load_weights=None if start is None else weights_loader(start, architecture, cfg),
         load_previous=frozen["previous_iterate"],
         load_reference=frozen["reference_from"],
         load_first=frozen["first_policy"],
@@ -362,10 +390,12 @@ def build_model(
     )
 
 
-def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
+def weights_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
     """What fills model chunks with the weights of a checkpoint, a ``.nemo`` or a Hugging Face folder."""
     if _is_ours(path):
         return partial(load_weights, path)
+    if cfg.model.provider == "megatron_bridge":
+        return partial(load_bridge_weights, folder=path)
     if is_nemo(path):
         return partial(load_nemo_weights, path=path, architecture=architecture)
     return partial(load_hf_weights, folder=path, architecture=architecture)
@@ -373,4 +403,4 @@ def weights_loader(path: Path, architecture: GPTArchitecture) -> LoadWeights:
 
 def target_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
     """What fills model chunks with a trained policy: all weights, or the adapters of a run under LoRA."""
-    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture)
+    return adapter_loader(path, architecture, cfg) if cfg.model.peft.lora else weights_loader(path, architecture, cfg)

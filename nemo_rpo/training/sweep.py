@@ -16,6 +16,7 @@ from nemo_rpo.em import (
     evidence_of,
     standard_errors,
 )
+from nemo_rpo.em.fit.standard_error import skewed
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import is_last_stage
 from nemo_rpo.megatron.step.collectives import broadcast_from_last_stage, sum_over_data_parallel
@@ -96,6 +97,7 @@ def sweep_reliabilities(model: MegatronGPTRPOModel, batches: Iterable[Batch]) ->
         found, fitted, scale_fitted = em.fit(delta, votes, COLLECTIVES)
         reduce = COLLECTIVES.all_reduce
         error = standard_errors(delta, votes, found.eta, fitted, reduce, scale_fitted, em.belief.known)
+        error = skewed(error, found.eta)
         evidence = evidence_of(delta, votes, fitted, reduce)
         scalars = packed.new_tensor(
             [float(found.log_likelihood), found.iterations, found.converged, fitted.link_tau, *evidence]

@@ -19,7 +19,7 @@ from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.megatron.step.collectives import largest_on_all_ranks
 from nemo_rpo.megatron.step.em import check_ranks_agree
-from nemo_rpo.training.adapters import described
+from nemo_rpo.training.adapters.adapter_facts import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.logs.memory import peak_bytes
@@ -85,6 +85,8 @@ class RPOTrainer:
                 check_ranks_agree(self.model.em)
             if self.sweeps(step):
                 self.annotators.sweep(step, self._batches("sweep", len(self.splits["sweep"].dataset)))
+            if step == self.schedule.total_steps:
+                self.annotators.look_back()
             if self.schedule.validates(step):
                 self.run_validation(step)
             if far := self.too_far():
@@ -157,7 +159,7 @@ class RPOTrainer:
         """
         needs = self.model.needs
         lengths, scored = self.splits["train"].lengths(self.schedule.data_step(step))
-        frozen = needs.live_reference + needs.previous_iterate
+        frozen = needs.live_reference + needs.previous_iterate + needs.further_forwards
         flops = step_flops(
             self.model.architecture, lengths, scored, frozen, head=needs.logps, adapters=self.cfg.model.peft.lora
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import LAYOUTS, Parsed, read_parsed
 from nemo_rpo.data.rankings import pairs_of
@@ -29,9 +30,9 @@ class LeftOut:
 
     def as_text(self) -> str:
         """One line a reason."""
-        lines = [f"{self.written:,} rows written"]
-        for what, counts in (("rows", self.rows), ("votes", self.votes)):
-            lines += [f"{count:,} {what} left out: {CHECKS[kind].title}" for kind, count in counts.most_common()]
+        lines = [f"{counted(self.written, 'row')} written"]
+        for what, counts in (("row", self.rows), ("vote", self.votes)):
+            lines += [f"{counted(count, what)} left out: {CHECKS[kind].title}" for kind, count in counts.most_common()]
         return "\n".join(lines)
 
 
@@ -88,4 +89,4 @@ def _clean(
 
 def _votes(parsed: Parsed) -> int:
     """Votes of the row; of a ranking one on each of its pairs."""
-    return len(parsed.row.votes) * pairs_of(len(parsed.row.responses))
+    return len(parsed.row.votes) * pairs_of(parsed.row.size)

@@ -40,6 +40,7 @@ class ValidationReport:
         notes: pairs by what was done with their texts, or left undone: see
             :class:`nemo_rpo.data.tokenizers.preference.PreferenceTokenizer`.
         together: what all votes show together: the order shown, the dependence of errors.
+        judged_alone: of the pairs, completions that were judged alone.
         names_winner: whether every row names a winner, so that the order of a pair is what its first label says.
     """
 
@@ -62,6 +63,7 @@ class ValidationReport:
     together: Together
     findings: Findings
     names_winner: bool = False
+    judged_alone: int = 0
 
     @property
     def errors(self) -> int:

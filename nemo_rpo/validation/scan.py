@@ -154,6 +154,7 @@ class _Reading:
             unreadable=sum(self.exclusions.unreadable.values()),
             pairs=len(self.pairs),
             votes=vote_counts(table),
+            judged_alone=int(table.alone.sum()),
             names_winner=bool(table.winner_first().all()),
             votes_per_pair=votes_per_pair(table),
             annotators=int(table.named().sum()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nemo_rpo.counting import counted
 from nemo_rpo.errors import printable
 from nemo_rpo.validation.findings import CHECKS, SEVERITIES
 from nemo_rpo.validation.report import ValidationReport
@@ -29,8 +30,8 @@ def as_text(report: ValidationReport) -> str:
         lines += ["", f"not looked at: {report.together.left_out}"]
     if report.notes:
         lines += ["", "training says"]
-        lines += [f"  {note} ({count:,} pairs)" for note, count in report.notes.items()]
-    lines += ["", f"{_plural(report.errors, 'error')}, {_plural(report.warnings, 'warning')}"]
+        lines += [f"  {note} ({counted(count, 'pair')})" for note, count in report.notes.items()]
+    lines += ["", f"{counted(report.errors, 'error')}, {counted(report.warnings, 'warning')}"]
     return printable("\n".join(lines))
 
 
@@ -40,22 +41,31 @@ def _counts(report: ValidationReport) -> Iterator[tuple[str, str, str]]:
     yield "pairs", f"{report.pairs:,}", f"{report.gold:,} with a gold label" if report.gold else ""
     # Where rows name the winner, "first" is what a pair's first label says, and no order that anybody was shown.
     first, second = ("as the pair's first label", "the opposite") if report.names_winner else ("first", "second")
+    if report.judged_alone:
+        yield (
+            "judged alone",
+            f"{report.judged_alone:,}",
+            "completions without another: the first is good, the second bad",
+        )
+        first, second = "good", "bad"
     detail = f"{first} {votes['first']:,}, {second} {votes['second']:,}, tie {votes['ties']:,}"
     yield "votes", f"{votes['all']:,}", detail
     yield "votes a pair", "", _sizes(report.votes_per_pair)
-    detail = f"{votes['without_annotator']:,} votes without one" if votes["without_annotator"] else ""
+    detail = f"{counted(votes['without_annotator'], 'vote')} without one" if votes["without_annotator"] else ""
     yield "annotators", f"{report.annotators:,}", detail
     if report.annotators:
         yield "labels each", "", _spread(report.labels_per_annotator)
         yield "signed labels each", "", _spread(report.signed_labels_per_annotator)
     if agreement.pairs_with_several_votes:
-        detail = f"{agreement.not_unanimous:,} of {agreement.pairs_with_several_votes:,} pairs with several votes"
+        detail = (
+            f"{agreement.not_unanimous:,} of {counted(agreement.pairs_with_several_votes, 'pair')} with several votes"
+        )
         yield "not unanimous", f"{agreement.not_unanimous / agreement.pairs_with_several_votes:.1%}", detail
         yield "Krippendorff's α", _alpha(agreement.alpha), f"without ties {_alpha(agreement.alpha_signed)}"
     if report.together.order is not None:
         order = report.together.order
         which = "the order shown" if order.shown else "the order of the file"
-        yield "for the first", f"{order.first / order.pairs:.1%}", f"of {order.pairs:,} pairs, by {which}"
+        yield "for the first", f"{order.first / order.pairs:.1%}", f"of {counted(order.pairs, 'pair')}, by {which}"
     if report.together.dependence:
         found = report.together.dependence
         detail = f"independent errors: {found['expected_spread']:.2f}; annotators agree with some, and with others not"
@@ -87,7 +97,7 @@ def _finding(report: ValidationReport, kind: str) -> Iterator[str]:
 
 def _sizes(votes_per_pair: dict[int, int]) -> str:
     commonest = sorted(sorted(votes_per_pair, key=votes_per_pair.__getitem__, reverse=True)[:_SIZES])
-    shown = ", ".join(f"{votes}: {votes_per_pair[votes]:,} pairs" for votes in commonest)
+    shown = ", ".join(f"{votes}: {counted(votes_per_pair[votes], 'pair')}" for votes in commonest)
     return shown + (", …" if len(votes_per_pair) > _SIZES else "")
 
 
@@ -97,7 +107,3 @@ def _spread(spread: dict[str, float]) -> str:
 
 def _alpha(alpha: float | None) -> str:
     return "undefined" if alpha is None else f"{alpha:.3f}"
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

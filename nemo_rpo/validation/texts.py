@@ -43,7 +43,7 @@ class TextChecks:
         prompt, first, second = flat(row.prompt), flat(row.chosen), flat(row.rejected)
         if self._judge:
             yield from judgement(row)
-        if first.strip() and first != second and _same_words(first, second) and not has_calls(row):
+        if not row.alone and first.strip() and first != second and _same_words(first, second) and not has_calls(row):
             yield "identical_but_for_space", ""
         if not prompt.strip():
             yield "empty_prompt", ""
@@ -82,17 +82,21 @@ def judgement(row: PreferenceRow) -> Iterator[Problem]:
     if isinstance(row.chosen, str) and isinstance(row.rejected, str) and row.chosen != row.rejected:
         if not (row.chosen.isspace() or row.rejected.isspace()) and row.chosen and row.rejected:
             return  # most rows
-    sides = (("first", _said(row.chosen)), ("second", _said(row.rejected)))
+    sides = [(name, _said(text)) for name, text in _sides(row)]
     empty = [name for name, said in sides if not any(content.strip() or calls for _, content, calls in said)]
     if empty:
         yield "empty_completion", f"the {' and the '.join(empty)} completion is empty"
-    elif sides[0][1] == sides[1][1]:
+    elif not row.alone and sides[0][1] == sides[1][1]:
         yield "identical_completions", ""
 
 
 def has_calls(row: PreferenceRow) -> bool:
     """Whether a completion calls a tool."""
     return any(calls for text in (row.chosen, row.rejected) for _, _, calls in _said(text))
+
+
+def _sides(row: PreferenceRow) -> list[tuple[str, Text]]:
+    return [("first", row.chosen), ("second", row.rejected)][: len(row.responses)]
 
 
 def _said(text: Text) -> list[tuple[str, str, list]]:
@@ -111,8 +115,7 @@ def flat(text: Text) -> str:
 
 
 def _turns(row: PreferenceRow) -> Iterator[Problem]:
-    sides = (("first", row.chosen), ("second", row.rejected))
-    longer = [name for name, text in sides if _has_turns(text)]
+    longer = [name for name, text in _sides(row) if _has_turns(text)]
     if longer:
         yield "later_prompts_differ", f"the {' and the '.join(longer)} completion holds further turns of the dialogue"
 

@@ -84,13 +84,13 @@ def look(table: VoteTable) -> Together:
 
 def order_test(table: VoteTable) -> OrderTest | None:
     """Of the first signed vote of each pair whose order is known; where no order shown is recorded, of all pairs of
-    files that have an order of their own (and do not name the winner first).
+    files that have an order of their own (and do not name the winner first). A completion judged alone has none.
     """
     shown = table.knows("shown_first")
     if shown:
         first = table.detail("shown_first")
     else:
-        first = np.where(table.winner_first()[table.pair_file][table.pair], 0, 1)
+        first = np.where((table.winner_first()[table.pair_file] | table.alone)[table.pair], 0, 1)
     known = np.flatnonzero((table.sign != 0) & (first != 0))
     _, at = np.unique(table.pair[known], return_index=True)
     votes = known[at]

@@ -32,7 +32,7 @@ class TokenChecks:
         self.notes: Counter[str] = Counter()
 
     def __call__(self, row: PreferenceRow) -> Iterator[Problem]:
-        text = rendering.RawText(row.where, row.prompt, (row.chosen, row.rejected), row.given)
+        text = rendering.RawText(row.where, row.prompt, row.responses, row.given)
         try:
             [rendered] = rendering.render([text], self.tokenizer, self.seq_length)
         except NoTemplateError as exc:
@@ -42,8 +42,8 @@ class TokenChecks:
         if rendered.problem == rendering.NOT_RENDERED:
             yield "not_renderable", rendered.reason
             return
-        prompt, (first, second) = rendered.prompt, rendered.responses
-        longer = max(len(first), len(second))
+        prompt, responses = rendered.prompt, rendered.responses
+        longer = max(map(len, responses))
         together = len(prompt) + longer
         for name, length in (("prompt", len(prompt)), ("completion", longer), ("together", together)):
             self.longest[name] = max(self.longest[name], length)
@@ -61,6 +61,9 @@ class TokenChecks:
         if rendered.problem == rendering.OK and together > self.seq_length:
             cut = together - self.seq_length
             yield "truncated_prompt", f"{cut:,} of the prompt's {len(prompt):,} tokens will be cut"
+        if row.alone:
+            return
+        first, second = responses
         room = max(0, self.seq_length - len(prompt))
         if np.array_equal(first[:room], second[:room]):
             common = _common(first, second)

@@ -10,6 +10,7 @@ import numpy as np
 from nemo_rpo.data.vote_table import VoteTable
 
 _WORDS = {1: "the first completion", -1: "the second completion", 0: "a tie"}
+_WORDS_ALONE = {**_WORDS, 1: "good", -1: "bad"}
 
 
 class Repeat(NamedTuple):
@@ -22,7 +23,7 @@ class Repeat(NamedTuple):
 
 def words(table: VoteTable, vote: int) -> str:
     """What a vote says, in the terms of its own row."""
-    return _WORDS[int(table.said[vote])]
+    return (_WORDS_ALONE if table.alone[table.pair[vote]] else _WORDS)[int(table.said[vote])]
 
 
 def repeats(table: VoteTable) -> Iterator[Repeat]:

@@ -71,7 +71,7 @@ def test_json_is_the_whole_result(tmp_path, capsys):
 def test_fix_says_what_it_left_out(tmp_path, capsys):
     path = write(tmp_path / "rows.jsonl", [pair("p"), pair("e", response_a="")])
     _, out, _ = run(capsys, "validate", path, "--fix", tmp_path / "clean.jsonl")
-    assert out.endswith(f"{tmp_path / 'clean.jsonl'}\n1 rows written\n1 rows left out: empty completion\n")
+    assert out.endswith(f"{tmp_path / 'clean.jsonl'}\n1 row written\n1 row left out: empty completion\n")
 
 
 def test_convert_says_what_it_did(tmp_path, capsys):
@@ -80,7 +80,7 @@ def test_convert_says_what_it_did(tmp_path, capsys):
     status, out, _ = run(capsys, "convert", path, "--to", "hf", "--out", tmp_path / "out.jsonl")
     assert status == 0
     assert out == (
-        f"{tmp_path / 'out.jsonl'}: 2 rows, from 2 pairs in 2 rows\nleft out: 1 ties (the layout names a winner)\n"
+        f"{tmp_path / 'out.jsonl'}: 2 rows, from 2 pairs in 2 rows\nleft out: ties (the layout names a winner): 1\n"
     )
 
 

@@ -174,3 +174,13 @@ def test_the_settings_of_another_source_are_named_one_by_one() -> None:
     other: Any = replace(MODEL, experts=replace(EXPERTS, moe_router_topk=4))
     with pytest.raises(ConfigError, match=r"has moe_router_topk=4, the model moe_router_topk=2; give the config.json"):
         MODEL.check_source(other, "config.json", "config.json")
+
+
+def test_the_fewest_ranks_hold_every_expert() -> None:
+    from nemo_rpo.commands.on_ranks import fewest_ranks
+
+    split = ["tensor_model_parallel_size=2", "sequence_parallel=true", "expert_model_parallel_size=4"]
+    assert fewest_ranks(config(*split)) == 8
+    assert fewest_ranks(config(*split, "expert_tensor_parallel_size=1")) == 4
+    assert fewest_ranks(config("context_parallel_size=3", "expert_model_parallel_size=2")) == 6
+    assert fewest_ranks(config("tensor_model_parallel_size=2")) == 2

@@ -144,7 +144,7 @@ def test_sequence_parallel_without_tensor_parallel_is_off(empty: str) -> None:
         ("model.rpo.objective=both", "model.rpo.objective must be one of auto, induced, weighted, bounded; got 'both'"),
         (
             "model.rpo.reference=disk",
-            "model.rpo.reference must be one of resident, swapped, cached; got 'disk'",
+            "model.rpo.reference must be one of resident, swapped, cached, adapters; got 'disk'",
         ),
         ("model.rpo.prior=[1]", "model.rpo.prior must be a list of 2, each a number; got [1]"),
         (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from public_sets import pandalm
 
-from nemo_rpo.conversion import WRITERS, convert
+from nemo_rpo.conversion import WRITERS, WRITERS_OF_ALONE, convert
 from nemo_rpo.conversion.pieces import GOLD, TIES, UNLABELLED
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import as_paths, read_records
@@ -54,7 +54,7 @@ NO_TIES = ("hf", "nemo_aligner", "rankings", "crowd_kit")
 
 def test_what_is_written_is_read():
     assert WRITERS.keys() <= LAYOUTS.keys()
-    assert {name for name, of in LAYOUTS.items() if not of.public} <= WRITERS.keys()
+    assert {name for name, of in LAYOUTS.items() if not of.public} <= WRITERS.keys() | WRITERS_OF_ALONE.keys()
 
 
 @pytest.mark.parametrize(("there", "back"), list(itertools.product(WRITERS, WRITERS)))

@@ -31,7 +31,7 @@ def test_prints_a_table_and_writes_csv_and_a_page(votes, tmp_path, capsys):
     assert main(["annotators", str(path), "--csv", str(out), "--html", str(page)]) == 0
     printed = capsys.readouterr()
     assert "100 pairs" in printed.out and "retrain" in printed.out and "most doubtful labels" in printed.out
-    assert "1 rows cannot be read" in printed.err
+    assert "1 row left out, not readable" in printed.err
     assert "'=1+1" in [row["annotator"] for row in crowds.read_csv(out)]
     text = page.read_text(encoding="utf-8")
     assert "=1+1" in text and "<svg" in text
@@ -48,7 +48,7 @@ def test_votes_without_texts(tmp_path, capsys):
     gold.write_text("task,gold\n" + "".join(f"t{p},{'ab'[p % 2]}\n" for p in range(30)) + "t99,a\n")
     assert main(["annotators", str(table), "--gold", str(gold), "--json"]) == 0
     printed = capsys.readouterr()
-    assert "1 gold labels are for pairs that nobody labelled" in printed.err
+    assert "left out: 1 gold label of pairs that nobody labelled" in printed.err
     found = {row["annotator"]: row["verdict"] for row in json.loads(printed.out)["annotators"]}
     assert found["dan"] == "retrain" and found["ann"] != "retrain"
     columns = {name: [row[i] for row in rows] for name, i in names.items()}

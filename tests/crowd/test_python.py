@@ -17,6 +17,16 @@ pandas = pytest.importorskip("pandas", reason="tables need pandas: pip install '
 pyarrow = pytest.importorskip("pyarrow", reason="Arrow tables need pyarrow: pip install 'nemo-rpo[hf]'")
 
 
+class Stream:
+    """A table of another library, as Arrow's PyCapsule interface hands it over."""
+
+    def __init__(self, table) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
 def test_every_kind_of_table_is_the_file(tmp_path):
     lines, truth = crowds.rows(pairs=50)
     for row in lines[:5]:
@@ -30,6 +40,9 @@ def test_every_kind_of_table_is_the_file(tmp_path):
         "rows": nemo_rpo.estimate_reliability(votes),
         "pandas": nemo_rpo.estimate_reliability(frame, annotator="who"),
         "arrow": nemo_rpo.estimate_reliability(pyarrow.Table.from_pylist(votes)),
+        "stream": nemo_rpo.estimate_reliability(Stream(pyarrow.Table.from_pylist(votes))),
+        "pandas's own types": nemo_rpo.estimate_reliability(frame.convert_dtypes(), annotator="who"),
+        "pandas, by its index": nemo_rpo.estimate_reliability(frame.set_index(["pair", "who"]), annotator="who"),
     }
     for name, result in tables.items():
         assert result.annotators == tables["rows"].annotators, name

@@ -178,7 +178,7 @@ def test_the_log_says_what_was_left_out(spec, caplog):
     with caplog.at_level("INFO"):
         opened(spec(rows, invalid_pairs="drop"))
     assert "1 empty completion" in caplog.text
-    assert "1 votes without an annotator's id share one" in caplog.text
+    assert "1 vote without an annotator's id" in caplog.text
 
 
 def test_processes_change_nothing(spec, monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 from nemo_rpo.em import BufferedReliability, Collectives, EMSettings, Votes, build_estimator
 from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 
 
 class World(NamedTuple):

@@ -122,3 +122,18 @@ def test_odd_data_give_finite_estimates(seed, scale, one_sided, votes_per_pair):
     found = estimate(delta, votes, torch.full((annotators,), 0.9), lenient)
     assert (found.eta >= 1e-4).all() and (found.eta <= 1 - 1e-4).all()
     assert all(math.isfinite(x) and x > 0 for x in found.prior) and found.temperature.value > 0
+
+
+@pytest.mark.parametrize("votes_per_pair", [1, 4])
+def test_a_search_near_the_last_fit_ends_where_a_cold_one_does(votes_per_pair):
+    """The last fit knew half of the margins."""
+    crowd = make_crowd(annotators=100, labels=6000, votes_per_pair=votes_per_pair, population=(8.0, 2.0), seed=11)
+    half, start = slice(0, len(crowd.delta) // 2), torch.full((100,), 0.9)
+    before = estimate(crowd.delta[half], Votes(*(of[half] for of in crowd.votes[:2])), start, SETTINGS)
+    assert before.population is not None
+    cold = estimate(crowd.delta, crowd.votes, start, SETTINGS)
+    warm = estimate(crowd.delta, crowd.votes, before.eta, SETTINGS, near=before.population)
+    torch.testing.assert_close(warm.eta, cold.eta, rtol=0, atol=2e-3)
+    assert warm.prior == pytest.approx(cold.prior, rel=0.03)
+    assert math.log(warm.temperature.value / cold.temperature.value) == pytest.approx(0, abs=0.01)
+    assert (warm.temperature.weight > 0) == (cold.temperature.weight > 0)

@@ -6,7 +6,7 @@ import torch
 from nemo_rpo.em import BufferSettings, EMSettings, Votes
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.label_model import VoteFeatures, fit_label_model
-from nemo_rpo.em.label_model.in_training import RunLabelModel
+from nemo_rpo.em.label_model.of_run.run_label_model import RunLabelModel
 from nemo_rpo.errors import ConfigError
 
 from .ranks import Ranks

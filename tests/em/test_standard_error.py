@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from nemo_rpo.em import EMSettings, Votes, full_batch_em, standard_errors
+from nemo_rpo.em import EMSettings, Votes, estimate, full_batch_em, standard_errors
 from nemo_rpo.em.fit import standard_error as module
 from nemo_rpo.em.fit.empirical_bayes import log_tau_precision
+from nemo_rpo.em.fit.standard_error import skewed
 
 from .ranks import Ranks
 from .worlds import World, make_crowd, make_world
@@ -96,3 +97,28 @@ def test_with_the_scale_unknown_it_is_the_joint_curvature(votes_per_pair):
     found = standard_errors(world.delta, world.votes, eta, EM, scale_fitted=True)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     assert (found > standard_errors(world.delta, world.votes, eta, EM)).all()
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(10.0, 2.5), (3.0, 1.0), (0.7, 0.5), (400.0, 100.0)])
+def test_a_skewed_posterior_has_its_distance_from_the_mode(right, wrong):
+    """Of a Beta on the scale of the logit: drawn, against the curvature at its mode."""
+    draws = torch.distributions.Beta(torch.tensor(right).double(), torch.tensor(wrong).double()).sample((400_000,))
+    eta = torch.tensor([right / (right + wrong)], dtype=torch.float64)
+    curved = (eta * (1 - eta) / (right + wrong)).sqrt()
+    distance = (draws.clamp(1e-12, 1 - 1e-12).logit() - eta.logit()).square().mean().sqrt()
+    found = skewed(curved, eta) / (eta * (1 - eta))
+    assert found.item() == pytest.approx(distance.item(), rel=0.02)
+    assert found >= curved / (eta * (1 - eta))
+
+
+def test_intervals_of_few_labels_cover_as_they_say():
+    """A long tail of annotators, most of whom are known by the fitted population and a handful of labels."""
+    inside = []
+    for seed in range(8):
+        crowd = make_crowd(annotators=150, labels=3000, votes_per_pair=1, population=(10.0, 2.5), seed=seed)
+        found = estimate(crowd.delta, crowd.votes, torch.full((150,), 0.9, dtype=torch.float64), EM)
+        fitted = EMSettings(prior=found.prior, link_tau=found.temperature.value)
+        error = skewed(standard_errors(crowd.delta, crowd.votes, found.eta, fitted, scale_fitted=True), found.eta)
+        scale = found.eta * (1 - found.eta)
+        inside.append(((found.eta.logit() - crowd.eta.logit()).abs() < 1.96 * error / scale).double().mean())
+    assert 0.91 < torch.stack(inside).mean() < 0.98

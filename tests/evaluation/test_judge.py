@@ -70,6 +70,23 @@ def test_intervals_of_few_prompts_are_wide_enough(prompts: int) -> None:
     assert covered / 200 >= 0.92 and covered > percentiles + 4
 
 
+@pytest.mark.parametrize("prompts", [4, 12])
+def test_differences_over_few_prompts(prompts: int) -> None:
+    """Where prompts differ in what the policies gain, no more than a twentieth of the intervals miss a gain of 0; where
+    they agree, four are enough.
+    """
+    rng, wrong = np.random.default_rng(6), 0
+    of, mine = np.repeat(np.arange(prompts), 40), np.ones(40 * prompts)
+    for trial in range(150):
+        p = np.clip(0.5 + rng.normal(0, 0.15, prompts), 0, 1)[of]
+        ours, theirs = np.where(rng.random((2, len(of))) < [p, 1 - p], 1.0, -1.0)
+        gain = compare(scores(ours, of), scores(theirs, of), 200, trial).differences["accuracy"]
+        wrong += not gain.low <= 0 <= gain.high
+    assert wrong / 150 <= 0.09
+    clear = compare(scores(mine, of), scores(np.where(rng.random(len(of)) < 0.6, 1.0, -1.0), of), 200, 0)
+    assert clear.differences["accuracy"].low > 0
+
+
 def test_a_real_difference_is_found_and_none_is_not() -> None:
     rng = np.random.default_rng(2)
     truth = rng.normal(1.0, 1.0, 400)

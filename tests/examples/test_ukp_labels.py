@@ -48,7 +48,7 @@ def test_shares_of_gold_labels(labels, tmp_path):
     found = labels.label_accuracy(*record(tmp_path, wrong={0, 1, 23}, unseen={2}, open_={3}))
     assert found["pairs"] == 22  # one has no gold label, one was not seen
     assert found["posterior"] == pytest.approx((22 - 2 - 0.5) / 22)
-    assert found["one_coin"] == found["one_coin_fitted"] == 1.0
+    assert found["one_coin"] == found["one_coin_fitted"] == found["majority"] == 1.0
     assert found["against"] == {"one_coin": (0, 2), "one_coin_fitted": (0, 2)}  # the undecided pair takes no side
 
 

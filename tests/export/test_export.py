@@ -271,7 +271,7 @@ def test_bad_settings(run: Run, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out.jsonl"
     refused(run, ["data", "--threshold", "1.5", "--out", out], "--threshold must be a probability", capsys=capsys)
     refused(run, ["doubtful", "--limit", "0", "--out", out], "--limit must be 1 or more", capsys=capsys)
-    refused(run, ["doubtful", "--threshold", "0", "--out", out], "no row is left to write", capsys=capsys)
+    refused(run, ["doubtful", "--threshold", "0", "--out", out], "less likely than 0 to be right", capsys=capsys)
     refused(run, ["data", "--out", tmp_path / "out.txt"], "the name must end in .jsonl", capsys=capsys)
     refused(run, ["data", "--data", tmp_path / "none.jsonl", "--out", out], "does not exist", capsys=capsys)
 

@@ -17,9 +17,9 @@ from nemo_rpo.cli import main
 from nemo_rpo.data.files.stage import read_table
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import ConfigError, ServerError
-from nemo_rpo.judging.chat_judge import LanguageModelJudge
-from nemo_rpo.judging.collect import collect, judges_from
+from nemo_rpo.judging.collecting import collect, judges_from
 from nemo_rpo.judging.judged_pairs import JudgedPair, pairs_to_judge
+from nemo_rpo.judging.judges.chat_judge import LanguageModelJudge
 from nemo_rpo.judging.judging_settings import ChatJudge, JudgingSettings, judges_of
 from nemo_rpo.judging.verdicts import Shown, Verdict
 
@@ -102,9 +102,9 @@ def test_probabilities_are_of_the_two_words_alone(chances, said_, p, tmp_path):
         found = judged(server, tmp_path, PAIRS[:1], JudgingSettings(unparsed=1.0), verdict="logprobs")
     [verdict] = found.verdicts
     assert verdict.said == said_ and verdict.p_first == (None if p is None else pytest.approx(p))
-    if p is not None:
-        strength = found.votes()["p0"].details.strength
-        assert strength == pytest.approx(abs(math.log(p / (1 - p))) if said_ != "tie" else 0.0)
+    if said_ is not None:
+        confidence = found.votes()["p0"].details.confidence
+        assert math.isnan(confidence) if said_ == "tie" else confidence == pytest.approx(abs(math.log(p / (1 - p))))
 
 
 def test_a_useless_judge_is_found_out_early(tmp_path):
@@ -165,7 +165,7 @@ def test_a_template_is_given_the_pair_and_refused_if_it_asks_for_more(tmp_path):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        ({"kind": "chta"}, r"judges\[0\]\.kind must be one of chat, reward, program"),
+        ({"kind": "chta"}, r"judges\[0\]\.kind must be one of chat, reward, program, combined"),
         ({"name": "j", "kind": "chat"}, r"judges\[0\]\.url or judges\[0\]\.command"),
         ({"name": "j", "kind": "chat", "url": "http://x", "verdcit": "parse"}, "did you mean 'verdict'"),
         ({"name": "j", "kind": "chat", "url": "http://x", "orders": "fixed"}, "one of one, both"),
@@ -224,9 +224,26 @@ def test_the_command_with_people_gold_and_programs(tmp_path, capsys, monkeypatch
     assert leaning["delta"] > 0.1 and leaning["alpha"] > 0.95 > 0.75 > leaning["beta"]
     table = read_votes(tmp_path / "out/votes.jsonl")
     assert table.annotators.ids == ["ann", "bob", "exact", "leaning"] and table.pairs == 150
-    assert (table.gold != 0).sum() == 30 and table.knows("shown_first") and table.knows("strength")
+    assert (table.gold != 0).sum() == 30 and table.knows("shown_first") and table.knows("confidence")
     believed, _ = read_table(tmp_path / "out/believed.parquet")
     assert all((row["p_a"] > 0.5) == (gold[row["pair_id"]] == "a") for row in believed)
+
+
+def test_rewards_combined_are_a_logical_and(tmp_path):
+    """A response that is very good by one reward and bad by the other loses to one that is good by both; the order of
+    the asking does not matter."""
+    rewards = [{"call": "nemo_rpo.judging.programs.answers:matches", "arguments": {"pattern": p}} for p in "xyz"]
+    block = {"name": "all", "kind": "combined", "rewards": rewards}
+    pairs = [JudgedPair(f"p{i}", "q", f"x y {i}", f"x x x {i}") for i in range(6)]
+    judges = judges_from(judges_of([block], tmp_path), tmp_path)
+    [found] = collect(judges, pairs, tmp_path, JudgingSettings())
+    assert {v.said for v in found.verdicts} == {"first"} and all(v.p_first > 0.5 for v in found.verdicts)
+    [again] = judges_from(judges_of([block], tmp_path), tmp_path)
+    items = [Shown(p.pair_id, p.prompt, p.a, p.b, "") for p in pairs]
+    again.look_at(items)
+    assert [v.p_first for v in again.judge(items[::-1])] == [v.p_first for v in found.verdicts][::-1]
+    with pytest.raises(ConfigError, match="harmonic mean is of rewards above 0"):
+        judges_from(judges_of([{**block, "combine": "harmonic"}], tmp_path), tmp_path)[0].look_at(items)
 
 
 def test_a_name_that_has_votes_already_is_refused(tmp_path):

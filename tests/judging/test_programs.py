@@ -74,10 +74,10 @@ def test_unit_tests(response, tests, rate):
 
 def test_what_code_starts_ends_with_it(tmp_path):
     mark = tmp_path / "mark"
-    child = f"import time; time.sleep(1); open({str(mark)!r}, 'w')"
+    child = f"import time; time.sleep(0.5); open({str(mark)!r}, 'w')"
     code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])"
     assert pass_rate("", code, {"tests": ["pass"]}) == 1.0
-    time.sleep(1.5)
+    time.sleep(0.8)
     assert not mark.exists()
 
 

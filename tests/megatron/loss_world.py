@@ -55,13 +55,26 @@ def dialogues() -> list[dict[str, Any]]:
     return made
 
 
+def judged_alone() -> list[dict[str, Any]]:
+    """One completion of each pair, which whoever preferred it calls good."""
+    made = []
+    for i, row in enumerate(tiny_world.rows(PAIRS, seed=24)):
+        side = "ab"[i % 2]
+        cast = [
+            vote | {"vote": "tie" if vote["vote"] == "tie" else "up" if vote["vote"] == side else "down"}
+            for vote in row["votes"]
+        ]
+        made.append({"prompt": row["prompt"], "completion": row[f"response_{side}"], "votes": cast})
+    return made
+
+
 def _message(role: str, numbers: Numbers, words: tuple[str, ...]) -> dict[str, str]:
     return {"role": role, "content": " ".join(numbers.words(words + PLAIN[2:], 1 + numbers.below(2)))}
 
 
 def make(folder: Path) -> Path:
-    """``model/`` with a chat template, ``earlier/`` of other weights, ``train.jsonl``, ``dialogues.jsonl`` and
-    ``rankings.jsonl``.
+    """``model/`` with a chat template, ``earlier/`` of other weights, ``train.jsonl``, ``dialogues.jsonl``,
+    ``rankings.jsonl`` and ``judged_alone.jsonl``.
     """
     for name, seed in (("model", 1), ("earlier", 9)):
         tiny_world.write_model(folder / name, seed)
@@ -70,4 +83,5 @@ def make(folder: Path) -> Path:
     tiny_world.write_rows(folder / "train.jsonl", rows())
     tiny_world.write_rows(folder / "dialogues.jsonl", dialogues())
     tiny_world.write_rows(folder / "rankings.jsonl", tiny_world.rankings(PAIRS, seed=23))
+    tiny_world.write_rows(folder / "judged_alone.jsonl", judged_alone())
     return folder

@@ -24,7 +24,7 @@ from megatron.core import parallel_state
 from nemo_rpo.em import BufferedReliability, EMSettings, Estimate, MarginBuffer, Votes, build_estimator, estimate
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 from nemo_rpo.errors import DataError, TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel

@@ -29,7 +29,7 @@ def weights_of_ranks(cfg: RunConfig, dist: Any) -> list[tuple[int, int]]:
     from nemo_rpo.training.setup import starting_point, stored_architecture
 
     parallel.initialize(cfg)
-    chunks = build_model_chunks(stored_architecture(starting_point(cfg)), cfg)
+    chunks = build_model_chunks(stored_architecture(starting_point(cfg), cfg), cfg)
     stage = dist.get_rank() * cfg.model.pipeline_model_parallel_size // dist.get_world_size()
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, (stage, sum(p.numel() for chunk in chunks for p in chunk.parameters())))

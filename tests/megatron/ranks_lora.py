@@ -26,8 +26,8 @@ from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.checkpoint.adapter.importer import load_peft
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import adapter_shards
 from nemo_rpo.megatron.compat.megatron_optimizer import moved_numbers
-from nemo_rpo.megatron.generate import pipeline_forward
-from nemo_rpo.megatron.network.lora.attach import adapters
+from nemo_rpo.megatron.generate.without_cache import pipeline_forward
+from nemo_rpo.megatron.network.lora.attachment import adapters
 from nemo_rpo.megatron.network.lora.switch import merged, switched_off, trained_weights
 from nemo_rpo.training.outputs import exports
 from nemo_rpo.training.run import train

@@ -80,18 +80,20 @@ WAYS: dict[str, tuple[str, list[str], list[str]]] = {
         ["model.rpo.loss_options={scores: reward}", RANKINGS, "model.rpo.enabled=false"],
         [SEQUENCE_PARALLEL],
     ),
+    "judged alone, in packs": ("kto", ["model.data.packed_sequence=true"], []),
+    "judged alone, cached reference": ("bco", ["model.rpo.reference=cached"], []),
     "rankings in packs, divergence": ("tdpo2", [RANKINGS, "model.data.packed_sequence=true"], []),
 }
 NAMES = [*loss_names(), *WAYS]
 # Under context parallelism, where a loss reads more than the sums of responses: one output a response from one rank,
 # turns of a response on two, and what a frozen policy predicts at the positions of a rank.
-OVER_CONTEXT = ["a gated preference head", "a reward head beside log-probs", "dmpo", "tdpo2"]
+OVER_CONTEXT = ["judged alone, in packs", "a gated preference head", "a reward head beside log-probs", "dmpo", "tdpo2"]
 
 
 def kind(name: str) -> tuple[object, ...]:
     """What decides what the engine computes for a loss, and what it does with it."""
     loss = build_loss(name)
-    return loss.needs, type(loss.reduction), loss.listwise, loss.models_noise
+    return loss.needs, type(loss.reduction), loss.listwise, loss.models_noise, loss.unpaired
 
 
 KINDS = {kind(name): name for name in loss_names()}
@@ -110,6 +112,8 @@ def overrides(name: str, ranks: int, world: Path) -> list[str]:
         found += ["model.rpo.link_tau=100", "model.rpo.objective=weighted"]
     if "turns" in declared.needs:
         found.append(f"model.data.data_prefix.train={world / 'dialogues.jsonl'}")
+    if declared.unpaired:
+        found.append(f"model.data.data_prefix.train={world / 'judged_alone.jsonl'}")
     found += [setting.format(world=world) if "{world}" in setting else setting for setting in further]
     return found + (of_several if ranks == 4 else [])
 

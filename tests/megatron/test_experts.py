@@ -49,6 +49,7 @@ FULL_RECOMPUTE = [
     "model.activations_checkpoint_num_layers=1",
 ]
 AUX = ["model.moe_aux_loss_coeff=0.05", "model.moe_z_loss_coeff=0.01"]
+OVERLAP = ["model.optim.overlap_grad_sync=true", "model.optim.overlap_param_sync=true"]
 LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.adapter_dim=4", "model.optim.lr=1e-2"]
 SAVES = "trainer.dpo.save_interval=2"
 
@@ -76,7 +77,7 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
         "PP=2, EP=2": [f"{PP}2", f"{EP}2"],
         "PP=2, interleaved, EP=2, packed": [f"{PP}2", f"{VP}2", f"{EP}2", *PACKED, ONE_PROMPT],
         "TP=2, SP, EP=2, experts' TP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}2", GATHER],
-        "TP=2, SP, EP=2, DP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}1", "model.optim.overlap_grad_sync=true"],
+        "TP=2, SP, EP=2, DP=2": [f"{TP}2", SEQUENCE, f"{EP}2", f"{ETP}1", *OVERLAP, RESIDENT],
     },
 }
 FAMILIES = {1: [], 2: [f"{EP}2"]}  # others, under one layout of each number of ranks

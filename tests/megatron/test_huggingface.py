@@ -215,7 +215,9 @@ def test_every_rank_writes_what_transformers_would(ran: Path, models: Path, name
     everyones = [json.loads(path.read_text()) for path in sorted(ran.glob(f"{name}.*.written"))]
     assert len({json.dumps(written) for written in everyones}) == 1
     model = transformers.AutoModelForCausalLM.from_pretrained(models / name, attn_implementation="eager")
-    for prompt, written in zip(([1], [1, 7, 3]), everyones[0], strict=True):
+    without_cache, cached = everyones[0]
+    assert without_cache == cached
+    for prompt, written in zip(([1], [1, 7, 3]), cached, strict=True):
         ids = list(prompt)
         for _ in range(5):
             with torch.no_grad():

@@ -13,8 +13,9 @@ import torch
 pytest.importorskip("safetensors", reason="pip install 'nemo-rpo[hf]'")
 from safetensors.torch import save_file
 
-from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
 from nemo_rpo.config.experts.expert_shape import Experts
+from nemo_rpo.config.load import load_config
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.huggingface.config import (
     architecture_from_config,
@@ -25,6 +26,7 @@ from nemo_rpo.megatron.checkpoint.huggingface.config import (
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import hf_shapes, megatron_tensors
 from nemo_rpo.megatron.checkpoint.huggingface.weights import SafetensorsFolder
 
+GIVEN = ["model.num_layers=3", "model.hidden_size=24", "model.num_attention_heads=6", "model.ffn_hidden_size=40"]
 MIXTRAL = dict(num_local_experts=4, num_experts_per_tok=2)
 QWEN = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20, norm_topk_prob=True)
 GLM = dict(
@@ -160,3 +162,16 @@ def test_kernels_of_transformer_engine_are_refused_without_it() -> None:
     assert expert_arguments(architecture, cfg, grouped=True)["moe_permute_fusion"]
     with pytest.raises(ConfigError, match=r"model\.moe_permute_fusion=true needs a GPU and Transformer Engine"):
         expert_arguments(architecture, cfg, grouped=False)
+
+
+def test_a_width_that_no_layer_has_makes_no_difference() -> None:
+    """A fresh model is exported, and the export is that model, also as an earlier round of it."""
+    given = [*GIVEN, "model.num_moe_experts=4", "model.moe_ffn_hidden_size=20"]
+    fresh = architecture_from_yaml(load_config("gpt_rpo", given, notify=lambda text: None).model, vocab_size=30)
+    assert architecture_from_config(exported_config(fresh, None, torch.float32)) == fresh
+    one, other = (architecture_from_config(config("qwen3_moe", intermediate_size=size)) for size in (40, 48))
+    assert one == other
+    wide, wider = (
+        architecture_from_config(config("qwen3_moe", intermediate_size=size, mlp_only_layers=[0])) for size in (40, 48)
+    )
+    assert wide != wider

@@ -18,6 +18,8 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.index import read_index
+from nemo_rpo.megatron.compat.linear_layers import adapted_output, is_column_parallel
+from nemo_rpo.megatron.compat.transformer_engine import hand_out_normed_input
 from nemo_rpo.training.logs.metrics import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.every_release]
@@ -56,9 +58,14 @@ def ran(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ran")
     again = [f"model.peft.restore_from_path={out / 'whole' / 'adapter'}", "trainer.dpo.max_steps=1"]
     from_checkpoint = [f"model.peft.restore_from_path={out / 'whole' / LAST}", "trainer.dpo.max_steps=1"]
+    earlier = f"model.rpo.previous_iterate={out / 'whole' / 'adapter'}"
     one = [
         ("whole", None, STEPS),
         ("resumed", "whole", STEPS),
+        ("reward model", None, [*STEPS, "model.rpo.base_loss=bt", "trainer.dpo.max_steps=3"]),
+        ("earlier round", None, [*STEPS, "model.rpo.base_loss=onpo", earlier, "trainer.dpo.max_steps=1"]),
+        ("its own", None, [*STEPS, "model.rpo.base_loss=onpo", "trainer.dpo.max_steps=1"]),
+        ("other reference", None, [*STEPS, *again, f"model.rpo.reference_from={world / 'model'}"]),
         ("second round", None, [*STEPS, *again]),
         ("second round, checkpoint", None, [*STEPS, *from_checkpoint]),
     ]
@@ -183,6 +190,21 @@ def test_a_second_round_starts_from_the_adapter_of_the_first(ran: Path) -> None:
     assert first[1] != steps(ran / "whole")[1]
 
 
+def test_frozen_policies_are_adapters_of_their_own(ran: Path) -> None:
+    """The earlier round's, which a new adapter is not; and the base, which the first round's adapter is not."""
+    assert steps(ran / "earlier round")[0] != pytest.approx(steps(ran / "its own")[0], abs=1e-3)
+    assert steps(ran / "other reference")[0] != pytest.approx(steps(ran / "second round")[0], abs=1e-3)
+
+
+def test_a_reward_model_trains_its_head_beside_the_adapters(ran: Path) -> None:
+    head = load_file(ran / "reward model" / "adapter/reward_head.safetensors")
+    adapters = load_file(ran / "reward model" / "adapter/adapter_model.safetensors")
+    assert all(weight.abs().max() > 1e-4 for weight in head.values()) and head
+    assert any(tensor.abs().max() > 1e-4 for key, tensor in adapters.items() if "lora_B" in key)
+    index = read_index(ran / "reward model" / "checkpoints/step=00000003")
+    assert {key.split(".")[0] for key in index if "adapter" not in key} == {"reward_head", "optimizer", "em", "random"}
+
+
 def test_a_run_is_evaluated_against_its_base(ran: Path, world: Path, tmp_path: Path) -> None:
     """The adapter beside its base gives the margins of the merged weights, whose reference is the base."""
     pyarrow = pytest.importorskip("pyarrow.parquet")
@@ -195,6 +217,33 @@ def test_a_run_is_evaluated_against_its_base(ran: Path, world: Path, tmp_path: P
         found.append(torch.tensor(pyarrow.read_table(scores)["delta"].to_pylist()))
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
     assert found[0].abs().max() > 0.01
+
+
+class LayerNormColumnParallelLinear(torch.nn.Module):
+    """Gives what Transformer Engine's fused layer gives."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.return_layernorm_output, self.bias = False, bias
+
+    def forward(self, x: torch.Tensor) -> object:
+        out, normed = 2 * x, x + 1
+        if self.bias:
+            return (out, 3 * x, normed)
+        return (out, normed), None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_adapter_reads_the_normed_input_of_a_fused_layer(bias: bool) -> None:
+    layer, x = LayerNormColumnParallelLinear(bias), torch.arange(4.0)
+    hand_out_normed_input(layer)
+    assert layer.return_layernorm_output and is_column_parallel(layer) is True
+    for adapter, expected in ((None, 2 * x), (lambda normed: 10 * normed, 2 * x + 10 * (x + 1))):
+        out, beside = adapted_output(layer, x, layer(x), adapter)
+        assert torch.equal(out, expected) and (torch.equal(beside, 3 * x) if bias else beside is None)
+    plain = torch.nn.Linear(2, 2)
+    hand_out_normed_input(plain)
+    assert is_column_parallel(plain) is None and not hasattr(plain, "return_layernorm_output")
 
 
 # --- what is refused

@@ -153,7 +153,7 @@ def test_damage(folder: Path, damage: Callable[[Path], None], message: str) -> N
     "setting, advice",
     [
         ("mcore_gpt: false", "convert_gpt_nemo_to_mcore.py"),
-        ("num_moe_experts: 8", "only dense models are trained"),
+        ("num_moe_experts: 8", "a mixture of experts has to be a Hugging Face folder"),
         ("rotary_interleaved: true", "rotary pairs are the two halves of a head"),
     ],
 )

@@ -19,6 +19,9 @@ from torchrun import run_process, run_ranks
 from nemo_rpo.cli import main
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.export.group_labels import check_group, preference
+from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
+from nemo_rpo.judging.judging_settings import RewardJudge
+from nemo_rpo.judging.verdicts import Shown
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.checkpoint.huggingface.reward_head_file import REWARD_HEAD_FILE, load_reward_head
 from nemo_rpo.megatron.network.reward_head import RewardHead
@@ -273,3 +276,27 @@ def test_what_has_no_head_gives_no_reward(out: Path, tmp_path: Path) -> None:
     said = cli("score", "--rewards", out / "of its weights", *asked, "model.rpo.base_loss=bt", check=False)
     assert "has no head that gives 'score' of width 1 (it has none): name a reward model" in said
     assert "Traceback" not in said and not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.distributed
+def test_a_preference_model_judges_pairs(out: Path, tmp_path: Path) -> None:
+    """It says the side that its margin is on, whoever labelled what; turned round it says the other one."""
+    rows = [row for row in loss_world.rows()[:12] if row["votes"][0]["vote"] != "tie"]
+    for i, row in enumerate(rows):
+        row["pair_id"], row["votes"] = f"p{i}", row["votes"][:1]
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    delta = margins(out / "whole", data, tmp_path / "scores.parquet")
+    margin = {row["pair_id"]: delta[row["pair_id"]] * (1 if row["votes"][0]["vote"] == "a" else -1) for row in rows}
+    shown = [Shown(r["pair_id"], r["prompt"], r["response_a"], r["response_b"], "") for r in rows]
+    shown += [s._replace(pair=f"-{s.pair}", first=s.second, second=s.first) for s in shown]
+    judge = RewardModelJudge(RewardJudge(name="rm", run=str(out / "whole")), tmp_path / "log", "judges[0]")
+    said = {verdict.pair: verdict for verdict in judge.judge(shown)}
+    assert {said[name].said for name in margin} == {"first", "second"}
+    for name, value in margin.items():
+        assert said[name].p_first == pytest.approx(1 / (1 + np.exp(-value)), abs=1e-5)
+        assert said[f"-{name}"].p_first == pytest.approx(1 - said[name].p_first, abs=1e-5)
+        assert {said[name].said, said[f"-{name}"].said} == {"first", "second"}
+    broken = RewardModelJudge(RewardJudge(name="rm", run=str(tmp_path)), tmp_path / "log", "judges[0]")
+    with pytest.raises(ConfigError, match=r"judges\[0\]\.run: .* cannot judge \("):
+        list(broken.judge(shown))

@@ -83,6 +83,8 @@ def test_adapters_by_hand() -> None:
         step_seconds(cfg, MODELS["llama3-8b"], 8, 2048, Hardware())
         for cfg in (whole, load_config(str(CONF / "llama3_8b_ultrafeedback.yaml")))
     ]
+    files = written_bytes(whole, MODELS["llama3-8b"], 8)
+    assert files.checkpoint == 14 * 32 * r * (h + h + h + f + out) and files.host == files.share == files.checkpoint / 8
     assert 0.7 < seconds[0] / seconds[1] < 0.8
 
 

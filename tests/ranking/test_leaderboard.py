@@ -101,7 +101,7 @@ def test_players_that_never_met_are_named_part_by_part(caplog):
     board = leaderboard(apart, RankSettings(bootstrap=0))
     names = apart.players
     assert board.parts == [[names[0], names[1], names[4]], [names[2], names[3]]]
-    assert "the players are 2 parts of which no two ever met" in caplog.text
+    assert "the players fall into 2 groups that never met each other" in caplog.text
     caplog.clear()
     together = games.games_of([0, 2, 4, 1], [1, 3, 1, 2], [1, 1, 1, 0], players=5)
     assert len(leaderboard(together, RankSettings(bootstrap=0)).parts) == 1 and not caplog.text

@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip insta
 pytest.importorskip("pyarrow", reason="the report needs pyarrow: pip install 'nemo-rpo[report]'")
 
 from nemo_rpo.cli import main
+from nemo_rpo.errors import DataError
 from nemo_rpo.report.advice import verdict
 from nemo_rpo.report.build import ReportSettings, build_report
 from nemo_rpo.report.rendering import plots
@@ -177,6 +178,36 @@ def test_groups_of_the_user(run: Run, tmp_path: Path) -> None:
     assert [row[1] for row in table.rows] == ["1", "2", "5", "8"]
 
 
+def test_gold_labels_and_drift_stand_in_the_report(
+    made: tuple[Path, Crowd], tmp_path: Path, document: Document
+) -> None:
+    """What ``label_model.json`` holds of a finished run: estimates side by side, the best first; and a curve each."""
+    assert not [figure for figure in blocks(document, "Annotators", Figure) if figure.name == "drift"]
+    folder = tmp_path / "run"
+    shutil.copytree(made[0], folder)
+    place = [0.0, 0.5, 1.0]
+    curve = {"curve": [0.9, 0.8, 0.6], "low": [0.8, 0.7, 0.4], "high": [0.95, 0.9, 0.7]}
+    judged = {
+        name: {"right": right, "low": right - 0.05, "high": right + 0.02, "anchors": 80}
+        for name, right in (("majority", 0.8), ("EM with the policy", 0.9), ("EM without a model", 0.85))
+    }
+    drift = {"p_value": 0.003, "found": True, "place": place}
+    drift["annotators"] = [{"id": f"tired <{i}> $", "surely": i == 0, **curve} for i in range(5)]
+    (folder / "label_model.json").write_text(json.dumps({"judged": judged, "drift": drift}))
+    found = build_report(read_run(folder))
+    table = next(table for table in blocks(found, "Labels", Table) if table.header[0] == "estimate")
+    assert [row[0] for row in table.rows] == ["EM with the policy", "EM without a model", "majority"]
+    assert table.rows[0][1:] == ["80", "90.0% (85.0% to 92.0%)"]
+    figure = next(figure for figure in blocks(found, "Annotators", Figure) if figure.name == "drift")
+    ElementTree.fromstring(figure.svg)
+    assert figure.svg.count("tired &lt;") == 5
+    said = [text.text for text in blocks(found, "Annotators", Text)]
+    assert any("p = 0.003" in text and "tired <0> $." in text for text in said)
+    (folder / "label_model.json").write_text('{"judged": ')
+    with pytest.raises(DataError, match=r"label_model\.json is damaged"):
+        read_run(folder)
+
+
 def test_without_the_data_there_are_no_quotes(made: tuple[Path, Crowd], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(made[0], folder)
@@ -247,6 +278,7 @@ def test_a_crowd_of_thousands(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert len(page.encode()) < 5e6 and page.count("<td>w") >= 3800
+    assert "$" not in "".join(re.findall("<text.*?</text>", page))  # ticks are numbers, no mathematics to be set
 
 
 def browse(page: str, folder: Path) -> tuple[str, set[str]]:

@@ -11,11 +11,11 @@ pytest.importorskip("openai", reason="servers are asked with the openai package 
 from fake_server import FakeServer, by_seed, refused, said
 
 from nemo_rpo.cli import main
-from nemo_rpo.data.files.stage import read_table
+from nemo_rpo.data.files.stage import Stage, read_table
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.sampling.asks import seed_of
 from nemo_rpo.sampling.canary import TEXTS, check_weights
-from nemo_rpo.sampling.collect import Prompt, asks_for, collect, read_responses
+from nemo_rpo.sampling.collecting import Prompt, asks_for, collect, read_responses
 from nemo_rpo.sampling.sampling_settings import SampleSettings
 from nemo_rpo.sampling.server_sampler import ServerSampler
 from nemo_rpo.serving.servers import Servers
@@ -69,6 +69,15 @@ def test_other_inputs_and_damaged_lines_are_refused(tmp_path):
             sampled(server, tmp_path / "s.parquet")
 
 
+def test_two_processes_do_not_write_one_table(tmp_path):
+    stage = Stage(tmp_path / "r.parquet", {"k": "int64"}, ("k",), "x")
+    with pytest.raises(ConfigError, match="being written by another process"):
+        Stage(tmp_path / "r.parquet", {"k": "int64"}, ("k",), "x")
+    stage.add({"k": 1})
+    stage.close()
+    assert Stage(tmp_path / "r.parquet", {"k": "int64"}, ("k",), "x").rows == {(1,): {"k": 1}}
+
+
 def test_seeds_are_of_the_ask_alone():
     asks = asks_for(PROMPTS, 4, "run", 1)
     assert len({ask.seed for ask in asks}) == 20
@@ -108,6 +117,12 @@ def test_what_is_cut_or_refused_is_left_out_and_counted(tmp_path):
     assert {r.prompt for r in found.kept} == {"p3", "p4"} and len(found.responses) == 20
     assert "4 cut at the limit" in found.as_text() and "8 failed" in found.as_text()
     assert read_responses(tmp_path / "r.parquet") == found
+
+
+def test_a_server_that_refuses_everything_ignores_no_temperature(tmp_path):
+    with FakeServer(lambda *_: refused(400, "too long")) as server:
+        found = sampled(server, tmp_path / "r.parquet")
+    assert found.counts == {"failed": 20} and "most often: 400: too long" in found.as_text()
 
 
 def test_the_command_asks_as_the_settings_say(tmp_path, capsys):

@@ -20,7 +20,7 @@ from nemo_rpo.cli import main
 from nemo_rpo.data.files.stage import read_table
 from nemo_rpo.errors import ConfigError, ServerError
 from nemo_rpo.sampling.canary import HuggingFaceReference, check_weights
-from nemo_rpo.sampling.collect import Prompt, asks_for, collect
+from nemo_rpo.sampling.collecting import Prompt, asks_for, collect
 from nemo_rpo.sampling.sampling_settings import SampleSettings
 from nemo_rpo.sampling.server_sampler import ServerSampler
 from nemo_rpo.serving.servers import Servers

@@ -78,6 +78,15 @@ def test_what_is_wrong_with_all_items_ends_it(status, words, tmp_path):
         assert len(server.seen) < 5
 
 
+def test_a_key_goes_only_to_a_server_that_is_meant_to_have_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("MY_KEY", "mine")
+    with FakeServer(echo) as server:
+        for given, sent in ((None, "Bearer none"), ("MY_KEY", "Bearer mine")):
+            asked(ServerSettings(url=server.url, api_key_env=given), [1], tmp_path)
+            assert server.keys[-1] == sent
+
+
 def test_an_item_that_breaks_a_server_is_refused_and_a_busy_server_is_waited_for(tmp_path):
     """500 for one item for ever, where the others are answered, is about the item; 429 for ever is not."""
 
@@ -149,6 +158,7 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path):
         (ServerSettings(), r"sample\.url or sample\.command"),
         (ServerSettings(url="host:8000"), "http://"),
         (ServerSettings(command="serve"), r"\{port\}"),
+        (ServerSettings(url="http://x", api_key_env="NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(settings, words):

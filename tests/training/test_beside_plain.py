@@ -44,16 +44,15 @@ def test_both_runs_and_their_difference(world: World, unbroken: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("gain", "says"),
     [
-        (Estimate(0.1, 0.02, 0.2), "It helped: +10.0% of 50 held-out labels right (+2.0% to +20.0%, p = 0.04)"),
+        (Estimate(0.1, 0.02, 0.2), "It helped: +10.0% of 50 held-out labels right (+2.0% to +20.0%)"),
         (Estimate(-0.1, -0.2, -0.02), "It hurt: -10.0%"),
         (Estimate(0.1, -0.02, 0.2), "No difference can be told: +10.0%"),
     ],
 )
 def test_the_sentence_goes_by_the_interval(gain: Estimate, says: str) -> None:
     assert did_it_help(Comparison(50, 20, {"accuracy": gain}, 0.04, 9, 4)).startswith(says)
-    # Nor is an interval believed that the permutation test does not bear out.
-    by_chance = did_it_help(Comparison(50, 4, {"accuracy": gain}, 0.125, 9, 4))
-    assert by_chance.startswith("No difference can be told") and "Held-out labels of 4 prompts cannot" in by_chance
+    few = did_it_help(Comparison(50, 4, {"accuracy": Estimate(0.1, -0.02, 0.2)}, 0.125, 9, 4))
+    assert "labels are of 4 prompts" in few
 
 
 def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing(world: World, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_votes_are_dropped_where_they_stand(tmp_path):
     lines = [planted.pair("p", votes="w1:a w2:b w1:a w3:tie"), planted.pair("q", votes="w1:a w1:b w2:a")]
     rows, left_out = clean(planted.write(tmp_path / "file.jsonl", lines), tmp_path / "clean.jsonl")
     assert [[vote["annotator"] for vote in row["votes"]] for row in rows] == [["w1", "w2", "w3"], ["w2"]]
-    assert "1 votes left out: the same label given twice" in left_out.as_text()
+    assert "1 vote left out: the same label given twice" in left_out.as_text()
 
 
 def test_both_lists_of_multipref_are_counted_through(tmp_path):

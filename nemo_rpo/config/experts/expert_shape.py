@@ -111,7 +111,7 @@ def expert_ranks(model: ModelConfig) -> int:
     return expert_tensor_size(model) * model.expert_model_parallel_size * model.pipeline_model_parallel_size
 
 
-def check_expert_layout(cfg: RunConfig, architecture: GPTArchitecture) -> None:
+def check_expert_layout(cfg: RunConfig, architecture: GPTArchitecture, training: bool = True) -> None:
     """Raises :class:`ConfigError` where the run's layout, precision or router losses do not go with the experts of
     ``architecture``, or with its having none.
     """
@@ -122,7 +122,8 @@ def check_expert_layout(cfg: RunConfig, architecture: GPTArchitecture) -> None:
                 raise ConfigError(f"model.{name}={value} needs a mixture of experts, and the model has none: remove it")
         return
     tensor, parallel = expert_tensor_size(model), model.expert_model_parallel_size
-    if model.tensor_model_parallel_size > 1 and not model.sequence_parallel:
+    # Megatron-Core refuses it in training alone: each tensor rank would send every token to the experts.
+    if training and model.tensor_model_parallel_size > 1 and not model.sequence_parallel:
         raise ConfigError(
             f"model.tensor_model_parallel_size={model.tensor_model_parallel_size} with a mixture of experts needs "
             "model.sequence_parallel=true"

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from torch import Tensor
 
+from nemo_rpo.data.batches.mismatched import Mismatched
 from nemo_rpo.data.batches.packed import collate_packed
 from nemo_rpo.data.batches.packing import Packing
 from nemo_rpo.data.batches.padded import collate, padded_length
@@ -17,6 +18,21 @@ from nemo_rpo.data.cache.store import PreferenceCache, TokenizedPair
 from nemo_rpo.data.rankings import pairs_of, places_in_grid
 
 Batch = dict[str, Tensor]
+
+
+class GlobalBatch(list[Batch]):
+    """The micro-batches of a rank's share of a global batch.
+
+    Attributes:
+        mismatched: micro-batches of the same prompts with other completions behind them (:class:`Mismatched`), where
+            the loss measures how far the policy has gone from the reference on such.
+    """
+
+    mismatched: list[Batch]
+
+    def __init__(self, batches: list[Batch]) -> None:
+        super().__init__(batches)
+        self.mismatched = []
 
 
 class PreferenceDataset:
@@ -32,11 +48,12 @@ class PreferenceDataset:
         same_length: all micro-batches of a global batch are as long as its longest pair, or pack, as a pipeline needs
             it; off: each as its own.
         packing: packs instead of padded micro-batches of ``micro_batch_size`` rankings; None: none.
+        mismatched: the same over a :class:`Mismatched`, for :attr:`GlobalBatch.mismatched`.
     """
 
     def __init__(
         self,
-        cache: PreferenceCache,
+        cache: PreferenceCache | Mismatched,
         sampler: GlobalBatchSampler,
         *,
         data_parallel_rank: int,
@@ -46,6 +63,7 @@ class PreferenceDataset:
         pad_to_multiple_of: int,
         same_length: bool,
         packing: Packing | None = None,
+        mismatched: PreferenceDataset | None = None,
     ) -> None:
         self.cache = cache
         self.sampler = sampler
@@ -56,15 +74,22 @@ class PreferenceDataset:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.same_length = same_length
         self.packing = packing
+        self.mismatched = mismatched
 
     def __len__(self) -> int:
         """Global batches an epoch."""
         return self.sampler.steps_per_epoch
 
-    def global_batch(self, step: int) -> list[Batch]:
+    def global_batch(self, step: int) -> GlobalBatch:
         """This rank's micro-batches of global batch ``step``: padded, with keys as in :func:`collate`, or packs, with
         keys as in :func:`collate_packed`.
         """
+        found = GlobalBatch(self._micro_batches(step))
+        if self.mismatched is not None:
+            found.mismatched = self.mismatched.global_batch(step)
+        return found
+
+    def _micro_batches(self, step: int) -> list[Batch]:
         indices = self.sampler.batch(step)
         if self.packing is not None:
             return self._packs(indices[indices != PADDING], self.packing)
@@ -74,7 +99,7 @@ class PreferenceDataset:
             for share in shares
         ]
 
-    def batches(self, steps: Iterable[int]) -> Iterator[list[Batch]]:
+    def batches(self, steps: Iterable[int]) -> Iterator[GlobalBatch]:
         """The global batches of ``steps`` in turn, the next one being prepared by a thread while one is in use."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
             upcoming: deque[Future] = deque()

@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_rpo.data.batches.padded import Response, pair_columns, ranking_columns, rankings_of, response_of, turns_of
+from nemo_rpo.data.batches.padded import (
+    Response,
+    compared_alone,
+    judged_alone,
+    pair_columns,
+    ranking_columns,
+    rankings_of,
+    response_of,
+    side_of_alone,
+    turns_of,
+)
 from nemo_rpo.data.cache.store import TokenizedPair
 
 
@@ -45,17 +55,19 @@ def collate_packed(
         ``response_ends`` int64 [m]: the position of the last scored token of each.
         ``response_lengths`` int64 [m]: scored tokens of each.
         ``chosen_length``, ``rejected_length`` and everything else a pair has, as
-            :func:`~nemo_rpo.data.batches.padded.collate` gives it; a ranking has its real responses alone.
+            :func:`~nemo_rpo.data.batches.padded.collate` gives it; a ranking has its real responses alone. Completions
+            judged alone come in the order of the pairs.
     """
-    pack, rankings = _Pack(), rankings_of(pairs, valid, max_responses)
+    pack, rankings, alone = _Pack(), rankings_of(pairs, valid, max_responses), judged_alone(pairs)
     responses: list[tuple[int, int]] = []  # the k-th best, and of which ranking: one after the other in the pack
     for i, ranking in enumerate(rankings):
-        sides = [response_of(ranking, k) for k in range(1 + len(ranking))]
-        responses += [(k, i) for k in range(len(sides))]
+        there = [side_of_alone(ranking[0])] if alone else list(range(1 + len(ranking)))
+        sides = [response_of(ranking, k) for k in there]
+        responses += [(k, i) for k in there]
         for branches in [sides] if share_prompts else [[side] for side in sides]:
             pack.add(ranking[0].prompt_ids, branches, as_branches=share_prompts)
             pack.fill_sequence(sequence_multiple_of, pad_id)
-    order = sorted(range(len(responses)), key=responses.__getitem__)
+    order = list(range(len(responses))) if alone else sorted(range(len(responses)), key=responses.__getitem__)
     places = np.zeros((len(rankings), max_responses), dtype=np.int64)
     for place, response in enumerate(order):
         k, i = responses[response]
@@ -72,6 +84,7 @@ def collate_packed(
         **turns_of([(rankings[i], k) for k, i in (responses[place] for place in order)]),
         **pair_columns(pairs, pair_index, valid, max_votes),
         **ranking_columns(rankings, valid, places),
+        **({"compared": compared_alone(pairs)} if alone else {}),
     }
 
 

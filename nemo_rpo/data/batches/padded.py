@@ -72,13 +72,17 @@ def collate(
         Of rankings also ``compared`` int64 [2, n]: which of the K·P responses are the chosen and the rejected one of
         each pair; ``weight`` float32 [n]: the pair's weight within its ranking, 0 where invalid; ``ranking_size``
         int64 [P].
+
+        Of completions judged alone ``completion``, ``completion_labels`` int64 [n, S] in the place of all sides, and
+        ``compared`` int64 [2, n]: −1 for the side that is absent.
     """
     rankings = rankings_of(pairs, valid, max_responses)
-    batch: dict[str, Tensor] = {}
+    batch: dict[str, Tensor] = {"position_ids": torch.arange(seq_length)}
+    if judged_alone(pairs):
+        return batch | _alone(pairs, seq_length, pad_id) | pair_columns(pairs, pair_index, valid, max_votes)
     for k, side in enumerate(side_names(max_responses)):
         responses = [(ranking[0].prompt_ids, *response_of(ranking, k)) for ranking in rankings]
         batch[side], batch[f"{side}_labels"] = _side(responses, seq_length, pad_id)
-    batch["position_ids"] = torch.arange(seq_length)
     batch |= turns_of([(ranking, k) for k in range(max_responses) for ranking in rankings])
     places = np.arange(max_responses * len(rankings)).reshape(max_responses, -1).T
     return batch | pair_columns(pairs, pair_index, valid, max_votes) | ranking_columns(rankings, valid, places)
@@ -91,6 +95,31 @@ def side_names(responses: int) -> list[str]:
     ['chosen', 'rejected', 'rejected_2', 'rejected_3']
     """
     return ["chosen", "rejected", *(f"rejected_{k}" for k in range(2, responses))]
+
+
+def judged_alone(pairs: Sequence[TokenizedPair]) -> bool:
+    """Whether one side of each pair is absent; in a batch all pairs are alike."""
+    return not (len(pairs[0].chosen_ids) and len(pairs[0].rejected_ids))
+
+
+def compared_alone(pairs: Sequence[TokenizedPair]) -> Tensor:
+    """Which of n completions stand on the chosen and on the rejected side, int64 [2, n]; −1 where that is absent."""
+    good = torch.tensor([len(pair.chosen_ids) > 0 for pair in pairs])
+    places = torch.arange(len(pairs))
+    return torch.stack((torch.where(good, places, -1), torch.where(good, -1, places)))
+
+
+def _alone(pairs: Sequence[TokenizedPair], seq_length: int, pad_id: int) -> dict[str, Tensor]:
+    completions = [side_of_alone(pair) for pair in pairs]
+    texts = [(pair.prompt_ids, *response_of([pair], side)) for pair, side in zip(pairs, completions, strict=True)]
+    ids, labels = _side(texts, seq_length, pad_id)
+    turns = turns_of([([pair], side) for pair, side in zip(pairs, completions, strict=True)])
+    return {"completion": ids, "completion_labels": labels, "compared": compared_alone(pairs), **turns}
+
+
+def side_of_alone(pair: TokenizedPair) -> int:
+    """On which side the completion of a pair stands that was judged alone: 0 chosen, 1 rejected."""
+    return 0 if len(pair.chosen_ids) else 1
 
 
 Ranking = Sequence[TokenizedPair]  # the best response's pairs: one for each of the others

@@ -25,6 +25,7 @@ from nemo_rpo.errors import DataError
 CHUNK = 256  # texts a task: milliseconds of work against microseconds of hand-over
 # Below this many texts a pool costs more than it saves: every worker imports the tokenizer library for seconds.
 SPAWN_FROM = 4096
+_NOTHING = np.empty(0, dtype=np.int32)  # the absent side of a completion judged alone
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ class EncodedChunk:
 def orientations(responses: int) -> list[tuple[int, int]]:
     """Which responses of a text may be chosen and rejected of a pair: of two either, of a ranking better and worse.
 
+    Of one judged alone, the other side is absent.
+
     >>> orientations(2), orientations(3)
     ([(0, 1), (1, 0)], [(0, 1), (0, 2), (1, 2)])
     """
-    return [(0, 1), (1, 0)] if responses == 2 else list(combinations(range(responses), 2))
+    return [(0, 1), (1, 0)] if responses <= 2 else list(combinations(range(responses), 2))
 
 
 def encode(
@@ -109,7 +112,7 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
     """
     parts: list[np.ndarray] = []
     runs: list[np.ndarray] = []
-    most = max(len(text.responses) for text in texts)
+    most = max(2, *(len(text.responses) for text in texts))
     run_counts = np.zeros((len(texts), most), dtype=np.int64)
     lengths = np.zeros((len(texts), 1 + most), dtype=np.int32)
     problem = np.zeros(len(texts), dtype=np.int8)
@@ -131,8 +134,9 @@ def encode_chunk(texts: list[RawText], tokenizer: PreferenceTokenizer, seq_lengt
         runs += runs_of
         run_counts[i, : len(responses)] = [len(of) for of in runs_of]
         lengths[i, 0] = len(kept)
+        sides, runs_of_sides = ((*of, *[_NOTHING] * (2 - len(of))) for of in (responses, runs_of))
         for chosen, rejected in orientations(len(responses)):
-            hashes.append(_hash(kept, responses[chosen], responses[rejected], runs_of[chosen], runs_of[rejected]))
+            hashes.append(_hash(kept, *(of[side] for of in (sides, runs_of_sides) for side in (chosen, rejected))))
     tokens = np.concatenate(parts).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
     flat_runs = np.concatenate(runs) if runs else np.empty(0, dtype=np.int32)
     return EncodedChunk(

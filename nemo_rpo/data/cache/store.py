@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nemo_rpo.counting import counted
 from nemo_rpo.data.annotator_table import AnnotatorTable
 from nemo_rpo.data.rankings import pairs_of, responses_of
 from nemo_rpo.data.turns import assistant_tokens
@@ -203,6 +204,21 @@ class PreferenceCache:
         """Pairs."""
         return len(self.lengths)
 
+    def judged_alone(self) -> bool:
+        """Whether one side of each pair is absent: the data are completions judged alone.
+
+        Raises:
+            DataError: of some pairs only.
+        """
+        alone = self.lengths[:, 1:].min(1) == 0
+        if alone.any() and not alone.all():
+            one, other = int(np.argmax(alone)), int(np.argmin(alone))
+            raise DataError(
+                f"{self.where(one)} is a completion judged alone and {self.where(other)} a pair: train on one kind, or "
+                "convert the pairs with nemo-rpo convert --to unpaired"
+            )
+        return bool(alone.any())
+
     @property
     def rankings(self) -> int:
         """The number of rankings; a pair by itself counts as one."""
@@ -355,13 +371,14 @@ class PreferenceCache:
         report = self.report
         ranked = f" ({report['rankings']:,} rankings of 3 to {self.max_responses})" if report["rankings"] else ""
         text = (
-            f"{report['pairs']:,} pairs{ranked} from {report['rows']:,} rows; {report['votes']:,} votes of "
-            f"{report['annotators']:,} annotators, {report['ties']:,} of them ties"
+            f"{counted(report['pairs'], 'pair')}{ranked} from {counted(report['rows'], 'row')}; "
+            f"{counted(report['votes'], 'vote')} of "
+            f"{counted(report['annotators'], 'annotator')}, {report['ties']:,} of them ties"
         )
         if report["votes_without_annotator"] and report["annotators"] > 1:
-            text += f"; {report['votes_without_annotator']:,} votes without an annotator's id share one"
+            text += f"; {counted(report['votes_without_annotator'], 'vote')} without an annotator's id, taken for one's"
         if report["truncated_prompts"]:
-            text += f"; {report['truncated_prompts']:,} prompts cut from the left"
+            text += f"; {counted(report['truncated_prompts'], 'prompt')} cut from the left"
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in report["dropped"].items())
         return f"{text}; left out: {dropped or 'none'}"
 

@@ -7,15 +7,20 @@ lines back, drops a last one that was cut, and asks for what is missing: there i
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from nemo_rpo.data.files.whole import whole_file
-from nemo_rpo.errors import ConfigError, DataError, first_line, missing_extra
+from nemo_rpo.errors import ConfigError, DataError, RPOError, first_line, missing_extra
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Key = tuple[Any, ...]
 _INPUTS = "nemo_rpo.inputs"
@@ -41,7 +46,8 @@ class Stage:
         inputs: the :func:`fingerprint` of what the table is made of.
 
     Raises:
-        ConfigError: what is at ``out`` was made of other inputs, or the folder does not exist.
+        ConfigError: what is at ``out`` was made of other inputs, or is being made by another process; or the folder
+            does not exist.
         DataError: what is there is damaged.
     """
 
@@ -54,9 +60,15 @@ class Stage:
         if not out.parent.is_dir():
             raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
         self.done = out.exists()
+        if not self.done:
+            self._claim()
         self.rows: dict[Key, Row] = {}
-        for row in self._read_back():
-            self.rows[self.key(row)] = row
+        try:
+            for row in self._read_back():
+                self.rows[self.key(row)] = row
+        except RPOError:
+            self.close()
+            raise
 
     def key(self, row: Mapping[str, Any]) -> Key:
         """What names a row."""
@@ -69,9 +81,9 @@ class Stage:
     def add(self, row: Row) -> None:
         """Keeps a row; it is in the file when this returns, so that an end of this process does not lose it."""
         if self._file is None:
-            self._file = self.lines.open("ab")
-            if not self._file.tell():
-                self._write({_INPUTS: self.inputs})
+            self._claim()
+        if not self._file.seek(0, os.SEEK_END):
+            self._write({_INPUTS: self.inputs})
         self._write({name: row[name] for name in self._columns})
         self.rows[self.key(row)] = row
 
@@ -96,16 +108,32 @@ class Stage:
         self.rows = {}
 
     def close(self) -> None:
-        """Closes the file of lines; what is missing can be added later."""
+        """Closes the file of lines, and lets others add to it; what is missing can be added later."""
         if self._file is not None:
+            if not self._file.seek(0, os.SEEK_END):
+                self.lines.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+
+    def _claim(self) -> None:
+        try:
+            self._file = self.lines.open("a+b", buffering=0)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ConfigError(f"{self.lines} is being written by another process; wait for it, or end it") from None
+        except OSError as exc:
+            if self._file is None:
+                advice = "name another place"
+                raise ConfigError(f"{self.lines} cannot be written ({exc.strerror or exc}); {advice}") from exc
+            log.info("%s cannot be locked on this file system (%s)", self.lines, exc.strerror)
 
     def _write(self, content: Row) -> None:
         try:
             # Escapes: half an emoji is no UTF-8, and a server may well send one.
-            self._file.write(json.dumps(content).encode("ascii") + b"\n")
-            self._file.flush()
+            line = json.dumps(content).encode("ascii") + b"\n"
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:
             advice = "make room and run the same command again: it goes on from there"
             raise ConfigError(f"{self.lines} cannot be written ({exc.strerror or exc}); {advice}") from exc

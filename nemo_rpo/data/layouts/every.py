@@ -47,10 +47,11 @@ def complete(row: PreferenceRow, fields: Fields, labelled: bool, public: bool) -
         changes = _given(row, fields)
     if values.get(TOPIC) is not None and row.topic is None:
         changes["topic"] = fields.identity(TOPIC, required=False)
-    if labelled and not OF_LABELLED.isdisjoint(values):
+    if labelled and not row.alone and not OF_LABELLED.isdisjoint(values):
         changes |= _label(row, fields)
     if isinstance(row.prompt, str) and _is_repeated(row.prompt, row.responses):
-        chosen, rejected, *further = (text[len(row.prompt) :] for text in row.responses)
+        sides = (row.chosen, row.rejected, *row.further)
+        chosen, rejected, *further = (text[len(row.prompt) :] for text in sides)
         changes |= {"chosen": chosen, "rejected": rejected, "further": tuple(further), "prompt_repeated": True}
     return replace(row, **changes) if changes else row
 

@@ -17,7 +17,7 @@ _SPREAD = (1.0, 1.0, 1.5)
 # Where the search stays, in the same three: far outside of what the hyperprior allows.
 _BOUNDS = torch.tensor(((-8.0, -4.0, -8.0), (8.0, 12.0, 8.0)), dtype=torch.float64)
 # The search: steps at most, the longest one, one that ends it, and the smallest curvature that is divided by.
-_MAX_STEPS, _LONGEST, _STILL, _FLATTEST = 60, 2.0, 1e-5, 1e-3
+_MAX_STEPS, _LONGEST, _STILL, _FLATTEST = 60, 2.0, 1e-3, 1e-3
 
 
 class Population(NamedTuple):
@@ -110,7 +110,7 @@ def _maximise(slope: Callable[[Tensor], Slope], values: Tensor, free: Tensor) ->
         step = axes @ (axes.T @ here.gradient / (curvature.abs().clamp(min=_FLATTEST) + damping))
         moved = values.masked_scatter(free, values[free] + step.clamp(-_LONGEST, _LONGEST)).clamp(*_BOUNDS)
         if (moved - values).abs().max().item() < _STILL:
-            break
+            return moved, -here.hessian  # off by the square of the step, about
         there = slope(moved)
         if there.value >= here.value - 1e-9 * here.value.abs():
             values, here, damping = moved, there, damping / 8

@@ -94,10 +94,12 @@ def _choose_annotators(counts: Tensor) -> Tensor:
 
 
 class Quadrature(NamedTuple):
-    """Nodes in logit η, and log-weights, [A, J] each, adapted to every annotator."""
+    """Nodes in logit η, log-weights, log η and log(1-η), float64 [A, J] each, adapted to every annotator."""
 
     nodes: Tensor
     log_weights: Tensor
+    log_eta: Tensor
+    log_err: Tensor
 
 
 def adapt_quadrature(columns: VoteColumns, prior: tuple[float, float], tau: float) -> Quadrature:
@@ -112,7 +114,8 @@ def adapt_quadrature(columns: VoteColumns, prior: tuple[float, float], tau: floa
     curvature = squares * variance**2 - slopes * variance * (1 - 2 * eta) + answers * variance
     width = math.sqrt(2) * curvature.clamp(min=1e-3).rsqrt().unsqueeze(-1)
     x, log_w = gauss_hermite(_NODES)
-    return Quadrature(columns.centre.unsqueeze(-1) + width * x, width.log() + log_w + x**2)
+    nodes = columns.centre.unsqueeze(-1) + width * x
+    return Quadrature(nodes, width.log() + log_w + x**2, F.logsigmoid(nodes), F.logsigmoid(-nodes))
 
 
 def gauss_hermite(n: int) -> tuple[Tensor, Tensor]:
@@ -151,17 +154,17 @@ def log_marginal_slope(columns: VoteColumns, quadrature: Quadrature, a: float, b
         f = (log η, log(1-η), ∂ℓ/∂log τ)        ∂ = Σ_k E_k f - K ∂ log B(a, b)
         ∂² = Σ_k Cov_k f - K ∂² log B(a, b), and Σ_k E_k ∂²ℓ/∂(log τ)² in the last place
     """
-    nodes = quadrature.nodes
     of_votes, first, second = _log_votes_in_tau(columns, quadrature, tau)
     joint = _log_joint(columns, quadrature, of_votes, a, b)
     total = torch.logsumexp(joint, -1, keepdim=True)
     likely = (joint - total).exp()
-    f = torch.stack((F.logsigmoid(nodes), F.logsigmoid(-nodes), first), -1)
-    mean = (likely.unsqueeze(-1) * f).sum(1)
-    hessian = torch.einsum("kj,kji,kjl->il", likely, f, f) - mean.T @ mean
+    f = torch.stack((quadrature.log_eta, quadrature.log_err, first))
+    weighed = likely * f
+    mean = weighed.sum(-1)
+    hessian = weighed.view(3, -1) @ f.view(3, -1).T - mean @ mean.T
     hessian[2, 2] += (likely * second).sum()
     shape, both = torch.tensor((a, b), dtype=torch.float64), torch.tensor(a + b, dtype=torch.float64)
-    gradient, size = mean.sum(0), len(nodes)
+    gradient, size = mean.sum(-1), len(joint)
     gradient[:2] -= size * (shape.digamma() - both.digamma())
     hessian[:2, :2] -= size * (torch.diag(torch.polygamma(1, shape)) - torch.polygamma(1, both))
     return Slope(total.sum(), gradient, hessian)
@@ -169,12 +172,11 @@ def log_marginal_slope(columns: VoteColumns, quadrature: Quadrature, a: float, b
 
 def _log_joint(columns: VoteColumns, quadrature: Quadrature, of_votes: Tensor, a: float, b: float) -> Tensor:
     """Log of votes, known answers, prior and quadrature's weight together, float64 [A, J]."""
-    nodes = quadrature.nodes
     right, wrong = a, b
     if columns.known is not None:
         right, wrong = (columns.known + torch.tensor([[a], [b]], dtype=torch.float64)).unsqueeze(-1)
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    return of_votes + right * F.logsigmoid(nodes) + wrong * F.logsigmoid(-nodes) - log_beta + quadrature.log_weights
+    return of_votes + right * quadrature.log_eta + wrong * quadrature.log_err - log_beta + quadrature.log_weights
 
 
 def log_votes(columns: VoteColumns, quadrature: Quadrature, tau: float) -> Tensor:

@@ -16,6 +16,8 @@ from nemo_rpo.em.votes import Votes, chunks, with_finite_margin
 _DENSE_LIMIT = 2048
 # Elements of the [pairs, V, V] products held at once.
 _PRODUCT_ELEMENTS = 1 << 20
+# A posterior of fewer labels than this, the prior's included, is taken for one of so many.
+_FEWEST = 0.5
 
 
 @torch.no_grad()
@@ -91,6 +93,26 @@ def standard_errors(
     solved = torch.cholesky_solve(border.unsqueeze(-1), factor).squeeze(-1)
     variance = torch.cholesky_inverse(factor).diagonal()
     return _with_unknown_scale(variance, solved, border, corner, scale_fitted).sqrt()
+
+
+def skewed(error: Tensor, eta: Tensor) -> Tensor:
+    r"""Errors [K] for intervals on the scale of logit η, from those of the curvature, ``error`` [K], at ``eta``.
+
+    Of few labels the posterior of logit η is skewed: its mean lies beyond its mode, and it is wider than the curvature
+    at the mode says. It is taken for the one that counts of known answers would give, Beta(α, β) with its mode and its
+    curvature there; the error is the root mean square distance from the mode, exact where answers are known::
+
+        α = S η        β = S (1-η)        S = η (1-η) / error²
+        (η (1-η))² (ψ'(α) + ψ'(β) + (ψ(α) - ψ(β) - logit η)²)
+
+    >>> skewed(torch.tensor([0.2, 0.01]), torch.tensor([0.8, 0.8]))
+    tensor([0.2771, 0.0100])
+    """
+    variance = eta * (1 - eta)
+    labels = (variance / error.square().clamp(min=1e-30)).clamp(min=_FEWEST)
+    right, wrong = labels * eta, labels * (1 - eta)
+    off = torch.digamma(right) - torch.digamma(wrong) - torch.logit(eta)
+    return variance * (torch.polygamma(1, right) + torch.polygamma(1, wrong) + off.square()).sqrt()
 
 
 def _with_unknown_scale(variance: Tensor, solved: Tensor, border: Tensor, corner: Tensor, fitted: bool) -> Tensor:

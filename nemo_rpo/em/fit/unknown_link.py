@@ -70,8 +70,9 @@ def error_under_unknown_link(
             damping *= 8
         step = torch.linalg.solve(information + damping * torch.diag(information.diagonal()), score)
         trial = at + step.clamp(-1.0, 1.0)
-        trial[0] = trial[0].clamp(0.501, 0.999)
-        trial[1:] = trial[1:].clamp(-8.0, 8.0)
+        trial[0].clamp_(0.501, 0.999)
+        trial[1].clamp_(-8.0, 8.0)
+        trial[2].clamp_(-6.0, 2.0)  # beyond, no pair's scale is known at all
     variance = torch.linalg.inv(information)[0, 0].item()
     return math.sqrt(max(variance, 0.0) + (at[0].item() - eta) ** 2)
 

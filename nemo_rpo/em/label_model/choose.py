@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -116,7 +116,7 @@ class Fitter:
             found.append(self.from_anchors(table).w)
         return found
 
-    def best_of(self, table: VoteTable, learn_share: bool, starts: list[Tensor]) -> Member:
+    def best_of(self, table: VoteTable, learn_share: bool, starts: Sequence[Tensor | Member]) -> Member:
         """The best of the fits from ``starts``, by marginal likelihood."""
         prior = replace(self.prior, learn_share=learn_share)
         population = expected_population(table.names, self.free_means, self.settings)
@@ -141,7 +141,7 @@ def choose_member(
 ) -> tuple[Member, list[Choice]]:
     """Forward search from the one-coin model; the last of the choices are those that were tried and left out.
 
-    A candidate is fitted from the posteriors of the model so far. The best of them, and all where none is worth taking,
+    A candidate is fitted from where the model so far stands. The best of them, and all where none is worth taking,
     are fitted from the other starts as well.
 
     Args:
@@ -157,7 +157,7 @@ def choose_member(
 
     def with_feature(name: str, elsewhere: bool) -> Member:
         part, learn_share = table.select([*names, name]), SHARE in (*names, name)
-        return fitter.best_of(part, learn_share, fitter.starts(part) if elsewhere else [best.w])
+        return fitter.best_of(part, learn_share, fitter.starts(part) if elsewhere else [best])
 
     def gain(name: str) -> float:
         return tried[name].log_marginal - best.log_marginal

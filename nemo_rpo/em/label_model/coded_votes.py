@@ -15,7 +15,7 @@ from nemo_rpo.errors import DataError
 SKILL = "skill"
 SLOT = "slot"
 # Votes whose float64 intermediates are held at once.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 14
 
 
 class FlatVotes(NamedTuple):

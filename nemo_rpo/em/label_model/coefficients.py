@@ -107,15 +107,15 @@ def annotator_sums(
     """
     d, skill = table.design.shape[-1], table.num_skill
     upper = torch.triu_indices(d, d, device=theta.device)
-    same = (upper[0] < skill) == (upper[1] < skill)
+    of_leaning = (torch.arange(d, device=theta.device) >= skill).long()
+    block = of_leaning[upper].sum(0)  # 0 of two skills, 1 of a skill and a leaning, 2 of two leanings
     width = d + upper.shape[1] * (2 if louis else 1)
     sums = torch.zeros(table.num_annotators, width, dtype=torch.float64, device=theta.device)
-    is_skill = torch.arange(d, device=theta.device) < skill
     for chunk in table.chunks():
         a, b = logits(chunk, theta)
         design = chunk.design.double()
         if told is not None:
-            design = torch.where(is_skill & ~told[chunk.pair].unsqueeze(-1), 0.0, design)
+            design = torch.where((of_leaning == 0) & ~told[chunk.pair].unsqueeze(-1), 0.0, design)
         up, down = torch.sigmoid(b + a), torch.sigmoid(b - a)
         says = chunk.says_chosen.double()
         weight = (chunk.weight * chunk.counted).double()
@@ -123,16 +123,16 @@ def annotator_sums(
         rejected = weight - chosen
         r_up, r_down = says - up, says - down
         v_up, v_down = chosen * up * (1 - up), rejected * down * (1 - down)
-        on_skill, on_leaning = chosen * r_up - rejected * r_down, chosen * r_up + rejected * r_down
+        known = torch.stack((v_up + v_down, v_up - v_down, v_up + v_down), -1)
+        slope = torch.stack((chosen * r_up - rejected * r_down, chosen * r_up + rejected * r_down), -1)
         products = design[:, upper[0]] * design[:, upper[1]]
-        rows = [
-            design * torch.where(is_skill, on_skill.unsqueeze(-1), on_leaning.unsqueeze(-1)),
-            products * torch.where(same, (v_up + v_down).unsqueeze(-1), (v_up - v_down).unsqueeze(-1)),
-        ]
+        rows = [design * slope[:, of_leaning], products * known[:, block]]
         if louis:
+            # ∂e/∂a = r₊ + r₋ and ∂e/∂b = r₊ - r₋, in products of two
+            on_skill, on_leaning = r_up + r_down, r_up - r_down
             spread = (w * (1 - w))[chunk.pair] * chunk.weight.double() ** 2 * chunk.counted.double()
-            slope = design * torch.where(is_skill, (r_up + r_down).unsqueeze(-1), (r_up - r_down).unsqueeze(-1))
-            rows.append(slope[:, upper[0]] * slope[:, upper[1]] * spread.unsqueeze(-1))
+            lost = torch.stack((on_skill * on_skill, on_skill * on_leaning, on_leaning * on_leaning), -1)
+            rows.append(products * (lost * spread.unsqueeze(-1))[:, block])
         sums.index_add_(0, chunk.annotator, torch.cat(rows, -1))
     table.all_reduce(sums)
     if table.known is not None:  # the same on every rank

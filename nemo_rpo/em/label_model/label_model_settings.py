@@ -28,7 +28,6 @@ class LabelModelSettings:
             for no dependence.
         bootstrap_votes: votes that a simulated crowd has at most; of a larger crowd a part of the pairs is taken.
         dependence_errors: standard deviations of the simulated crowds beyond which a statistic is warned of.
-        block_errors: the same for the largest eigenvalue of the correlation of errors, which has a longer tail.
         min_spread: spread of z, relative to the simulated crowds', below which nothing is warned of however certain.
         min_correlation: the same for the mean correlation of errors.
         outweighing_ratio, outweighing_spread, outweighing_correlation: where all are exceeded (the spread of z relative
@@ -65,7 +64,6 @@ class LabelModelSettings:
     bootstrap: int = 24
     bootstrap_votes: int = 40_000
     dependence_errors: float = 2.7
-    block_errors: float = 3.3
     min_spread: float = 1.1
     min_correlation: float = 0.005
     outweighing_ratio: float = 1.45

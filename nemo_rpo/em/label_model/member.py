@@ -30,7 +30,7 @@ from nemo_rpo.em.label_model.laplace import curvature, log_marginal
 KNOWN = 1e4
 # Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for
 # the one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
-_EM_FIRST, _REFIT_FROM, _FALLS, _QUIET = 3, 4, 3, 3
+_EM_FIRST, _REFIT_FROM, _FALLS, _QUIET = 3, 4, 3, 2
 # Log-odds of the share of truths stay within this.
 _LARGEST_SHARE = 6.0
 
@@ -108,6 +108,13 @@ class Member:
     converged: bool
     joint: bool
 
+    def extended(self, names: Sequence[str], theta: Tensor, population: Population) -> tuple[Tensor, Population]:
+        """Coefficients [K, d] and population of the features ``names``: its own, and where it has none those given."""
+        here = [names.index(name) for name in self.names]
+        theta, mean, variance = theta.clone(), population.mean.clone(), population.variance.clone()
+        theta[:, here], mean[here], variance[here] = self.theta, self.population.mean, self.population.variance
+        return theta, population._replace(mean=mean, variance=variance)
+
     @property
     def eta(self) -> Tensor:
         """σ(a_k) [K], P(label right) of an annotator at features of 0: one number for those who want one."""
@@ -149,13 +156,19 @@ def told(table: VoteTable, prior: PairPrior) -> Tensor | None:
 
 @torch.no_grad()
 def iterate(
-    table: VoteTable, prior: PairPrior, population: Population, theta: Tensor, w: Tensor, settings: LabelModelSettings
+    table: VoteTable,
+    prior: PairPrior,
+    population: Population,
+    theta: Tensor,
+    w: Tensor | None,
+    settings: LabelModelSettings,
 ) -> FixedPoint:
     """To the highest posterior from coefficients ``theta`` [K, d] and posteriors ``w`` [P]; the population is refitted
-    on the way.
+    on the way. Without ``w``, ``theta`` and ``population`` are those of a fit to much the same votes.
 
-    A few steps of EM find the way; then come Newton steps on the observed information, which end where EM does. A
-    Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes on alone.
+    A few steps of EM find the way, unless it is known; then come Newton steps on the observed information, which end
+    where EM does. A Newton step that lowers the posterior is taken back for one of EM, and after a few of those EM goes
+    on alone.
     Where not all pairs are :func:`told`, what is solved is an equation for skills and one for leanings, from other
     votes each, and there is nothing that has to rise.
 
@@ -172,10 +185,12 @@ def iterate(
         return likelihood - 0.5 * ((theta - population.mean)[voted].square() / population.variance).sum().item()
 
     of_votes = pair_sums(table, theta)
+    em_first, refit_from = (0, 0) if w is None else (_EM_FIRST, _REFIT_FROM)
+    w = posterior(prior.joint(of_votes)) if w is None else w
     converged, iteration, quiet, falls = False, 0, 0, 0
     while not converged and iteration < settings.max_iterations:
-        newton = iteration >= _EM_FIRST and falls < _FALLS
-        refit = iteration >= _REFIT_FROM
+        newton = iteration >= em_first and falls < _FALLS
+        refit = iteration >= refit_from
         sums = annotator_sums(table, theta, w, louis=newton or refit, told=of_skill)
         if refit:
             variances = coefficient_variances(sums, population)
@@ -201,19 +216,25 @@ def iterate(
 
 @torch.no_grad()
 def fit_member(
-    table: VoteTable, prior: PairPrior, population: Population, start: Tensor, settings: LabelModelSettings
+    table: VoteTable, prior: PairPrior, population: Population, start: Tensor | Member, settings: LabelModelSettings
 ) -> Member:
-    """:func:`iterate` from the population's means and the posteriors ``start`` [P], with standard errors and evidence.
+    """:func:`iterate` with standard errors and evidence.
 
     Args:
         table: votes with this member's features.
         prior: of the pairs.
         population: where it starts; its hyperprior.
-        start: float64 [P].
+        start: posteriors [P] to start from, coefficients being the population's means; or a member with fewer features,
+            of the same votes.
         settings: bounds and hyperprior's weight.
     """
     theta = population.mean.expand(table.num_annotators, -1).clone()
-    theta, population, prior, w, voted, iteration, converged = iterate(table, prior, population, theta, start, settings)
+    if isinstance(start, Member):
+        theta, population = start.extended(table.names, theta, population)
+        found = iterate(table, prior, population, theta, None, settings)
+    else:
+        found = iterate(table, prior, population, theta, start, settings)
+    theta, population, prior, w, voted, iteration, converged = found
     joint = prior.joint(pair_sums(table, theta))
     at = curvature(table, theta, w, population, voted, told(table, prior))
     evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)

@@ -153,6 +153,11 @@ class PreferenceDatasetProvider(DatasetProvider):
                 f"{spec.paths[0]} has rankings of up to {cache.max_responses} responses, and this recipe takes pairs: "
                 "split them with nemo-rpo convert --to hf"
             )
+        if cache.judged_alone():
+            raise DataError(
+                f"{spec.paths[0]} has completions judged alone, and this recipe takes pairs: train on them with this "
+                "package's own engine"
+            )
         if cache.max_token_id >= cfg.model.vocab_size:
             raise ConfigError(
                 f"the tokenizer in {folder} gives ids up to {cache.max_token_id}, but the model's vocabulary has "

@@ -25,6 +25,7 @@ from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.labelled_pairs import LabelledPairs, fingerprint, row_knowledge
 from nemo_rpo.integrations.nemo_aligner.aligner_settings import BLOCK, annotator_key
+from nemo_rpo.integrations.rpo_block import NO_COLUMNS
 
 NO_PAIR = -1  # fills up packs of fewer pairs; index of a pair that is not among the training pairs
 
@@ -107,8 +108,11 @@ def training_labels(cfg: Any) -> TrainingLabels:
         cfg: the section ``model``; its ``data.data_prefix.train`` lists one file, or weights and files in turn.
 
     Raises:
+        ConfigError: ``data.columns`` is set, which NeMo-Aligner's readers know nothing of.
         DataError: a file that is not there, or a row that names no annotator.
     """
+    if cfg.data.get("columns"):
+        raise ConfigError(f"model.data.columns: {NO_COLUMNS}")
     listed, key = list(cfg.data.data_prefix.train), annotator_key(cfg)
     files = as_paths(listed if len(listed) == 1 else listed[1::2], setting="model.data.data_prefix.train")
     ids_of = _ids_of_packs if cfg.data.data_impl == "packed_jsonl" else _ids_of_rows

@@ -15,7 +15,7 @@ from nemo_rpo.config.loss import pair_step
 from nemo_rpo.em import PairLosses, PairStep, Votes, agreement, label_loss
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.integrations.nemo_rl.data import labelled_pairs
-from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, robust_config
+from nemo_rpo.integrations.nemo_rl.nemo_rl_settings import BLOCK, dpo_settings, entry, refuse_columns, robust_config
 from nemo_rpo.integrations.rpo_block import HostedRPOConfig, log_prob_loss
 from nemo_rpo.losses import PairLogprobs, PreferenceLoss
 from nemo_rpo.losses.reduction import Mean
@@ -42,11 +42,12 @@ def make_loss(dpo_config: Any, master_config: Any = None, train_dataset: Any = N
         train_dataset: where given, every row must name its annotator.
 
     Raises:
-        ConfigError: an unknown setting, or a loss that needs more than log-probs.
+        ConfigError: an unknown setting, one of ``data`` that nothing reads, or a loss that needs more than log-probs.
         DataError: the training data has no annotator, or not in every row.
     """
     robust, dpo = robust_config(dpo_config), dpo_settings(dpo_config)
     base = log_prob_loss(robust, dpo, BLOCK)
+    refuse_columns(master_config)
     if train_dataset is not None and robust.enabled:
         labelled_pairs(train_dataset, robust.annotator_key)
     megatron = entry(entry(master_config, "policy"), "megatron_cfg") or {}

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_rpo.config.schema import DPOConfig
-from nemo_rpo.integrations.rpo_block import HostedRPOConfig, rpo_config
+from nemo_rpo.errors import ConfigError
+from nemo_rpo.integrations.rpo_block import NO_COLUMNS, HostedRPOConfig, rpo_config
 
 BLOCK = "dpo.robust"
 
@@ -39,3 +40,16 @@ def dpo_settings(dpo_config: Any) -> DPOConfig:
     }
     given = {ours: entry(dpo_config, theirs) for theirs, ours in names.items()}
     return DPOConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def refuse_columns(config: Any) -> None:
+    """Raises :class:`ConfigError` where the data sets of a configuration have names for columns, which only this
+    package's own readers look at.
+    """
+    data = entry(config, "data") or {}
+    for name, section in (
+        ("data", data),
+        *((f"data.{split}", entry(data, split)) for split in ("train", "validation")),
+    ):
+        if section and entry(section, "columns"):
+            raise ConfigError(f"{name}.columns: {NO_COLUMNS}")

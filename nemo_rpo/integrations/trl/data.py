@@ -59,6 +59,7 @@ def preference_dataset(paths: Paths, keys: RowFormat | None = None, group_votes:
                 f"{row.where}: the row names no annotator in its field '{keys.annotator_key}'; set annotator_key to "
                 "the field that does"
             )
+        row.require_pair("RPOTrainer")
         if ledger.add(row) is not None:
             texts.append((row.prompt, row.chosen, row.rejected))
     return Dataset.from_list(list(_rows(ledger, texts)))

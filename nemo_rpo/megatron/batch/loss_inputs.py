@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from nemo_rpo.config.schema import ModelConfig
 from nemo_rpo.losses import PreferenceLoss
 
+REFERENCE_POINTS = ("mismatched_kl", "mean_log_ratio")
+
 
 @dataclass(frozen=True)
 class StepNeeds:
@@ -20,6 +22,8 @@ class StepNeeds:
         previous_iterate: the loss compares with a frozen policy of its own beside the reference.
         kl: the divergence of the reference's predictions to the policy's at each scored token.
         turns: log-probs by turn of the assistant.
+        reference_point: the column that holds one number of the global batch, a mean log-ratio: ``mismatched_kl``, of
+            other completions behind its prompts, or ``mean_log_ratio``, of its own; None: neither.
         reward_outputs: name → width of what a reward head gives.
     """
 
@@ -29,7 +33,15 @@ class StepNeeds:
     previous_iterate: bool
     kl: bool
     turns: bool
+    reference_point: str | None
     reward_outputs: Mapping[str, int]
+
+    @property
+    def further_forwards(self) -> int:
+        """Forward passes over the batch that measure the reference point: the policy's, and of other completions the
+        reference's too.
+        """
+        return {None: 0, "mean_log_ratio": 1, "mismatched_kl": 2}[self.reference_point]
 
     @classmethod
     def of(cls, loss: PreferenceLoss, model: ModelConfig) -> StepNeeds:
@@ -46,5 +58,6 @@ class StepNeeds:
             previous_iterate=previous_iterate,
             kl="kl" in loss.needs,
             turns="turn_log_ratios" in loss.needs,
+            reference_point=next((name for name in REFERENCE_POINTS if name in loss.needs), None),
             reward_outputs={name: width for name, width in widths.items() if name in loss.needs},
         )

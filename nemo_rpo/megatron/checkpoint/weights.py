@@ -8,7 +8,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from nemo_rpo.errors import CheckpointError
-from nemo_rpo.megatron.network.lora.attach import has_adapters, is_trained
+from nemo_rpo.megatron.network.lora.attachment import has_adapters, is_trained
 from nemo_rpo.megatron.network.lora.sharded import sharded_adapters
 
 State = dict[str, Any]

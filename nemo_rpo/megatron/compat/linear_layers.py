@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.megatron.compat.places import reaches
-
-_TE = "megatron.core.extensions.transformer_engine"
+from nemo_rpo.megatron.compat.transformer_engine import normalises
 
 
 def is_column_parallel(layer: torch.nn.Module) -> bool | None:
@@ -19,21 +18,6 @@ def is_column_parallel(layer: torch.nn.Module) -> bool | None:
     if any(name.endswith("ColumnParallelLinear") for name in names):
         return True
     return False if any(name.endswith("RowParallelLinear") for name in names) else None
-
-
-def _normalises(layer: torch.nn.Module) -> bool:
-    return hasattr(layer, "return_layernorm_output")
-
-
-@reaches("transformer_engine.pytorch:LayerNormLinear[return_layernorm_output, return_layernorm_output_gathered]")
-def hand_out_normed_input(layer: torch.nn.Module) -> None:
-    """Has a layer that normalises its input itself return the normed input too, this rank's positions of it.
-
-    Reason: an adapter reads what the layer's matrix reads, and Transformer Engine's fused layer keeps that to itself
-    unless asked by a constructor's argument that Megatron does not pass.
-    """
-    if _normalises(layer):
-        layer.return_layernorm_output, layer.return_layernorm_output_gathered = True, False
 
 
 @reaches(
@@ -48,6 +32,6 @@ def adapted_output(layer: torch.nn.Module, x: Tensor, output: Any, adapter: Call
     """
     made, *rest = output
     bias = rest[0] if rest else None
-    if _normalises(layer):
+    if normalises(layer):
         made, x = made if isinstance(made, tuple) else (made, rest[-1])
     return (made if adapter is None else made + adapter(x)), bias

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
+
 from nemo_rpo.megatron.compat.places import reaches
 
 _CHECKS = {
@@ -54,3 +56,19 @@ def objections() -> tuple[tuple[str, str], ...]:
         if not able:
             found.append((precision, said))
     return tuple(found)
+
+
+def normalises(layer: torch.nn.Module) -> bool:
+    """Whether a linear layer has its norm inside."""
+    return hasattr(layer, "return_layernorm_output")
+
+
+@reaches("transformer_engine.pytorch:LayerNormLinear[return_layernorm_output, return_layernorm_output_gathered]")
+def hand_out_normed_input(layer: torch.nn.Module) -> None:
+    """Has a layer that normalises its input itself return the normed input too, this rank's positions of it.
+
+    Reason: an adapter reads what the layer's matrix reads, and Transformer Engine's fused layer keeps that to itself
+    unless asked by a constructor's argument that Megatron does not pass.
+    """
+    if normalises(layer):
+        layer.return_layernorm_output, layer.return_layernorm_output_gathered = True, False

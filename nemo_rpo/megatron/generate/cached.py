@@ -63,7 +63,8 @@ def generate(
     rows: int = 32,
 ) -> Iterator[tuple[int, Text]]:
     """For each prompt, as its batch is done, its place among ``prompts`` and its text; the same on every rank of the
-    tensor and pipeline groups. Data-parallel replicas may have different prompts.
+    tensor and pipeline groups. Data-parallel replicas may have different prompts; where they share experts all have the
+    same (:func:`nemo_rpo.megatron.parallel.independent_replica`), and each token costs a broadcast over the world too.
 
     Args:
         chunks: of :func:`nemo_rpo.megatron.network.build.build_model_chunks`.
@@ -175,6 +176,8 @@ class _Generation:
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
             dist.broadcast(found, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        if parallel_state.get_expert_model_parallel_world_size() > 1:
+            dist.broadcast(found, src=0)  # else a last bit could end a text on one rank alone
         return found.tolist()
 
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Drawn:

@@ -34,9 +34,10 @@ from nemo_rpo.megatron.cpu.rotary import RotarySelfAttention
 from nemo_rpo.megatron.cpu.swiglu import SwiGLU
 from nemo_rpo.megatron.logprobs.liger import check_liger
 from nemo_rpo.megatron.network.attention import CausalSDPA, ContextSDPA
+from nemo_rpo.megatron.network.autobridge import bridge_chunks
 from nemo_rpo.megatron.network.experts import expert_arguments, stage_spec
 from nemo_rpo.megatron.network.gpt import PreferenceGPT
-from nemo_rpo.megatron.network.lora.attach import attach
+from nemo_rpo.megatron.network.lora.attachment import attach
 from nemo_rpo.megatron.network.precision import Precision, PrecisionLayer, check_machine, check_sizes, this_machine
 from nemo_rpo.megatron.network.reward_head import RewardHead
 
@@ -222,7 +223,7 @@ def build_model_chunks(
     architecture.check_parallel(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.virtual_pipeline_model_parallel_size
     )
-    check_expert_layout(cfg, architecture)
+    check_expert_layout(cfg, architecture, training=False)
     vocab = architecture.padded_vocab_size(model.make_vocab_size_divisible_by, model.tensor_model_parallel_size)
     config, te = transformer_config(architecture, cfg), uses_transformer_engine(cfg)
     precision = precision or Precision(model.rpo.logprob_precision)
@@ -231,6 +232,8 @@ def build_model_chunks(
         check_sizes(name, architecture, model.tensor_model_parallel_size)
     if model.rpo.logprob_head == "liger":
         check_liger(architecture.vocab_size, vocab, model.tensor_model_parallel_size)
+    if model.provider == "megatron_bridge":
+        return bridge_chunks(cfg, config, architecture.vocab_size, te)
     virtual = model.virtual_pipeline_model_parallel_size
     chunks = []
     for stage in range(virtual or 1):

@@ -23,7 +23,7 @@ from nemo_rpo.em.belief import Belief
 from nemo_rpo.em.groups import TasteReliability
 from nemo_rpo.em.groups.start import random_start, start_of
 from nemo_rpo.em.label_model import FlatVotes
-from nemo_rpo.em.label_model.training_crowd import Crowd
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd
 from nemo_rpo.errors import TrainingError
 from nemo_rpo.megatron import parallel
 from nemo_rpo.megatron.step.collectives import (

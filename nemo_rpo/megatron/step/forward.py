@@ -23,6 +23,7 @@ from nemo_rpo.losses import COLUMNS, PairLogprobs
 from nemo_rpo.losses.pair import Two
 from nemo_rpo.megatron.batch.context_parallel import context_group, positions_of
 from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
+from nemo_rpo.megatron.batch.loss_inputs import REFERENCE_POINTS
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
 from nemo_rpo.megatron.batch.transfer import Parcel
@@ -39,8 +40,8 @@ PREVIOUS_KEYS = ("previous_policy_log_probs_chosen", "previous_policy_log_probs_
 @dataclass(frozen=True)
 class ModelInput:
     """What the model sees of a micro-batch: ``tokens`` and ``position_ids`` int64 ``[b, S]``, what it scores, of a pack
-    its segments, and of rankings which two of the responses each pair compares, int64 ``[2, pairs]``. Under context
-    parallelism this rank's positions of each.
+    its segments, and of rankings which two of the responses each pair compares, int64 ``[2, pairs]``; of completions
+    judged alone too, −1 being the absent side. Under context parallelism this rank's positions of each.
     """
 
     tokens: Tensor
@@ -61,20 +62,30 @@ class ModelInput:
             chosen, rejected = of_responses.chunk(2)
             return chosen, rejected
         chosen, rejected = self.compared
-        return of_responses[chosen], of_responses[rejected]
+        # An absent side has index −1: of it 0 is known.
+        known = torch.cat((of_responses, of_responses.new_zeros(1, *of_responses.shape[1:])))
+        return known[chosen], known[rejected]
 
 
 def input_shape(batch: MicroBatch) -> tuple[int, int]:
-    """b and S of the micro-batch as the model sees it: a pack is one row, pairs are two rows each, rankings K."""
+    """b and S of the micro-batch as the model sees it: a pack is one row, pairs are two rows each, rankings K, and
+    completions judged alone one.
+    """
     if "segments" in batch:
         return 1, batch["tokens"].shape[1]
-    rankings, length = batch["chosen"].shape
-    return max_responses(batch) * rankings, length
+    sides = _sides(batch)
+    rankings, length = batch[sides[0]].shape
+    return len(sides) * rankings, length
 
 
 def max_responses(batch: MicroBatch) -> int:
     """K: 2 of pairs."""
     return responses_of(pairs_per_ranking(batch))
+
+
+def _sides(batch: MicroBatch) -> list[str]:
+    """The names of the padded rows, all of a name being as many."""
+    return ["completion"] if "completion" in batch else side_names(max_responses(batch))
 
 
 def pairs_per_ranking(batch: MicroBatch) -> int:
@@ -112,7 +123,7 @@ def loss_columns(batch: MicroBatch) -> MicroBatch:
     """What the loss, the EM and the metrics read of a micro-batch: all but what :func:`model_input` is made from."""
     if "segments" in batch:
         return {key: value for key, value in batch.items() if key not in _FOR_THE_MODEL}
-    sides = side_names(max_responses(batch))
+    sides = _sides(batch)
     tokens = _FOR_THE_MODEL.union(sides, (f"{side}_labels" for side in sides))
     return {key: value for key, value in batch.items() if key not in tokens}
 
@@ -124,7 +135,7 @@ def model_input(batch: MicroBatch) -> ModelInput:
         tokens, positions, segments = batch["tokens"], batch["position_ids"], Segments.of(batch["segments"])
         responses = ResponseTokens.of_pack(batch, turn_lengths)
     else:
-        sides, segments = side_names(max_responses(batch)), None
+        sides, segments = _sides(batch), None
         tokens = torch.cat([batch[side] for side in sides])
         positions = batch["position_ids"].unsqueeze(0).expand(tokens.shape[0], -1)
         labels = torch.cat([batch[f"{side}_labels"] for side in sides])
@@ -225,6 +236,7 @@ def _label_columns(batch: MicroBatch, default_margin: float | None) -> dict[str,
         margin = _known(batch["chosen_reward"] - batch["rejected_reward"], margin)
     if "margin" in batch:
         margin = _known(batch["margin"], margin)
+    columns |= {name: batch[name] for name in REFERENCE_POINTS if name in batch}
     return columns if margin is None else columns | {"margin": margin}
 
 

@@ -18,7 +18,7 @@ from nemo_rpo.losses.reduction import Reduction
 _SUMS = (
     "pairs", "surrogate", "statistic", "label_loss", "preference_loss", "sft_loss", "acc", "margin",
     "rewards_chosen", "rewards_rejected", "rewards_squared", "logps_chosen", "logps_rejected",
-    "posterior", "flipped", "abs_delta",
+    "posterior", "flipped", "abs_delta", "chosen", "rejected",
 )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ class StepMetrics:
         better = votes.better()
         if gold is not None:
             better = torch.where(gold != 0, gold.to(better.dtype), better)
+        there = [torch.ones_like(losses.loss) if of is None else of > 0 for of in (x.chosen_length, x.rejected_length)]
         policy = x.policy() if self.logps else (torch.zeros_like(losses.loss),) * 2
         rows = torch.stack(
             [
@@ -56,7 +57,7 @@ class StepMetrics:
                 label_loss(losses.delta, votes), losses.preference, losses.sft,
                 agreement(losses.delta, better), better * losses.delta,
                 chosen, rejected, chosen.square() + rejected.square(), *policy,
-                losses.w, (losses.w < 0.5).float(), losses.delta.abs(),
+                losses.w, (losses.w < 0.5).float(), losses.delta.abs(), *there,
             ]
         ).double()  # fmt: skip
         self.sums += torch.where(losses.counts_for > 0, rows * losses.counts_for, 0.0).sum(-1)
@@ -87,8 +88,13 @@ class StepMetrics:
         total = dict(zip(_SUMS, self.sums.tolist(), strict=True))
         n = max(total["pairs"], 1.0)
         mean = {name: value / n for name, value in total.items()}
-        rewards_all = (mean["rewards_chosen"] + mean["rewards_rejected"]) / 2
-        variance = mean["rewards_squared"] / 2 - rewards_all**2
+        # Of completions judged alone one side is absent, and is no part of a mean over that side.
+        sides = max(total["chosen"] + total["rejected"], 1.0)
+        rewards_all = (total["rewards_chosen"] + total["rewards_rejected"]) / sides
+        variance = total["rewards_squared"] / sides - rewards_all**2
+        for side in ("chosen", "rejected"):
+            for figure in (f"rewards_{side}", f"logps_{side}"):
+                mean[figure] = total[figure] / max(total[side], 1.0)
         return {
             "loss": mean["label_loss"] if held_out else self._loss(total),
             "preference_loss": mean["preference_loss"],

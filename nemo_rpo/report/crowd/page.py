@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from nemo_rpo.counting import counted
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
 from nemo_rpo.crowd.reliability import Reliability
 from nemo_rpo.crowd.wording import annotator_cells, doubtful_cells, estimate_lines, headline
@@ -38,7 +39,8 @@ def _warnings(result: Reliability) -> list[Block]:
         return [Note(_title(w.kind), w.text, _ADVICE.get(w.kind, "")) for w in result.warnings]
     retrain = result.verdicts().get("retrain", 0)
     if retrain:
-        return [Text(f"{retrain:,} annotators are surely below what is asked of them; they head the table below.")]
+        many = f"{counted(retrain, 'annotator')} {'is' if retrain == 1 else 'are'}"
+        return [Text(f"{many} surely below what is asked; the table below begins with them.")]
     return [Text("Nobody is surely careless, and annotators err independently as far as the votes show.")]
 
 
@@ -58,7 +60,7 @@ def _annotators(result: Reliability, settings: CrowdSettings) -> list[Block]:
         intervals_figure(result.annotators, settings.good_enough),
         "reliability of each annotator with its 95 % interval",
         "Lines are 95 % intervals, the dashed line is what is asked; in brackets the labels."
-        + (f" {between:,} annotators in the middle are left out." if between else ""),
+        + (f" Left out: {counted(between, 'annotator')} in the middle." if between else ""),
     )
     return [Table(header, rows, caption), figure, Text(RULES.format(**asdict(settings)))]
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from html import escape
 
 from nemo_rpo.errors import printable
 from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Quote, Section, Table, Text
 
+_SHORT = 16  # characters of a first column that never breaks
+_PHRASE = 2  # words
+
 _STYLE = """
 :root { --ink: #1a1a1a; --quiet: #5c5c5c; --line: #d8d8d8; --soft: #f5f6f8; --blue: #0072b2; --orange: #b35900; }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
-  background: #fff; margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 62rem; overflow-wrap: anywhere; }
+  background: #fff; margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 68rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.3rem; margin: 2.8rem 0 .8rem; padding-top: .8rem; border-top: 2px solid var(--ink); }
 p { max-width: 46rem; margin: .7rem 0; }
@@ -26,8 +30,9 @@ caption { caption-side: top; text-align: left; color: var(--quiet); padding-bott
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 th, td { overflow-wrap: normal; } td { white-space: nowrap; }
 th { border-bottom: 1.5px solid var(--ink); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; min-width: 6rem; max-width: 24rem; white-space: normal;
+th:first-child, td:first-child { text-align: left; min-width: 7.5rem; max-width: 24rem; white-space: normal;
   overflow-wrap: break-word; }
+.short td:first-child { white-space: nowrap; } .words { text-align: left; white-space: normal; min-width: 12rem; }
 thead th[aria-sort] { cursor: pointer; } th[aria-sort=ascending]::after { content: " ▲"; font-size: .7em; }
 th[aria-sort=descending]::after { content: " ▼"; font-size: .7em; }
 .scroll { overflow-x: auto; }
@@ -123,8 +128,15 @@ def _block(block: Block) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
-    rows = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
+    words = [
+        ' class="words"' if i and _has_words(row[i] for row in table.rows) else "" for i in range(len(table.header))
+    ]
+    head = "".join(f"<th{words[i]}>{escape(cell)}</th>" for i, cell in enumerate(table.header))
+    rows = [
+        "<tr>" + "".join(f"<td{words[i]}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in table.rows
+    ]
+    short = " short" if all(len(row[0]) <= _SHORT for row in table.rows) else ""
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
 
     def drawn(rows: list[str], caption: str) -> str:
@@ -134,12 +146,17 @@ def _table(table: Table) -> str:
         )
 
     if len(rows) <= table.shown:
-        return f'<div class="sorts">{drawn(rows, caption)}</div>'
+        return f'<div class="sorts{short}">{drawn(rows, caption)}</div>'
     rest = drawn(rows[table.shown :], "")
     return (
-        f'<div class="sorts">{drawn(rows[: table.shown], caption)}'
+        f'<div class="sorts{short}">{drawn(rows[: table.shown], caption)}'
         f"<details><summary>{len(rows) - table.shown:,} more</summary>{rest}</details></div>"
     )
+
+
+def _has_words(cells: Iterable[str]) -> bool:
+    """Whether a column holds phrases, which may break between words, where figures stay on their line."""
+    return any(sum(word.isalpha() for word in cell.split()) >= _PHRASE for cell in cells)
 
 
 def _quote(quote: Quote) -> str:

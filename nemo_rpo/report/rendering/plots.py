@@ -67,6 +67,12 @@ def drawing(width: float, height: float, rows: int = 1, columns: int = 1, **opti
     drawn.append(re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).strip())
 
 
+def _plain_ticks(axis: Any) -> None:
+    """Numbers as they are, at the powers of ten of a logarithmic axis: matplotlib's own are mathematics to be set."""
+    axis.set_major_formatter(lambda value, place: f"{value:,.15g}")
+    axis.set_minor_formatter(lambda value, place: "")
+
+
 def annotator_intervals(annotators: Annotators) -> str:
     """η of each annotator with its 95 % interval, the least reliable at the top; of many only those at both ends."""
     ranked = annotators.ranked
@@ -112,6 +118,7 @@ def crowd(annotators: Annotators) -> str:
             annotators.labels.clip(1), annotators.eta, "o", color=BLUE, markersize=2.5, alpha=0.35, rasterized=True
         )
         right.set_xscale("log")
+        _plain_ticks(right.xaxis)
         right.xaxis.set_major_formatter("{x:,.0f}")
         right.xaxis.set_minor_formatter("")
         right.set_xlabel("labels given (logarithmic)")
@@ -146,6 +153,28 @@ def trajectories(annotators: Annotators) -> str:
     return drawn[0]
 
 
+def drift(place: Sequence[float], annotators: Sequence[dict[str, Any]]) -> str:
+    """P(label right) over an annotator's own sequence of labels: a panel each, with its 95 % interval."""
+    columns = min(4, len(annotators))
+    rows = -(-len(annotators) // columns)
+    options = {"sharex": True, "sharey": True, "squeeze": False}
+    with drawing(2.1 * columns, 0.6 + 1.7 * rows, rows=rows, columns=columns, **options) as (figure, panels, drawn):
+        for axes, of in zip(panels.flat, annotators, strict=False):
+            colour = RED if of["surely"] else BLUE
+            axes.fill_between(place, of["low"], of["high"], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(place, of["curve"], color=colour, linewidth=1.6, linestyle="-" if of["surely"] else "--")
+            axes.axhline(0.5, color="black", linewidth=0.9)
+            axes.set_title(short(of["id"]), fontsize=8)
+            axes.set_ylim(0, 1)
+            axes.set_xlim(0, 1)
+            axes.set_xticks((0, 1), ("first", "last"))
+        for axes in panels.flat[len(annotators) :]:
+            axes.set_visible(False)
+        figure.supxlabel("label, in the annotator's own order", fontsize=9)
+        figure.supylabel("P(label right)", fontsize=9)
+    return drawn[0]
+
+
 def posteriors(labels: Labels) -> str:
     """How many labels the EM gives each probability of being right, at first and at last sight."""
     bins = np.linspace(0, 1, 21)
@@ -157,6 +186,7 @@ def posteriors(labels: Labels) -> str:
         axes.set_xlim(0, 1)
         axes.set_xlabel("w: probability that the label is right (below .5: the EM believes the opposite)")
         axes.set_ylabel("labels (logarithmic)")
+        _plain_ticks(axes.yaxis)
         axes.legend(loc="upper left")
     return drawn[0]
 

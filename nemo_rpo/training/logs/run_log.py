@@ -15,6 +15,7 @@ from nemo_rpo import __version__
 from nemo_rpo.config.experts.expert_shape import expert_tensor_size
 from nemo_rpo.config.flops import peak_flops
 from nemo_rpo.config.load import print_on_first_rank
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.training.logs.metrics import MEMORY, TIMING, Writer, metric_writers
 from nemo_rpo.training.logs.progress import Progress, figures
@@ -163,10 +164,12 @@ def _derived(cfg: RunConfig, world_size: int) -> dict[str, str]:
         micro_batches = model.global_batch_size // (model.micro_batch_size * data_parallel)
         batch = f"DP {data_parallel} × {micro_batches} micro-batches × {model.micro_batch_size}"
     loss = model.rpo.base_loss or model.dpo.preference_loss
+    responses, what = (1, "one completion") if base_loss(model).unpaired else (2, "two responses")
+    texts = responses * model.global_batch_size
     return {
         "loss": f"re_{loss}, {model.rpo.objective_in_force} objective" if model.rpo.enabled else loss,
         "ranks": f"{world_size} ({cfg.trainer.accelerator}): {layout}",
         "precision": cfg.trainer.precision,
         "pairs a step": f"{model.global_batch_size:,} = {batch}",
-        "tokens a step": f"at most {2 * model.global_batch_size * length:,} (two responses of up to {length:,} a pair)",
+        "tokens a step": f"at most {texts * length:,} ({what} of up to {length:,} a pair)",
     }

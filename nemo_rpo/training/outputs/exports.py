@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from nemo_rpo.megatron.checkpoint.nemo import config as nemo_config
 from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
 from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
+from nemo_rpo.megatron.network.autobridge import export_bridge
 from nemo_rpo.megatron.network.lora.switch import merged
 from nemo_rpo.training.origin import weights_fingerprint
 from nemo_rpo.training.process.rank0 import on_first_rank
@@ -79,8 +81,14 @@ def write(cfg: RunConfig, model: MegatronGPTRPOModel, folder: Path) -> list[Path
         # How the model is to be sampled from, and where it stops; the tokenizer may be another folder's.
         generation = start / "generation_config.json" if config else None
         files = (tokenizer_spec(cfg).folder, config)
-        wanted[folder / _HF_FOLDER] = _merged(
-            model, lambda path: export_hf(model.model, model.architecture, path, *files, generation_config=generation)
+        bridged = cfg.model.provider == "megatron_bridge"
+        wanted[folder / _HF_FOLDER] = (
+            partial(export_bridge, model.model, start)
+            if bridged
+            else _merged(
+                model,
+                lambda path: export_hf(model.model, model.architecture, path, *files, generation_config=generation),
+            )
         )
     if params.save_nemo_on_train_end:
         source = start if start and is_nemo(start) else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.counting import counted
 from nemo_rpo.training.process.accelerator import use_accelerator
 
 
@@ -36,4 +37,4 @@ def score(cfg: RunConfig, per_token: bool) -> None:
 
 
 def _summary(path: Path, pairs: int) -> str:
-    return f"{path}: reference log-probs of {pairs:,} pairs"
+    return f"{path}: reference log-probs of {counted(pairs, 'pair')}"

@@ -91,12 +91,12 @@ def made_with(cfg: RunConfig, name: str) -> MadeWith:
     """What the log-probs of a split depend on beside its pairs."""
     spec = cache_spec(cfg, _data_name(name))
     _, frozen = cfg.model.rpo.precisions()
-    base = cfg.pretrained_checkpoint.restore_from_path
+    reference, base = reference_path(cfg), cfg.pretrained_checkpoint.restore_from_path
     return MadeWith(
         model={
-            "weights": weights_fingerprint(reference_path(cfg)),
+            "weights": weights_fingerprint(reference),
             "precision": cfg.trainer.precision if frozen == "bf16" else frozen,
-            **({"base": weights_fingerprint(base)} if cfg.model.peft.lora else {}),
+            **({"base": weights_fingerprint(base)} if cfg.model.peft.lora and reference != base else {}),  # an adapter
         },
         text={
             "tokenizer": spec.tokenizer.fingerprint(),

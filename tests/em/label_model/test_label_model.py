@@ -7,10 +7,12 @@ import torch
 
 from nemo_rpo.em import EMSettings, Votes
 from nemo_rpo.em.fit.baselines import majority, one_coin
-from nemo_rpo.em.label_model import VoteFeatures, fit_label_model
+from nemo_rpo.em.label_model import LabelModelSettings, VoteFeatures, fit_label_model
 from nemo_rpo.em.label_model.anchors import hold_out, judge
 from nemo_rpo.em.label_model.choose import SHARE, slot_log_bayes_factor
 from nemo_rpo.em.label_model.coded_votes import vote_table
+from nemo_rpo.em.label_model.shared_errors import dependence
+from nemo_rpo.em.label_model.shared_errors.dependence import Agreement, largest_block
 from nemo_rpo.em.label_model.shared_errors.exchangeable import exchangeable_votes
 from nemo_rpo.em.label_model.shared_errors.families import families_found, family_weights
 from nemo_rpo.errors import DataError
@@ -110,6 +112,27 @@ def test_shared_errors_are_warned_of_and_the_majority_reported():
     assert ((low <= crowd.eta) & (crowd.eta <= high)).double().mean() >= 0.9
     assert set(range(6)) == set(fit.families[0])
     assert "families: [0, 1, 2, 3, 4, 5]" in fit.warnings[0].text
+
+
+@pytest.mark.parametrize("dense", [256, 4])
+def test_one_eigenvalue_gathers_a_group(monkeypatch, dense):
+    """Four annotators of whom every two agree by two standard errors too much, among eight others: 3 · 2."""
+    monkeypatch.setattr(dependence, "_DENSE", dense)
+    first, second = torch.triu_indices(12, 12, offset=1)
+    shared = torch.full((66,), 25.0, dtype=torch.float64)
+    correlation = torch.where(second < 4, 0.4, 0.0).double()
+    found = Agreement(first, second, shared, shared, shared, shared, correlation)
+    assert largest_block(found) == pytest.approx(6.0, abs=1e-4)
+
+
+def test_a_group_that_agrees_a_little_is_found_by_its_eigenvalue():
+    """Nine of ten judges, five of whom vote on a pair: neither the spread nor the two that agree most are far out."""
+    crowd = make(spread_of_skills(10, 3, 0.8, 0.5), pairs=400, votes_per_pair=5, seed=0, family=9, correlation=0.3)
+    found = fit_label_model(crowd.votes, 10).dependence
+    apart, apart_by, limit = found.observed, found.error, LabelModelSettings().dependence_errors
+    assert found.apart and apart.block > found.expected.block + limit * apart_by.block
+    assert apart.spread < found.expected.spread + limit * apart_by.spread
+    assert apart.largest < found.expected.largest + limit * apart_by.largest
 
 
 def test_a_declared_family_counts_for_fewer_votes():

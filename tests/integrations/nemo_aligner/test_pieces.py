@@ -309,6 +309,12 @@ def test_dpo_on_tensors_is_nemo_aligners(one_context_rank):
 # --- settings
 
 
+def test_other_names_for_columns_are_refused(tmp_path):
+    cfg = section([str(write(tmp_path / "train.jsonl", {}))], columns={"annotator": "WorkerId"})
+    with pytest.raises(ConfigError, match=r"model\.data\.columns: nothing reads it here.*--to nemo_rl"):
+        training_labels(cfg)
+
+
 @pytest.mark.parametrize(
     ("rpo", "dpo", "message"),
     [

@@ -180,6 +180,7 @@ def test_a_loss_that_needs_more_is_refused_by_name(version, name):
     [
         ({"eta_int": 0.8}, r"unknown key dpo\.robust\.eta_int; did you mean 'eta_init'\?"),
         ({"eta_init": 1.5}, r"dpo\.robust\.eta_init must be"),
+        ({"columns": {"annotator": "WorkerId"}}, r"dpo\.robust\.columns: nothing reads it here.*nemo-rpo convert"),
         ({"alpha": "fast"}, r"dpo\.robust\.alpha must be a number"),
         ({"base_loss": "rdpo"}, r"already models label noise.*dpo\.robust\.enabled=false"),
         ({"base_loss": "dop"}, "unknown loss 'dop'; did you mean"),
@@ -192,6 +193,14 @@ def test_bad_settings_are_one_line(version, robust, message):
     with pytest.raises(ConfigError, match=message) as caught:
         make_loss(section(version, **robust))
     assert "\n" not in str(caught.value)
+
+
+@every_version
+@pytest.mark.parametrize("data", [{"columns": {"annotator": "w"}}, {"train": {"columns": {"annotator": "w"}}}])
+def test_columns_of_the_data_that_nothing_reads_are_refused(version, data):
+    master = config(version, {"dpo": {}, "policy": {}, "data": data, "checkpointing": {}})
+    with pytest.raises(ConfigError, match=r"columns: nothing reads it here"):
+        make_loss(section(version), master_config=master)
 
 
 @every_version

@@ -200,7 +200,7 @@ def judge_dependence(
     # The largest of many has a longer tail than their mean.
     two = observed.largest > expected.largest + 1.5 * limit * error.largest
     least = max(expected.correlation + limit * error.correlation, settings.min_correlation)
-    block = observed.block > expected.block + settings.block_errors * error.block
+    block = observed.block > expected.block + limit * error.block
     together = observed.correlation > least
     outweighs = (
         spread

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nemo_rpo.config.adapters.targets import Targets
 from nemo_rpo.megatron.checkpoint.huggingface.tensors import MegatronTensor, RowRun
 from nemo_rpo.megatron.network.lora.adapter import ADAPTER
-from nemo_rpo.megatron.network.lora.attach import EXPERTS
+from nemo_rpo.megatron.network.lora.attachment import EXPERTS
 
 _PREFIX = "base_model.model."
 

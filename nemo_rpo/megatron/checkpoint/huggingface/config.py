@@ -255,9 +255,8 @@ def config_from_architecture(architecture: GPTArchitecture) -> dict[str, Any]:
     }
     if of_experts:
         config |= of_experts
-        unused = {"ffn_hidden_size"} if a.experts.moe_layer_freq == 1 else set()
         for name, ours, theirs in a.differences(architecture_from_config(config)):
-            if name not in _NOT_IN_THE_WEIGHTS | unused:
+            if name not in _NOT_IN_THE_WEIGHTS:
                 raise ConfigError(f"model.{name}={ours} cannot be exported: {config['model_type']} has {name}={theirs}")
         return config
     return config | ({"attention_bias": a.bias, "mlp_bias": a.bias} if model_type == "llama" else {})

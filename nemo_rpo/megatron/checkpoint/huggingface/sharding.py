@@ -11,7 +11,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import Tensor
 
 from nemo_rpo.megatron.checkpoint.huggingface.tensors import Place
-from nemo_rpo.megatron.network.lora.attach import is_trained
+from nemo_rpo.megatron.network.lora.attachment import is_trained
 from nemo_rpo.megatron.network.lora.sharded import sharded_adapters
 
 _NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")

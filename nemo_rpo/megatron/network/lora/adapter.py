@@ -27,7 +27,8 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
-from nemo_rpo.megatron.compat.linear_layers import adapted_output, hand_out_normed_input
+from nemo_rpo.megatron.compat.linear_layers import adapted_output
+from nemo_rpo.megatron.compat.transformer_engine import hand_out_normed_input
 
 ADAPTER = "adapter"  # the adapter's name in its layer: `….linear_qkv.adapter.linear_in.weight`
 

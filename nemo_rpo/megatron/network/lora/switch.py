@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nemo_rpo.megatron.network.lora.attach import adapters
+from nemo_rpo.megatron.network.lora.attachment import adapters
 
 
 @contextlib.contextmanager

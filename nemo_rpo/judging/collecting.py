@@ -11,13 +11,15 @@ from urllib.parse import quote
 from nemo_rpo.data.files.stage import Stage, fingerprint, write_table
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.judging.chat_judge import LanguageModelJudge
 from nemo_rpo.judging.judged_pairs import JudgedPair
-from nemo_rpo.judging.judging_settings import ChatJudge, JudgeSettings, JudgingSettings, ProgramJudge
+from nemo_rpo.judging.judges.chat_judge import LanguageModelJudge
+from nemo_rpo.judging.judges.combined_judge import CombinedRewards
+from nemo_rpo.judging.judges.program_judge import CodedJudge
+from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
+from nemo_rpo.judging.judging_settings import ChatJudge, CombinedJudge, JudgeSettings, JudgingSettings, ProgramJudge
 from nemo_rpo.judging.orders import shown, votes_of
-from nemo_rpo.judging.program_judge import CodedJudge
-from nemo_rpo.judging.reward_judge import RewardModelJudge
 from nemo_rpo.judging.verdicts import COLUMNS, KEYS, Judge, Verdict
+from nemo_rpo.serving.progress import counted
 
 log = logging.getLogger(__name__)
 FOLDER, TABLE = "verdicts", "verdicts.parquet"
@@ -53,6 +55,8 @@ def judges_from(blocks: Sequence[JudgeSettings], folder: Path, where: str = "jud
             found.append(LanguageModelJudge(settings, logs, place))
         elif isinstance(settings, ProgramJudge):
             found.append(CodedJudge(settings, place))
+        elif isinstance(settings, CombinedJudge):
+            found.append(CombinedRewards(settings, logs, place))
         else:
             found.append(RewardModelJudge(settings, logs, place))
     return found
@@ -89,6 +93,7 @@ def _one(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, settings: Judg
         (item.pair, judge.name, item.shown_first): item
         for item in shown(pairs, judge.name, judge.orders, settings.seed)
     }
+    judge.look_at(list(wanted.values()))
     keys = list(wanted)
     if stage.done:  # of a judge that was switched off after the trial, the table ends there
         keys = [key for key in keys if key in stage.rows]
@@ -98,7 +103,8 @@ def _one(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, settings: Judg
             missing = stage.missing(part)
             if missing:
                 log.info("%s: %d verdicts", judge.name, len(missing))
-                for verdict in judge.judge([wanted[key] for key in missing]):
+                said = judge.judge([wanted[key] for key in missing])
+                for verdict in counted(said, len(missing), f"verdicts of {judge.name}"):
                     stage.add(verdict.row())
             if off := _useless([stage.rows[key] for key in part], settings):
                 keys = part

@@ -28,14 +28,18 @@ from nemo_rpo.em.label_model.features import LENGTH, vote_features
 from nemo_rpo.em.label_model.label_model_fit import ANCHORS, MAJORITY, LabelModelFit, fit_label_model
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.em.label_model.member import KNOWN, PairPrior, iterate, told
-from nemo_rpo.em.label_model.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.of_run.look_back import LookBack, drift_of, judge_estimates
+from nemo_rpo.em.label_model.of_run.model_in_force import ModelInForce, from_numbers, of_first_rank
+from nemo_rpo.em.label_model.of_run.training_crowd import Crowd, draw_sample
 from nemo_rpo.em.label_model.shared_errors.exchangeable import GRID_POINTS, exchangeable_votes, posterior_given
 from nemo_rpo.em.label_model.shared_errors.families import family_weights
-from nemo_rpo.em.label_model.training_crowd import Crowd, draw_sample
 
 # Features are chosen anew once this many times as many pairs have margins, four or five times in an epoch: a search
 # costs as much as several refits.
 _CHOSEN_ANEW = 4
+# Root mean square of the coefficients' last move at which a refit ends: a hundredth of their standard errors. The next
+# one goes on from there.
+_STILL = 5e-3
 # Warnings of what is measured once; and those of votes alone, where a run's own guards ask beside the margins.
 FROM_DEPENDENCE = ("dependent_errors", "shared_errors")
 _OF_VOTES_ALONE = ("upside_down", "annotators_below_half")
@@ -86,6 +90,8 @@ class RunLabelModel:
         self._names = whole.names
         self._several = bool((whole.pair[1:] == whole.pair[:-1]).any())
         self._sample = draw_sample(whole, gold, crowd.chosen_first, settings.sample_votes)
+        judges = crowd.gold if crowd.gold is not None else torch.zeros(crowd.votes.num_pairs)
+        self._judges = judges[self._sample.pairs].double() * self._sample.turn
         own = whole.where((whole.pair >= block.start) & (whole.pair < block.stop))
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
@@ -139,7 +145,7 @@ class RunLabelModel:
 
         Collectives: one of 8 bytes; where a choice is due, one gather of 4 bytes a pair; those of
         :func:`nemo_rpo.em.label_model.member.iterate`; those of
-        :func:`nemo_rpo.em.label_model.model_in_force.of_first_rank`, twice.
+        :func:`nemo_rpo.em.label_model.of_run.model_in_force.of_first_rank`, twice.
         """
         seen = self._table.total(~margin.isnan()).item()
         if self.now is None or seen >= _CHOSEN_ANEW * max(1, self._chosen_at):
@@ -181,6 +187,19 @@ class RunLabelModel:
         self.warnings = lasting + [Warned(guard, text.partition("; families: ")[0]) for guard, text in of_now]
         self._take(self._from(fit, present))
 
+    def look_back(self, margin: Tensor) -> LookBack:
+        """What gold labels say of the estimates, and who changed with time, on the sample; for the end of a run.
+
+        ``margin`` as in :meth:`refit`, from before the policy was trained on the pairs. One gather of 4 bytes a pair.
+        """
+        everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
+        sample, now = self._sample, self.now
+        of_policy = everywhere[sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0) * sample.turn
+        learn_share = now is not None and now.learn_share
+        table = sample.table.select(() if now is None else now.names)
+        judged = judge_estimates(table, of_policy, self._judges, self._anchored, learn_share)
+        return LookBack(judged, *drift_of(sample.table, of_policy, sample.gold))
+
     def _from(self, fit: LabelModelFit, present: Tensor) -> ModelInForce:
         """What a fit to the sample, of the annotators ``present`` in it, comes to for all; on the device."""
         member, before = fit.member, self.now
@@ -213,10 +232,9 @@ class RunLabelModel:
     def _fit(self, margin: Tensor) -> None:
         now = self.now
         table, prior = self._votes(), self._prior(margin)
-        start = posterior(prior.joint(pair_sums(table, now.theta)))
         if now.from_anchors:
             table = table.where((self._gold != 0)[table.pair])
-        found = iterate(table, prior, now.population, now.theta, start, LabelModelSettings())
+        found = iterate(table, prior, now.population, now.theta, None, LabelModelSettings(tolerance=_STILL))
         theta = found.theta.clone()
         theta[:, 0].clamp_(*self._bounds)
         self._take(now._replace(theta=theta, population=found.population, share=found.prior.share))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,10 +16,15 @@ from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import Text
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.sampling.asks import COLUMNS, FAILED, KEYS, LENGTH, STOP, Ask, Response, Sampler, seed_of
+from nemo_rpo.serving.progress import counted
 
 _TRIAL = 8  # prompts with several samples that tell whether the temperature counts
 _FEWEST = 3  # samples of a prompt from which half of them being the same says something
 _IDS = ("prompt_id", "id")
+
+
+class TemperatureIgnored(ConfigError):
+    """Samples that are no samples."""
 
 
 class Prompt(NamedTuple):
@@ -70,7 +75,7 @@ def read_prompts(paths: Iterable[Path]) -> list[Prompt]:
                 raise record
             fields = Fields(record)
             text = fields.conversation("prompt")
-            key = next((fields.identity(name, required=False) for name in _IDS if record.fields.get(name)), None)
+            key = next((fields.identity(name, required=False) for name in _IDS if name in record.fields), None)
             key = key or prompt_key(text)
             if key in found and found[key].text != text:
                 raise fields.error(f"id '{key}' already stands for another prompt; give each prompt its own")
@@ -96,7 +101,8 @@ def collect(sampler: Sampler, asks: Sequence[Ask], out: Path, inputs: str, tempe
     """The responses to all asks, in ``out`` once they are there; goes on from what an earlier call has left.
 
     Raises:
-        ConfigError: ``out`` was made of other inputs; or the server ignores the temperature.
+        ConfigError: ``out`` was made of other inputs.
+        TemperatureIgnored: the server ignores the temperature; nothing is kept.
         ServerError: some are missing; those that are there are kept beside ``out``.
     """
     stage = Stage(out, COLUMNS, KEYS, inputs)
@@ -107,12 +113,13 @@ def collect(sampler: Sampler, asks: Sequence[Ask], out: Path, inputs: str, tempe
             for row in list(stage.rows.values()):
                 guard.add(row)
             guard.check()
-        for response in sampler.sample([wanted[key] for key in stage.missing(wanted)]):
+        missing = [wanted[key] for key in stage.missing(wanted)]
+        for response in counted(sampler.sample(missing), len(missing), "samples"):
             stage.add(response.row())
             if guard is not None:
                 guard.add(response.row())
                 guard.check()
-    except ConfigError:
+    except TemperatureIgnored:
         stage.discard()  # none of it is a sample of the policy at this temperature
         raise
     finally:
@@ -141,23 +148,26 @@ class _Alike:
     def __init__(self, asks: Sequence[Ask]) -> None:
         number = Counter(ask.prompt for ask in asks)
         trial = [prompt for prompt, samples in number.items() if samples >= _FEWEST][:_TRIAL]
-        self._wanted = {prompt: number[prompt] for prompt in trial}
-        self._texts: dict[str, list[str]] = defaultdict(list)
+        self._waited_for = {prompt: number[prompt] for prompt in trial}
+        self._texts: dict[str, list[str]] = {prompt: [] for prompt in trial}
 
     def add(self, row: dict[str, Any]) -> None:
         """One response."""
-        if row["prompt"] in self._wanted:
-            self._texts[row["prompt"]].append(row["text"])
+        prompt = row["prompt"]
+        if prompt in self._waited_for:
+            self._waited_for[prompt] -= 1
+            if row["finish"] != FAILED:
+                self._texts[prompt].append(row["text"])
 
     def check(self) -> None:
-        """Raises :class:`ConfigError` once all are there and most have fewer than half of their samples distinct."""
-        whole = [texts for prompt, texts in self._texts.items() if len(texts) >= self._wanted[prompt]]
-        if not self._wanted or len(whole) < len(self._wanted):
+        """Once all are there: raises :class:`TemperatureIgnored` where most have fewer than half of theirs distinct."""
+        if any(self._waited_for.values()):
             return
-        alike = sum(2 * len(set(texts)) < len(texts) for texts in whole)
-        if 2 * alike > len(whole):
-            raise ConfigError(
-                f"fewer than half of the samples differ, for {alike} of the first {len(whole)} prompts: the server "
+        several = [texts for texts in self._texts.values() if len(texts) >= _FEWEST]
+        alike = sum(2 * len(set(texts)) < len(texts) for texts in several)
+        if 2 * alike > len(several):
+            raise TemperatureIgnored(
+                f"fewer than half of the samples differ, for {alike} of the first {len(several)} prompts: the server "
                 "ignores the temperature (transformers serve does unless dialect is 'transformers'), or the policy has "
                 "one answer only; their samples were thrown away"
             )

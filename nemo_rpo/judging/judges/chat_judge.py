@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.judging.chat_prompts import ChatPrompt
+from nemo_rpo.judging.judges.chat_prompts import ChatPrompt
 from nemo_rpo.judging.judging_settings import ChatJudge
-from nemo_rpo.judging.verdicts import Said, Shown, Verdict
+from nemo_rpo.judging.verdicts import Judge, Said, Shown, Verdict
 from nemo_rpo.serving.servers import Refused, Server, Servers, WrongAnswer
 
 _KEPT = 2000  # characters of an answer
@@ -19,8 +19,8 @@ _TOP = 20  # tokens whose probabilities are asked for
 _SURE = 0.5  # share of the probability that the two words must have together
 
 
-class LanguageModelJudge:
-    """A :class:`nemo_rpo.judging.verdicts.Judge`.
+class LanguageModelJudge(Judge):
+    """See :class:`nemo_rpo.judging.verdicts.Judge`.
 
     Args:
         settings: checked.

@@ -11,7 +11,7 @@ from nemo_rpo.crowd.reliability import Reliability, assess
 from nemo_rpo.data.files.stage import fingerprint, write_table
 from nemo_rpo.data.rows import Vote
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.judging.collect import Judged
+from nemo_rpo.judging.collecting import Judged
 from nemo_rpo.judging.habits import Habits, habits_of
 from nemo_rpo.judging.judged_pairs import JudgedPair, as_table
 

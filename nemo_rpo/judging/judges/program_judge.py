@@ -13,15 +13,15 @@ from itertools import islice
 from typing import Any
 
 from nemo_rpo.errors import ConfigError, first_line
-from nemo_rpo.judging.chat_prompts import plain
+from nemo_rpo.judging.judges.chat_prompts import plain
 from nemo_rpo.judging.judging_settings import ProgramJudge
-from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Said, Shown, Verdict
+from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Said, Shown, Verdict
 
 _BATCH = 64
 
 
-class CodedJudge:
-    """A :class:`nemo_rpo.judging.verdicts.Judge`.
+class CodedJudge(Judge):
+    """See :class:`nemo_rpo.judging.verdicts.Judge`.
 
     Args:
         settings: checked.
@@ -31,12 +31,10 @@ class CodedJudge:
         ConfigError: there is no such function.
     """
 
-    tried = False
-
     def __init__(self, settings: ProgramJudge, where: str) -> None:
         self.settings, self.name, self.family = settings, settings.name, settings.family
         self.orders = settings.orders if settings.of == "pair" else "none"
-        self._function = _function(settings.call, where)
+        self._function = scoring_function(settings.call, where)
         self._scores: dict[tuple[str, str], float | None] = {}
 
     def outcome(self) -> dict[str, Any]:
@@ -49,9 +47,6 @@ class CodedJudge:
         with ThreadPoolExecutor(self.settings.at_once) as pool:
             while batch := list(islice(rest, _BATCH)):
                 yield from pool.map(self._judged, batch)
-
-    def close(self) -> None:
-        """Nothing is left running."""
 
     def _judged(self, item: Shown) -> Verdict:
         start, error = time.monotonic(), None
@@ -109,7 +104,8 @@ def by_pass_rates(first: float, second: float, best: float = 0.8, gap: float = 0
     return (FIRST if first > second else SECOND) if told_apart else TIE
 
 
-def _function(call: str, where: str) -> Callable[..., Any]:
+def scoring_function(call: str, where: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; modules in the working folder count. Raises :class:`ConfigError`."""
     module, _, name = call.partition(":")
     if "" not in sys.path:  # the user's own modules lie where the command is run
         sys.path.insert(0, "")

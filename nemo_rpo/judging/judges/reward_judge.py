@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_rpo.data.files.stage import read_table
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.data.layouts.every import SYSTEM, TEMPLATE_KWARGS, TOOLS
+from nemo_rpo.judging.judges.engine_runs import engine_table
 from nemo_rpo.judging.judging_settings import RewardJudge
-from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Shown, Verdict
+from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
 
+_GIVEN = (SYSTEM, TOOLS, TEMPLATE_KWARGS)
 _LEFT_OUT = "the model cannot score the pair (too long, empty, or two equal responses)"
 
 
-class RewardModelJudge:
+class RewardModelJudge(Judge):
     """A :class:`nemo_rpo.judging.verdicts.Judge`: σ(Δ) of the model's margin Δ. Order means nothing to it.
 
     Args:
@@ -30,7 +27,7 @@ class RewardModelJudge:
         where: what the settings are called in messages.
     """
 
-    orders, tried = "none", False
+    orders = "none"
 
     def __init__(self, settings: RewardJudge, log: Path, where: str) -> None:
         self.settings, self.log, self.where = settings, log, where
@@ -60,32 +57,17 @@ class RewardModelJudge:
             raw, p = json.dumps({"margin": margin}), 1 / (1 + math.exp(-max(-700.0, min(700.0, margin))))
             yield Verdict(item.pair, self.name, "", said, p, raw, latency, time.time())
 
-    def close(self) -> None:
-        """Nothing is left running."""
-
     def _margins(self, items: list[Shown]) -> dict[str, float]:
         """Of the pairs that the model can score, first over second."""
-        with tempfile.TemporaryDirectory() as folder:
-            pairs, scores = Path(folder, "pairs.jsonl"), Path(folder, "scores.parquet")
-            with pairs.open("w", encoding="ascii") as file:
-                for item in items:
-                    row = {"pair_id": item.pair, "prompt": item.prompt, "votes": [{"annotator": "j", "vote": "a"}]}
-                    file.write(json.dumps({**row, "response_a": item.first, "response_b": item.second}) + "\n")
-            self._evaluate(pairs, scores)
-            rows, _ = read_table(scores)
-        return {row["pair_id"]: row["sign"] * row["delta"] for row in rows}
-
-    def _evaluate(self, pairs: Path, scores: Path) -> None:
+        rows = []
+        for item in items:
+            given = {name: item.fields[name] for name in _GIVEN if item.fields.get(name) is not None}
+            row = {"pair_id": item.pair, "prompt": item.prompt, "votes": [{"annotator": "j", "vote": "a"}]}
+            rows.append(row | {"response_a": item.first, "response_b": item.second} | given)
         s = self.settings
-        command = [sys.executable, "-m", "nemo_rpo.cli", "evaluate", s.run, str(pairs), *s.overrides]
-        command += ["--layout", "votes", "--scores", str(scores), "--bootstrap", "1"]
-        command += ["--config", s.config] if s.config else []
-        command += ["--nproc-per-node", str(s.nproc_per_node)] if s.nproc_per_node else []
-        own = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # the evaluation has ranks of its own
-        environment = {name: value for name, value in os.environ.items() if name not in own}
-        with self.log.open("ab") as log:
-            status = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
-        if status:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1] if lines else "without a word"
-            raise ConfigError(f"{self.where}.run: {s.run} cannot judge ({said}); the log is {self.log}")
+        command = ["evaluate", s.run, "{data}", "--layout", "votes", "--scores", "{out}", "--bootstrap", "1"]
+        options = [*s.overrides]
+        options += ["--config", s.config] if s.config else []
+        options += ["--nproc-per-node", str(s.nproc_per_node)] if s.nproc_per_node else []
+        scores = engine_table(command, rows, options, self.log, f"{self.where}.run")
+        return {row["pair_id"]: row["sign"] * row["delta"] for row in scores}

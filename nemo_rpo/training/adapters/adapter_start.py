@@ -1,28 +1,19 @@
-"""The adapters of a run under LoRA: what they start from, what checkpoints and the log say of them."""
+"""What the adapters of a run under LoRA, and those of its frozen policies, start from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from nemo_rpo.config.adapters.targets import targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
-from nemo_rpo.megatron.checkpoint.adapter.description import (
-    LORA,
-    PEFT_CONFIG,
-    AdapterDescription,
-    check_fits,
-    is_adapter,
-)
+from nemo_rpo.megatron.checkpoint.adapter.description import PEFT_CONFIG, check_fits, is_adapter
 from nemo_rpo.megatron.checkpoint.adapter.importer import load_peft
 from nemo_rpo.megatron.checkpoint.distributed import load_adapters
-from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
-from nemo_rpo.megatron.network.lora.attach import start_afresh
-from nemo_rpo.megatron.network.lora.switch import trained_weights
+from nemo_rpo.megatron.model import LoadWeights
+from nemo_rpo.megatron.network.lora.attachment import start_afresh
 from nemo_rpo.training.origin import weights_fingerprint
 
 _START = "model.peft.restore_from_path"
@@ -78,26 +69,3 @@ def adapter_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) ->
 def frozen_adapter_loader(path: Path, architecture: GPTArchitecture, cfg: RunConfig) -> LoadWeights:
     """What makes the adapters of model chunks those of a frozen policy; new ones are the base."""
     return adapter_loader(path, architecture, cfg) if is_adapter(path) else start_afresh
-
-
-def described(cfg: RunConfig, architecture: GPTArchitecture, origin: Mapping[str, str]) -> dict[str, Any]:
-    """The entry of ``run.json``; none where all weights are trained."""
-    peft = cfg.model.peft
-    return {LORA: AdapterDescription.of_run(peft, architecture, origin["weights"]).to_dict()} if peft.lora else {}
-
-
-def facts(cfg: RunConfig, model: MegatronGPTRPOModel) -> dict[str, str]:
-    """What the start-up log says. Collective over the pipeline's ranks."""
-    peft = cfg.model.peft
-    if not peft.lora:
-        return {}
-    trained, total = trained_weights(model.model)
-    layers = ", ".join(targets_in(model.architecture, peft.lora_tuning.target_modules))
-    layers += " (experts have none)" if model.architecture.experts else ""
-    shape = f"rank {peft.lora_tuning.adapter_dim}, scale {peft.scale:g}, beside {layers}"
-    start = "the base, adapters off" if peft.restore_from_path is None else "the adapter that it starts from"
-    reference = cfg.model.rpo.reference_from or start
-    return {
-        "LoRA": f"{shape}; the reference is {reference}",
-        "trainable": f"{trained:,} of {total:,} weights ({trained / total:.2%})",
-    }

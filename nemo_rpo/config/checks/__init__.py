@@ -1,0 +1,1 @@
+"""Checks of settings against each other, for :mod:`nemo_rpo.config.validate`."""
