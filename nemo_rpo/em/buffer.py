@@ -230,10 +230,13 @@ class BufferedReliability(AnnotatorReliability):
         if found.sweep is not None:
             self.replace(found.eta)
             self.label_counts, self.right_sums = found.sweep.counts, found.sweep.right_sums
-        self.voice.set_weight(found.temperature.weight)
         self.estimate, self._refitted_at = found, self.step
+        weight = found.temperature.weight
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
+            # A policy learns from votes whose errors hang together what these share: it is no better a witness than they.
+            weight /= self.label_model.temperature
+        self.voice.set_weight(weight)
         return found
 
     @torch.no_grad()
@@ -270,7 +273,8 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.label_model is None or self.settings.buffer.margins != "prequential":
             return None
-        return self.label_model.of_run.look_back(self.buffer.margins.double() * self.voice.weight)
+        weight = self.voice.weight * self.label_model.temperature  # before shared errors: votes are not tempered either
+        return self.label_model.look_back(self.buffer.margins.double() * weight)
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""

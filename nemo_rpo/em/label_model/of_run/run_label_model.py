@@ -130,6 +130,11 @@ class RunLabelModel:
         return self.now is not None and (self.by_coefficients or self.now.temperature != 1.0)
 
     @property
+    def temperature(self) -> float:
+        """What log-odds of a pair are divided by because errors hang together; 1 before the first choice."""
+        return 1.0 if self.now is None else self.now.temperature
+
+    @property
     def by_coefficients(self) -> bool:
         """Whether what it says rests on its own coefficients; else reliabilities are all there is, and where errors
         hang together they are believed less."""
@@ -293,7 +298,8 @@ class RunLabelModel:
         in :meth:`refit`. Collectives: three of 8 K bytes and a broadcast of 24 K.
         """
         now, table = self.now, self._votes()
-        w = torch.sigmoid(margin.nan_to_num(0.0) + self._own_evidence(now.theta[:, 0]))[table.pair]
+        log_odds = margin.nan_to_num(0.0) / now.temperature + self._own_evidence(now.theta[:, 0])
+        w = torch.sigmoid(log_odds)[table.pair]
         said_right = torch.where(table.says_chosen, w, 1 - w)
         a, b = logits(table, now.theta)
         first = torch.sigmoid(now.share * self._slot)[table.pair]
