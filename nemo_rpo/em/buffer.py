@@ -270,7 +270,7 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.label_model is None or self.settings.buffer.margins != "prequential":
             return None
-        return self.label_model.of_run.look_back(self.buffer.margins.double() * self.voice.weight)
+        return self.label_model.look_back(self.buffer.margins.double() * self.voice.weight)
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""
