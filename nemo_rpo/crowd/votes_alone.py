@@ -40,7 +40,7 @@ def read_votes_alone(paths: list[Path], keys: RowFormat, gold: Path | None = Non
     Raises:
         DataError: a row that cannot be understood; names file and row.
     """
-    paths = as_paths(paths, folders=True)
+    paths = as_paths(paths, setting="the path", folders=True)
     head = [record for record in islice(_or_errors(paths[0], keys), _HEAD) if isinstance(record, Record)]
     if any(layout.recognises(record.fields) for layout in LAYOUTS.values() for record in head):
         return None

@@ -174,7 +174,8 @@ def test_relabelled_rows_come_back(run: Run, tmp_path: Path, suffix: str, capsys
             expected.append(said)
     assert sorted(labels_in(out)) == sorted(expected)
     said = capsys.readouterr().out
-    assert "3 relabelled" in said and "5 rows without an answer" in said and "1 ties" in said
+    for part in ("3 relabelled", "5 rows without an answer", "ties (the layout names a winner): 1"):
+        assert part in said
 
 
 @pytest.mark.parametrize("layout", ["hf", "votes"])
