@@ -234,7 +234,7 @@ class BufferedReliability(AnnotatorReliability):
         weight = found.temperature.weight
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
-            # A policy learns from votes whose errors hang together what these share: it is no better a witness than they.
+            # A policy learns from votes whose errors hang together what these share: as a witness it is no better.
             weight /= self.label_model.temperature
         self.voice.set_weight(weight)
         return found

@@ -6,7 +6,7 @@ import torch
 from nemo_rpo.em import BufferedReliability, EMSettings, MarginBuffer, Votes, build_estimator, estimate, posterior
 from nemo_rpo.em.fit.standard_error import standard_errors
 from nemo_rpo.em.label_model import FlatVotes, VoteColumns
-from nemo_rpo.em.label_model import training_crowd as run_crowd
+from nemo_rpo.em.label_model.of_run import training_crowd as run_crowd
 from nemo_rpo.em.voice import Voice
 
 from .worlds import Crowd, make_crowd
