@@ -234,8 +234,7 @@ class BufferedReliability(AnnotatorReliability):
         weight = found.temperature.weight
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
-            # A policy learns from votes whose errors hang together what these share: as a witness it is no better.
-            weight /= self.label_model.temperature
+            weight /= self.label_model.temperature**2  # once as a witness beside the votes, once as they all are
         self.voice.set_weight(weight)
         return found
 
@@ -250,8 +249,7 @@ class BufferedReliability(AnnotatorReliability):
         self.label_model.refit(log_odds)
         self.pair_evidence, self.coefficients = None, {}
         if self.label_model.active:
-            self.pair_evidence = self.label_model.evidence(torch.logit(self.eta))
-        if self.label_model.by_coefficients:
+            self.pair_evidence = self.label_model.evidence()
             eta, self.label_counts, self.right_sums = self.label_model.reliabilities(log_odds)
             self.replace(eta)
             self.coefficients = self.label_model.coefficients(log_odds)
@@ -273,7 +271,7 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.label_model is None or self.settings.buffer.margins != "prequential":
             return None
-        weight = self.voice.weight * self.label_model.temperature  # before shared errors: votes are not tempered either
+        weight = self.voice.weight * self.label_model.temperature**2  # as the last fit found it
         return self.label_model.look_back(self.buffer.margins.double() * weight)
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:

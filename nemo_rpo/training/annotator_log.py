@@ -86,7 +86,7 @@ class AnnotatorBook:
                 "em/information": fit.information,
                 **({"em/temperature": temperature.value} if math.isfinite(temperature.value) else {}),
                 "em/temperature_identified": float(temperature.identified),
-                "em/voice_weight": temperature.weight,
+                "em/voice_weight": self.model.em.voice.weight.item(),
                 **({} if math.isnan(temperature.gain) else {"em/voice_gain": temperature.gain}),
                 "em/prior_right": fit.prior[0],
                 "em/prior_wrong": fit.prior[1],

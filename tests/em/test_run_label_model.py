@@ -199,22 +199,29 @@ def test_errors_that_hang_together_are_believed_less_and_said_to():
     assert sure.mean() < right.float().mean() + 0.08
 
 
-def test_a_temperature_alone_leaves_eta_to_the_buffers_own_fit():
-    """Where all that is known is that errors hang together: the votes' log-odds are divided, intervals widened."""
+def test_where_errors_hang_together_votes_and_policy_are_tempered_and_the_policy_beside_them_too():
+    """logit w = (Δ·weight/T + Σ s a)/T, where the skills a are fitted with Δ·weight/T as the pairs' prior."""
     em, plain = (estimator(PLAIN, None, settings()) for _ in range(2))
     model, bounds = LabelModelInTraining(features="none", dependence=False), EMSettings().eta_bounds
     em.label_model = RunLabelModel(crowd_of(PLAIN), 16, slice(0, 600), model, em.collectives, bounds, "cpu")
     for estimates in (em, plain):
         estimates.buffer.load(margins(PLAIN))
         estimates.refit()
-    assert em.pair_evidence is None
+    assert em.pair_evidence is None and torch.equal(em.eta, plain.eta)
     em.label_model.now = em.label_model.now._replace(temperature=2.0, stretch=1.5)
     em.refit(), plain.refit()
-    assert torch.equal(em.eta, plain.eta) and not em.coefficients
-    share = em.pair_evidence / plain.evidence(PLAIN.votes)
-    torch.testing.assert_close(share, share[0].expand_as(share))
-    assert 0.1 < share[0] <= 0.5
-    torch.testing.assert_close(em.findings()[0], 1.5 * plain.findings()[0])
+    torch.testing.assert_close(em.voice.weight, plain.voice.weight / 4)
+    skill = em.label_model.now.theta[:, 0]
+    of_votes = (PLAIN.votes.sign * skill[PLAIN.votes.annotator]).sum(-1)
+    torch.testing.assert_close(em.pair_evidence.double(), of_votes / 2, rtol=1e-5, atol=1e-6)
+    half = RunLabelModel(crowd_of(PLAIN), 16, slice(0, 600), model, em.collectives, bounds, "cpu")
+    half.now = em.label_model.now._replace(temperature=1.0, stretch=1.0)
+    log_odds = margins(PLAIN).double() * plain.voice.weight
+    torch.testing.assert_close(
+        em.label_model.standard_errors(log_odds), 1.5 * half.standard_errors(log_odds / 2), rtol=1e-6, atol=1e-9
+    )
+    half._fit(log_odds / 2)
+    torch.testing.assert_close(half.now.theta, em.label_model.now.theta, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -125,24 +125,25 @@ class RunLabelModel:
         return more or (self.settings.dependence and self._several)
 
     @property
-    def active(self) -> bool:
-        """Whether it says more of a pair than Σ s logit η."""
-        return self.now is not None and (self.by_coefficients or self.now.temperature != 1.0)
-
-    @property
     def temperature(self) -> float:
         """What log-odds of a pair are divided by because errors hang together; 1 before the first choice."""
         return 1.0 if self.now is None else self.now.temperature
 
     @property
-    def by_coefficients(self) -> bool:
-        """Whether what it says rests on its own coefficients; else reliabilities are all there is, and where errors
-        hang together they are believed less."""
+    def active(self) -> bool:
+        """Whether it says more of a pair than Σ s logit η."""
         now = self.now
         if now is None:
             return False
-        more = len(now.names) > 1 or now.learn_share or len(now.grid) > 0
+        more = len(now.names) > 1 or now.learn_share or len(now.grid) > 0 or now.temperature != 1.0
         return more or self._anchored or self.family is not None
+
+    def _heard(self, margin: Tensor) -> Tensor:
+        """The policy's log-odds ``margin`` as its word for a pair beside the votes; 0 where it has said nothing. A
+        policy learns from votes: where their errors hang together it has learnt what they share, and agrees with them
+        more often than with the truth. So it is taken for less, by the votes' own temperature.
+        """
+        return margin.nan_to_num(0.0) / self.temperature
 
     def refit(self, margin: Tensor) -> None:
         """Fits the model to the ``margin`` float64 [P] of this rank's pairs, log-odds that chosen is better; nan where
@@ -155,10 +156,10 @@ class RunLabelModel:
         seen = self._table.total(~margin.isnan()).item()
         if self.now is None or seen >= _CHOSEN_ANEW * max(1, self._chosen_at):
             everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
-            self._choose(everywhere[self._sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0))
+            self._choose(self._heard(everywhere[self._sample.pairs.to(everywhere.device)].double().cpu()))
             self._chosen_at = int(seen)
-        if self.by_coefficients:
-            self._fit(margin.nan_to_num(0.0))
+        if self.active:
+            self._fit(self._heard(margin))
 
     def _choose(self, margin: Tensor) -> None:
         """``margin`` float64 [p] of the sample's pairs, for chosen."""
@@ -199,7 +200,7 @@ class RunLabelModel:
         """
         everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
         sample, now = self._sample, self.now
-        of_policy = everywhere[sample.pairs.to(everywhere.device)].double().cpu().nan_to_num(0.0) * sample.turn
+        of_policy = self._heard(everywhere[sample.pairs.to(everywhere.device)].double().cpu()) * sample.turn
         learn_share = now is not None and now.learn_share
         table = sample.table.select(() if now is None else now.names)
         judged = judge_estimates(table, of_policy, self._judges, self._anchored, learn_share)
@@ -257,11 +258,9 @@ class RunLabelModel:
     def _prior(self, margin: Tensor) -> PairPrior:
         return PairPrior(margin, self._gold, self._slot, self.now.share, self.now.learn_share)
 
-    def _own_evidence(self, logit_eta: Tensor) -> Tensor:
-        """E float64 [P] of this rank's pairs. One all-reduce of 16 bytes where only a temperature is in force."""
+    def _own_evidence(self) -> Tensor:
+        """E float64 [P] of this rank's pairs."""
         now = self.now
-        if not self.by_coefficients:
-            return self._tempered(logit_eta)
         if len(now.grid) and self._table.num_pairs:
             # Errors that all share leave no trace in the votes: what they agree on is as likely error as truth.
             of_votes = torch.logit(0.5 + 0.5 * (posterior_given(self._table, now.grid) - 0.5))
@@ -270,23 +269,13 @@ class RunLabelModel:
             of_votes = (sums.if_chosen - sums.if_rejected) / now.temperature + now.share * self._slot
         return torch.where(self._gold != 0, self._gold * KNOWN, of_votes)
 
-    def _tempered(self, logit_eta: Tensor) -> Tensor:
-        """Σ_v s_v logit η_v, as sure on average as this model's own posteriors are at its temperature: it was measured
-        on those, and η from elsewhere may be further from ½."""
-        table = self._table
-        of_eta = table.per_pair(table.sign() * logit_eta[table.annotator])
-        sums = pair_sums(self._votes(), self.now.theta)
-        own, theirs = table.total((sums.if_chosen - sums.if_rejected).abs(), of_eta.abs()).tolist()
-        return of_eta * min(1.0, own / max(theirs, 1e-9)) / self.now.temperature
-
-    def evidence(self, logit_eta: Tensor) -> Tensor:
+    def evidence(self) -> Tensor:
         """E float32 [N] of all pairs of the data: what votes, gold labels and the order shown say for chosen; the same
-        bits on every rank. ``logit_eta`` [K]: of reliabilities fitted elsewhere, where the model has none of its own.
+        bits on every rank.
 
         Collectives: one gather and one broadcast from the first rank, of 4 bytes a pair each.
         """
-        everywhere = self.collectives.gather_rows(self._own_evidence(logit_eta).float().unsqueeze(-1))
-        everywhere = everywhere.squeeze(-1).contiguous()
+        everywhere = self.collectives.gather_rows(self._own_evidence().float().unsqueeze(-1)).squeeze(-1).contiguous()
         self.collectives.from_first(everywhere)
         return everywhere
 
@@ -298,7 +287,7 @@ class RunLabelModel:
         in :meth:`refit`. Collectives: three of 8 K bytes and a broadcast of 24 K.
         """
         now, table = self.now, self._votes()
-        log_odds = margin.nan_to_num(0.0) / now.temperature + self._own_evidence(now.theta[:, 0])
+        log_odds = self._heard(margin) / now.temperature + self._own_evidence()
         w = torch.sigmoid(log_odds)[table.pair]
         said_right = torch.where(table.says_chosen, w, 1 - w)
         a, b = logits(table, now.theta)
@@ -319,7 +308,7 @@ class RunLabelModel:
 
         Collectives: those of :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, and one of 8 K bytes.
         """
-        now, table, prior = self.now, self._votes(), self._prior(margin.nan_to_num(0.0))
+        now, table, prior = self.now, self._votes(), self._prior(self._heard(margin))
         w = posterior(prior.joint(pair_sums(table, now.theta)))
         sums = annotator_sums(table, now.theta, w, louis=True, told=told(table, prior))
         variances = coefficient_variances(sums, now.population)
