@@ -223,7 +223,7 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
         cache.rankings, model.global_batch_size, model.seed, shuffle=shuffle, drop_last=shuffle
     )
     seq_length = model.data.seq_length or model.encoder_seq_length
-    share = partial(
+    of_rank = partial(
         PreferenceDataset,
         sampler=sampler,
         data_parallel_rank=parallel.data_parallel_rank(),
@@ -236,8 +236,8 @@ def dataset_of(cfg: RunConfig, cache: PreferenceCache, shuffle: bool) -> Prefere
     )
     mismatched = None
     if StepNeeds.of(base_loss(model), model).reference_point == "mismatched_kl":
-        mismatched = share(Mismatched(cache, seq_length))
-    return share(cache, mismatched=mismatched)
+        mismatched = of_rank(Mismatched(cache, seq_length))
+    return of_rank(cache, mismatched=mismatched)
 
 
 def _gathers_tokens_of_all(model: ModelConfig) -> bool:
