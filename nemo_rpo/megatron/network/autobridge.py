@@ -228,9 +228,8 @@ def load_bridge_weights(chunks: Sequence[torch.nn.Module], folder: str | Path) -
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
     # Bridge 0.6 trips over a parameter that it has no mapping for, so that it is asked before it loads.
-    mappings = bridge._model_bridge.mapping_registry()
-    names = [name for model in models for name, _ in model.named_parameters()]
-    left = [name for name in names if not mappings.megatron_to_hf_lookup(name)]
+    known = {id(task.param_weight) for task in bridge.get_conversion_tasks(models) if task is not None}
+    left = [name for model in models for name, parameter in model.named_parameters() if id(parameter) not in known]
     if not _anywhere(left):
         try:
             bridge.load_hf_weights(models, allowed_mismatched_params=None)

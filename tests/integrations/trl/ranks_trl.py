@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from integrations.trl.world import arguments, logged, rows, trainer
 
 SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2, "min_gain": -1e9}}}
@@ -34,6 +36,8 @@ def main() -> None:
             found[estimator]["margins"] = run.em.state_dict()["margins"].tolist()
     if run.accelerator.is_main_process:
         out.write_text(json.dumps(found))
+    if torch.distributed.is_initialized():  # else its threads may outlive the interpreter, which then aborts
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
