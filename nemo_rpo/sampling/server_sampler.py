@@ -73,9 +73,10 @@ class ServerSampler:
             yield answer
 
     def _settle(self, ask: Ask) -> None:
-        """Waits for what the servers still write for a killed run: ``transformers serve`` has one random generator, which
-        a request seeds as it arrives and the one before it would go on drawing from. It answers one after the other, so
-        that any answer to us comes after those.
+        """Waits for what the servers still write for a killed run.
+
+        ``transformers serve`` has one random generator: a request seeds it as it arrives, and the one before it would go
+        on drawing from it. It answers one after the other, so that any answer to us comes after those.
         """
         for server in self.servers.connected():
             ask_once(server, lambda server, ask: self._request(server, ask, most=1), ask, self.settings.retries)
