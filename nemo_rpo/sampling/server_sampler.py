@@ -75,7 +75,7 @@ class ServerSampler:
     def _settle(self, ask: Ask) -> None:
         """Waits for what the servers still write for a killed run.
 
-        ``transformers serve`` has one random generator: a request seeds it as it arrives, and the one before it would go
+        ``transformers serve`` has one random generator: a request seeds it as it arrives, and the one before would go
         on drawing from it. It answers one after the other, so that any answer to us comes after those.
         """
         for server in self.servers.connected():
