@@ -95,7 +95,7 @@ def vote(prompt: str, first: str, second: str, fields: dict, *, world: int, judg
     return "first" if (gap > 0) == right else "second"
 
 
-def write_world(out: Path, seed: int, prompts: int) -> None:
+def write_world(out: Path, seed: int, prompts: int, pretraining: int = 400) -> None:
     """Prompts, gold anchors, the settings of the training, and the pre-trained start."""
     from nemo_rpo.world import LanguageConfig
     from nemo_rpo.world.pretraining import PretrainConfig, pretrain
@@ -106,7 +106,7 @@ def write_world(out: Path, seed: int, prompts: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tongue = language(seed)
     save_tokenizer(LanguageConfig(), out / "model")
-    pretrain(tongue, PretrainConfig(), seed, out / "model")
+    pretrain(tongue, PretrainConfig(steps=pretraining), seed, out / "model")
     (out / "train.yaml").write_text(TRAIN)
     rows = [{"prompt_id": f"p{i:05d}", "prompt": tongue.prompt_text(i % 4)} for i in range(prompts)]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -188,7 +188,9 @@ def results(out: Path) -> str:
     """A row a method: win rate by round over the seeds that there are, and the last round's distance."""
     rows: dict[str, list[str]] = {}
     for method in METHODS:
-        loops = [rounds_of(folder) for folder in sorted(out.glob(f"{method}_[0-9]*")) if (folder / "status.json").exists()]
+        loops = [
+            rounds_of(folder) for folder in sorted(out.glob(f"{method}_[0-9]*")) if (folder / "status.json").exists()
+        ]
         if not loops:
             continue
         most = max(map(len, loops))

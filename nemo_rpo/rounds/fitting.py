@@ -71,15 +71,19 @@ def run_fit(fit: Fit) -> int:
     overrides = [*_overrides(fit), f"exp_manager.name={name}"]
     train = fit.plan.online.train
     cfg = load_config(train.config, overrides, notify=lambda text: None)
-    if train.launch is not None:
-        return _launched(_words(train.launch, ["train", "--config-name", train.config, "--", *overrides]), fit)
-    if runs_here(cfg):
+    if train.launch is None and runs_here(cfg):
         check_run(cfg, 1)
         from nemo_rpo.training.run import train as train_here
 
         return train_here(cfg)
-    own = [sys.executable, "-m", "nemo_rpo.cli", "train", "--config-name", train.config, "--", *overrides]
-    return _launched(own, fit)
+    launch = train.launch or f"{shlex.quote(sys.executable)} -m nemo_rpo.cli {{train}}"
+    status = _launched(_words(launch, ["train", "--config-name", train.config, "--", *overrides]), fit)
+    if not status and not (fit.folder / "hf" / "config.json").is_file():
+        raise TrainingError(
+            f"online.train.launch ended with status 0 before {fit.folder / 'hf'} was there: it must wait for the end "
+            "of the run (sbatch --wait), on a file system that this machine shares"
+        )
+    return status
 
 
 def check_fit(plan: Plan, place: int) -> None:
@@ -135,7 +139,8 @@ def name_of(fit: Fit) -> str:
 
 def _overrides(fit: Fit) -> list[str]:
     plan, settings, policies = fit.plan, fit.settings, Policies(fit.plan)
-    given = [*plan.online.train.overrides, *fit.settings.settings]
+    # A policy's own responses may be too long, or the same tokens twice; a run says how many it leaves out.
+    given = ["model.data.invalid_pairs=drop", *plan.online.train.overrides, *settings.settings]
     if settings.loss is not None:
         given.append(f"model.rpo.base_loss={settings.loss}")
     if settings.labels == "believed":
