@@ -204,12 +204,14 @@ class JudgingSettings:
         seed: of the orders drawn.
         unparsed: share of verdicts that could not be read, or got no answer, above which a judge is switched off.
         trial: verdicts after which that is looked at first.
+        judges_a_pair: judges, drawn at random, who are asked about each pair; None: all of them.
     """
 
     judges: list[dict] = field(default_factory=list)
     seed: WholeNumber = 0
     unparsed: Share = 0.2
     trial: Count = 50
+    judges_a_pair: Count | None = None
 
     def check(self) -> None:
         """Raises :class:`ConfigError` with one line that names the setting to change."""
