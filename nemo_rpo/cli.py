@@ -90,6 +90,16 @@ COMMANDS = {
             "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged --gold gold.csv",
         ),
     ),
+    "genrm": Command(
+        "write the rows that train a judge himself, from what is believed of judged pairs",
+        "nemo_rpo.commands.genrm",
+        (
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --believed judged --out verdicts.jsonl",
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to prompts --out prompts.jsonl",
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to rationales --believed judged "
+            "--responses responses.parquet --out rationales.jsonl",
+        ),
+    ),
     "convert": Command(
         "write a preference file in another layout or file format",
         "nemo_rpo.commands.convert",

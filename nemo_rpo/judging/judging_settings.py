@@ -104,6 +104,52 @@ class RewardJudge:
 
 
 @dataclass
+class GenerativeJudge:
+    """A language model run by the engine: p = π(first)/(π(first) + π(second)) of its two verdicts, which stand behind
+    the prompt as responses do in training.
+
+    Attributes:
+        name, kind, family: as of a chat judge.
+        run: a run's folder, one of its checkpoints, an exported folder, or any Hugging Face folder.
+        prompt, system: as of a chat judge.
+        orders: as of a chat judge.
+        words: what it calls the first and the second response.
+        config, overrides, nproc_per_node: as of a reward model.
+    """
+
+    name: str = ""
+    kind: Literal["generative"] = "generative"
+    family: str | None = None
+    run: str = ""
+    prompt: str | None = None
+    system: str | None = None
+    orders: Literal["one", "both"] = "one"
+    words: dict[str, str] = field(default_factory=lambda: {"first": "A", "second": "B"})
+    config: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    nproc_per_node: Count | None = None
+
+    @property
+    def verdict(self) -> str:
+        """As of a chat judge: the two words are all that it may say."""
+        return "logprobs"
+
+    def check(self, where: str) -> None:
+        """Raises :class:`ConfigError` with one line that names the setting to change."""
+        if not self.run or not Path(self.run).exists():
+            raise ConfigError(f"{where}.run must be the folder of a language model; there is no '{self.run}'")
+        if set(self.words) != {"first", "second"} or len(set(self.words.values())) != 2:
+            raise ConfigError(f"{where}.words must say two different words, for first and second")
+        if self.prompt and not is_file(Path(self.prompt)):
+            raise ConfigError(f"{where}.prompt: there is no file {self.prompt}")
+
+    def outcome(self) -> dict[str, Any]:
+        """What its verdicts depend on, but for the prompt's text."""
+        named = "name run system orders words config overrides".split()
+        return {name: getattr(self, name) for name in named}
+
+
+@dataclass
 class ProgramJudge:
     """A function of Python that scores a response, or compares two.
 
@@ -191,8 +237,14 @@ class CombinedJudge:
         return {name: getattr(self, name) for name in named}
 
 
-JudgeSettings = ChatJudge | RewardJudge | ProgramJudge | CombinedJudge
-_KINDS = {"chat": ChatJudge, "reward": RewardJudge, "program": ProgramJudge, "combined": CombinedJudge}
+JudgeSettings = ChatJudge | RewardJudge | GenerativeJudge | ProgramJudge | CombinedJudge
+_KINDS = {
+    "chat": ChatJudge,
+    "reward": RewardJudge,
+    "generative": GenerativeJudge,
+    "program": ProgramJudge,
+    "combined": CombinedJudge,
+}
 
 
 @dataclass
