@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 
 import numpy as np
 
@@ -80,7 +79,16 @@ def worlds(seeds: int) -> None:
             f"{np.mean(inside):.3f}", f"{len(spoken)} of {len(said)}", f"{np.mean(spoken):.3f}" if spoken else "",
             f"{np.mean(errors):.3f}", f"{np.mean(static):.3f}",
         ])  # fmt: skip
-    header = ["walk", "found (10 % to 90 %)", "factor > 3", "intervals hold", "said to move", "right", "error", "static"]
+    header = [
+        "walk",
+        "found (10 % to 90 %)",
+        "factor > 3",
+        "intervals",
+        "said to move",
+        "right",
+        "error",
+        "static",
+    ]
     print(format_table(header, rows))
 
 
@@ -92,12 +100,12 @@ def scale(games: int, players: int, slices: int) -> None:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         what = "walk of .05 given" if walk else f"walk found ({history.walk:.4f}, factor {history.evidence:,.0f})"
         now = {int(player.player.split()[1]): player for player in history.players}
-        pairs = [(player.score, strength[i, -1]) for i, player in now.items()]
+        scores, truth = [player.score for player in now.values()], [strength[i, -1] for i in now]
         inside = [player.low <= strength[i, -1] <= player.high for i, player in now.items()]
         states = sum(len(player.time) for player in history.players)
         print(
             f"{games:,} comparisons, {players:,} players, {slices:,} slices, {states:,} states: {seconds:.1f} s, "
-            f"{cpu:.1f} s of a CPU, {what}; correlation with the last strengths {np.corrcoef(*zip(*pairs))[0, 1]:.3f}, "
+            f"{cpu:.1f} s of a CPU, {what}; correlation with the last strengths {np.corrcoef(scores, truth)[0, 1]:.3f}, "
             f"intervals hold {np.mean(inside):.3f}",
             flush=True,
         )

@@ -52,7 +52,7 @@ def cycles(table: PairTable, comparisons: Comparisons, scores: np.ndarray, seed:
     circles = sorted(([names[i] for i in group] for group in members), key=len, reverse=True)
     wins = np.bincount(beats[0][decided], minlength=size)
     winner = names[int(wins.argmax())] if wins.max(initial=0) == size - 1 else None
-    triples = int(round((graph @ graph).multiply(graph.T).sum() / 3))
+    triples = round(float((graph @ graph).multiply(graph.T).sum()) / 3)
     weight = of_margins = p_value = None
     if size <= _MOST:
         margin = table.won - table.lost

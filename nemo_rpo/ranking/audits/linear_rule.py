@@ -1,10 +1,10 @@
-r"""Scores that are linear in features, r_i = x_i · θ, and a rule that keeps the axioms where maximum likelihood breaks them.
+r"""Scores that are linear in features, r_i = x_i · θ, and a rule that keeps the axioms where the likeliest break them.
 
 Not every order of players has a θ. Maximum likelihood may then rank b above a although everybody prefers a (Pareto's
-axiom), and against the majorities although a θ that follows all of them exists (majority consistency), because it trades
-one pair's log-likelihood for another's. *Leximax Copeland subject to Pareto* keeps both: it puts first, of the players who
-can be first under a θ that respects every unanimous pair, the one who beats most others by majority, then second
-likewise given the first, and so on. Each question is a linear program.
+axiom), and against the majorities although a θ that follows all of them exists (majority consistency): it trades one
+pair's log-likelihood for another's. *Leximax Copeland subject to Pareto* keeps both. First comes, of the players who can
+be first under a θ that respects every unanimous pair, the one who beats most others by majority; then the second
+likewise, given the first; and so on. Each question is a linear program.
 
 Source: L. Ge et al., "Axioms for AI alignment from human feedback", NeurIPS 2024.
 
@@ -100,7 +100,7 @@ def leximax_copeland(table: PairTable, features: np.ndarray) -> LinearRule:
 
 
 class _Programs:
-    """Is there a θ that ranks each of the given players above another? The one with the widest margin, else ``None``."""
+    """Is there a θ that ranks each of the given players above another? The one of widest margin, else ``None``."""
 
     def __init__(self, features: np.ndarray) -> None:
         spread = features.std(0)

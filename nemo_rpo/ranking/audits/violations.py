@@ -1,4 +1,7 @@
-"""Pairs on which scores contradict those who judged: unanimous ones (Pareto's axiom) and majorities. Shapes: E pairs."""
+"""Pairs on which scores contradict those who judged: unanimous ones (Pareto's axiom) and majorities.
+
+Shapes: N players, E pairs that met.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ LEAST = 2  # comparisons that can be unanimous
 
 @dataclass(frozen=True)
 class Violation:
-    """A pair whose scores say the opposite: ``winner`` won ``wins`` of ``comparisons``, and its score is ``behind`` that
-    of ``loser``. p_value: of so large a majority where both are as good (sign test, ties left out).
+    """A pair whose scores say the opposite: ``winner`` won ``wins`` of ``comparisons``, and its score is ``behind``
+    that of ``loser``. p_value: of so large a majority where both are as good (sign test, ties left out).
     """
 
     winner: str
@@ -47,9 +50,7 @@ def violations(table: PairTable, players: list[str], scores: np.ndarray) -> Viol
         ends = (table.low[e], table.high[e]) if majority[e] > 0 else (table.high[e], table.low[e])
         wins, losses = int(max(table.won[e], table.lost[e])), int(min(table.won[e], table.lost[e]))
         behind, p_value = float(abs(gap[e])), _sign_test(wins, losses)
-        found.append(
-            (unanimous[e], Violation(*(players[i] for i in ends), wins, int(table.games[e]), behind, p_value))
-        )
+        found.append((unanimous[e], Violation(*(players[i] for i in ends), wins, int(table.games[e]), behind, p_value)))
     found.sort(key=lambda row: (row[1].p_value, -row[1].behind))
     return Violations(
         int(unanimous.sum()),

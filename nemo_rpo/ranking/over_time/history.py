@@ -74,7 +74,10 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return asdict(self)
+        found = asdict(self)
+        for row, player in zip(found["players"], self.players, strict=True):
+            row["moved"] = player.moved
+        return found
 
 
 def ranks_over_time(
@@ -155,11 +158,11 @@ def _history(
     s, reach = mode.strength, z * np.sqrt(variance)
     score, change, of_change = s[last], s[last] - s[first], z * np.sqrt(of_change.clip(0))
     played = np.bincount(np.concatenate([comparisons.first, comparisons.second]), minlength=len(comparisons.players))
-    times = states.times(states.slice)
+    columns = (states.times(states.slice), s, s - reach, s + reach)
     rows = [
         PlayerHistory(
             rank, comparisons.players[players[a]], *_around(score[a], now[a]), *_around(change[a], of_change[a]),
-            int(played[players[a]]), *(x[first[a] : last[a] + 1].tolist() for x in (times, s, s - reach, s + reach)),
+            int(played[players[a]]), *(x[first[a] : last[a] + 1].tolist() for x in columns),
         )
         for rank, a in enumerate(np.lexsort((players, -score)).tolist(), 1)
     ]  # fmt: skip
@@ -171,4 +174,3 @@ def _history(
 
 def _around(value: float, reach: float) -> tuple[float, float, float]:
     return float(value), float(value - reach), float(value + reach)
-

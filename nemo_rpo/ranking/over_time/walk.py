@@ -109,7 +109,7 @@ class Walk:
         return found
 
     def _terms(self, s: np.ndarray, log_nu: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Of every cell: slope in d, curvature in d, and in (log ν, d) jointly: slope, curvature and mixed curvature."""
+        """Of every cell: slope and curvature in d, slope and curvature in log ν, and what is mixed of both."""
         half = 0.5 * (s[self.states.low] - s[self.states.high])
         u, v, tie = np.exp(half), np.exp(-half), 2 * np.exp(log_nu)
         total = u + v + tie

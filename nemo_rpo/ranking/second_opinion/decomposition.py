@@ -1,13 +1,14 @@
 r"""A table of logits as what strengths explain plus a few entries that they do not.
 
-The logits of a Bradley-Terry table are skew-symmetric of rank 2, L = s 1ᵀ - 1 sᵀ. Observed are some entries of M = L + S
-with S sparse: missing entries and corrupted ones. Two steps in turn, with a threshold that falls::
+The logits of a Bradley-Terry table are skew-symmetric of rank 2, L = s 1ᵀ - 1 sᵀ. Known are some entries of M = L + S,
+the corruption S being sparse. Two steps in turn, with a threshold that falls::
 
     S ← the known entries with |M - L| above the threshold          L ← the nearest table to M - S on what is left
 
 The nearest table is one of ``strengths`` (least squares, N - 1 free numbers), or any skew-symmetric table of ``rank2``
-(2N - 3 free numbers, cycles among them), which is completed from its own entries where none is known. Residuals count in
-standard errors. Source: A. Ponnapureddy et al. (CURATRON, 2024), after P. Netrapalli et al., "Non-convex robust PCA", 2014.
+(2N - 3 free numbers, cycles among them), which is completed from its own entries where none is known. Residuals count
+in standard errors. Complete tables are RORATRON's case, missing entries CURATRON's (arXiv 2403.02745); the alternation
+is that of P. Netrapalli et al., "Non-convex robust PCA", NeurIPS 2014.
 
 Shapes: N players, E known pairs.
 """

@@ -43,6 +43,8 @@ class SecondOpinion:
         that much wider.
     entries: pairs that met. distrusted: the most contradicted first.
     cut_off: players that too little is left of to be compared with the others.
+    shares: float64 [entries, 2], observed and believed, of all entries; not in :meth:`to_dict`.
+    contradicted: bool [entries].
     """
 
     players: list[str]
@@ -53,10 +55,14 @@ class SecondOpinion:
     entries: int
     distrusted: list[Distrusted]
     cut_off: list[str]
+    shares: np.ndarray
+    contradicted: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        return asdict(self)
+        found = asdict(self)
+        del found["shares"], found["contradicted"]
+        return found
 
 
 def second_opinion(
@@ -80,9 +86,7 @@ def second_opinion(
     free = len(names) - 1 if structure == "strengths" else 2 * len(names) - 3
     logit, variance = table.logits()
     largest = NormalDist().inv_cdf(1 - _LEVEL / (2 * len(logit)))  # |z| of so many honest entries
-    found = decompose(
-        *table[:2], logit, variance, len(names), largest, lambda z: largest * _excess(z, free), structure
-    )
+    found = decompose(*table[:2], logit, variance, len(names), largest, lambda z: largest * _excess(z, free), structure)
     z = (logit - found.believed) / np.sqrt(variance)
     trusted = comparisons.take(~found.corrupted[table.pair])
     scores = _scores(found, trusted, settings)
@@ -99,6 +103,8 @@ def second_opinion(
         len(logit),
         _distrusted(names, table, found, z),
         [name for i, name in enumerate(names) if i not in set(main.tolist())],
+        np.stack((table.share, 1 / (1 + np.exp(-found.believed))), 1),
+        found.corrupted,
     )
 
 
