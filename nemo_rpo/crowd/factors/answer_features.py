@@ -67,8 +67,8 @@ def declared(
 ) -> np.ndarray:
     """Differences of declared columns, first answer minus second, float64 [c].
 
-    A column ``grade`` is the fields ``chosen_grade`` and ``rejected_grade`` (or ``grade_chosen``, …), or ``grade_a`` and
-    ``grade_b`` (or ``a_grade``, …) in a row with ``response_a`` and ``response_b``.
+    A column ``grade`` is the fields ``chosen_grade`` and ``rejected_grade`` (or ``grade_chosen``, …), or ``grade_a``
+    and ``grade_b`` (or ``a_grade``, …) in a row with ``response_a`` and ``response_b``.
 
     Args:
         fields: of the row. chosen: its first answer, which tells whether that is ``response_a``.

@@ -1,8 +1,9 @@
 r"""Which properties of answers drive the labels that are believed, and which those that are not.
 
-A label for i over j is a comparison with x = f_i - f_j, turned so that the preferred answer comes first. Labels that are
-more likely right than wrong (w > ½) get one linear Bradley-Terry fit, those with w < ½ another, all of them a third; x is
-divided by its root mean square over all labels, so that a strength is the change of log-odds for a typical difference.
+A label for i over j is a comparison with x = f_i - f_j, turned so that the preferred answer comes first. Labels that
+are more likely right than wrong (w > ½) get one linear Bradley-Terry fit, those with w < ½ another, and all of them a
+third; x is divided by its root mean square over all labels, so that a strength is the change of log-odds for a typical
+difference.
 
 What a property drives among the distrusted is a habit of those who err: a label is distrusted because others, or the
 policy, say the opposite, so a property that decides what is *right* has opposite signs in the two columns, and one that
@@ -91,7 +92,9 @@ def drivers_of(
     settings = settings or FactorSettings()
     scale = np.sqrt(np.square(x).mean(0)) if len(x) else np.zeros(len(names))
     varies = scale > 0
-    notes = [f"{name}: the answers do not differ in it" for name, differs in zip(names, varies, strict=True) if not differs]
+    notes = [
+        f"{name}: the answers do not differ in it" for name, differs in zip(names, varies, strict=True) if not differs
+    ]
     kept = [name for name, differs in zip(names, varies, strict=True) if differs]
     scaled = x[:, varies] / scale[varies]
     found: list[Factor] = []

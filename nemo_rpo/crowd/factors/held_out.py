@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from nemo_rpo.crowd.factors.factor_settings import HeldOutSettings
+from nemo_rpo.crowd.factors.factor_settings import HeldOutSettings, Kind
 from nemo_rpo.crowd.factors.linear_bt import fit_linear_bt, lda, mean_log_likelihood
 from nemo_rpo.errors import DataError
-
-Kind = Literal["logistic", "lda"]
 
 
 class Foretold(NamedTuple):
