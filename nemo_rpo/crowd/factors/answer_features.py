@@ -33,9 +33,14 @@ FEATURES: dict[str, Callable[[str, str], float]] = {
     "citations": lambda prompt, answer: math.log1p(len(_CITATION.findall(answer))),
     "overlap": _overlap,
 }
-# Of a column, the four ways to say its value of either answer; the last two are of response_a and response_b.
-_SIDES = (("chosen_{}", "rejected_{}"), ("{}_chosen", "{}_rejected"), ("{}_a", "{}_b"), ("a_{}", "b_{}"))
-_A_B = 2  # _SIDES from here
+# How a row may name a column's value of either answer, and the fields that hold the second answer.
+_REJECTED, _SECOND = ("rejected", "rejected_response"), ("response_b",)
+_SIDES = (
+    (("chosen_{}", "rejected_{}"), _REJECTED),
+    (("{}_chosen", "{}_rejected"), _REJECTED),
+    (("{}_a", "{}_b"), _SECOND),
+    (("a_{}", "b_{}"), _SECOND),
+)
 
 
 def check_features(names: Sequence[str], where: str) -> None:
@@ -62,33 +67,31 @@ def content_of(text: Text) -> str:
     return "\n".join(str(message.get("content") or "") for message in text)
 
 
-def declared(
-    fields: Mapping[str, Any], chosen: Text, columns: Sequence[str], where: str, by_slot: bool = False
-) -> np.ndarray:
+def declared(fields: Mapping[str, Any], first: Text, columns: Sequence[str], where: str) -> np.ndarray:
     """Differences of declared columns, first answer minus second, float64 [c].
 
     A column ``grade`` is the fields ``chosen_grade`` and ``rejected_grade`` (or ``grade_chosen``, …), or ``grade_a``
     and ``grade_b`` (or ``a_grade``, …) in a row with ``response_a`` and ``response_b``.
 
     Args:
-        fields: of the row. chosen: its first answer, which tells whether that is ``response_a``.
-        by_slot: the first answer is ``response_a`` whatever the texts are.
+        fields: of the row.
+        first: the first answer, which tells whether that is ``response_a`` (or the row's ``chosen``).
 
     Raises:
         DataError: a row without the column, or a value that is no number; names ``where``.
     """
     found = np.empty(len(columns))
     for i, column in enumerate(columns):
-        for style, sides in enumerate(_SIDES):
-            first, second = (side.format(column) for side in sides)
-            if first in fields and second in fields:
-                sign = -1.0 if style >= _A_B and not by_slot and fields.get("response_b") == chosen else 1.0
+        for sides, second_texts in _SIDES:
+            a, b = (side.format(column) for side in sides)
+            if a in fields and b in fields:
+                sign = -1.0 if any(fields.get(name) == first for name in second_texts) else 1.0
                 try:
-                    found[i] = sign * (float(fields[first]) - float(fields[second]))
+                    found[i] = sign * (float(fields[a]) - float(fields[b]))
                 except (TypeError, ValueError):
                     found[i] = math.nan
                 if not math.isfinite(found[i]):
-                    raise DataError(f"{where}: {first} and {second} must be numbers")
+                    raise DataError(f"{where}: {a} and {b} must be numbers")
                 break
         else:
             raise DataError(
