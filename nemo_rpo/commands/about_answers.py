@@ -129,11 +129,11 @@ def _drivers(table: VoteTable, result: Reliability, args: argparse.Namespace) ->
     from nemo_rpo.crowd.factors.texts_of_pairs import feature_differences, turns
 
     now = result.fit.table
-    x = feature_differences(args.data, row_format(args), table, columns=args.factor_columns)
-    x = x * turns(table, now)[:, None]
-    signed = now.sign != 0
-    oriented = x[now.pair[signed]] * now.sign[signed, None]
-    return drivers_of(oriented, [*FEATURES, *args.factor_columns], result.fit.right[signed], now.pair[signed])
+    x, prompt = feature_differences(args.data, row_format(args), table, columns=args.factor_columns)
+    x, signed = x * turns(table, now)[:, None], now.sign != 0
+    pair = now.pair[signed]
+    oriented = x[pair] * now.sign[signed, None]
+    return drivers_of(oriented, [*FEATURES, *args.factor_columns], result.fit.right[signed], pair, prompt[pair])
 
 
 def _probe_settings(args: argparse.Namespace) -> ProbeSettings:

@@ -35,7 +35,7 @@ class Factor:
         count: labels of that kind; used: those whose two answers differ in the property.
         prefers_more: share of these that prefer the answer with more of it.
         strength: change of the log-odds of being preferred for a typical difference, other properties held equal.
-        low, high: 95 % interval, with labels on one pair taken as hanging together.
+        low, high: 95 % interval, with labels of one prompt (or pair) taken as hanging together.
     """
 
     name: str
@@ -79,6 +79,7 @@ def drivers_of(
     names: Sequence[str],
     right: np.ndarray,
     pair: np.ndarray,
+    prompt: np.ndarray | None = None,
     settings: FactorSettings | None = None,
 ) -> Drivers:
     """Fits the three kinds of labels.
@@ -87,11 +88,13 @@ def drivers_of(
         x: float64 [v, d], features of the preferred answer minus those of the other.
         names: of the features [d].
         right: float64 [v], the probability that each label is right; NaN where that is not known.
-        pair: int64 [v], labels of one pair hang together.
+        pair, prompt: int64 [v], what each label is of; labels of one prompt hang together, or where there are few
+            prompts (or none is given) those of one pair.
     """
     settings = settings or FactorSettings()
     scale = np.sqrt(np.square(x).mean(0)) if len(x) else np.zeros(len(names))
     varies = scale > 0
+    groups = pair if prompt is None or np.unique(prompt).size < settings.fewest_prompts else prompt
     notes = [
         f"{name}: the answers do not differ in it" for name, differs in zip(names, varies, strict=True) if not differs
     ]
@@ -102,15 +105,15 @@ def drivers_of(
         if those.sum() < settings.fewest:
             notes.append(f"{kind}: {int(those.sum())} labels are too few (fewer than {settings.fewest})")
         elif kept:
-            found += _fitted(scaled[those], kept, kind, pair[those], settings.ridge)
+            found += _fitted(scaled[those], kept, kind, groups[those], settings.ridge)
     return Drivers(found, notes)
 
 
-def _fitted(x: np.ndarray, names: Sequence[str], kind: str, pair: np.ndarray, ridge: float) -> list[Factor]:
+def _fitted(x: np.ndarray, names: Sequence[str], kind: str, groups: np.ndarray, ridge: float) -> list[Factor]:
     won = np.ones(len(x))
     theta = fit_linear_bt(x, won, ridge=ridge).theta
-    apart = np.unique(pair).size == len(pair)
-    errors = np.sqrt(np.diag(covariance(x, theta, won, ridge=ridge, groups=None if apart else pair)))
+    apart = np.unique(groups).size == len(groups)
+    errors = np.sqrt(np.diag(covariance(x, theta, won, ridge=ridge, groups=None if apart else groups)))
     found = []
     for j, name in enumerate(names):
         differs = x[:, j] != 0

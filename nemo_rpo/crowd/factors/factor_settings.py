@@ -16,10 +16,13 @@ class FactorSettings:
         ridge: λ of ½ λ ‖θ‖² on standardised differences: each strength has the prior N(0, 1/λ). At 1 it weighs like a
             handful of labels, and keeps strengths finite where a property decides every label.
         fewest: labels on one side (believed or distrusted) below which nothing is fitted to it.
+        fewest_prompts: prompts from which labels of one prompt are taken as hanging together in the intervals (answers
+            to it may stand in many pairs); with fewer, those of one pair.
     """
 
     ridge: float = 1.0
     fewest: int = 30
+    fewest_prompts: int = 20
 
 
 @dataclass(frozen=True)

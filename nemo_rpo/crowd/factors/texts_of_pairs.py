@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nemo_rpo.crowd.factors.answer_features import FEATURES, declared, features
+from nemo_rpo.crowd.factors.answer_features import FEATURES, content_of, declared, features
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.data.formats import read_parsed
@@ -55,18 +55,21 @@ def feature_differences(
     table: VoteTable,
     names: Sequence[str] = tuple(FEATURES),
     columns: Sequence[str] = (),
-) -> np.ndarray:
-    """Features of the first response minus those of the second, float64 [n, d + c], in the order of ``table``, the one
-    that :class:`nemo_rpo.data.vote_ledger.VoteReader` gave.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the first response minus those of the second, float64 [n, d + c], and the prompt of each pair, int64
+    [n]; in the order of ``table``, the one that :class:`nemo_rpo.data.vote_ledger.VoteReader` gave.
 
     Raises:
         DataError: as :func:`texts_of_pairs`; a pair without one of the ``columns``.
     """
     found = np.empty((table.pairs, len(names) + len(columns)))
+    prompts: dict[str, int] = {}
+    prompt = np.empty(table.pairs, dtype=np.int64)
     for i, pair in enumerate(texts_of_pairs(paths, keys, table.pairs)):
+        prompt[i] = prompts.setdefault(content_of(pair.prompt), len(prompts))
         text = features(pair.prompt, pair.first, names) - features(pair.prompt, pair.second, names)
         found[i] = np.concatenate((text, declared(pair.fields, pair.first, columns, pair.where)))
-    return found
+    return found, prompt
 
 
 def turns(read: VoteTable, now: VoteTable) -> np.ndarray:
