@@ -17,6 +17,7 @@ from nemo_rpo.judging.judges.combined_judge import CombinedRewards
 from nemo_rpo.judging.judges.generative_judge import EngineJudge
 from nemo_rpo.judging.judges.program_judge import CodedJudge
 from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
+from nemo_rpo.judging.judges.surrogate_judge import Surrogate
 from nemo_rpo.judging.judging_settings import (
     ChatJudge,
     CombinedJudge,
@@ -24,6 +25,7 @@ from nemo_rpo.judging.judging_settings import (
     JudgeSettings,
     JudgingSettings,
     ProgramJudge,
+    SurrogateJudge,
 )
 from nemo_rpo.judging.orders import asked_about, shown, votes_of
 from nemo_rpo.judging.verdicts import COLUMNS, KEYS, Judge, Verdict
@@ -67,6 +69,8 @@ def judges_from(blocks: Sequence[JudgeSettings], folder: Path, where: str = "jud
             found.append(EngineJudge(settings, logs, place))
         elif isinstance(settings, CombinedJudge):
             found.append(CombinedRewards(settings, logs, place))
+        elif isinstance(settings, SurrogateJudge):
+            found.append(Surrogate(settings, place))
         else:
             found.append(RewardModelJudge(settings, logs, place))
     return found
