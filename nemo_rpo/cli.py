@@ -74,12 +74,13 @@ COMMANDS = {
         ),
     ),
     "sample": Command(
-        "sample responses of a policy to prompts, from an OpenAI-compatible server",
+        "sample responses of a policy to prompts, from an OpenAI-compatible server or the engine",
         "nemo_rpo.commands.sample",
         (
             "nemo-rpo sample prompts.jsonl --url http://host:8000/v1 --out responses.parquet",
             "nemo-rpo sample prompts.jsonl --command 'vllm serve {model} --port {port}' --policy results/mine/hf "
             "--out responses.parquet",
+            "nemo-rpo sample prompts.jsonl --engine --policy results/mine --out responses.parquet",
         ),
     ),
     "judge": Command(
