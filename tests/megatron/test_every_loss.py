@@ -98,8 +98,8 @@ def kind(name: str) -> tuple[object, ...]:
 
 
 KINDS = {kind(name): name for name in loss_names()}
-# What is another run by construction once ranks have their parts: robust rankings are pairs under any loss, one group of
-# taste is ``bt`` to the bit, and a reference of its own waits where a previous iterate does.
+# What is another run by construction once ranks have their parts: robust rankings are pairs under any loss, one group
+# of taste is ``bt`` to the bit, and a reference of its own waits where a previous iterate does.
 ON_ONE_RANK_ALONE = {
     "one group of taste",
     "rankings, pro, robust",
