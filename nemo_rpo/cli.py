@@ -109,6 +109,14 @@ COMMANDS = {
             "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
         ),
     ),
+    "iterate": Command(
+        "run rounds: sample from the policy, have judges compare, train, measure, and again",
+        "nemo_rpo.commands.iterate",
+        (
+            "nemo-rpo iterate loop.yaml",
+            "nemo-rpo iterate loop.yaml rounds=5 train.recipe=inpo stop.kl_to_start=10",
+        ),
+    ),
     "evaluate": Command(
         "judge a policy on labelled pairs, or let it answer the prompts of a benchmark",
         "nemo_rpo.commands.evaluate",

@@ -216,6 +216,32 @@ def gpm(r: Row, tau=0.1, normalize=True, gated=False):
     return logistic(sum(blocks) / length / tau)
 
 
+def _strengths(r: Row) -> tuple[float, float]:
+    return r.coefficients[r.player_w], r.coefficients[r.player_l]
+
+
+def p2l_bt(r: Row):
+    won, lost = _strengths(r)
+    up, down = logistic(won - lost)
+    return ((up + down) / 2,) * 2 if r.tie else (up, down)
+
+
+def p2l_rao_kupper(r: Row):
+    won, lost = _strengths(r)
+    eta = max(0.02, 10 * math.log1p(math.exp((r.tie_width - 22.5) / 10)))
+    up, down = sigmoid(won - lost - eta), sigmoid(lost - won - eta)
+    return (-math.log(1 - up - down),) * 2 if r.tie else (-math.log(up), -math.log(down))
+
+
+def p2l_bag(r: Row):
+    won, lost = (math.exp(s) for s in _strengths(r))
+    nu = 1 + math.exp(r.tie_width)
+    up, down, bad = won / (won + nu * lost + 1), lost / (lost + nu * won + 1), 1 / (1 + won + lost)
+    if r.tie:
+        return (-math.log(bad if r.both_bad else 1 - up - down - bad),) * 2
+    return -math.log(up), -math.log(down)
+
+
 def plackett_luce(r: Row, beta=0.1, scores="log_ratio"):
     return bt(r) if scores == "reward" else dpo(r, beta)
 

@@ -68,6 +68,7 @@ class CacheSpec:
             "group_votes": self.group_votes,
             "invalid_pairs": self.invalid_pairs,
             "keep_ties": self.keep_ties,
+            **({"players": list(self.keys.players)} if self.keys.players else {}),
         }
 
 
