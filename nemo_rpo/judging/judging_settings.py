@@ -105,6 +105,52 @@ class RewardJudge:
 
 
 @dataclass
+class GenerativeJudge:
+    """A language model run by the engine: p = π(first)/(π(first) + π(second)) of its two verdicts, which stand behind
+    the prompt as responses do in training.
+
+    Attributes:
+        name, kind, family: as of a chat judge.
+        run: a run's folder, one of its checkpoints, an exported folder, or any Hugging Face folder.
+        prompt, system: as of a chat judge.
+        orders: as of a chat judge.
+        words: what it calls the first and the second response.
+        config, overrides, nproc_per_node: as of a reward model.
+    """
+
+    name: str = ""
+    kind: Literal["generative"] = "generative"
+    family: str | None = None
+    run: str = ""
+    prompt: str | None = None
+    system: str | None = None
+    orders: Literal["one", "both"] = "one"
+    words: dict[str, str] = field(default_factory=lambda: {"first": "A", "second": "B"})
+    config: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    nproc_per_node: Count | None = None
+
+    @property
+    def verdict(self) -> str:
+        """As of a chat judge: the two words are all that it may say."""
+        return "logprobs"
+
+    def check(self, where: str) -> None:
+        """Raises :class:`ConfigError` with one line that names the setting to change."""
+        if not self.run or not Path(self.run).exists():
+            raise ConfigError(f"{where}.run must be the folder of a language model; there is no '{self.run}'")
+        if set(self.words) != {"first", "second"} or len(set(self.words.values())) != 2:
+            raise ConfigError(f"{where}.words must say two different words, for first and second")
+        if self.prompt and not is_file(Path(self.prompt)):
+            raise ConfigError(f"{where}.prompt: there is no file {self.prompt}")
+
+    def outcome(self) -> dict[str, Any]:
+        """What its verdicts depend on, but for the prompt's text."""
+        named = "name run system orders words config overrides".split()
+        return {name: getattr(self, name) for name in named}
+
+
+@dataclass
 class ProgramJudge:
     """A function of Python that scores a response, or compares two.
 
@@ -229,10 +275,11 @@ class SurrogateJudge:
         return {name: getattr(self, name) for name in named}
 
 
-JudgeSettings = ChatJudge | RewardJudge | ProgramJudge | CombinedJudge | SurrogateJudge
+JudgeSettings = ChatJudge | RewardJudge | GenerativeJudge | ProgramJudge | CombinedJudge | SurrogateJudge
 _KINDS = {
     "chat": ChatJudge,
     "reward": RewardJudge,
+    "generative": GenerativeJudge,
     "program": ProgramJudge,
     "combined": CombinedJudge,
     "surrogate": SurrogateJudge,
@@ -248,12 +295,14 @@ class JudgingSettings:
         seed: of the orders drawn.
         unparsed: share of verdicts that could not be read, or got no answer, above which a judge is switched off.
         trial: verdicts after which that is looked at first.
+        judges_a_pair: judges, drawn at random, who are asked about each pair; None: all of them.
     """
 
     judges: list[dict] = field(default_factory=list)
     seed: WholeNumber = 0
     unparsed: Share = 0.2
     trial: Count = 50
+    judges_a_pair: Count | None = None
 
     def check(self) -> None:
         """Raises :class:`ConfigError` with one line that names the setting to change."""
