@@ -14,9 +14,19 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.judges.chat_judge import LanguageModelJudge
 from nemo_rpo.judging.judges.combined_judge import CombinedRewards
+from nemo_rpo.judging.judges.generative_judge import EngineJudge
 from nemo_rpo.judging.judges.program_judge import CodedJudge
 from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
-from nemo_rpo.judging.judging_settings import ChatJudge, CombinedJudge, JudgeSettings, JudgingSettings, ProgramJudge
+from nemo_rpo.judging.judges.surrogate_judge import Surrogate
+from nemo_rpo.judging.judging_settings import (
+    ChatJudge,
+    CombinedJudge,
+    GenerativeJudge,
+    JudgeSettings,
+    JudgingSettings,
+    ProgramJudge,
+    SurrogateJudge,
+)
 from nemo_rpo.judging.orders import asked_about, shown, votes_of
 from nemo_rpo.judging.verdicts import COLUMNS, KEYS, Judge, Verdict
 from nemo_rpo.serving.progress import counted
@@ -55,8 +65,12 @@ def judges_from(blocks: Sequence[JudgeSettings], folder: Path, where: str = "jud
             found.append(LanguageModelJudge(settings, logs, place))
         elif isinstance(settings, ProgramJudge):
             found.append(CodedJudge(settings, place))
+        elif isinstance(settings, GenerativeJudge):
+            found.append(EngineJudge(settings, logs, place))
         elif isinstance(settings, CombinedJudge):
             found.append(CombinedRewards(settings, logs, place))
+        elif isinstance(settings, SurrogateJudge):
+            found.append(Surrogate(settings, place))
         else:
             found.append(RewardModelJudge(settings, logs, place))
     return found
