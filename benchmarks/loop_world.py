@@ -164,12 +164,14 @@ def settings(world: Path, folder: Path, method: str, seed: int, pairs: int, held
 
 
 def run(out: Path, method: str, seed: int, pairs: int, held_out: int, rounds: int) -> None:
-    """One loop, by the command, in this process; a refusal is kept beside it."""
+    """One loop, by the command, in this process; nothing where its end is there."""
     import yaml
 
     from nemo_rpo.cli import main as nemo_rpo
 
     world, folder = out / f"world{seed}", out / f"{method}_{seed}"
+    if (folder / "status.json").exists():
+        return
     write_world(world, seed, pairs + held_out)
     folder.mkdir(exist_ok=True)
     block = settings(world, folder, method, seed, pairs, held_out, rounds)
@@ -217,8 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", choices=[*METHODS, []], help="loops to run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--pairs", type=int, default=2000, help="prompts a round, a pair each")
-    parser.add_argument("--held-out", type=int, default=400)
+    parser.add_argument("--pairs", type=int, default=1000, help="prompts a round, a pair each")
+    parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/loop_world"))
     parser.add_argument("--table", action="store_true", help="print the table of what has been run")

@@ -49,12 +49,11 @@ def test_a_loop_killed_at_random_moments_ends_with_the_same_files(world: Path, u
     for _ in range(3 * KILLS):
         if kills == KILLS:
             break
-        kills += killed_after(moments.uniform(0.3, 4.0 if KILLS < 10 else 2.0), command)
+        kills += killed_after(moments.uniform(0.3, 6.0 if KILLS < 10 else 3.0), command)
         if (folder / "round=002/report.html").exists():
             break
     worlds.iterate(world, folder, **changed)
     assert kills >= min(KILLS, 3)
     found, expected = worlds.contents(folder), worlds.contents(unbroken)
     assert found.keys() == expected.keys()
-    for name, content in expected.items():
-        assert found[name] == content, name
+    assert not [name for name, content in expected.items() if found[name] != content]

@@ -6,15 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from nemo_rpo.errors import ConfigError, TrainingError
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.orders import asked_about
-from nemo_rpo.rounds.fitting import Fit, run_fit
+from nemo_rpo.rounds.fitting import Fit, check_fit, run_fit
 from nemo_rpo.rounds.fitting import _overrides as overrides
 from nemo_rpo.rounds.measuring import Measured, why_stop
 from nemo_rpo.rounds.recipes import RECIPES
-from nemo_rpo.rounds.rounds_settings import Plan, StopSettings, plan_of
+from nemo_rpo.rounds.rounds_settings import Plan, StopSettings, plan_of, read_plan
 from nemo_rpo.rounds.training_rows import best_against_worst, rates
 
 from . import worlds
@@ -65,8 +66,6 @@ def test_a_recipe_begins_each_fit_where_its_paper_does(online: dict, recipe: str
 
 
 def test_every_recipe_has_settings_that_a_run_takes(online: dict) -> None:
-    from nemo_rpo.rounds.fitting import check_fit
-
     for recipe, fits in RECIPES.items():
         plan = plan_of(online | {"train": online["train"] | {"recipe": recipe}}, Path())
         for place in range(1, len(fits) + 1):
@@ -105,6 +104,13 @@ def test_a_file_holds_one_block_and_overrides_come_over_it(online: dict) -> None
     assert plan.online.rounds == 7 and plan.fits[0].loss == "inpo" and plan.online.stop.kl_to_start == 9
     with pytest.raises(ConfigError, match="online has no block 'trian'"):
         plan_of(online, Path(), {"trian.recipe": "inpo"})
+
+
+def test_the_recipe_of_a_cluster_is_read(world: Path, tmp_path: Path) -> None:
+    changed = {"start": str(world / "model"), "folder": str(tmp_path)}
+    plan = read_plan(ROOT / "conf/loops/three_judges.yaml", changed)
+    assert [judge.kind for judge in plan.judges] == ["chat", "chat", "program"] and plan.measuring == plan.judges
+    check_fit(plan, 1)
 
 
 def test_a_launcher_that_fails_or_does_not_wait_is_named(online: dict, tmp_path: Path) -> None:

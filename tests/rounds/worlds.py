@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if path.suffix == ".log" or path.name == ".lock":
+        if path.suffix == ".log" or "/." in f"/{name}":  # locks, and the cache of tokens
             continue
         if "/checkpoints/" in f"/{name}":
             found[str(path.parent.relative_to(folder))] = "checkpoint"
