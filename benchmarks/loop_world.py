@@ -150,7 +150,7 @@ def settings(world: Path, folder: Path, method: str, seed: int, pairs: int, held
             "samples": 2,
             "temperature": 1.0,
             "top_p": 1.0,
-            "max_tokens": 9,
+            "max_tokens": 16,
             "rows": 512,
             "logprobs": False,
         },
