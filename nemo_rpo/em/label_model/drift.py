@@ -17,7 +17,6 @@ slopes have a Gaussian prior: annotators of few labels are drawn to the crowd's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -113,8 +112,7 @@ def _member(table: VoteTable, names: list[str], fit: LabelModelFit, settings: La
     """The member with these features, under the truths that ``fit`` knows; means of skill features are free."""
     prior = fit.member.prior
     free = [*table.names[1 : table.num_skill], *names]
-    fitter = Fitter(replace(prior, learn_share=False), free, settings)
-    return fitter.fit(table.select(names), prior.learn_share, [])
+    return Fitter(prior, free, settings).fit(table.select(names), prior.shares, [])
 
 
 def _scores(
