@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.em.guards import Warned
 from nemo_rpo.em.label_model import FlatVotes, LabelModelFit, VoteColumns, fit_label_model, vote_features
+from nemo_rpo.em.label_model.drift import fit_drift
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
 from nemo_rpo.errors import DataError
 from nemo_rpo.threads import one_thread
@@ -78,18 +80,9 @@ def fit_crowd(
         raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
     annotators = len(table.annotators)
     # Annotators who gave no signed vote here are not part of the fit.
-    present, voice = np.unique(_voices(table), return_inverse=True)
-    voices = len(present)
-    votes = FlatVotes(
-        torch.from_numpy(table.pair), torch.from_numpy(voice), torch.from_numpy(table.sign), table.pairs, _weight(table)
-    )
-    families = _families(table, present)
-    columns = VoteColumns(
-        **{name: _known(table, name) for name in ("shown_first", "strength", "confidence", "seconds", "time")},
-        lengths=torch.from_numpy(table.lengths.copy()),
-        topic=torch.from_numpy(table.topic) if table.topics else None,
-        topic_names=table.topics,
-    )
+    votes, present = _flat(table)
+    voices, families = len(present), _families(table, present)
+    columns = _columns(table)
     gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
     with one_thread():
         features = vote_features(votes, columns, settings)
@@ -105,6 +98,36 @@ def fit_crowd(
     chosen = w[table.pair]
     right = np.where(table.sign > 0, chosen, 1 - chosen)
     return CrowdFit(table, model, w, np.where(table.sign == 0, np.nan, right), eta, low, high, error, present)
+
+
+def drift_of(fit: CrowdFit) -> dict[str, Any]:
+    """Who changed over the own sequence of labels (:meth:`nemo_rpo.em.label_model.drift.Drift.to_dict`); empty where
+    the votes have no times.
+    """
+    if not fit.table.knows("time"):
+        return {}
+    votes, present = _flat(fit.table)
+    with one_thread():
+        features = vote_features(votes, _columns(fit.table), LabelModelSettings())
+        drift = fit_drift(votes, len(present), features, fit.model)
+    ids = fit.table.annotators.ids
+    return {} if drift is None else drift.to_dict([ids[k] if k < len(ids) else "unnamed" for k in present])
+
+
+def _flat(table: VoteTable) -> tuple[FlatVotes, np.ndarray]:
+    """The votes, and who gave them, by their places in the table."""
+    present, voice = np.unique(_voices(table), return_inverse=True)
+    of_votes = (torch.from_numpy(of) for of in (table.pair, voice, table.sign))
+    return FlatVotes(*of_votes, table.pairs, _weight(table)), present
+
+
+def _columns(table: VoteTable) -> VoteColumns:
+    return VoteColumns(
+        **{name: _known(table, name) for name in ("shown_first", "strength", "confidence", "seconds", "time")},
+        lengths=torch.from_numpy(table.lengths.copy()),
+        topic=torch.from_numpy(table.topic) if table.topics else None,
+        topic_names=table.topics,
+    )
 
 
 def _voices(table: VoteTable) -> np.ndarray:

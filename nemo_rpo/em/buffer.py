@@ -234,7 +234,7 @@ class BufferedReliability(AnnotatorReliability):
         weight = found.temperature.weight
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
-            weight /= self.label_model.temperature**2  # once as a witness beside the votes, once as they all are
+            weight /= self._tempering
         self.voice.set_weight(weight)
         return found
 
@@ -271,8 +271,15 @@ class BufferedReliability(AnnotatorReliability):
         """
         if self.label_model is None or self.settings.buffer.margins != "prequential":
             return None
-        weight = self.voice.weight * self.label_model.temperature**2  # as the last fit found it
+        weight = self.voice.weight * self._tempering  # as the last fit found it
         return self.label_model.look_back(self.buffer.margins.double() * weight)
+
+    @property
+    def _tempering(self) -> float:
+        """By what the label model's temperature divides the policy's weight: once as a witness beside the votes, once
+        as all evidence is.
+        """
+        return self.label_model.temperature**2
 
     def _policy_says(self, margins: Tensor, found: Estimate) -> Tensor:
         """The margins as log-odds float64, nan where there is none; 0 where they carry too little information."""

@@ -83,6 +83,7 @@ class _Scorer:
 
     @classmethod
     def load(cls, target: Target, device: torch.device) -> _Scorer:
+        """The checkpoint's model on ``device``. Raises :class:`ConfigError`: its loss trains no reward model."""
         from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 
         cfg, loss = target.cfg, base_loss(target.cfg.model)

@@ -79,7 +79,8 @@ def read_scores(path: Path) -> Scores:
     """Raises :class:`DataError` for a file that is missing, damaged, or none of :func:`write_scores`."""
     pa, pq = pyarrow()
     if not path.is_file():
-        raise DataError(f"{path} does not exist; name a file that nemo-rpo evaluate --scores has written")
+        problem = "is a folder (--beside compares with a checkpoint)" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {problem}; name a file that nemo-rpo evaluate --scores has written")
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as exc:

@@ -157,6 +157,7 @@ class AnchoredLoss(PreferenceLoss):
     link_terms: str = choice("preference_only", "all")
 
     def terms(self, x: PairLogprobs) -> LossTerms:
+        """Those of the loss; with ``link_terms: all`` the anchors count on both sides and in the link."""
         terms = super().terms(x)
         if self.link_terms == "preference_only" or terms.anchor_chosen is None:
             return terms

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nemo_rpo.report.rendering import plots
 from nemo_rpo.report.rendering.document import Block, Figure, Table, Text
 from nemo_rpo.report.run import Run
@@ -23,9 +26,8 @@ def side_by_side(run: Run) -> list[Block]:
     return [Table(["estimate", "gold labels", "found (95 % interval)"], rows, caption)]
 
 
-def drift_blocks(run: Run) -> list[Block]:
-    """Who got better or worse over the own sequence of labels; nothing for data without times."""
-    drift = run.label_model.get("drift", {})
+def drift_blocks(drift: Mapping[str, Any]) -> list[Block]:
+    """Who got better or worse over the own sequence of labels, of a drift as plain data; nothing of an empty one."""
     if not drift.get("annotators"):
         return []
     sure = [of["id"] for of in drift["annotators"] if of["surely"]]

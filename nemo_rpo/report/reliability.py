@@ -42,7 +42,7 @@ def annotators_section(run: Run) -> Section:
         caption = "A closing sweep may move η at once: it sees all labels, a running mean the last ones."
         alt = "Reliability of annotators over the optimizer steps."
         blocks.append(Figure("trajectories", plots.trajectories(annotators), alt, caption))
-    return Section("Annotators", [*blocks, *drift_blocks(run)])
+    return Section("Annotators", [*blocks, *drift_blocks(run.label_model.get("drift", {}))])
 
 
 def _table(run: Run) -> Table:

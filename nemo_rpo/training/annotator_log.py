@@ -22,7 +22,6 @@ from nemo_rpo.training.outputs import record
 from nemo_rpo.training.outputs.results import (
     ANNOTATOR_CSV,
     LABEL_MODEL_JSON,
-    drift_found,
     write_annotators,
     write_label_model,
 )
@@ -132,7 +131,7 @@ class AnnotatorBook:
         if found.judged:
             self.choice["judged"] = {name: of._asdict() for name, of in found.judged.items()}
         if found.drift is not None:
-            self.choice["drift"] = drift_found(found.drift, [self.cache.annotators.ids[k] for k in found.annotators])
+            self.choice["drift"] = found.drift.to_dict([self.cache.annotators.ids[k] for k in found.annotators])
 
     def _take(self, standard_error: Tensor) -> None:
         if not self.model.em.settings.freeze_eta:  # else it is what it was known to

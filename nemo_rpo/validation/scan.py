@@ -96,12 +96,14 @@ class _Reading:
         self._last: Record | None = None
 
     def unreadable(self, error: DataError) -> None:
+        """Counts a row that cannot be read. Raises ``error`` itself where it is about more than a row."""
         if not isinstance(error, RowError):
             raise error
         self.findings.add_error(error)
         self.exclusions.unreadable[error.kind] = self.exclusions.unreadable.get(error.kind, 0) + 1
 
     def enter(self, parsed: Parsed) -> None:
+        """Looks at a row; of a ranking at each of its pairs."""
         self.files.setdefault(parsed.row.file, parsed.layout)
         if parsed.record is not self._last:  # which may say several rows
             self._last = parsed.record
@@ -140,6 +142,7 @@ class _Reading:
                     yield kind, problem
 
     def close(self) -> ValidationReport:
+        """What all rows said, and what they show together."""
         table = self.votes.close(self.pairs)
         repeated = self._repeats(table)
         crowd.check(self.findings, table, self.settings.min_labels)

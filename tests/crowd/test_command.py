@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 import nemo_rpo
@@ -36,6 +37,25 @@ def test_prints_a_table_and_writes_csv_and_a_page(votes, tmp_path, capsys):
     text = page.read_text(encoding="utf-8")
     assert "=1+1" in text and "<svg" in text
     assert not any(word in text for word in ("src=", 'href="http', "@import", "url(http"))
+
+
+def test_the_page_draws_who_changes_where_times_are_known(tmp_path, capsys):
+    """One annotator, right at first, tosses a coin in the end."""
+    rng, lines = np.random.default_rng(0), crowds.rows(pairs=160, votes=5, care=[0.9] * 6)[0]
+    for i, row in enumerate(lines):
+        for vote in row["votes"]:
+            vote["time"] = 1000.0 + i
+            if vote["annotator"] == "w0" and i > 80:
+                vote["vote"] = "ab"[rng.integers(2)]
+    pages = []
+    for name in ("timed", "untimed"):
+        path, page = crowds.write(tmp_path / f"{name}.jsonl", lines), tmp_path / f"{name}.html"
+        assert main(["annotators", str(path), "--html", str(page)]) == 0
+        pages.append(page.read_text(encoding="utf-8"))
+        for vote in (vote for row in lines for vote in row["votes"]):
+            vote.pop("time", None)
+    assert "beyond chance, with all looked at: w0." in pages[0]
+    assert pages[0].count("<svg") == 2 and pages[1].count("<svg") == 1
 
 
 def test_votes_without_texts(tmp_path, capsys):

@@ -63,7 +63,7 @@ def judge_temperature(fit: Population, gain: float, annotators: int, settings: B
     """
     value = math.inf
     if not gain >= settings.min_gain:
-        return _nothing(f"the margins make the votes no more likely than chance does ({gain:.1f} nats)", gain)
+        return _nothing(f"the margins make the votes no more likely than chance does ({_nats(gain)})", gain)
     if not 1 / _EDGE < fit.tau < _EDGE:
         reason = f"the fit of the margins' scale ran to its edge (τ = {fit.tau:.3g}): votes and margins do not agree"
         if fit.tau < 1 and annotators > 1:  # small margins that foretold nearly every vote: no scale, but knowledge
@@ -81,7 +81,11 @@ def judge_set_temperature(tau: float, gain: float, settings: BufferSettings) -> 
     """The configured temperature where it is not to be fitted, if margins at that scale say something."""
     if gain >= settings.min_gain:
         return Temperature(tau, False, math.nan, "model.rpo.buffer.fit_temperature is off", gain)
-    return _nothing(f"margins at τ = {tau:g} make the votes no more likely than chance does ({gain:.1f} nats)", gain)
+    return _nothing(f"margins at τ = {tau:g} make the votes no more likely than chance does ({_nats(gain)})", gain)
+
+
+def _nats(gain: float) -> str:
+    return f"{round(gain, 1) + 0.0:.1f} nats"  # never -0.0
 
 
 def _nothing(reason: str, gain: float) -> Temperature:

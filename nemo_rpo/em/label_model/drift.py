@@ -16,7 +16,8 @@ slopes have a Gaussian prior: annotators of few labels are drawn to the crowd's 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from nemo_rpo.em.votes import Votes
 
 # Ends of the sequence: √3 either way.
 _END = 3**0.5
+_SHOWN = 8  # annotators whose curves are drawn
 
 
 class Drift(NamedTuple):
@@ -59,6 +61,19 @@ class Drift(NamedTuple):
     change: Tensor
     change_low: Tensor
     change_high: Tensor
+
+    def to_dict(self, ids: Sequence[str]) -> dict[str, Any]:
+        """As plain data: ``p_value``, ``found``, ``place``, and of the annotators who changed most ``id``, ``surely``,
+        ``curve``, ``low`` and ``high``. ``ids``: of all K.
+        """
+        order = sorted(range(len(ids)), key=lambda k: (not self.surely[k], -abs(self.z[k].item())))
+        curves = {"curve": self.curve, "low": self.low, "high": self.high}
+        shown = [
+            {"id": ids[k], "surely": bool(self.surely[k]), **{name: of[k].tolist() for name, of in curves.items()}}
+            for k in order[:_SHOWN]
+            if self.z[k] != 0
+        ]
+        return {"p_value": self.p_value, "found": self.found, "place": self.place.tolist(), "annotators": shown}
 
 
 @torch.no_grad()

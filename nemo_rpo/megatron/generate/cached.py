@@ -125,6 +125,7 @@ class _Generation:
     stop_ids: set[int]
 
     def run(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], limit: int) -> list[Text]:
+        """Continues each of ``prompts``, token by token and all at once, until it ends or has ``limit`` new tokens."""
         texts = [Text() for _ in prompts]
         running = [True] * len(prompts)
         # Micro-batches of one shape: the last row stands in where they do not come out even.

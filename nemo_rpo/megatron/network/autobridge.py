@@ -251,14 +251,13 @@ def load_bridge_weights(chunks: Sequence[torch.nn.Module], folder: str | Path) -
     # Bridge 0.6 trips over a parameter that it has no mapping for, so that it is asked before it loads.
     known = {id(task.param_weight) for task in bridge.get_conversion_tasks(models) if task is not None}
     left = [name for model in models for name, parameter in model.named_parameters() if id(parameter) not in known]
-    if not _anywhere(left):
+    if not any(_of_all_ranks(bool(left))):
         try:
             bridge.load_hf_weights(models, allowed_mismatched_params=None)
         except (ValueError, KeyError, OSError, RuntimeError) as exc:
             failure = first_line(exc)
         left = [name for model in models for name, parameter in model.named_parameters() if parameter.isnan().any()]
-    everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, (failure, left[:_NAMED], len(left)))
+    everyones = _of_all_ranks((failure, left[:_NAMED], len(left)))
     if failure := next((failed for failed, _, _ in everyones if failed), None):
         raise CheckpointError(f"{folder}: Megatron-Bridge cannot load it ({failure})")
     if any(count for _, _, count in everyones):
@@ -269,11 +268,11 @@ def load_bridge_weights(chunks: Sequence[torch.nn.Module], folder: str | Path) -
         )
 
 
-def _anywhere(names: Sequence[str]) -> bool:
-    """Whether any rank has names. One gather of a short object over the world."""
+def _of_all_ranks(said: Any) -> list[Any]:
+    """What every rank says, in their order. One gather of a short object over the world."""
     everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, bool(names))
-    return any(everyones)
+    dist.all_gather_object(everyones, said)
+    return everyones
 
 
 @torch.no_grad()
@@ -292,7 +291,6 @@ def export_bridge(chunks: Sequence[torch.nn.Module], source: str | Path, folder:
             part.rename(folder)
     except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError) as exc:
         failure = first_line(exc)
-    everyones: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones, failure)
+    everyones = _of_all_ranks(failure)
     if failure := next(filter(None, everyones), None):
         raise CheckpointError(f"{folder}: Megatron-Bridge cannot export the model ({failure})")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from nemo_rpo.counting import counted
+from nemo_rpo.crowd.crowd_fit import drift_of
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
 from nemo_rpo.crowd.reliability import Reliability
 from nemo_rpo.crowd.wording import annotator_cells, doubtful_cells, estimate_lines, headline
 from nemo_rpo.report.crowd.figures import intervals_figure, left_out
+from nemo_rpo.report.look_back import drift_blocks
 from nemo_rpo.report.rendering.document import Block, Document, Figure, Note, Section, Table, Text
 
 _ADVICE = {
@@ -67,7 +69,8 @@ def _annotators(result: Reliability, settings: CrowdSettings) -> list[Block]:
         "Lines are 95 % intervals, the dashed line is what is asked; in brackets the labels."
         + (f" Left out: {counted(between, 'annotator')} in the middle." if between else ""),
     )
-    return [Table(header, rows, caption), figure, Text(RULES.format(**asdict(settings)))]
+    drift = drift_blocks(drift_of(result.fit))
+    return [Table(header, rows, caption), figure, Text(RULES.format(**asdict(settings))), *drift]
 
 
 def _doubtful(result: Reliability) -> list[Block]:

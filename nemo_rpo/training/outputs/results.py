@@ -7,17 +7,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import CheckpointError
 from nemo_rpo.training.outputs.summary import AnnotatorRow
 
-if TYPE_CHECKING:
-    from nemo_rpo.em.label_model.drift import Drift
-
 ANNOTATOR_CSV, LABEL_MODEL_JSON = "annotators.csv", "label_model.json"
-_DRIFT_SHOWN = 8  # annotators whose curve is kept
 NO_ROOM = "see that its disk has room and start again"
 
 
@@ -50,26 +46,11 @@ def weight_names(groups: int) -> list[str]:
     return [f"weight_{g}" for g in range(1, groups + 1)]
 
 
-def drift_found(drift: Drift, ids: Sequence[str]) -> dict[str, Any]:
-    """``p_value`` of the crowd, whether drift was ``found``, ``place`` [T] from the first label to the last, and of the
-    annotators who changed most ``id``, whether ``surely``, and ``curve``, ``low``, ``high`` [T]: P(label right), with
-    its 95 % interval. ``ids``: of the annotators of ``drift``.
-    """
-    order = sorted(range(len(ids)), key=lambda k: (not drift.surely[k], -abs(drift.z[k].item())))
-    curves = {"curve": drift.curve, "low": drift.low, "high": drift.high}
-    shown = [
-        {"id": ids[k], "surely": bool(drift.surely[k]), **{name: of[k].tolist() for name, of in curves.items()}}
-        for k in order[:_DRIFT_SHOWN]
-        if drift.z[k] != 0
-    ]
-    return {"p_value": drift.p_value, "found": drift.found, "place": drift.place.tolist(), "annotators": shown}
-
-
 def write_label_model(folder: Path, choice: Mapping[str, Any]) -> None:
     """``label_model.json``: ``features`` in force, the ``reasons`` of the last choice, its ``warnings`` (``guard``,
     ``text``), the ``temperature`` of the votes' evidence, and whether the ``majority`` is believed instead; of a
     finished run ``judged``, estimates side by side on gold labels (``right``, ``low``, ``high``, ``anchors``), and
-    ``drift`` (:func:`drift_found`), where the data have gold labels and times. Raises :class:`CheckpointError` if it
+    ``drift`` (:meth:`Drift.to_dict`), where the data have gold labels and times. Raises :class:`CheckpointError` if it
     cannot be written.
     """
     with whole_file(folder / LABEL_MODEL_JSON, CheckpointError, NO_ROOM) as writing:

@@ -93,6 +93,7 @@ class _AdapterWriter:
         self._files[file] = tensors
 
     def finish(self, files: Mapping[str, Any]) -> None:
+        """Writes the adapter with its descriptions, ``files`` by name, whole or not at all; on the rank that writes."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 

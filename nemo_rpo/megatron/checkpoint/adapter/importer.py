@@ -28,6 +28,7 @@ class _PeftWeights:
         self.path, self._copies, self._file = path, copies, open_safetensors(path)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+        """Raises :class:`CheckpointError`: a tensor is missing, of another shape, or left over."""
         stored, copied = set(self._file.keys()), {copy for copies in self._copies.values() for copy in copies}
         for name, shape in shapes.items():
             if name not in stored:
