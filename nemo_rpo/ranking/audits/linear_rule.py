@@ -2,8 +2,8 @@ r"""Scores that are linear in features, r_i = x_i · θ, and a rule that keeps t
 
 Not every order of players has a θ. Maximum likelihood may then rank b above a although everybody prefers a (Pareto's
 axiom), and against the majorities although a θ that follows all of them exists (majority consistency): it trades one
-pair's log-likelihood for another's. *Leximax Copeland subject to Pareto* keeps both. First comes, of the players who can
-be first under a θ that respects every unanimous pair, the one who beats most others by majority; then the second
+pair's log-likelihood for another's. *Leximax Copeland subject to Pareto* keeps both. First comes, of the players who
+can be first under a θ that respects every unanimous pair, the one who beats most others by majority; then the second
 likewise, given the first; and so on. Each question is a linear program.
 
 Source: L. Ge et al., "Axioms for AI alignment from human feedback", NeurIPS 2024.
