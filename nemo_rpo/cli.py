@@ -74,20 +74,31 @@ COMMANDS = {
         ),
     ),
     "sample": Command(
-        "sample responses of a policy to prompts, from an OpenAI-compatible server",
-        "nemo_rpo.commands.sample",
+        "sample responses of a policy to prompts, from an OpenAI-compatible server or the engine",
+        "nemo_rpo.commands.loop.sample",
         (
             "nemo-rpo sample prompts.jsonl --url http://host:8000/v1 --out responses.parquet",
             "nemo-rpo sample prompts.jsonl --command 'vllm serve {model} --port {port}' --policy results/mine/hf "
             "--out responses.parquet",
+            "nemo-rpo sample prompts.jsonl --engine --policy results/mine --out responses.parquet",
         ),
     ),
     "judge": Command(
         "have judges compare pairs of responses (LLMs, reward models, programs), and say which of them to believe",
-        "nemo_rpo.commands.judge",
+        "nemo_rpo.commands.loop.judge",
         (
             "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged",
             "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged --gold gold.csv",
+        ),
+    ),
+    "genrm": Command(
+        "write the rows that train a judge himself, from what is believed of judged pairs",
+        "nemo_rpo.commands.loop.genrm",
+        (
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --believed judged --out verdicts.jsonl",
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to prompts --out prompts.jsonl",
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to rationales --believed judged "
+            "--responses responses.parquet --out rationales.jsonl",
         ),
     ),
     "convert": Command(
@@ -96,6 +107,14 @@ COMMANDS = {
         (
             "nemo-rpo convert multipref.parquet --to votes --out train.jsonl",
             "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
+        ),
+    ),
+    "iterate": Command(
+        "run rounds: sample from the policy, have judges compare, train, measure, and again",
+        "nemo_rpo.commands.iterate",
+        (
+            "nemo-rpo iterate loop.yaml",
+            "nemo-rpo iterate loop.yaml rounds=5 train.recipe=inpo stop.kl_to_start=10",
         ),
     ),
     "evaluate": Command(

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from nemo_rpo.config.adapters.adapter_checks import check_adapters
+from nemo_rpo.config.checks.player_checks import check_players
 from nemo_rpo.config.checks.provider_checks import check_provider
 from nemo_rpo.config.experts.expert_shape import expert_ranks, expert_tensor_size
 from nemo_rpo.config.lengths import length_multiple
@@ -31,6 +32,7 @@ def validate_config(cfg: RunConfig) -> None:
     cfg.model.rpo.validate()
     check_provider(cfg)
     _check_policies(cfg)
+    check_players(cfg)
     check_adapters(cfg)
     _check_router_losses(cfg)
     _check_groups(cfg)

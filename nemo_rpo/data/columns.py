@@ -11,11 +11,14 @@ _SWAPPED = {
     "chosen_reward": "rejected_reward",
     "chosen_win_rate": "rejected_win_rate",  # against the previous iterate
     "chosen_preference_score": "rejected_preference_score",  # log-odds of the same
+    "chosen_player": "rejected_player",  # of a battle: the places of its models in model.data.players
 }
 _PARTNER = {**_SWAPPED, **{rejected: chosen for chosen, rejected in _SWAPPED.items()}}
 _NEGATED = ("margin", "consensus")  # chosen's score minus rejected's; log-odds that chosen is the better one
 _COMPLEMENTED = ("win_rate",)  # the probability that chosen wins
-_UNCHANGED = ("strength", "flip_rate")  # how strong or how doubtful the preference is, whichever way it points
+# How strong or how doubtful the preference is, whichever way it points; 1 where both responses were called bad, else 0.
+_UNCHANGED = ("strength", "flip_rate", "both_bad")
+_NOT_IN_FILES = ("chosen_player", "rejected_player")  # places in a list that another run may order otherwise
 
 NAMES = (*_PARTNER, *_NEGATED, *_COMPLEMENTED, *_UNCHANGED)
 
@@ -24,7 +27,7 @@ TIE = "tie"
 
 # What files call them: NeMo-Aligner's names are the canonical ones; TRL-style and A/B layouts have their own.
 ALIASES = {
-    **{name: name for name in NAMES},
+    **{name: name for name in NAMES if name not in _NOT_IN_FILES},
     "score_chosen": "chosen_reward",
     "score_rejected": "rejected_reward",
     "chosen_score": "chosen_reward",

@@ -18,6 +18,8 @@ class RowFormat:
     pair_id_key: str = "pair_id"
     # What the file calls a field that this package knows under another name: {annotator: WorkerId, prompt: data.text}.
     columns: dict[str, str] = field(default_factory=dict)
+    # The models that battles are between, in the order of the head's outputs: losses p2l_* alone.
+    players: list[str] = field(default_factory=list)
 
     @property
     def annotator_required(self) -> bool:

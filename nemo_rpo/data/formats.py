@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
 from nemo_rpo.data.identity import comparisons
-from nemo_rpo.data.layouts import every, judged_alone, ranked, voted, winner
+from nemo_rpo.data.layouts import battles, every, judged_alone, ranked, voted, winner
 from nemo_rpo.data.layouts.column_names import check_columns, renamed
 from nemo_rpo.data.layouts.details import GOLD, OF_VOTE
 from nemo_rpo.data.layouts.fields import Fields
@@ -71,6 +71,7 @@ LAYOUTS: dict[str, Layout] = {
     "unpaired": Layout(
         judged_alone.unpaired, marks("prompt completion label"), frozenset(("prompt", "completion", judged_alone.LABEL))
     ),
+    "battles": Layout(battles.battle, fields=battles.READ, labelled=False, recognises_more=battles.recognises),
     "vote_rows": VOTE_ROWS,
 }
 
@@ -96,10 +97,11 @@ def rows_of(record: Record, keys: RowFormat, layout: str) -> list[PreferenceRow]
     """
     of = LAYOUTS[layout]
     try:
-        found = of.parse(record, keys)
-        rows = found if isinstance(found, list) else [found]
+        parsed = of.parse(record, keys)
+        rows = parsed if isinstance(parsed, list) else [parsed]
         fields = Fields(record)
-        return [every.complete(row, fields, labelled=of.labelled, public=of.public) for row in rows]
+        found = [every.complete(row, fields, labelled=of.labelled, public=of.public) for row in rows]
+        return [battles.between(row, tuple(keys.players)) for row in found] if keys.players else found
     except RecursionError:
         raise RowError(record.file, record.row, "objects nested too deep in a field", "bad_json") from None
 

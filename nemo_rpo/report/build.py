@@ -10,7 +10,7 @@ import numpy as np
 from nemo_rpo import __version__
 from nemo_rpo.counting import counted
 from nemo_rpo.errors import DataError
-from nemo_rpo.report import doubtful, policy, reliability, tastes
+from nemo_rpo.report import doubtful, drivers, policy, reliability, tastes
 from nemo_rpo.report.advice import no_better_than_chance, verdict
 from nemo_rpo.report.disagreement import taste
 from nemo_rpo.report.groups import bands, read_groups
@@ -66,6 +66,7 @@ def build_report(run: Run, settings: ReportSettings | None = None, beside: Note 
             policy.section(run, groups),
             doubtful.quotes_section(run, doubted, texts, missing),
             doubtful.leanings_section(run, texts),
+            *drivers.sections(run, settings.data if texts is not None else None),
             doubtful.taste_section(run, found, texts),
         ]
     sections[0].blocks = [*verdict(run, beside), Text(" ".join(_in_short(run)))]
@@ -92,6 +93,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("run", str(run.folder)),
         ("policy", str(run.cfg.pretrained_checkpoint.restore_from_path or "fresh weights")),
+        *((what, str(path)) for what, path in _other_rounds(run) if path is not None),
         ("training data", files if isinstance(files, str) else ", ".join(map(str, files))),
         (
             "loss",
@@ -110,6 +112,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             )
         )
     return [*facts, ("made by", f"nemo-rpo {__version__}")]
+
+
+def _other_rounds(run: Run) -> list[tuple[str, str | None]]:
+    """What a run of a loop takes from others."""
+    rpo = run.cfg.model.rpo
+    return [
+        ("reference", rpo.reference_from),
+        ("previous iterate", rpo.previous_iterate),
+        ("π₀, the first policy", rpo.first_policy),
+        ("reliabilities begin at", rpo.believe_from),
+    ]
 
 
 def _in_short(run: Run) -> list[str]:

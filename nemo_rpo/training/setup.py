@@ -102,6 +102,7 @@ def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
         sentencepiece_legacy=settings.sentencepiece_legacy,
         date=template_date(settings, run_folder(cfg)),
         trust_remote_code=settings.trust_remote_code,
+        end_responses=settings.end_responses,
     )
 
 
@@ -133,9 +134,9 @@ def cache_spec(cfg: RunConfig, split: str) -> CacheSpec:
     data = cfg.model.data
     return CacheSpec(
         paths=split_files(data)[split],
-        keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key, data.columns)
+        keys=RowFormat(data.layout, data.annotator_key, data.pair_id_key, data.columns, data.players)
         if split == "train"
-        else RowFormat(data.layout, columns=data.columns),
+        else RowFormat(data.layout, columns=data.columns, players=data.players),
         tokenizer=tokenizer_spec(cfg),
         seq_length=data.seq_length or cfg.model.encoder_seq_length,
         # Held-out labels are each judged by their own annotator's group.

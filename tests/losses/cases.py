@@ -24,6 +24,7 @@ VARIANTS: tuple[tuple[str, dict], ...] = (
     ("cpo", {"nll": "sum"}),
     ("cpo", {"link_terms": "all"}),
     ("cpo", {"cpo_alpha": 0.0}),
+    ("genrm", {}),
     ("orpo", {}),
     ("orpo", {"link_terms": "all"}),
     ("asft", {}),
@@ -34,6 +35,9 @@ VARIANTS: tuple[tuple[str, dict], ...] = (
     ("dmpo", {}),
     ("dmpo", {"gamma": 1.0}),
     ("todo", {"beta": 0.1}),
+    ("p2l_bt", {}),
+    ("p2l_rao_kupper", {}),
+    ("p2l_bag", {}),
     ("mmpo", {"beta": 0.1}),
     ("sppo_hard", {"beta": 0.1}),
     ("sppo", {"beta": 0.1}),
@@ -110,6 +114,9 @@ def random_batch(pairs: int = 6, *, dtype: torch.dtype = torch.float64, seed: in
         "scores": (normal(pairs, 3), normal(pairs, 3)),
         "embedding": (normal(pairs, 6), normal(pairs, 6)),
     }
+    later = torch.Generator().manual_seed(seed + 1)  # what came first stays what it was
+    order = torch.rand(pairs, 3, generator=later).argsort(1)
+    response_columns["player"] = (order[:, 0], order[:, 1])
     pair_columns = {
         "margin": uniform(0, 3, pairs),
         "strength": integers(1, 4),
@@ -124,6 +131,9 @@ def random_batch(pairs: int = 6, *, dtype: torch.dtype = torch.float64, seed: in
         "gate": uniform(0.2, 1, pairs, 3),
         "mismatched_kl": uniform(0, 3, 1).expand(pairs),
         "mean_log_ratio": normal(1).expand(pairs),
+        "both_bad": torch.randint(0, 2, (pairs,), generator=later),
+        "coefficients": torch.randn(pairs, 3, generator=later, dtype=torch.float64).to(dtype),
+        "tie_width": torch.randn(pairs, generator=later, dtype=torch.float64).to(dtype),
     }
     policy = [logps + normal(pairs, scale=3) for logps in reference]
     return PairLogprobs(*policy, *reference, integers(5, 50), integers(5, 50), response_columns, pair_columns)

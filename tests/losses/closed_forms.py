@@ -116,6 +116,10 @@ def todo(r: Row, beta=0.01, theta=-0.5):
     return softplus(-u - theta), softplus(u - theta)
 
 
+def genrm(r: Row, beta=1.0):
+    return soft(beta * (r.policy_w - r.policy_l), r.win_rate_chosen)
+
+
 def mmpo(r: Row, beta=0.01, gamma=2.2):
     return soft(beta * h(r), sigmoid(gamma * r.margin))
 
@@ -210,6 +214,32 @@ def gpm(r: Row, tau=0.1, normalize=True, gated=False):
         blocks = [gate * block for gate, block in zip(r.gate, blocks, strict=True)]
     length = math.hypot(*v) * math.hypot(*u) if normalize else 1.0
     return logistic(sum(blocks) / length / tau)
+
+
+def _strengths(r: Row) -> tuple[float, float]:
+    return r.coefficients[r.player_w], r.coefficients[r.player_l]
+
+
+def p2l_bt(r: Row):
+    won, lost = _strengths(r)
+    up, down = logistic(won - lost)
+    return ((up + down) / 2,) * 2 if r.tie else (up, down)
+
+
+def p2l_rao_kupper(r: Row):
+    won, lost = _strengths(r)
+    eta = max(0.02, 10 * math.log1p(math.exp((r.tie_width - 22.5) / 10)))
+    up, down = sigmoid(won - lost - eta), sigmoid(lost - won - eta)
+    return (-math.log(1 - up - down),) * 2 if r.tie else (-math.log(up), -math.log(down))
+
+
+def p2l_bag(r: Row):
+    won, lost = (math.exp(s) for s in _strengths(r))
+    nu = 1 + math.exp(r.tie_width)
+    up, down, bad = won / (won + nu * lost + 1), lost / (lost + nu * won + 1), 1 / (1 + won + lost)
+    if r.tie:
+        return (-math.log(bad if r.both_bad else 1 - up - down - bad),) * 2
+    return -math.log(up), -math.log(down)
 
 
 def plackett_luce(r: Row, beta=0.1, scores="log_ratio"):

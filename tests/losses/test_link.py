@@ -14,6 +14,7 @@ from .cases import VARIANTS, random_batch, variant_id, variant_loss
 
 # ORPO's λ and the strength of scaled Bradley-Terry weigh an exact loss; their preference part does not sum to 1 itself.
 _WEIGHTED_EXACT = {"orpo", "bt_scaled"}
+P2L = {"p2l_bt", "p2l_rao_kupper", "p2l_bag"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
@@ -115,7 +116,7 @@ def test_anchors_stay_out_of_the_link_unless_asked():
 
 def test_reference_free_losses_say_so():
     free = {name for name, _ in VARIANTS if variant_loss((name, {})).reference_free}
-    assert free == {"simpo", "cpo", "orpo", "asft", "bt", "bt_margin", "bt_scaled", "gpm", "pal", "pro"}
+    assert free == {"simpo", "cpo", "orpo", "asft", "bt", "bt_margin", "bt_scaled", "gpm", "pal", "pro", *P2L}
 
 
 def test_losses_that_model_noise_or_need_a_temperature_say_so():
@@ -138,4 +139,4 @@ def test_losses_that_model_noise_or_need_a_temperature_say_so():
         "gpo",
         "egpo",
     }
-    assert {name for name, loss in losses.items() if loss.takes_ties} == {"todo"}
+    assert {name for name, loss in losses.items() if loss.takes_ties} == {"todo", *P2L}

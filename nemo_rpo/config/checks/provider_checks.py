@@ -6,7 +6,7 @@ from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
 
-_HEADS = frozenset(("score", "scores", "embedding"))
+_HEADS = frozenset(("score", "scores", "embedding", "coefficients"))
 
 
 def check_provider(cfg: RunConfig) -> None:

@@ -62,11 +62,13 @@ class CacheSpec:
             "columns": dict(self.keys.columns),
             "tokenizer": self.tokenizer.fingerprint(),
             "use_chat_template": self.tokenizer.use_chat_template,
+            **({} if self.tokenizer.end_responses else {"end_responses": False}),
             "truncation": TRUNCATION_RULE,
             "seq_length": self.seq_length,
             "group_votes": self.group_votes,
             "invalid_pairs": self.invalid_pairs,
             "keep_ties": self.keep_ties,
+            **({"players": list(self.keys.players)} if self.keys.players else {}),
         }
 
 

@@ -51,6 +51,7 @@ class StepNeeds:
         reference = "reference" in loss.needs or (iterates and not previous_iterate)
         width = model.rpo.embedding_width
         widths = {"score": 1, "scores": loss.groups, "embedding": width, "gate": width // 2}
+        widths |= {"coefficients": len(model.data.players), "tie_width": 1}
         return cls(
             logps="policy" in loss.needs or model.dpo.sft_loss_weight > 0,
             reference=reference,

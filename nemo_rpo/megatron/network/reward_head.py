@@ -17,7 +17,9 @@ from nemo_rpo.megatron.batch.context_parallel import sum_over_context
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 
 REWARD_HEAD = "reward_head"  # the head's name in the model, before the names of its weights
-_OF_PROMPT = frozenset({"gate"})  # read before the response begins; the others from its last token
+# Read before the response begins, from the prompt's last token; the others from the response's last token.
+_OF_PROMPT = frozenset({"gate", "coefficients", "tie_width"})
+_SHARES = frozenset({"gate"})  # add up to 1
 _PRODUCTS = frozenset({"embedding"})  # enter the loss as products of themselves
 
 
@@ -26,7 +28,8 @@ class RewardHead(torch.nn.Module):
 
     Args:
         hidden_size: h.
-        outputs: name → w: ``score``, ``embedding``, ``gate``, as in :data:`nemo_rpo.losses.COLUMNS`.
+        outputs: name → w: ``score``, ``embedding``, ``gate``, ``coefficients``, as in
+            :data:`nemo_rpo.losses.COLUMNS`.
         seed: of the weights that cannot start at 0; the same weights whatever the layout.
 
     Weights ``<output>.weight [w, h]``, no bias. They start at 0, so a reward model has no opinion before its first
@@ -49,7 +52,8 @@ class RewardHead(torch.nn.Module):
     def forward(
         self, hidden: Tensor, responses: ResponseTokens, sequence_parallel: bool, group: torch.distributed.ProcessGroup
     ) -> dict[str, Tensor]:
-        """``hidden [s, b, h]`` -> fp32 ``[m]`` of a score, ``[m, w]`` of the others, by name; a gate's add up to 1.
+        """``hidden [s, b, h]`` -> fp32 ``[m]`` of an output of width 1, ``[m, w]`` of the others, by name; a gate's add
+        up to 1.
 
         ``group`` are the tensor-parallel ranks, each of which computes all of it. Collectives: under sequence
         parallelism an all-gather of ``[s, b, h]``, whose backward is none; :func:`sum_over_context` of each output,
@@ -63,7 +67,7 @@ class RewardHead(torch.nn.Module):
             place = responses.begin if name in _OF_PROMPT else responses.end
             read = flat.index_select(0, place.clamp(min=0)).float() * (place >= 0).unsqueeze(1)
             found[name] = sum_over_context(F.linear(read, self.get_submodule(name).weight.float()))
-            if name in _OF_PROMPT:
+            if name in _SHARES:
                 found[name] = found[name].softmax(-1)
             elif width == 1:
                 found[name] = found[name].squeeze(-1)

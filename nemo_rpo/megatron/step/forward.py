@@ -194,6 +194,8 @@ def pair_logprobs(batch: MicroBatch, figures: Figures, default_margin: float | N
         columns["turn_log_ratios"] = tuple(of - old for of, old in zip(figures["turn_logps"], frozen, strict=True))
     if previous[0] is not None:
         columns["base_logps"] = previous
+    if "chosen_player" in batch:
+        columns["player"] = (batch["chosen_player"], batch["rejected_player"])
     return PairLogprobs(
         *figures.get("logps", (None, None)),
         *reference,
@@ -210,6 +212,7 @@ _LABEL_COLUMNS = {
     "consensus": "consensus",
     "flip_rate": "flip_rate",
     "tie": "tie",
+    "both_bad": "both_bad",
     "win_rate_chosen": "chosen_win_rate",
     "win_rate_rejected": "rejected_win_rate",
     "preference_score_chosen": "chosen_preference_score",
