@@ -7,7 +7,7 @@ import pytest
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import RankSettings
-from nemo_rpo.ranking.next_judgements import next_judgements
+from nemo_rpo.ranking.next_judgements import plan_judgements
 
 from . import games
 
@@ -16,14 +16,14 @@ SETTINGS = RankSettings(tolerance=1e-8)
 
 def test_a_plan_reaches_the_width_and_counts_add_up():
     comparisons, _ = games.drawn(0, players=8, games=300, ties=0.15)
-    plan = next_judgements(comparisons, SETTINGS, 0.6)
+    plan = plan_judgements(comparisons, SETTINGS, 0.6)
     assert plan.reached and plan.course[0].judgements == 0 and plan.course[-1].judgements == plan.judgements
     assert plan.judgements == sum(pair.judgements for pair in plan.pairs) < plan.round_robin
     assert plan.course[-1].widest <= 0.6 < plan.course[-2].widest
     assert [row.round_robin for row in plan.course] == sorted((row.round_robin for row in plan.course), reverse=True)
-    some = next_judgements(comparisons, SETTINGS, 0.6, most=50)
+    some = plan_judgements(comparisons, SETTINGS, 0.6, most=50)
     assert some.judgements == 50 and not some.reached and some.to_dict()["reached"] is False
-    assert next_judgements(comparisons, SETTINGS, 5.0).judgements == 0
+    assert plan_judgements(comparisons, SETTINGS, 5.0).judgements == 0
 
 
 def test_the_round_robins_number_is_that_of_its_information():
@@ -38,7 +38,7 @@ def test_the_round_robins_number_is_that_of_its_information():
     def judgements_of_a_pair() -> float:
         return (players - 1) / players * 4 / players / (width / (2 * z)) ** 2
 
-    plan = next_judgements(comparisons, settings, width)
+    plan = plan_judgements(comparisons, settings, width)
     assert plan.round_robin == pytest.approx(len(low) * (judgements_of_a_pair() - n), abs=len(low))
     assert plan.judgements == pytest.approx(plan.round_robin, rel=0.05), "equals are planned alike"
 
@@ -55,7 +55,7 @@ def test_planned_worlds_take_fewer_judgements_than_a_round_robin():
                 fresh = slice(len(outcome), None)
                 p = 1 / (1 + np.exp(strength[second[fresh]] - strength[first[fresh]]))
                 outcome = np.r_[outcome, np.where(rng.random(len(p)) < p, 1, -1)]
-                plan = next_judgements(games.games_of(first, second, outcome, 8), SETTINGS, 1.2)
+                plan = plan_judgements(games.games_of(first, second, outcome, 8), SETTINGS, 1.2)
                 if not plan.judgements:
                     break
                 pairs = np.stack((low, high), 1)
@@ -79,4 +79,4 @@ def test_planned_worlds_take_fewer_judgements_than_a_round_robin():
 )
 def test_what_cannot_be_planned_is_refused(width, most, settings, message):
     with pytest.raises(ConfigError, match=message):
-        next_judgements(games.drawn(0, players=4, games=50)[0], settings, width, most)
+        plan_judgements(games.drawn(0, players=4, games=50)[0], settings, width, most)

@@ -24,6 +24,7 @@ from nemo_rpo.ranking.pair_table import PairTable
 _MOST = 200  # players: about N²/2 linear programs
 _LEAST = 1e-9  # margin of a program that counts as a strict inequality
 _NEWTON = 100
+_LARGEST = 30.0  # logit: there the likelihood rises no more in float64, and only runs away
 
 
 class LinearRule(NamedTuple):
@@ -61,10 +62,10 @@ def linear_strengths(table: PairTable, features: np.ndarray, prior: float) -> np
                 break
             length /= 2
         theta, value = theta + length * step, risen
+        if np.abs(design @ theta).max() > _LARGEST:
+            break
         if length * np.abs(step).max() < 1e-10 * (1 + np.abs(theta).max()):
             return theta
-        if np.abs(design @ theta).max() > 50:
-            break
     raise DataError("the features separate winners from losers, and no weights are likeliest; give a prior, --prior 1")
 
 
