@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from nemo_rpo.ranking import Comparisons, RankSettings, fit
-from nemo_rpo.ranking.next_judgements import _known, next_judgements
+from nemo_rpo.ranking.next_judgements import _known, plan_judgements
 from nemo_rpo.text_table import format_table
 
 Z = NormalDist().inv_cdf(0.975)
@@ -55,7 +55,7 @@ class World:
 
 def planned(world: World, width: float) -> tuple[int, float]:
     while (state := world.state())[1] > width:
-        plan = next_judgements(world.comparisons(), SETTINGS, width)
+        plan = plan_judgements(world.comparisons(), SETTINGS, width)
         names = np.array([(int(pair.a), int(pair.b)) for pair in plan.pairs for _ in range(pair.judgements)])
         part = names[world._rng.permutation(len(names))[: max(20, len(names) // 5)]]
         world.judge(part[:, 0], part[:, 1])

@@ -105,8 +105,8 @@ def scale(games: int, players: int, slices: int) -> None:
         states = sum(len(player.time) for player in history.players)
         print(
             f"{games:,} comparisons, {players:,} players, {slices:,} slices, {states:,} states: {seconds:.1f} s, "
-            f"{cpu:.1f} s of a CPU, {what}; correlation with the last strengths {np.corrcoef(scores, truth)[0, 1]:.3f}, "
-            f"intervals hold {np.mean(inside):.3f}",
+            f"{cpu:.1f} s of a CPU, {what}; correlation with the last strengths "
+            f"{np.corrcoef(scores, truth)[0, 1]:.3f}, intervals hold {np.mean(inside):.3f}",
             flush=True,
         )
 

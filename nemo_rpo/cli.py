@@ -150,6 +150,8 @@ COMMANDS = {
         (
             "nemo-rpo rank battles.jsonl --elo --trueskill",
             "nemo-rpo rank votes.csv --crowd-bt --annotator-key judge --resample annotator --json > ranking.json",
+            "nemo-rpo rank battles.jsonl --over-time --slice 7d --plot over_time.svg",
+            "nemo-rpo rank battles.jsonl --robust --audit --interval 0.3 --judge-next next.csv",
         ),
     ),
 }

@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = f"resamples of the prompts for the intervals ({_RESAMPLES})"
     judging.add_argument("--bootstrap", type=int, default=_RESAMPLES, metavar="B", help=help)
     judging.add_argument("--seed", type=int, default=_SEED, help=f"of the resampling, and of drawn answers ({_SEED})")
+    help = "unanimous pairs and majorities that the policy reverses"
+    judging.add_argument("--audit", action="store_true", help=help)
     judging.add_argument("--json", action="store_true", help="print the result as JSON")
     answering, settings = parser.add_argument_group("answering"), SpeakingSettings()
     help = "answer the prompts of DATA, in the layout of this benchmark; samples: several of each, with log-probs"
@@ -137,6 +139,7 @@ def _group_of(args: argparse.Namespace, beside: Target) -> int | None:
 
 
 def _judge(args: argparse.Namespace, target: Target, beside: Target | None) -> None:
+    from nemo_rpo.evaluation.axioms import audit
     from nemo_rpo.evaluation.judgements import compare
     from nemo_rpo.evaluation.measurements import measure
     from nemo_rpo.evaluation.scores import read_scores, write_scores
@@ -147,12 +150,16 @@ def _judge(args: argparse.Namespace, target: Target, beside: Target | None) -> N
         return
     theirs = read_scores(args.compare) if args.compare else theirs
     compared = None if theirs is None else compare(scores, theirs, args.bootstrap, args.seed)
-    result = _result(args, target, scores, compared)
+    result, audited = _result(args, target, scores, compared), audit(scores) if args.audit else None
+    if audited:
+        result["audit"] = audited.to_dict()
     if args.scores:
         write_scores(scores, args.scores)
-    print(
-        json.dumps(result, ensure_ascii=False, indent=1) if args.json else "\n\n".join(_text(result, summary, compared))
-    )
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False, indent=1))
+    else:
+        parts = [*_text(result, summary, compared), *(audited.text() if audited else ())]
+        print("\n\n".join(parts))
 
 
 def _result(args: argparse.Namespace, target: Target, scores: Scores, compared: Comparison | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.fitting import fit
-from nemo_rpo.ranking.pair_table import pair_table
+from nemo_rpo.ranking.pair_table import table_of
 from nemo_rpo.ranking.ranking_settings import RankSettings
 
 _MOST_PLAYERS = 1000  # the covariance is dense, and is looked through for every step of the plan
@@ -68,7 +68,7 @@ class JudgementPlan:
         return asdict(self)
 
 
-def next_judgements(
+def plan_judgements(
     comparisons: Comparisons, settings: RankSettings, width: float, most: int | None = None
 ) -> JudgementPlan:
     """Plans from the fit of ``settings``; strengths change as judgements come in, so plan anew after a part of them.
@@ -119,7 +119,7 @@ def _known(comparisons: Comparisons, settings: RankSettings) -> tuple[np.ndarray
     total = u + v + 2 * strengths.tie_strength
     kappa = (u + v) / (4 * total) - ((u - v) / (2 * total)) ** 2
     np.fill_diagonal(kappa, 0.0)
-    table, games = pair_table(comparisons), np.zeros((size, size))
+    table, games = table_of(comparisons), np.zeros((size, size))
     games[table.low, table.high] = games[table.high, table.low] = table.games
     won = 1 / (1 + np.exp(-s))
     information = _laplacian(games * kappa) + np.diag(2 * settings.prior * won * (1 - won))

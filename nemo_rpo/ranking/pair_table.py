@@ -38,7 +38,7 @@ class PairTable(NamedTuple):
         return np.log(won / lost), 1 / won + 1 / lost
 
 
-def pair_table(comparisons: Comparisons) -> PairTable:
+def table_of(comparisons: Comparisons) -> PairTable:
     """The table of all comparisons."""
     players = len(comparisons.players)
     low = np.minimum(comparisons.first, comparisons.second)

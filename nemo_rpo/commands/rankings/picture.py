@@ -12,7 +12,7 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import Comparisons, Leaderboard
 from nemo_rpo.ranking.audits.audit import Audit
 from nemo_rpo.ranking.over_time.history import History
-from nemo_rpo.ranking.pair_table import pair_table
+from nemo_rpo.ranking.pair_table import table_of
 from nemo_rpo.ranking.second_opinion.robust_table import SecondOpinion
 
 _SUFFIX = ".svg"
@@ -53,7 +53,7 @@ def of_look(look: Look, comparisons: Comparisons, board: Leaderboard) -> str:
     if isinstance(look, Audit):
         place = {name: i for i, name in enumerate(comparisons.players)}
         order = [place[player.player] for player in board.players]
-        return ranking_plots.wins(pair_table(comparisons), comparisons.players, order, look.violations)
+        return ranking_plots.wins(table_of(comparisons), comparisons.players, order, look.violations)
     return ranking_plots.course(look)
 
 

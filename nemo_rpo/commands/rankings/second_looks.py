@@ -13,10 +13,10 @@ from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.ranking import Comparisons, RankSettings
-from nemo_rpo.ranking.audits.audit import Audit, audit
+from nemo_rpo.ranking.audits.audit import Audit, audit_table
 from nemo_rpo.ranking.audits.cycles import Cycles
 from nemo_rpo.ranking.audits.violations import Violation, Violations
-from nemo_rpo.ranking.next_judgements import JudgementPlan, next_judgements
+from nemo_rpo.ranking.next_judgements import JudgementPlan, plan_judgements
 from nemo_rpo.ranking.second_opinion.robust_table import SecondOpinion, second_opinion
 from nemo_rpo.text_table import format_table
 
@@ -55,9 +55,9 @@ def looks(args: argparse.Namespace, comparisons: Comparisons, settings: RankSett
         found["second_opinion"] = second_opinion(comparisons, settings)
     if args.audit:
         features, names = _features(args.features) if args.features else (None, [])
-        found["audit"] = audit(comparisons, settings, features, names)
+        found["audit"] = audit_table(comparisons, settings, features, names)
     if args.interval is not None:
-        plan = found["plan"] = next_judgements(comparisons, settings, args.interval, args.judgements)
+        plan = found["plan"] = plan_judgements(comparisons, settings, args.interval, args.judgements)
         if args.judge_next:
             if not plan.pairs:
                 raise ConfigError(f"no interval is wider than {args.interval:g}: there is nothing left to judge")

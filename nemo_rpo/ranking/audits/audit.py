@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.errors import DataError, missing_extra
-from nemo_rpo.ranking.audits.cycles import Cycles, cycles
+from nemo_rpo.ranking.audits.cycles import Cycles, find_cycles
 from nemo_rpo.ranking.audits.linear_rule import leximax_copeland, linear_strengths
-from nemo_rpo.ranking.audits.violations import Violations, violations
+from nemo_rpo.ranking.audits.violations import Violations, find_violations
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.fitting import fit
-from nemo_rpo.ranking.pair_table import pair_table
+from nemo_rpo.ranking.pair_table import table_of
 from nemo_rpo.ranking.ranking_settings import RankSettings
 
 
@@ -52,7 +52,7 @@ class Audit:
         return asdict(self)
 
 
-def audit(
+def audit_table(
     comparisons: Comparisons,
     settings: RankSettings | None = None,
     features: Mapping[str, Sequence[float]] | None = None,
@@ -72,13 +72,13 @@ def audit(
     except ImportError as exc:
         raise missing_extra("scipy", "rank") from exc
     settings = settings or RankSettings()
-    table, players = pair_table(comparisons), comparisons.players
+    table, players = table_of(comparisons), comparisons.players
     scores = fit(comparisons, settings).strengths.log_strength
     linear = None if features is None else _linear(comparisons, settings, features, names)
     return Audit(
         len(table.low),
-        violations(table, players, scores),
-        cycles(table, comparisons, scores, settings.seed),
+        find_violations(table, players, scores),
+        find_cycles(table, comparisons, scores, settings.seed),
         linear,
     )
 
@@ -86,7 +86,7 @@ def audit(
 def _linear(
     comparisons: Comparisons, settings: RankSettings, features: Mapping[str, Sequence[float]], names: Sequence[str]
 ) -> LinearAudit:
-    players, table = comparisons.players, pair_table(comparisons)
+    players, table = comparisons.players, table_of(comparisons)
     missing = [player for player in players if player not in features]
     if missing:
         raise DataError(f"player '{missing[0]}' has no row of features; there are {len(features)} rows")
@@ -99,9 +99,9 @@ def _linear(
         list(names),
         theta.tolist(),
         [players[i] for i in order],
-        violations(table, players, scores),
+        find_violations(table, players, scores),
         [players[i] for i in rule.order],
         rule.weights.tolist(),
-        violations(table, players, of_rule),
+        find_violations(table, players, of_rule),
         rule.pareto,
     )

@@ -37,7 +37,7 @@ class Cycles:
     p_value: float | None
 
 
-def cycles(table: PairTable, comparisons: Comparisons, scores: np.ndarray, seed: int) -> Cycles:
+def find_cycles(table: PairTable, comparisons: Comparisons, scores: np.ndarray, seed: int) -> Cycles:
     """The cycles among the majorities; ``scores`` [N] are the fitted log-strengths."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -2,8 +2,8 @@ r"""Scores that are linear in features, r_i = x_i · θ, and a rule that keeps t
 
 Not every order of players has a θ. Maximum likelihood may then rank b above a although everybody prefers a (Pareto's
 axiom), and against the majorities although a θ that follows all of them exists (majority consistency): it trades one
-pair's log-likelihood for another's. *Leximax Copeland subject to Pareto* keeps both. First comes, of the players who can
-be first under a θ that respects every unanimous pair, the one who beats most others by majority; then the second
+pair's log-likelihood for another's. *Leximax Copeland subject to Pareto* keeps both. First comes, of the players who
+can be first under a θ that respects every unanimous pair, the one who beats most others by majority; then the second
 likewise, given the first; and so on. Each question is a linear program.
 
 Source: L. Ge et al., "Axioms for AI alignment from human feedback", NeurIPS 2024.
@@ -24,6 +24,7 @@ from nemo_rpo.ranking.pair_table import PairTable
 _MOST = 200  # players: about N²/2 linear programs
 _LEAST = 1e-9  # margin of a program that counts as a strict inequality
 _NEWTON = 100
+_LARGEST = 30.0  # logit: there the likelihood rises no more in float64, and only runs away
 
 
 class LinearRule(NamedTuple):
@@ -61,10 +62,10 @@ def linear_strengths(table: PairTable, features: np.ndarray, prior: float) -> np
                 break
             length /= 2
         theta, value = theta + length * step, risen
+        if np.abs(design @ theta).max() > _LARGEST:
+            break
         if length * np.abs(step).max() < 1e-10 * (1 + np.abs(theta).max()):
             return theta
-        if np.abs(design @ theta).max() > 50:
-            break
     raise DataError("the features separate winners from losers, and no weights are likeliest; give a prior, --prior 1")
 
 

@@ -40,7 +40,7 @@ class Violations:
     reversed_majorities: list[Violation]
 
 
-def violations(table: PairTable, players: list[str], scores: np.ndarray) -> Violations:
+def find_violations(table: PairTable, players: list[str], scores: np.ndarray) -> Violations:
     """Of scores [N]; equal scores reverse nobody."""
     gap = scores[table.low] - scores[table.high]
     majority, unanimous = np.sign(table.won - table.lost), unanimous_pairs(table)

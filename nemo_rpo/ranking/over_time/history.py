@@ -106,7 +106,9 @@ def ranks_over_time(
         raise DataError("nobody won: there are only ties, which say nothing about who is better")
     states = states_of(comparisons, over_time)
     if over_time.walk == 0 or not len(states.step):
-        states = states_of(replace(comparisons, time=np.zeros(len(comparisons))), replace(over_time, width=""))
+        states = states_of(
+            replace(comparisons, time=np.full(len(comparisons), states.begin)), replace(over_time, width="")
+        )
     walk, evidence = Walk(states, settings.prior, settings.ties == "half", over_time), None
     if not len(states.step):
         scale, mode = 0.0, walk.mode(1.0)

@@ -11,7 +11,7 @@ import numpy as np
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.fitting import fit
-from nemo_rpo.ranking.pair_table import PairTable, pair_table
+from nemo_rpo.ranking.pair_table import PairTable, table_of
 from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import connected_parts
 from nemo_rpo.ranking.second_opinion.decomposition import Decomposition, Structure, decompose
@@ -82,7 +82,7 @@ def second_opinion(
     names = comparisons.players
     if len(names) > _MOST:
         raise ConfigError(f"--robust takes up to {_MOST:,} players, and there are {len(names):,}: leave some out")
-    table = pair_table(comparisons)
+    table = table_of(comparisons)
     free = len(names) - 1 if structure == "strengths" else 2 * len(names) - 3
     logit, variance = table.logits()
     largest = NormalDist().inv_cdf(1 - _LEVEL / (2 * len(logit)))  # |z| of so many honest entries

@@ -15,6 +15,7 @@ from nemo_rpo.report.rendering.plots import BLUE, COLOURS, GREY, RED, STYLES, dr
 
 _LINES = 8  # players with a line of their own
 _NAMED = 40  # players up to which a table of wins names them
+_DAYS = 10 * 86_400.0  # of seconds, from which ticks leave out the hour
 _MARKED = 10  # contradicted pairs that are named
 
 
@@ -34,7 +35,13 @@ def strengths_over_time(history: History, moment: Callable[[float, float], str])
             label = f"{short(player.player)}  {player.change:+.2f}"
             axes.plot(player.time, player.strength, color=colour, linestyle=style, linewidth=1.6, label=label)
         axes.xaxis.set_major_locator(_few())
-        axes.xaxis.set_major_formatter(lambda value, place: moment(value, history.begin).removesuffix(" 00:00"))
+        days = history.width * history.slices > _DAYS
+
+        def tick(value: float, place: int) -> str:
+            text = moment(value, history.begin)
+            return text.split(" ")[0] if days else text
+
+        axes.xaxis.set_major_formatter(tick)
         axes.set_xlabel("time")
         axes.set_ylabel(f"strength (band: {history.confidence:.0%} interval)")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, title="player, change")
@@ -93,7 +100,7 @@ def wins(table: PairTable, players: list[str], order: list[int], found: Violatio
 def _frame(axes: object, at: tuple[float, float]) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor=RED, linewidth=2))
+    axes.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor="black", linewidth=2))
 
 
 def course(plan: JudgementPlan) -> str:
@@ -108,5 +115,5 @@ def course(plan: JudgementPlan) -> str:
         axes.set_ylim(0)
         axes.set_xlabel("judgements from here")
         axes.set_ylabel(f"widest {plan.confidence:.0%} interval")
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower left")
     return drawn[0]
