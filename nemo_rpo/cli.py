@@ -130,6 +130,8 @@ COMMANDS = {
         "nemo_rpo.commands.rank",
         (
             "nemo-rpo rank battles.jsonl --elo --trueskill",
+            "nemo-rpo rank prompts.jsonl --by-prompt results/battles --costs costs.csv --budget 0.5",
+            "nemo-rpo rank surer.jsonl --selective answers.jsonl",
             "nemo-rpo rank votes.csv --crowd-bt --annotator-key judge --resample annotator --json > ranking.json",
         ),
     ),

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
+from nemo_rpo.commands.rank_ways import by_prompt, surer
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.errors import ConfigError
@@ -54,9 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     add("--json", action="store_true", help="print the result as JSON")
     add("--csv", type=Path, metavar="OUT", help="write the players to a CSV file too")
+    by_prompt.add_arguments(parser)
+    surer.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Prints the leaderboard."""
     keys = ComparisonFormat(args.a_key, args.b_key, args.winner_key, args.annotator_key)
     settings = RankSettings(
@@ -71,6 +74,10 @@ def run(args: argparse.Namespace) -> None:
     settings.check()
     if args.csv and not args.csv.parent.is_dir():
         raise ConfigError(f"folder {args.csv.parent} does not exist; make it, or name another place")
+    if args.by_prompt:
+        return by_prompt.run(args, settings)
+    if args.selective:
+        return surer.run(args, read_comparisons(args.data, surer.keys_of(args)), settings)
     board = leaderboard(read_comparisons(args.data, keys), settings, args.compare, _progress(settings.bootstrap))
     if args.csv:
         write_csv(args.csv, [asdict(player) for player in board.players])
@@ -78,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(board.to_dict(), ensure_ascii=False, indent=1))
     else:
         print("\n\n".join(_text(board, args.compare)))
+    return None
 
 
 def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Ways of ranking that ``nemo-rpo rank`` has beside its leaderboard of comparisons."""
