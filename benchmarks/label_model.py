@@ -29,7 +29,7 @@ from torch import Tensor
 from nemo_rpo.em import EMSettings, Votes
 from nemo_rpo.em.fit.baselines import crowd_kit_frame, dawid_skene, majority, one_coin
 from nemo_rpo.em.label_model import LabelModelFit, LabelModelSettings, VoteFeatures, fit_label_model
-from nemo_rpo.em.label_model.choose import Fitter, order_shown, slot_of_pairs
+from nemo_rpo.em.label_model.choose import Fitter, columns_of_pairs, order_shown
 from nemo_rpo.em.label_model.coded_votes import vote_table
 from nemo_rpo.em.label_model.member import PairPrior
 from nemo_rpo.errors import MissingExtraError
@@ -125,10 +125,12 @@ def crowd_kit(votes: Votes, name: str) -> Tensor:
 
 def two_sided(world: World, features: VoteFeatures) -> Tensor:
     votes = vote_table(world.votes, world.annotators, features)
-    slot = slot_of_pairs(votes)
-    balanced = order_shown(slot, LabelModelSettings()).random
-    prior = replace(PairPrior.flat(votes.num_pairs), slot=slot)
-    return Fitter(prior, ["slot"] if balanced else [], LabelModelSettings()).fit(votes, not balanced, []).w
+    columns = columns_of_pairs(votes)
+    balanced = order_shown(columns["slot"], LabelModelSettings()).random
+    prior = replace(PairPrior.flat(votes.num_pairs), columns=columns)
+    return (
+        Fitter(prior, ["slot"] if balanced else [], LabelModelSettings()).fit(votes, [] if balanced else ["slot"], []).w
+    )
 
 
 def estimates(world: World, baselines: bool) -> tuple[dict[str, Tensor], LabelModelFit]:
@@ -341,7 +343,7 @@ def design(data: Path, seeds: range = range(3)) -> str:
     the truth, and what of a "gold" that Dawid-Skene estimates from the same votes, as the set's own gold was?"""
     world = read_ukp(data / "ukpconvarg1")
     votes = vote_table(world.votes, world.annotators)
-    eta = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(votes, False, []).eta
+    eta = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(votes, (), []).eta
     found: dict[str, dict[str, list[float]]] = {}
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -352,7 +354,7 @@ def design(data: Path, seeds: range = range(3)) -> str:
         sign = torch.where(right == truth.unsqueeze(-1), 1, -1) * world.votes.sign.abs()
         drawn = Votes(world.votes.annotator, sign)
         table_of = vote_table(drawn, world.annotators)
-        model = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(table_of, False, [])
+        model = Fitter(PairPrior.flat(votes.num_pairs), [], LabelModelSettings()).fit(table_of, (), [])
         estimated = dawid_skene(drawn, world.annotators).w
         estimates_of = {
             "majority": majority(drawn, world.annotators).w,

@@ -42,7 +42,7 @@ def main() -> None:
     start_eta = torch.full((annotators,), coin.eta_init, dtype=torch.float64)
     old = timed("one-coin EM", lambda: full_batch_em(delta, votes, start_eta, coin), "cpu")
     print(f"{'':16s} {old.iterations} iterations, converged: {old.converged}", flush=True)
-    prior = PairPrior(delta.double(), torch.zeros(pairs, dtype=torch.float64), slot[:, 0].double())
+    prior = PairPrior(delta.double(), torch.zeros(pairs, dtype=torch.float64))
     for names in ((), ("confidence", "slot")):
         part = table.select(names)
         population = expected_population(part.names, names, settings)

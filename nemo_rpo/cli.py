@@ -90,12 +90,30 @@ COMMANDS = {
             "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged --gold gold.csv",
         ),
     ),
+    "genrm": Command(
+        "write the rows that train a judge himself, from what is believed of judged pairs",
+        "nemo_rpo.commands.genrm",
+        (
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --believed judged --out verdicts.jsonl",
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to prompts --out prompts.jsonl",
+            "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to rationales --believed judged "
+            "--responses responses.parquet --out rationales.jsonl",
+        ),
+    ),
     "convert": Command(
         "write a preference file in another layout or file format",
         "nemo_rpo.commands.convert",
         (
             "nemo-rpo convert multipref.parquet --to votes --out train.jsonl",
             "nemo-rpo convert train.jsonl --to hf --annotator-key worker --out train_dataset",
+        ),
+    ),
+    "iterate": Command(
+        "run rounds: sample from the policy, have judges compare, train, measure, and again",
+        "nemo_rpo.commands.iterate",
+        (
+            "nemo-rpo iterate loop.yaml",
+            "nemo-rpo iterate loop.yaml rounds=5 train.recipe=inpo stop.kl_to_start=10",
         ),
     ),
     "evaluate": Command(

@@ -10,6 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_rpo.commands.about_answers import (
+    AboutAnswers,
+    add_about_answers,
+    asked_for,
+    assess_with_answers,
+    check_about_answers,
+)
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
 from nemo_rpo.counting import counted
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
@@ -21,6 +28,7 @@ from nemo_rpo.errors import ConfigError, DataError, RowError, printable
 if TYPE_CHECKING:
     from nemo_rpo.crowd.reliability import Reliability
     from nemo_rpo.data.vote_table import VoteTable
+    from nemo_rpo.report.rendering.document import Section
 
 _QUOTED = 3  # rows left out that are quoted
 
@@ -53,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "answers to --next, as the tool exports them: count as votes too"
     add("--relabelled", type=Path, nargs="+", metavar="FILE", default=[], help=help)
     add("--overwrite", action="store_true", help="let --next-out replace a file")
-    parser.description += f". No GPU, no model: seconds.\n\n{RULES.format(**asdict(defaults))}"
+    add_about_answers(parser)
+    parser.description += f". No GPU, no model unless --probe names one: seconds.\n\n{RULES.format(**asdict(defaults))}"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,23 +70,23 @@ def run(args: argparse.Namespace) -> None:
     settings = CrowdSettings(good_enough=args.good_enough, min_labels=args.min_labels, doubtful=args.doubtful)
     settings.check()
     _check_next(args)
+    check_about_answers(args)
     for out in (args.csv, args.html, args.next_out):
         if out and not out.parent.is_dir():
             raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
     table, left_out = _read(args)
-    from nemo_rpo.crowd.reliability import assess
-
-    result = assess(table, settings)
+    result, answers = assess_with_answers(table, settings, args)
     if args.csv:
         write_csv(args.csv, [asdict(row) for row in result.annotators])
     if args.html:
-        _write_page(result, settings, args)
+        _write_page(result, answers, settings, args)
     if args.next:
         left_out.notes.append(_write_next(result, args))
     if args.json:
-        print(json.dumps(result.to_dict() | {"rows_left_out": dict(left_out.counts)}, ensure_ascii=False, indent=1))
+        whole = result.to_dict() | answers.to_dict() | {"rows_left_out": dict(left_out.counts)}
+        print(json.dumps(whole, ensure_ascii=False, indent=1))
     else:
-        print(printable(str(result)))
+        print(printable(f"{result}{answers.text()}"))
     for line in left_out.lines():
         print(printable(line), file=sys.stderr)
 
@@ -114,8 +123,9 @@ def _read(args: argparse.Namespace) -> tuple[VoteTable, _LeftOut]:
 
     left_out = _LeftOut()
     if alone := read_votes_alone(args.data, row_format(args), args.gold):
-        if args.next or args.relabelled:
-            raise ConfigError(f"{args.data[0]} has votes without texts: --next and --relabelled need the texts too")
+        if args.next or args.relabelled or asked_for(args):
+            needs = "--next, --relabelled, --factors and --probe need the texts too"
+            raise ConfigError(f"{args.data[0]} has votes without texts: {needs}")
         table, left_out.gold_unknown = alone
         return table, left_out
     reader = VoteReader(row_format(args), left_out)
@@ -172,10 +182,21 @@ def _first(left_out: _LeftOut) -> str:
     return f"; the first that cannot be read: {left_out.quoted[0]}" if left_out.quoted else ""
 
 
-def _write_page(result: Reliability, settings: CrowdSettings, args: argparse.Namespace) -> None:
+def _write_page(result: Reliability, answers: AboutAnswers, settings: CrowdSettings, args: argparse.Namespace) -> None:
     from nemo_rpo.report.crowd.page import crowd_page
     from nemo_rpo.report.rendering.html import as_html
 
-    document = crowd_page(result, settings, [str(path) for path in args.data])
+    document = crowd_page(result, settings, [str(path) for path in args.data], _sections(answers))
     with whole_file(args.html, ConfigError, "name another place with --html") as writing:
         writing.write_text(as_html(document), encoding="utf-8")
+
+
+def _sections(answers: AboutAnswers) -> list[Section]:
+    from nemo_rpo.report.crowd.drivers_section import drivers_section
+
+    found = [drivers_section(answers.drivers)] if answers.drivers else []
+    if answers.probe:
+        from nemo_rpo.evaluation.probe.probe_section import probe_section
+
+        found.append(probe_section(answers.probe, answers.words))
+    return found

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_rpo.commands.on_ranks import check_run, fewest_ranks
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.config.loss import base_loss
+from nemo_rpo.config.ranks import check_run, fewest_ranks
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.errors import ConfigError

@@ -19,7 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "pairs in any layout, or rows of prompt, response_a and response_b; labels of people in them count as votes"
     add("pairs", nargs="+", type=Path, metavar="PAIRS", help=help)
     add_row_format(parser)
-    add("--judges", type=Path, required=True, metavar="YAML", help="judges: [{name, kind: chat|reward|program, …}, …]")
+    add(
+        "--judges",
+        type=Path,
+        required=True,
+        metavar="YAML",
+        help="judges: [{name, kind: chat|reward|program|combined|surrogate, …}, …]",
+    )
     help = "folder for votes.jsonl, believed.parquet, judges.csv and the verdicts; the same again goes on from there"
     add("--out", type=Path, required=True, metavar="DIR", help=help)
     help = "gold labels: pair_id and gold (a or b), or rows of the same pairs with a field gold"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from nemo_rpo import nemo_toolkit
-from nemo_rpo.config.experts.expert_shape import expert_ranks
 from nemo_rpo.config.load import load_config
+from nemo_rpo.config.ranks import check_run, fewest_ranks
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.launch import COMMAND, start_ranks
 
@@ -96,17 +94,3 @@ def _reader(args: argparse.Namespace, overrides: Sequence[str]) -> Callable[...,
 def _checked(cfg: RunConfig, world_size: int, body: Callable[[RunConfig], int | None]) -> int | None:
     check_run(cfg, world_size)
     return body(cfg)
-
-
-def check_run(cfg: RunConfig, world_size: int) -> None:
-    """Raises :class:`ConfigError` for settings that do not fit each other or the ranks."""
-    validate_config(cfg)
-    validate_parallel(cfg, world_size)
-
-
-def fewest_ranks(cfg: RunConfig) -> int:
-    """Ranks to start on one machine where nobody says how many."""
-    model = cfg.model
-    fewest = model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
-    fewest = math.lcm(fewest, expert_ranks(model))
-    return cfg.trainer.devices or max(1, fewest // cfg.trainer.num_nodes)

@@ -6,15 +6,25 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
-from nemo_rpo.commands.rank_ways import by_prompt, surer
+from nemo_rpo.commands.rankings import by_prompt, over_time, picture, second_looks, surer
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.ranking import ComparisonFormat, Leaderboard, RankSettings, Standing, leaderboard, read_comparisons
+from nemo_rpo.ranking import (
+    ComparisonFormat,
+    Comparisons,
+    Leaderboard,
+    RankSettings,
+    Standing,
+    leaderboard,
+    read_comparisons,
+)
+from nemo_rpo.ranking.over_time.history import ranks_over_time
+from nemo_rpo.ranking.over_time.over_time_settings import OverTimeSettings
 from nemo_rpo.ranking.ranking_settings import Resample, Ties
 from nemo_rpo.ranking.standings import COMPARE
 from nemo_rpo.text_table import format_table
@@ -55,13 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     add("--json", action="store_true", help="print the result as JSON")
     add("--csv", type=Path, metavar="OUT", help="write the players to a CSV file too")
-    by_prompt.add_arguments(parser)
-    surer.add_arguments(parser)
+    for also in (picture, over_time, second_looks, by_prompt, surer):
+        also.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int | None:
     """Prints the leaderboard."""
     keys = ComparisonFormat(args.a_key, args.b_key, args.winner_key, args.annotator_key)
+    keys = replace(keys, time_key=args.time_key if args.over_time else None)
     settings = RankSettings(
         ties=args.ties,
         prior=args.prior,
@@ -74,18 +85,46 @@ def run(args: argparse.Namespace) -> int | None:
     settings.check()
     if args.csv and not args.csv.parent.is_dir():
         raise ConfigError(f"folder {args.csv.parent} does not exist; make it, or name another place")
+    through_time = over_time.settings_of(args)
+    second_looks.check(args)
+    picture.check(args)
     if args.by_prompt:
         return by_prompt.run(args, settings)
     if args.selective:
-        return surer.run(args, read_comparisons(args.data, surer.keys_of(args)), settings)
-    board = leaderboard(read_comparisons(args.data, keys), settings, args.compare, _progress(settings.bootstrap))
+        surer.run(args, read_comparisons(args.data, surer.keys_of(args)), settings)
+        return None
+    comparisons = read_comparisons(args.data, keys)
+    if args.over_time:
+        _over_time(args, comparisons, settings, through_time)
+        return None
+    board = leaderboard(comparisons, settings, args.compare, _progress(settings.bootstrap))
+    looks = second_looks.looks(args, comparisons, settings)
+    if args.plot:
+        picture.write(picture.of_look(*looks.values(), comparisons, board), args.plot)
     if args.csv:
         write_csv(args.csv, [asdict(player) for player in board.players])
     if args.json:
-        print(json.dumps(board.to_dict(), ensure_ascii=False, indent=1))
+        print(json.dumps(board.to_dict() | second_looks.to_dict(looks), ensure_ascii=False, indent=1))
     else:
-        print("\n\n".join(_text(board, args.compare)))
+        parts = [*_text(board, args.compare), *(part for look in looks.values() for part in second_looks.text(look))]
+        print("\n\n".join(parts))
     return None
+
+
+def _over_time(
+    args: argparse.Namespace, comparisons: Comparisons, settings: RankSettings, through_time: OverTimeSettings
+) -> None:
+    if args.robust or args.audit or args.interval is not None or args.compare:
+        raise ConfigError("--over-time stands alone: leave out --robust, --audit, --interval, --elo and --trueskill")
+    history = ranks_over_time(comparisons, settings, through_time)
+    if args.plot:
+        picture.write(picture.of_history(history), args.plot)
+    if args.csv:
+        write_csv(args.csv, over_time.rows_of(history))
+    if args.json:
+        print(json.dumps(history.to_dict(), ensure_ascii=False, indent=1))
+    else:
+        print("\n\n".join(over_time.text(history)))
 
 
 def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:

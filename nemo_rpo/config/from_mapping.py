@@ -47,10 +47,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, or it holds something else.
         MissingExtraError: PyYAML is not installed.
     """
-    try:
-        import yaml
-    except ImportError as exc:
-        raise missing_extra("pyyaml", "loop") from exc
+    yaml = _yaml()
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as exc:
@@ -62,3 +59,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of settings")
     return tree
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """What a value on the command line stands for: ``3``, ``0.5``, ``null``, ``[a, b]``, or a text.
+
+    Raises:
+        ConfigError: it is no YAML. MissingExtraError: PyYAML is not installed.
+    """
+    yaml = _yaml()
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{where}: {text!r} is no YAML value ({first_line(exc)})") from exc
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as exc:
+        raise missing_extra("pyyaml", "loop") from exc
+    return yaml

@@ -208,6 +208,7 @@ class TokenizerConfig:
     merge_file: str | None = None
     sentencepiece_legacy: bool = False
     use_chat_template: bool = False
+    end_responses: bool = True  # a response's end token is part of it; false: verdicts of one token (docs/judging.md)
     # YYYY-MM-DD, for chat templates that print a date; null: the day the run was first started.
     date: str | None = None
     trust_remote_code: bool = False  # let a tokenizer that brings Python code run it

@@ -59,13 +59,21 @@ class CrowdFit:
         return text
 
 
-def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> CrowdFit:
+def fit_crowd(
+    table: VoteTable, settings: LabelModelSettings | None = None, margin: np.ndarray | None = None
+) -> CrowdFit:
     """Fits the label model to all signed votes of a table, with every feature that the table has.
+
+    Args:
+        margin: float64 [n], log-odds that the first response of each pair of ``table`` is better, known from elsewhere
+            than its own labels; None: nothing is known.
 
     Raises:
         DataError: no vote prefers either response.
     """
-    table = table.neutral()
+    read, table = table, table.neutral()
+    if margin is not None:
+        margin = np.where(read.content_turned != table.content_turned, -margin, margin)
     if not (table.sign != 0).any():
         raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
     annotators = len(table.annotators)
@@ -85,7 +93,8 @@ def fit_crowd(table: VoteTable, settings: LabelModelSettings | None = None) -> C
     gold = torch.from_numpy(table.gold.copy()) if table.gold.any() else None
     with one_thread():
         features = vote_features(votes, columns, settings)
-        model = fit_label_model(votes, voices, features, gold=gold, families=families, settings=settings)
+        known = None if margin is None else torch.from_numpy(margin)
+        model = fit_label_model(votes, voices, features, gold=gold, families=families, margin=known, settings=settings)
     w = model.w.numpy()
     labelled = table.labels(signed=True) > 0
     named = present < annotators

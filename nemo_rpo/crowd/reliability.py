@@ -141,14 +141,14 @@ class Reliability:
         return as_notebook(self)
 
 
-def assess(table: VoteTable, settings: CrowdSettings | None = None) -> Reliability:
-    """Fits the label model to the votes and judges annotators and labels by it.
+def assess(table: VoteTable, settings: CrowdSettings | None = None, margin: np.ndarray | None = None) -> Reliability:
+    """Fits the label model to the votes and judges annotators and labels by it; ``margin`` as of :func:`fit_crowd`.
 
     Raises:
         DataError: no vote prefers either response.
     """
     settings = settings or CrowdSettings()
-    fit = fit_crowd(table)
+    fit = fit_crowd(table, margin=margin)
     return Reliability(
         annotators=annotator_qualities(fit, settings),
         doubtful=doubtful_labels(fit, settings.doubtful),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from nemo_rpo.config.adapters.adapter_settings import LoraTuningConfig, PeftConfig
 from nemo_rpo.config.load import load_config
+from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.adapter.description import PEFT_CONFIG, is_adapter, read_description
@@ -42,14 +43,14 @@ def target_of(
 
     Raises:
         CheckpointError: no such folder, or neither weights nor a run in it.
-        ConfigError: bad settings; a Hugging Face folder of no run, and no ``reference``; or merged weights of a run
-            whose reference is an adapter.
+        ConfigError: bad settings; a Hugging Face folder of no run, and no ``reference``, under a loss that has one; or
+            merged weights of a run whose reference is an adapter.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder; name a run, one of its checkpoints, or a Hugging Face folder")
     weights = _weights(path)
     found = config or next((p / "config.yaml" for p in (weights.parent, weights.parent.parent) if _is_run(p)), None)
-    if found is None and reference is None and not needs_reference:
+    if found is None and reference is None and not (needs_reference and _has_reference(path, overrides)):
         reference = path
     if found is None and reference is None:
         raise ConfigError(
@@ -68,6 +69,12 @@ def target_of(
     rpo = cfg.model.rpo
     rpo.kl_to_start, rpo.first_policy, rpo.stop_kl, rpo.believe_from = False, None, None, None
     return Target(weights, cfg)
+
+
+def _has_reference(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether the loss that margins are of compares with a frozen policy."""
+    given = [f"pretrained_checkpoint.restore_from_path={path}", *overrides]
+    return is_adapter(path) or not base_loss(_defaults(given).model).reference_free
 
 
 def _set_adapters(cfg: RunConfig, weights: Path) -> None:

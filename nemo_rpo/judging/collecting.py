@@ -14,10 +14,20 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.judges.chat_judge import LanguageModelJudge
 from nemo_rpo.judging.judges.combined_judge import CombinedRewards
+from nemo_rpo.judging.judges.generative_judge import EngineJudge
 from nemo_rpo.judging.judges.program_judge import CodedJudge
 from nemo_rpo.judging.judges.reward_judge import RewardModelJudge
-from nemo_rpo.judging.judging_settings import ChatJudge, CombinedJudge, JudgeSettings, JudgingSettings, ProgramJudge
-from nemo_rpo.judging.orders import shown, votes_of
+from nemo_rpo.judging.judges.surrogate_judge import Surrogate
+from nemo_rpo.judging.judging_settings import (
+    ChatJudge,
+    CombinedJudge,
+    GenerativeJudge,
+    JudgeSettings,
+    JudgingSettings,
+    ProgramJudge,
+    SurrogateJudge,
+)
+from nemo_rpo.judging.orders import asked_about, shown, votes_of
 from nemo_rpo.judging.verdicts import COLUMNS, KEYS, Judge, Verdict
 from nemo_rpo.serving.progress import counted
 
@@ -55,8 +65,12 @@ def judges_from(blocks: Sequence[JudgeSettings], folder: Path, where: str = "jud
             found.append(LanguageModelJudge(settings, logs, place))
         elif isinstance(settings, ProgramJudge):
             found.append(CodedJudge(settings, place))
+        elif isinstance(settings, GenerativeJudge):
+            found.append(EngineJudge(settings, logs, place))
         elif isinstance(settings, CombinedJudge):
             found.append(CombinedRewards(settings, logs, place))
+        elif isinstance(settings, SurrogateJudge):
+            found.append(Surrogate(settings, place))
         else:
             found.append(RewardModelJudge(settings, logs, place))
     return found
@@ -80,10 +94,25 @@ def collect(
             raise ConfigError(f"'{judge.name}' has votes in the file already: call the judge otherwise")
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     content = fingerprint({"pairs": [[p.pair_id, p.prompt, p.a, p.b] for p in pairs], "seed": settings.seed})
-    found = [_one(judge, pairs, folder / FOLDER, settings, content) for judge in judges]
+    if settings.judges_a_pair is not None:
+        content = fingerprint({"pairs": content, "of": sorted(j.name for j in judges), "each": settings.judges_a_pair})
+    share = _shares(judges, pairs, settings)
+    found = [_one(judge, share[judge.name], folder / FOLDER, settings, content) for judge in judges]
     rows = [verdict.row() for judged in found for verdict in judged.verdicts]
     write_table(folder / TABLE, rows, COLUMNS, fingerprint({"pairs": content, "judges": [j.outcome() for j in judges]}))
     return found
+
+
+def _shares(
+    judges: Sequence[Judge], pairs: Sequence[JudgedPair], settings: JudgingSettings
+) -> dict[str, list[JudgedPair]]:
+    """The pairs that each judge is asked about."""
+    names = [judge.name for judge in judges]
+    share: dict[str, list[JudgedPair]] = {name: [] for name in names}
+    for pair in pairs:
+        for name in asked_about(pair.pair_id, names, settings.judges_a_pair, settings.seed):
+            share[name].append(pair)
+    return share
 
 
 def _one(judge: Judge, pairs: Sequence[JudgedPair], folder: Path, settings: JudgingSettings, content: str) -> Judged:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from nemo_rpo.config.from_mapping import read_yaml, settings_of
 from nemo_rpo.config.types import Count, NonNegative, Range, WholeNumber
+from nemo_rpo.crowd.factors.answer_features import FEATURES, check_features
 from nemo_rpo.data.files.read import is_file
 from nemo_rpo.errors import ConfigError, first_line
 from nemo_rpo.judging.rewards import GOOD_ENOUGH
@@ -104,6 +105,52 @@ class RewardJudge:
 
 
 @dataclass
+class GenerativeJudge:
+    """A language model run by the engine: p = π(first)/(π(first) + π(second)) of its two verdicts, which stand behind
+    the prompt as responses do in training.
+
+    Attributes:
+        name, kind, family: as of a chat judge.
+        run: a run's folder, one of its checkpoints, an exported folder, or any Hugging Face folder.
+        prompt, system: as of a chat judge.
+        orders: as of a chat judge.
+        words: what it calls the first and the second response.
+        config, overrides, nproc_per_node: as of a reward model.
+    """
+
+    name: str = ""
+    kind: Literal["generative"] = "generative"
+    family: str | None = None
+    run: str = ""
+    prompt: str | None = None
+    system: str | None = None
+    orders: Literal["one", "both"] = "one"
+    words: dict[str, str] = field(default_factory=lambda: {"first": "A", "second": "B"})
+    config: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    nproc_per_node: Count | None = None
+
+    @property
+    def verdict(self) -> str:
+        """As of a chat judge: the two words are all that it may say."""
+        return "logprobs"
+
+    def check(self, where: str) -> None:
+        """Raises :class:`ConfigError` with one line that names the setting to change."""
+        if not self.run or not Path(self.run).exists():
+            raise ConfigError(f"{where}.run must be the folder of a language model; there is no '{self.run}'")
+        if set(self.words) != {"first", "second"} or len(set(self.words.values())) != 2:
+            raise ConfigError(f"{where}.words must say two different words, for first and second")
+        if self.prompt and not is_file(Path(self.prompt)):
+            raise ConfigError(f"{where}.prompt: there is no file {self.prompt}")
+
+    def outcome(self) -> dict[str, Any]:
+        """What its verdicts depend on, but for the prompt's text."""
+        named = "name run system orders words config overrides".split()
+        return {name: getattr(self, name) for name in named}
+
+
+@dataclass
 class ProgramJudge:
     """A function of Python that scores a response, or compares two.
 
@@ -191,8 +238,52 @@ class CombinedJudge:
         return {name: getattr(self, name) for name in named}
 
 
-JudgeSettings = ChatJudge | RewardJudge | ProgramJudge | CombinedJudge
-_KINDS = {"chat": ChatJudge, "reward": RewardJudge, "program": ProgramJudge, "combined": CombinedJudge}
+@dataclass
+class SurrogateJudge:
+    """Cheap properties of answers that stand in for an expensive judge, fitted to a few pairs that it has judged.
+
+    Attributes:
+        name, kind, family: as of a chat judge.
+        judged: a file of judged pairs, in any layout, whose labels are learnt from (shares, where a pair has several).
+        by: the annotator in that file whose labels count; None: everybody's.
+        features: of answers (:data:`nemo_rpo.crowd.factors.answer_features.FEATURES`); empty: all.
+        columns: further properties; ``grade`` is the fields ``grade_a`` and ``grade_b`` of a row.
+        fewest: judged pairs below which nothing is fitted.
+        tie: |log-odds| at or below which it is a tie.
+    """
+
+    name: str = ""
+    kind: Literal["surrogate"] = "surrogate"
+    family: str | None = None
+    judged: str = ""
+    by: str | None = None
+    features: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    fewest: Count = 20
+    tie: NonNegative = 0.0
+
+    def check(self, where: str) -> None:
+        """Raises :class:`ConfigError` with one line that names the setting to change."""
+        if not self.judged or not is_file(Path(self.judged)):
+            raise ConfigError(f"{where}.judged must be a file of judged pairs; there is no '{self.judged}'")
+        self.features = self.features or list(FEATURES)
+        check_features(self.features, f"{where}.features")
+
+    def outcome(self) -> dict[str, Any]:
+        """What its verdicts depend on, but for the judged pairs' content."""
+        named = "name by features columns fewest tie".split()
+        return {name: getattr(self, name) for name in named}
+
+
+JudgeSettings = ChatJudge | RewardJudge | GenerativeJudge | ProgramJudge | CombinedJudge | SurrogateJudge
+_KINDS = {
+    "chat": ChatJudge,
+    "reward": RewardJudge,
+    "generative": GenerativeJudge,
+    "program": ProgramJudge,
+    "combined": CombinedJudge,
+    "surrogate": SurrogateJudge,
+}
 
 
 @dataclass
@@ -204,12 +295,14 @@ class JudgingSettings:
         seed: of the orders drawn.
         unparsed: share of verdicts that could not be read, or got no answer, above which a judge is switched off.
         trial: verdicts after which that is looked at first.
+        judges_a_pair: judges, drawn at random, who are asked about each pair; None: all of them.
     """
 
     judges: list[dict] = field(default_factory=list)
     seed: WholeNumber = 0
     unparsed: Share = 0.2
     trial: Count = 50
+    judges_a_pair: Count | None = None
 
     def check(self) -> None:
         """Raises :class:`ConfigError` with one line that names the setting to change."""
@@ -241,7 +334,7 @@ def judges_of(blocks: Sequence[Mapping[str, Any]], folder: Path, where: str = "j
             raise ConfigError(f"{place}.name must be set")
         if judge.name in (other.name for other in found):
             raise ConfigError(f"{place}.name: there are two judges '{judge.name}'")
-        for name in ("prompt", "run", "config"):
+        for name in ("prompt", "run", "config", "judged"):
             if given := getattr(judge, name, None):
                 setattr(judge, name, str(folder / given))
         if isinstance(judge, CombinedJudge):

@@ -31,6 +31,21 @@ def orders_of(pair: str, judge: str, orders: Literal["one", "both", "none"], see
     return ("ab"[coin],)
 
 
+def asked_about(pair: str, names: Sequence[str], number: int | None, seed: int) -> list[str]:
+    """The judges who are asked about a pair: ``number`` of them, the same whenever it is asked, or all.
+
+    >>> len(asked_about("p1", ["j", "k", "l"], 2, 0)), asked_about("p1", ["j", "k"], None, 0)
+    (2, ['j', 'k'])
+    """
+    if number is None:
+        return list(names)
+
+    def drawn(name: str) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{pair}\0{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    return sorted(names, key=drawn)[:number]
+
+
 def shown(pairs: Sequence[JudgedPair], judge: str, orders: Literal["one", "both", "none"], seed: int) -> list[Shown]:
     """What a judge is to see of all pairs."""
     found = []

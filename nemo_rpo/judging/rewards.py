@@ -22,6 +22,7 @@ import numpy as np
 from nemo_rpo.errors import DataError
 
 GOOD_ENOUGH = 0.85  # quantile
+_FEWEST = 4  # responses to a prompt from which its own quantile is taken, and not that of all prompts together
 
 
 def good_enough(rewards: Sequence[float], quantile: float = GOOD_ENOUGH) -> float:
@@ -49,6 +50,25 @@ def all_good(rewards: np.ndarray, references: Sequence[float]) -> np.ndarray:
     array([-1.386, -5.013])
     """
     return sum(log_sigmoid_reward(row, reference) for row, reference in zip(rewards, references, strict=True))
+
+
+def all_good_by_prompt(rewards: np.ndarray, prompt: np.ndarray, quantile: float = GOOD_ENOUGH) -> np.ndarray:
+    """:func:`all_good` [n] with the quantile of each prompt's own rewards for references; of a prompt with fewer than
+    four responses, that of all prompts together.
+
+    Args:
+        rewards: [r, n]. prompt: int [n], which prompt each response is of.
+
+    >>> all_good_by_prompt(np.array([[0.0, 1.0, 2.0, 3.0]]), np.array([0, 0, 0, 0]), 1.0).round(3)
+    array([-3.049, -2.127, -1.313, -0.693])
+    """
+    value = np.empty(rewards.shape[1])
+    order = np.argsort(prompt, kind="stable")
+    for places in np.split(order, np.flatnonzero(np.diff(prompt[order])) + 1):
+        measured = rewards[:, places] if len(places) >= _FEWEST else rewards
+        references = [good_enough(row, quantile) for row in measured]
+        value[places] = all_good(rewards[:, places], references)
+    return value
 
 
 def harmonic(rewards: np.ndarray, weights: Sequence[float]) -> np.ndarray:

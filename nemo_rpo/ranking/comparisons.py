@@ -9,6 +9,7 @@ import numpy as np
 
 from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.data.files.read import Paths, Record, as_paths, read_records
+from nemo_rpo.data.layouts.details import when
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
 
@@ -26,6 +27,7 @@ class ComparisonFormat:
     b_key: str = "model_b"
     winner_key: str = "winner"
     annotator_key: str = "annotator"
+    time_key: str | None = None  # not read
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Comparisons:
         outcome: int8 [n], +1 first won, -1 second won, 0 a tie.
         annotators: ids [K], sorted. annotator: int64 [n]; those without an id share the id ``all``.
         slot: int8 [n], +1 if ``first`` was shown first, -1 if ``second`` was, 0 where not known; ``None`` if never.
+        time: float64 [n], seconds since 1970 or whatever numbers the file has; ``None`` where it was not read.
     """
 
     players: list[str]
@@ -47,6 +50,7 @@ class Comparisons:
     annotators: list[str]
     annotator: np.ndarray
     slot: np.ndarray | None = None
+    time: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.outcome)
@@ -54,7 +58,8 @@ class Comparisons:
     def take(self, which: np.ndarray) -> Comparisons:
         """The comparisons ``which``, indices or bool [n], between the same players."""
         arrays = {name: getattr(self, name)[which] for name in ("first", "second", "outcome", "annotator")}
-        return replace(self, **arrays, slot=None if self.slot is None else self.slot[which])
+        known = {name: None if (of := getattr(self, name)) is None else of[which] for name in ("slot", "time")}
+        return replace(self, **arrays, **known)
 
     def tally(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Wins, losses and ties of every player, int64 [N] each."""
@@ -79,7 +84,7 @@ def read_comparisons(paths: Paths, keys: ComparisonFormat | None = None) -> Comp
     players: dict[str, int] = {}
     annotators: dict[str, int] = {}
     first, second, annotator, outcome = array("q"), array("q"), array("q"), array("b")
-    slot = array("b")
+    slot, time = array("b"), array("d")
     for path in as_paths(paths, setting="the path", folders=True):
         for record in read_records(path):
             if isinstance(record, DataError):
@@ -91,6 +96,8 @@ def read_comparisons(paths: Paths, keys: ComparisonFormat | None = None) -> Comp
             second.append(players.setdefault(b, len(players)))
             outcome.append(_outcome(record, keys.winner_key, a, b))
             slot.append(_slot(record))
+            if keys.time_key:
+                time.append(_time(record, keys.time_key))
             annotator.append(annotators.setdefault(_annotator(record, keys), len(annotators)))
     return Comparisons(
         sorted(players),
@@ -100,6 +107,7 @@ def read_comparisons(paths: Paths, keys: ComparisonFormat | None = None) -> Comp
         sorted(annotators),
         _places(annotators)[np.array(annotator)],
         np.array(slot, dtype=np.int8) if any(slot) else None,
+        np.array(time) if keys.time_key else None,
     )
 
 
@@ -131,6 +139,14 @@ def _slot(record: Record) -> int:
     if not isinstance(value, str) or value.lower() not in _SLOTS:
         raise Fields(record).wrong_type(SHOWN_FIRST, ", ".join(_SLOTS), value)
     return _SLOTS[value.lower()]
+
+
+def _time(record: Record, key: str) -> float:
+    fields = Fields(record)
+    fields.require(key)
+    if (found := when(fields, key)) != found:
+        raise fields.error(f"field '{key}' is blank, and every comparison needs its time")
+    return found
 
 
 def _outcome(record: Record, key: str, a: str, b: str) -> int:

@@ -41,7 +41,7 @@ class Collected:
 
     Attributes:
         responses: all of them, in the order of the asks.
-        kept: those that are whole: they ended by themselves.
+        kept: those that are whole: they ended by themselves, after having said something.
         counts: by finish.
     """
 
@@ -52,7 +52,10 @@ class Collected:
     def as_text(self) -> str:
         """How many there are, and how many were left out and why."""
         cut, failed = self.counts.get(LENGTH, 0), self.counts.get(FAILED, 0)
+        empty = self.counts.get(STOP, 0) - len(self.kept)
         parts = [f"{len(self.responses):,} samples"]
+        if empty:
+            parts.append(f"{empty:,} empty and left out")
         if cut:
             parts.append(f"{cut:,} cut at the limit and left out (set max_tokens higher)")
         if failed:
@@ -138,7 +141,7 @@ def read_responses(path: Path) -> Collected:
 def collected(responses: Iterable[Response]) -> Collected:
     """Counted, and those kept that are whole."""
     every = list(responses)
-    kept = [response for response in every if response.finish == STOP]
+    kept = [response for response in every if response.finish == STOP and response.text.strip()]
     return Collected(every, kept, dict(Counter(response.finish for response in every)))
 
 

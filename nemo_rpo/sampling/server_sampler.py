@@ -13,7 +13,7 @@ from nemo_rpo.errors import ConfigError, ServerError
 from nemo_rpo.sampling.asks import FAILED, LENGTH, STOP, Ask, Response
 from nemo_rpo.sampling.canary import Reference, check_weights
 from nemo_rpo.sampling.sampling_settings import SampleSettings
-from nemo_rpo.serving.servers import Refused, Server, Servers, WrongAnswer
+from nemo_rpo.serving.servers import Refused, Server, Servers, WrongAnswer, ask_once
 
 _EMPTY = "an empty response"
 
@@ -64,18 +64,30 @@ class ServerSampler:
 
     def sample(self, asks: Iterable[Ask]) -> Iterator[Response]:
         """See :class:`nemo_rpo.sampling.asks.Sampler`."""
+        asks = list(asks)
+        if asks and self.settings.is_transformers and self.settings.urls:
+            self._settle(asks[0])
         for ask, answer, _ in self.servers.ask(asks, self._request, "samples"):
             if isinstance(answer, Refused):
                 answer = Response(ask.prompt, ask.index, ask.seed, "", None, FAILED, error=answer.error)
             yield answer
 
-    def _request(self, server: Server, ask: Ask) -> Response:
+    def _settle(self, ask: Ask) -> None:
+        """Waits for what the servers still write for a killed run.
+
+        ``transformers serve`` has one random generator: a request seeds it as it arrives, and the one before would go
+        on drawing from it. It answers one after the other, so that any answer to us comes after those.
+        """
+        for server in self.servers.connected():
+            ask_once(server, lambda server, ask: self._request(server, ask, most=1), ask, self.settings.retries)
+
+    def _request(self, server: Server, ask: Ask, most: int | None = None) -> Response:
         settings, text = self.settings, ask.text
         body: dict[str, Any] = {
             "model": server.model,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "max_tokens": settings.max_tokens,
+            "max_tokens": most or settings.max_tokens,
             "seed": ask.seed,
             "extra_body": settings.body(),
         }

@@ -102,6 +102,7 @@ def tokenizer_spec(cfg: RunConfig) -> TokenizerSpec:
         sentencepiece_legacy=settings.sentencepiece_legacy,
         date=template_date(settings, run_folder(cfg)),
         trust_remote_code=settings.trust_remote_code,
+        end_responses=settings.end_responses,
     )
 
 

@@ -52,7 +52,7 @@ def test_every_setting_round_trips_through_yaml(tmp_path: Path, empty: str) -> N
     assert (known.features, known.gold, known.families, known.sample_votes) == (["slot", "topic"], False, True, 1000)
 
 
-@pytest.mark.parametrize("name", ["gpt_rpo", "demo", "ukpconvarg1"])
+@pytest.mark.parametrize("name", ["gpt_rpo", "demo", "ukpconvarg1", "genrm"])
 def test_shipped_files_load_and_repeat_no_default(name: str) -> None:
     said: list[str] = []
     cfg = load_config(name, config_path=ROOT / "conf", notify=said.append)

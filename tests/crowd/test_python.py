@@ -114,3 +114,14 @@ def test_a_stated_probability_is_worth_what_it_has_been_worth() -> None:
     accuracy, loss = found["label model, with p"]
     for way in ("majority", "mean of the stated p", "label model, sides alone"):
         assert accuracy > found[way][0] + 0.01 and loss < found[way][1] - 0.02, way
+
+
+def test_gold_labels_of_pairs_that_nobody_decided():
+    """A tie and a gold label: the pair is known, and teaches nothing of whoever called the tie."""
+    lines, _ = crowds.rows(pairs=50)
+    votes = crowds.long_form(lines)
+    bare = nemo_rpo.estimate_reliability(votes)
+    ties = [{"pair": f"t{i}", "annotator": votes[0]["annotator"], "vote": "tie", "gold": "a"} for i in range(3)]
+    found = nemo_rpo.estimate_reliability(votes + ties)
+    for ours, its in zip(found.annotators, bare.annotators, strict=True):
+        assert ours.reliability == pytest.approx(its.reliability, abs=0.02)

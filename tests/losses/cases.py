@@ -24,6 +24,7 @@ VARIANTS: tuple[tuple[str, dict], ...] = (
     ("cpo", {"nll": "sum"}),
     ("cpo", {"link_terms": "all"}),
     ("cpo", {"cpo_alpha": 0.0}),
+    ("genrm", {}),
     ("orpo", {}),
     ("orpo", {"link_terms": "all"}),
     ("asft", {}),

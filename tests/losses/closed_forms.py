@@ -116,6 +116,10 @@ def todo(r: Row, beta=0.01, theta=-0.5):
     return softplus(-u - theta), softplus(u - theta)
 
 
+def genrm(r: Row, beta=1.0):
+    return soft(beta * (r.policy_w - r.policy_l), r.win_rate_chosen)
+
+
 def mmpo(r: Row, beta=0.01, gamma=2.2):
     return soft(beta * h(r), sigmoid(gamma * r.margin))
 

@@ -18,8 +18,7 @@ from .cases import random_batch
 THE_FIELDS_NAMES = """
     dpo f_dpo ipo ipo_avg simpo cpo orpo asft hinge tdpo1 tdpo2 dmpo todo mmpo sppo_hard sppo inpo onpo dno dno_prct
     egpo gpo rpo_sq rpo_fwd_kl rpo_bwd_kl bt bt_margin bt_scaled gpm plackett_luce pro brain cdpo rdpo holder_dpo ropo
-    dr_dpo forward_corrected udpo rgpo fa_dpo pal kto apo_zero_unpaired bco
-    p2l_bt p2l_rao_kupper p2l_bag
+    dr_dpo forward_corrected udpo rgpo fa_dpo pal kto apo_zero_unpaired bco genrm p2l_bt p2l_rao_kupper p2l_bag
 """
 
 

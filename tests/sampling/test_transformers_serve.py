@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,10 +63,22 @@ def test_killed_and_started_again_it_samples_the_same(url, tmp_path, capsys):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
+    left = threading.Thread(target=_write_on, args=(url,))  # what the killed run no longer waits for
+    left.start()
+    time.sleep(0.2)
     assert main(given(out)) == 0
+    left.join()
     rows, _ = read_table(out)
     assert rows == read_table(tmp_path / "whole.parquet")[0]
     assert len({row["text"] for row in rows}) > 15 and {row["finish"] for row in rows} <= {"stop", "length"}
+
+
+def _write_on(url):
+    body = {"temperature": 1.0, "max_tokens": 300, "seed": 1}
+    own = {"generation_config": json.dumps({"do_sample": True, "min_new_tokens": 300})}
+    with Servers(SampleSettings(url=url, dialect="transformers"), "sample", Path(os.devnull)) as servers:
+        server = servers.first
+        server.client.completions.create(model=server.model, prompt=STARTS[0], extra_body=own, **body)
 
 
 def test_without_its_dialect_it_ignores_the_temperature(url, tmp_path):

@@ -62,6 +62,7 @@ class CacheSpec:
             "columns": dict(self.keys.columns),
             "tokenizer": self.tokenizer.fingerprint(),
             "use_chat_template": self.tokenizer.use_chat_template,
+            **({} if self.tokenizer.end_responses else {"end_responses": False}),
             "truncation": TRUNCATION_RULE,
             "seq_length": self.seq_length,
             "group_votes": self.group_votes,

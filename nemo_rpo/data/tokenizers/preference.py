@@ -59,6 +59,7 @@ class PreferenceTokenizer:
         name: str,
         date: datetime.date | None = None,
         stop_ids: frozenset[int] = frozenset(),
+        end_responses: bool = True,
     ) -> None:
         tokenizer.model_max_length = sys.maxsize  # the limit is seq_length; a warning a row would bury the log
         self.tokenizer = tokenizer
@@ -75,7 +76,7 @@ class PreferenceTokenizer:
         self._date = date or datetime.date.today()
         self._prints_date = DATE_FUNCTION in _template_text(tokenizer)
         tokenizer.chat_template = _with_date(tokenizer.chat_template, self._date)
-        self._stop_ids = stop_ids
+        self._stop_ids, self._ends = stop_ids, end_responses
         self._special = _special_ids(tokenizer)
         self._special_texts = tuple(tokenizer.convert_ids_to_tokens(i) for i in sorted(self._special))
         self._template = _template_text(tokenizer)
@@ -98,7 +99,7 @@ class PreferenceTokenizer:
                 "or set model.tokenizer.use_chat_template=false"
             )
         stop_ids = frozenset() if spec.folder is None else read_stop_ids(spec.folder)
-        return cls(tokenizer, spec.use_chat_template, spec.name, spec.date, stop_ids)
+        return cls(tokenizer, spec.use_chat_template, spec.name, spec.date, stop_ids, spec.end_responses)
 
     def take_notes(self) -> frozenset[str]:
         """The notes since the last call; they begin anew."""
@@ -110,7 +111,8 @@ class PreferenceTokenizer:
 
         Messages, and text with ``use_chat_template``, go through the chat template: the prompt is the conversation up
         to and including the header of the assistant's turn, the response what the template adds to that, end-of-turn
-        token included. Where the prompt ends in words of the assistant, the response goes on with them. Plain text is
+        token included, unless responses are not to be ended. Where the prompt ends in words of the assistant, the
+        response goes on with them. Plain text is
         ``[bos] + prompt`` and ``response + [eos]``, without a second of either; so is, under ``use_chat_template``,
         text that was rendered before. A response of several messages is as in :meth:`render_turns`.
 
@@ -169,6 +171,8 @@ class PreferenceTokenizer:
         for piece in laid.pieces:
             ids.append(self._split(text, piece)[1] if piece else _NONE)
             text += piece
+        if not self._ends:
+            ids[-1] = self._without_end(ids[-1])
         return prompt_ids, np.concatenate(ids), np.array([len(of) for of in ids], dtype=np.int32)
 
     def says_nothing(self, prompt: Text, response: Text, given: Given | None = None) -> bool:
@@ -207,11 +211,23 @@ class PreferenceTokenizer:
             self.notes.add("prompts begin with the beginning-of-sequence token: no second one was added")
         elif bos is not None:
             prompt_ids = np.concatenate([np.array([bos], dtype=np.int32), prompt_ids])
+        if not self._ends:
+            return prompt_ids, response_ids
         if eos is not None and self._has_ended(response, response_ids):
             self.notes.add("responses end with an end-of-turn token: no end-of-sequence token was added")
         elif eos is not None:
             response_ids = np.concatenate([response_ids, np.array([eos], dtype=np.int32)])
         return prompt_ids, response_ids
+
+    def _without_end(self, ids: np.ndarray) -> np.ndarray:
+        """A turn without what the template puts behind the assistant's words."""
+        end = len(self._turn_end)
+        if end and np.array_equal(ids[-end:], self._turn_end):
+            return ids[:-end]
+        raise DataError(
+            f"what the chat template of {self.name} puts behind a response cannot be told from its words: set "
+            "model.tokenizer.end_responses=true"
+        )
 
     def _has_ended(self, response: str, ids: np.ndarray) -> bool:
         """Whether the text's last token is an end, white space behind it aside."""

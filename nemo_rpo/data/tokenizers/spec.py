@@ -37,6 +37,7 @@ class TokenizerSpec:
     Attributes:
         folder: a Hugging Face model or tokenizer folder on this machine; None for the other libraries.
         use_chat_template: render plain-text rows with the chat template too; rows of messages always are.
+        end_responses: a response has its end token, which is scored.
         date: the day that a chat template which prints one is given; None for today.
         trust_remote_code: let a tokenizer that brings Python code run it.
         library, type, model, vocab_file, merge_file, sentencepiece_legacy: ``model.tokenizer`` in the settings.
@@ -52,6 +53,7 @@ class TokenizerSpec:
     sentencepiece_legacy: bool = False
     date: datetime.date | None = None
     trust_remote_code: bool = False
+    end_responses: bool = True
 
     def dated(self) -> TokenizerSpec:
         """With today's date where the chat template prints one and none is set: all processes of a run share it."""

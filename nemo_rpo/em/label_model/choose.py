@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from nemo_rpo.em.label_model.coded_votes import SLOT, VoteTable
@@ -67,13 +66,21 @@ def slot_log_bayes_factor(first: int, votes: int) -> float:
     return log_beta + votes * math.log(2)
 
 
-def slot_of_pairs(table: VoteTable) -> Tensor:
-    """The order shown of each pair, the mean over its votes, float64 [P]; 0 where no vote has one."""
-    if SLOT not in table.names:
-        return torch.zeros(table.num_pairs, dtype=torch.float64)
-    slot = table.design[:, table.names.index(SLOT)].double()
-    known = (slot != 0).double()
-    return table.per_pair(slot) / table.per_pair(known).clamp(min=1)
+def columns_of_pairs(table: VoteTable) -> dict[str, Tensor]:
+    """The leanings of each pair by name, means over its votes, float64 [P]; 0 where no vote has one."""
+    found = {}
+    for name, column in zip(table.names[table.num_skill :], table.design.T[table.num_skill :].double(), strict=True):
+        found[name] = table.per_pair(column) / table.per_pair((column != 0).double()).clamp(min=1)
+    return found
+
+
+def shares_beside(names: Sequence[str], num_skill: int) -> list[str]:
+    """Columns whose share is fitted because a leaning to them is: all but the slot, which :data:`SHARE` is tried for.
+
+    >>> shares_beside(["skill", "topic:a", "slot", "length"], 2)
+    ['length']
+    """
+    return [name for name in names[num_skill:] if name != SLOT]
 
 
 def free_means(table: VoteTable, order: OrderShown | None, anchors: int, settings: LabelModelSettings) -> list[str]:
@@ -99,11 +106,11 @@ class Fitter:
         """The same with other anchors."""
         return Fitter(replace(self.prior, gold=gold), self.free_means, self.settings)
 
-    def fit(self, table: VoteTable, learn_share: bool, starts: list[Tensor]) -> Member:
+    def fit(self, table: VoteTable, shares: Iterable[str], starts: list[Tensor]) -> Member:
         """The best of the fits from several ``starts`` (posteriors [P]) and those of :meth:`starts`, by marginal
-        likelihood.
+        likelihood; ``shares`` are those that are fitted.
         """
-        return self.best_of(table, learn_share, [*self.starts(table), *starts])
+        return self.best_of(table, shares, [*self.starts(table), *starts])
 
     def starts(self, table: VoteTable) -> list[Tensor]:
         """Posteriors [P] that a fit may start from: the shares of votes.
@@ -116,9 +123,9 @@ class Fitter:
             found.append(self.from_anchors(table).w)
         return found
 
-    def best_of(self, table: VoteTable, learn_share: bool, starts: Sequence[Tensor | Member]) -> Member:
+    def best_of(self, table: VoteTable, shares: Iterable[str], starts: Sequence[Tensor | Member]) -> Member:
         """The best of the fits from ``starts``, by marginal likelihood."""
-        prior = replace(self.prior, learn_share=learn_share)
+        prior = self.prior.going_with(list(shares))
         population = expected_population(table.names, self.free_means, self.settings)
         fits = [fit_member(table, prior, population, start, self.settings) for start in starts]
         return max(fits, key=lambda member: member.log_marginal)
@@ -141,6 +148,10 @@ def choose_member(
 ) -> tuple[Member, list[Choice]]:
     """Forward search from the one-coin model; the last of the choices are those that were tried and left out.
 
+    A leaning to what a response is (its length; not to the slot, which is drawn) comes with the share by which the
+    truth goes with it, and has to be better than that share alone: who knows the truth votes for the longer response
+    where the better one tends to be longer.
+
     A candidate is fitted from where the model so far stands. A leaning can turn truths over, so the best candidate, and
     all where none is worth taking, are fitted from the other starts as well if they are leanings.
 
@@ -153,16 +164,28 @@ def choose_member(
     candidates, skills = list(table.names[1:]), table.names[1 : table.num_skill]
     if SLOT in candidates and not order.random:
         candidates.append(SHARE)
-    best, choices, names = fitter.fit(table.select(()), False, []), [], []
+    best, choices, names = fitter.fit(table.select(()), (), []), [], []
+    contents = shares_beside(table.names, table.num_skill)
+
+    def shares(taken: Sequence[str]) -> list[str]:
+        return [SLOT] * (SHARE in taken) + [name for name in contents if name in taken]
 
     def with_feature(name: str, elsewhere: bool) -> Member:
-        part, learn_share = table.select([*names, name]), SHARE in (*names, name)
-        return fitter.best_of(part, learn_share, fitter.starts(part) if elsewhere else [best])
+        part = table.select([*names, name])
+        return fitter.best_of(part, shares([*names, name]), fitter.starts(part) if elsewhere else [best])
+
+    def without_leaning(name: str) -> float:
+        """What is to be beaten: the model so far, and of a leaning also that with the share alone."""
+        if name not in contents:
+            return best.log_marginal
+        alone = fitter.best_of(table.select(names), shares([*names, name]), [best])
+        return max(best.log_marginal, alone.log_marginal)
 
     def gain(name: str) -> float:
-        return tried[name].log_marginal - best.log_marginal
+        return tried[name].log_marginal - beaten[name]
 
     while candidates:
+        beaten = {name: without_leaning(name) for name in candidates}
         tried = {name: with_feature(name, elsewhere=False) for name in candidates}
         name = max(tried, key=gain)
         again_from_afar = [name] if gain(name) >= settings.min_log_bayes_factor else candidates
@@ -180,9 +203,8 @@ def choose_member(
 
 def refitter(fitter: Fitter, member: Member) -> Callable[[VoteTable], Member]:
     """A function that fits the features of ``member`` to other votes of the same design."""
-    learn_share = member.prior.learn_share
     population = expected_population(member.names, fitter.free_means, fitter.settings)
-    prior = replace(fitter.prior, learn_share=learn_share)
+    prior = fitter.prior.going_with(list(member.prior.shares))
 
     def refit(table: VoteTable) -> Member:
         return fit_member(table, prior, population, share_start(table, prior.gold), fitter.settings)

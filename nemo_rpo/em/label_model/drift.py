@@ -16,7 +16,6 @@ slopes have a Gaussian prior: annotators of few labels are drawn to the crowd's 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -98,8 +97,7 @@ def _member(table: VoteTable, names: list[str], fit: LabelModelFit, settings: La
     """The member with these features, under the truths that ``fit`` knows; means of skill features are free."""
     prior = fit.member.prior
     free = [*table.names[1 : table.num_skill], *names]
-    fitter = Fitter(replace(prior, learn_share=False), free, settings)
-    return fitter.fit(table.select(names), prior.learn_share, [])
+    return Fitter(prior, free, settings).fit(table.select(names), prior.shares, [])
 
 
 def _scores(

@@ -16,10 +16,10 @@ from nemo_rpo.em.label_model.choose import (
     Fitter,
     OrderShown,
     choose_member,
+    columns_of_pairs,
     free_means,
     order_shown,
     refitter,
-    slot_of_pairs,
 )
 from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, FlatVotes, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
@@ -175,10 +175,10 @@ def _prepare(
     _check(table, gold, families, margin)
     zero = torch.zeros(table.num_pairs, dtype=torch.float64)
     gold = zero if gold is None else gold.double()
-    slot = slot_of_pairs(table)
-    order = order_shown(slot, settings) if SLOT in table.names else None
+    columns = columns_of_pairs(table)
+    order = order_shown(columns[SLOT], settings) if SLOT in columns else None
     anchors = int((gold != 0).sum())
-    prior = PairPrior(zero if margin is None else margin.double(), gold, slot)
+    prior = PairPrior(zero if margin is None else margin.double(), gold, columns)
     fitter = Fitter(prior, free_means(table, order, anchors, settings), settings)
     correlation = None
     if families is not None and (families >= 0).any():
@@ -205,7 +205,7 @@ def _choose(
     if small is table:
         return choose_member(table, fitter, order, settings)
     found, choices = choose_member(small, fitter.of(pairs), order, settings)
-    return fitter.fit(table.select(found.names), found.prior.learn_share, []), choices
+    return fitter.fit(table.select(found.names), found.prior.shares, []), choices
 
 
 def _dependence(
@@ -224,7 +224,7 @@ def _dependence(
 def _judge(table: VoteTable, fitter: Fitter, member: Member, majority: Tensor, dependence: Dependence) -> Verdict:
     def estimates(gold: Tensor) -> dict[str, Tensor]:
         part = fitter.with_gold(gold)
-        model = part.fit(table, member.prior.learn_share, []).w
+        model = part.fit(table, member.prior.shares, []).believed
         return {MODEL: model, MAJORITY: majority, ANCHORS: part.from_anchors(table).w}
 
     return judge(fitter.prior.gold, estimates, fitter.settings.folds, MODEL, dependence.outweighs)

@@ -47,6 +47,8 @@ def curvature(
     """
     own = annotator_sums(table, theta, w, louis=True, told=told)
     variances = coefficient_variances(own, population)
+    if not voted.any():  # gold labels of pairs that nobody decided: nothing is learnt of anybody
+        return Curvature(0.0, variances, True)
     if theta[voted].numel() <= _DENSE_LIMIT:
         matrix = _joint_information(table, theta, w, own, population, voted, told)
         factor, failed = torch.linalg.cholesky_ex(matrix)

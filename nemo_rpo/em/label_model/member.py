@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_rpo.em.label_model.coded_votes import VoteTable
+from nemo_rpo.em.label_model.coded_votes import SLOT, VoteTable
 from nemo_rpo.em.label_model.coefficients import (
     PairSums,
     Population,
@@ -31,54 +31,83 @@ KNOWN = 1e4
 # Iterations of EM before Newton's; those before the population is refitted, once coefficients stand nearly still for
 # the one it starts from; how many steps of Newton's may lower the posterior; and how many have to be quiet in the end.
 _EM_FIRST, _REFIT_FROM, _FALLS, _QUIET = 3, 4, 3, 2
-# Log-odds of the share of truths stay within this.
+# Shares stay within this.
 _LARGEST_SHARE = 6.0
 
 
 @dataclass(frozen=True)
 class PairPrior:
-    """What is known of the truths beside the votes: P(z = +1) = σ(margin + share ψ), and anchors.
+    """What is known of the truths beside the votes: P(z = +1) = σ(margin + Σ_j share_j ψ_j), and anchors.
 
     Attributes:
         margin: float64 [P], a policy's Δ/τ, or 0.
         gold: float64 [P], +1 chosen is better, -1 rejected is, 0 not known.
-        slot: float64 [P], +1 where chosen was shown first, -1 where rejected was, 0 not known.
-        share: log-odds that the response shown first is the better one; 0 where the order was random.
-        learn_share: whether the EM fits it.
+        columns: ψ, leanings of the pairs by name, float64 [P]: ``slot`` is +1 where chosen was shown first, -1 where
+            rejected was, 0 not known.
+        shares: log-odds by which the truth goes with a column, of those that the EM fits. Where the better response
+            tends to be the longer one, annotators who know the truth vote as if they leaned to length; without a share
+            a leaning takes that for its own.
     """
 
     margin: Tensor
     gold: Tensor
-    slot: Tensor
-    share: float = 0.0
-    learn_share: bool = False
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def flat(cls, pairs: int, device: torch.device | None = None) -> PairPrior:
         """Nothing is known of any pair."""
         zero = torch.zeros(pairs, dtype=torch.float64, device=device)
-        return cls(zero, zero, zero)
+        return cls(zero, zero)
 
     def of(self, pairs: Tensor) -> PairPrior:
         """That of some pairs (an index)."""
-        return replace(self, margin=self.margin[pairs], gold=self.gold[pairs], slot=self.slot[pairs])
+        columns = {name: column[pairs] for name, column in self.columns.items()}
+        return replace(self, margin=self.margin[pairs], gold=self.gold[pairs], columns=columns)
+
+    def going_with(self, names: Sequence[str]) -> PairPrior:
+        """The same with the shares of these columns fitted, from where they are."""
+        return replace(self, shares={name: self.shares.get(name, 0.0) for name in names})
+
+    @property
+    def of_columns(self) -> Tensor:
+        """Σ_j share_j ψ_j, float64 [P]."""
+        parts = (share * self.columns[name] for name, share in self.shares.items())
+        return sum(parts, torch.zeros_like(self.margin))
+
+    @property
+    def log_odds(self) -> Tensor:
+        """Of chosen, float64 [P]: what the EM goes by."""
+        return self.margin + self.of_columns
+
+    @property
+    def believed(self) -> Tensor:
+        """The part of :attr:`log_odds` that posteriors are given with, [P]: the margin and the order shown. That the
+        truth goes with another column is found in votes that go with it too, for whatever reason: it keeps the leanings
+        honest, and is no evidence of any pair."""
+        share = self.shares.get(SLOT, 0.0)
+        return self.margin + share * self.columns[SLOT] if share else self.margin
 
     def joint(self, sums: PairSums) -> PairSums:
         """log P(z) P(votes | z) for both truths; one is ruled out where the truth is known."""
-        log_odds = self.margin + self.share * self.slot
+        log_odds = self.log_odds
         if_chosen = sums.if_chosen + F.logsigmoid(log_odds) - KNOWN * (self.gold < 0)
         if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - KNOWN * (self.gold > 0)
         return PairSums(if_chosen, if_rejected)
 
-    def with_share_of(self, w: Tensor, table: VoteTable) -> PairPrior:
-        """One Newton step of the share of truths towards the posteriors ``w`` [P] of the pairs of ``table``."""
-        p = torch.sigmoid(self.margin + self.share * self.slot)
-        gradient, information = table.total(self.slot * (w - p), self.slot.square() * p * (1 - p)).tolist()
-        # One pair each way draws it to one half.
-        gradient += 0.5 - torch.sigmoid(torch.tensor(self.share)).item()
-        information += 0.25
-        step = max(-1.0, min(1.0, gradient / information))
-        return replace(self, share=max(-_LARGEST_SHARE, min(_LARGEST_SHARE, self.share + step)))
+    def with_shares_of(self, w: Tensor, table: VoteTable) -> PairPrior:
+        """One Newton step of each share towards the posteriors ``w`` [P] of the pairs of ``table``."""
+        found = self
+        for name, share in self.shares.items():
+            column, p = self.columns[name], torch.sigmoid(found.log_odds)
+            gradient, information = table.total(column * (w - p), column.square() * p * (1 - p)).tolist()
+            # One pair each way draws it to one half.
+            gradient += 0.5 - torch.sigmoid(torch.tensor(share)).item()
+            information += 0.25
+            step = max(-1.0, min(1.0, gradient / information))
+            moved = max(-_LARGEST_SHARE, min(_LARGEST_SHARE, share + step))
+            found = replace(found, shares={**found.shares, name: moved})
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +119,7 @@ class Member:
         theta: float64 [K, d], coefficients; those of annotators without votes are the population's means.
         errors: float64 [K, d], their standard errors.
         population: prior of the coefficients.
-        prior: of the pairs, with the share of truths as fitted.
+        prior: of the pairs, with the shares as fitted.
         w: float64 [P], posterior that chosen is better, anchors at 0 or 1.
         log_marginal: Laplace's log p(votes).
         iterations, converged: of the EM.
@@ -114,6 +143,13 @@ class Member:
         theta, mean, variance = theta.clone(), population.mean.clone(), population.variance.clone()
         theta[:, here], mean[here], variance[here] = self.theta, self.population.mean, self.population.variance
         return theta, population._replace(mean=mean, variance=variance)
+
+    @property
+    def believed(self) -> Tensor:
+        """Posteriors [P] to give away: w but for what :attr:`PairPrior.believed` leaves out."""
+        beside = self.prior.log_odds - self.prior.believed
+        w = torch.sigmoid(torch.logit(self.w, eps=1e-12) - beside)
+        return torch.where((self.prior.gold != 0) | (beside == 0), self.w, w)
 
     @property
     def eta(self) -> Tensor:
@@ -173,7 +209,7 @@ def iterate(
     votes each, and there is nothing that has to rise.
 
     Collectives, where ranks hold different pairs: one of 8 K bytes, then an iteration those of
-    :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, two of 8 bytes, and 16 where the share of truths is
+    :func:`~nemo_rpo.em.label_model.coefficients.annotator_sums`, two of 8 bytes, and 16 for every share that is
     fitted; where a step is taken back 8 more.
     """
     voted = table.per_annotator(table.counted) > 0
@@ -195,8 +231,8 @@ def iterate(
         if refit:
             variances = coefficient_variances(sums, population)
             population = refit_population(theta, variances, voted, population, settings.spread_votes)
-        if prior.learn_share:
-            prior = prior.with_share_of(w, table)
+        if prior.shares:
+            prior = prior.with_shares_of(w, table)
         moved = newton_step(theta, sums, population, observed=newton)
         said = pair_sums(table, moved)
         if newton and of_skill is None:
@@ -239,7 +275,7 @@ def fit_member(
     at = curvature(table, theta, w, population, voted, told(table, prior))
     evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)
     # A share that is fitted is charged like a mean of the population, by the pairs that it was fitted to.
-    evidence -= 0.5 * prior.learn_share * torch.tensor(max(2.0, table.num_pairs)).log().item()
+    evidence -= 0.5 * len(prior.shares) * torch.tensor(max(2.0, table.num_pairs)).log().item()
     errors = with_population_unknown(at.variances, theta, voted, population, settings.spread_votes).sqrt()
     return Member(table.names, theta, errors, population, prior, w, evidence, iteration, converged, at.joint)
 

@@ -19,9 +19,9 @@ MODEL, MAJORITY, ANCHORS = "label model", "majority", "anchor-weighted vote"
 def tempered(member: Member, matched: Matched | None) -> Tensor:
     """Posteriors with the votes' evidence divided by the temperature; the side of ½ does not change."""
     if matched is None:
-        return member.w
-    prior = member.prior.margin + member.prior.share * member.prior.slot
-    evidence = (torch.logit(member.w, eps=1e-12) - prior) / matched.temperature
+        return member.believed
+    prior = member.prior.believed
+    evidence = (torch.logit(member.believed, eps=1e-12) - prior) / matched.temperature
     return torch.where(member.prior.gold != 0, member.w, torch.sigmoid(prior + evidence))
 
 
@@ -48,7 +48,7 @@ def reliabilities(
     as low as ½.
     """
     a, b = logits(table, member.theta)
-    first = torch.sigmoid(member.prior.share * member.prior.slot)[table.pair]
+    first = torch.sigmoid(member.prior.of_columns)[table.pair]
     right = first * torch.sigmoid(a + b) + (1 - first) * torch.sigmoid(a - b)
     cast = table.per_annotator(torch.ones_like(right))
     eta = torch.where(cast > 0, table.per_annotator(right) / cast.clamp(min=1), torch.sigmoid(member.theta[:, 0]))

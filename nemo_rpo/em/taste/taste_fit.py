@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.em.guards import Warned
-from nemo_rpo.em.label_model.choose import Fitter, OrderShown, choose_member, free_means, order_shown, slot_of_pairs
+from nemo_rpo.em.label_model.choose import Fitter, OrderShown, choose_member, columns_of_pairs, free_means, order_shown
 from nemo_rpo.em.label_model.coded_votes import SLOT, FlatVotes, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.coefficients import Population
 from nemo_rpo.em.label_model.member import PairPrior, expected_population
@@ -230,9 +230,9 @@ def _with_features_of_one_truth(table: VoteTable, settings: TasteSettings) -> Vo
     if table.design.shape[1] == 1:
         return table
     small, _ = table.sample(settings.search_votes)
-    slot = slot_of_pairs(small)
-    order = order_shown(slot, settings.label_model) if SLOT in table.names else OrderShown(math.nan, True)
-    prior = replace(PairPrior.flat(small.num_pairs), slot=slot)
+    columns = columns_of_pairs(small)
+    order = order_shown(columns[SLOT], settings.label_model) if SLOT in columns else OrderShown(math.nan, True)
+    prior = replace(PairPrior.flat(small.num_pairs), columns=columns)
     free = free_means(small, order, 0, settings.label_model)
     member, _ = choose_member(small, Fitter(prior, free, settings.label_model), order, settings.label_model)
     return table.select(member.names)
@@ -241,7 +241,7 @@ def _with_features_of_one_truth(table: VoteTable, settings: TasteSettings) -> Vo
 def _population(table: VoteTable, settings: TasteSettings) -> Population:
     order = OrderShown(math.nan, False)
     if SLOT in table.names:
-        order = order_shown(slot_of_pairs(table), settings.label_model)
+        order = order_shown(columns_of_pairs(table)[SLOT], settings.label_model)
     return expected_population(table.names, free_means(table, order, 0, settings.label_model), settings.label_model)
 
 

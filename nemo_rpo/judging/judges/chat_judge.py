@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.judging.judges.answer_reader import AnswerReader
 from nemo_rpo.judging.judges.chat_prompts import ChatPrompt
 from nemo_rpo.judging.judging_settings import ChatJudge
 from nemo_rpo.judging.verdicts import Judge, Said, Shown, Verdict
@@ -34,9 +34,7 @@ class LanguageModelJudge(Judge):
         self.settings, self.name, self.orders, self.family = settings, settings.name, settings.orders, settings.family
         self.prompt = ChatPrompt(settings)
         self.servers = Servers(settings, where, log)
-        words = "|".join(re.escape(word) for word in settings.words.values())
-        self._pattern = re.compile(settings.pattern or rf"\[\[\s*({words})\s*\]\]", re.IGNORECASE)
-        self._said: dict[str, Said] = {word.lower(): name for name, word in settings.words.items()}
+        self._read = AnswerReader(settings)
 
     def outcome(self) -> dict[str, Any]:
         """What its verdicts depend on."""
@@ -76,18 +74,16 @@ class LanguageModelJudge(Judge):
         if settings.verdict == "logprobs":
             return (*self._by_logprobs(choice), text)
         if settings.verdict == "choice":
-            return self._said.get(text.strip().lower()), None, text
-        found = self._pattern.findall(text)
-        word = (found[-1] if isinstance(found[-1], str) else found[-1][0]) if found else ""
-        return self._said.get(word.strip().lower()), None, text
+            return self._read.word(text), None, text
+        return self._read.last(text), None, text
 
     def _by_logprobs(self, choice: Any) -> tuple[Said | None, float | None]:
         """p = P(first) / (P(first) + P(second)) of the first token; None where neither word is likely."""
         if choice.logprobs is None or not choice.logprobs.content:
             raise WrongAnswer("no log-probs, which verdict: logprobs needs")
-        chance = dict.fromkeys(self._said.values(), 0.0)
+        chance = dict.fromkeys(self.settings.words, 0.0)
         for token in choice.logprobs.content[0].top_logprobs:
-            if said := self._said.get(token.token.strip().lower()):
+            if said := self._read.word(token.token):
                 chance[said] += math.exp(token.logprob)
         both = chance["first"] + chance["second"]
         if both + chance["tie"] < _SURE:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_rpo.data.rows import Text
 from nemo_rpo.errors import ConfigError, first_line, missing_extra
-from nemo_rpo.judging.judging_settings import ChatJudge
+from nemo_rpo.judging.judging_settings import ChatJudge, GenerativeJudge
 from nemo_rpo.judging.verdicts import Shown
 
 _QUESTION = """\
@@ -47,7 +47,7 @@ class ChatPrompt:
         MissingExtraError: Jinja is not installed.
     """
 
-    def __init__(self, judge: ChatJudge) -> None:
+    def __init__(self, judge: ChatJudge | GenerativeJudge) -> None:
         try:
             import jinja2
             from jinja2.sandbox import ImmutableSandboxedEnvironment

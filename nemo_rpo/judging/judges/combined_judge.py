@@ -17,10 +17,9 @@ from nemo_rpo.judging.judges.chat_prompts import plain
 from nemo_rpo.judging.judges.engine_runs import engine_table
 from nemo_rpo.judging.judges.program_judge import scoring_function
 from nemo_rpo.judging.judging_settings import CombinedJudge
-from nemo_rpo.judging.rewards import all_good, good_enough, harmonic
+from nemo_rpo.judging.rewards import all_good_by_prompt, harmonic
 from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
 
-_FEWEST = 4  # responses to a prompt from which its own quantile is taken, and not that of all prompts together
 _Response = tuple[str, str]  # prompt and response
 
 
@@ -111,15 +110,9 @@ class CombinedRewards(Judge):
             raise ConfigError(f"{place}: {type(exc).__name__}: {first_line(exc)} (pair {item.pair})") from exc
 
     def _all_good(self, keys: Sequence[_Response], rewards: np.ndarray) -> np.ndarray:
-        of_prompt: dict[str, list[int]] = {}
-        for place, (prompt, _) in enumerate(keys):
-            of_prompt.setdefault(prompt, []).append(place)
-        value = np.empty(len(keys))
-        for places in of_prompt.values():
-            measured = rewards[:, places] if len(places) >= _FEWEST else rewards
-            references = [good_enough(row, self.settings.quantile) for row in measured]
-            value[places] = all_good(rewards[:, places], references)
-        return value
+        prompts: dict[str, int] = {}
+        of_prompt = np.array([prompts.setdefault(prompt, len(prompts)) for prompt, _ in keys], dtype=np.int64)
+        return all_good_by_prompt(rewards, of_prompt, self.settings.quantile)
 
 
 def _key(prompt: Text, response: Text) -> _Response:

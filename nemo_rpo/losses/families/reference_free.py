@@ -1,4 +1,4 @@
-"""Losses that need no reference policy: SimPO, CPO, ORPO, ASFT.
+"""Losses that need no reference policy: SimPO, CPO, ORPO, ASFT, and the verdicts of a generative judge.
 
 Their Δ is not 0 before training: the initial model's own likelihoods would already judge labels. Warm the E-step up.
 """
@@ -84,6 +84,43 @@ class CPO(AnchoredLoss, LogisticLoss):
             return None
         chosen, _ = x.mean_policy() if self.nll == "mean" else x.policy()
         return -self.cpo_alpha * chosen
+
+
+@register("genrm")
+@dataclass(frozen=True)
+class GenRM(PreferenceLoss):
+    r"""Verdicts of a generative reward model (2410.12832), normalised over the two answers.
+
+    The responses are the two verdicts that a judge may give. p = π(w)/(π(w) + π(l)) is the softmax over them, so that
+    p = σ(u) with u = log π(w) - log π(l), and the cross-entropy against q, the probability that the recorded verdict is
+    right, is
+
+    L = -q log σ(βu) - (1-q) log σ(-βu).  Δ = (2q - 1) βu: q stays with the label.  At q = 1, β = 1 it is CPO without
+    its anchor, -log p.
+
+    Options:
+        beta: β, 1 for the likelihood of the verdicts.
+
+    >>> x = PairLogprobs(torch.tensor([0.6]).log(), torch.tensor([0.2]).log(),
+    ...                  pair_columns={"win_rate_chosen": torch.tensor([0.9])})
+    >>> GenRM()(x), -0.9 * torch.tensor([0.75]).log() - 0.1 * torch.tensor([0.25]).log()
+    (tensor([0.3975]), tensor([0.3975]))
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"policy", "win_rate_chosen"})
+
+    beta: float = number(1.0, above=0)
+
+    def pair(self, x: PairLogprobs) -> Tensor:
+        u, q = self._margin(x), x.pair_columns["win_rate_chosen"]
+        return -q * F.logsigmoid(u) - (1 - q) * F.logsigmoid(-u)
+
+    def delta(self, x: PairLogprobs) -> Tensor:
+        return (2 * x.pair_columns["win_rate_chosen"] - 1) * self._margin(x)
+
+    def _margin(self, x: PairLogprobs) -> Tensor:
+        chosen, rejected = x.policy()
+        return self.beta * (chosen - rejected)
 
 
 @dataclass(frozen=True)

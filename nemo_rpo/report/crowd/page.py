@@ -21,14 +21,19 @@ _ADVICE = {
 }
 
 
-def crowd_page(result: Reliability, settings: CrowdSettings, files: Sequence[str]) -> Document:
-    """Warnings first, then annotators with a figure, doubtful labels, and what speaks for the estimates."""
+def crowd_page(
+    result: Reliability, settings: CrowdSettings, files: Sequence[str], further: Sequence[Section] = ()
+) -> Document:
+    """Warnings first, then annotators with a figure, doubtful labels, ``further`` sections, and what speaks for the
+    estimates.
+    """
     verdicts = [(verdict, f"{count:,}") for verdict, count in result.verdicts().items()]
     facts = [("files", ", ".join(files)), ("votes", headline(result).splitlines()[0]), *verdicts]
     sections = [
         Section("What to look at first", _warnings(result)),
         Section("Annotators", _annotators(result, settings)),
         Section("Doubtful labels", _doubtful(result)),
+        *further,
         Section("How the labels were judged", [Text(line) for line in estimate_lines(result)]),
     ]
     return Document("Annotators", facts, sections)

@@ -19,8 +19,8 @@ from nemo_rpo.report.run import Annotators, Labels
 from nemo_rpo.shares import logit_interval
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#767676"
-_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56b4e9", "#000000", GREY)
-_STYLES = ("-", "--", "-.", ":")
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, "#56b4e9", "#000000", GREY)
+STYLES = ("-", "--", "-.", ":")
 _EACH = 40  # annotators up to which each is drawn
 _ENDS = 15  # of more, those at each end
 _LINES = 12  # annotators up to which each has a line of its own
@@ -142,7 +142,7 @@ def trajectories(annotators: Annotators) -> str:
             axes.fill_between(steps, quarter, three, color=BLUE, alpha=0.3, linewidth=0, label="25th to 75th")
             axes.plot(steps, middle, color=BLUE, linewidth=1.6, label="median")
         for place, i in enumerate(marked.tolist()):
-            colour, style = _COLOURS[(place + (k > _LINES)) % len(_COLOURS)], _STYLES[place // len(_COLOURS) % 4]
+            colour, style = COLOURS[(place + (k > _LINES)) % len(COLOURS)], STYLES[place // len(COLOURS) % 4]
             axes.plot(steps, way[i], color=colour, linestyle=style, linewidth=1.4, label=short(annotators.id[i]))
         axes.axhline(0.5, color="black", linewidth=0.9)
         axes.set_ylim(0, 1)

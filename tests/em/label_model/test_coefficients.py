@@ -128,11 +128,11 @@ def test_anchors_are_certain_and_the_share_is_learnt():
     gold = torch.zeros(pairs, dtype=torch.float64)
     gold[:3] = torch.tensor([1.0, -1.0, 1.0])
     table, settings = vote_table(votes, 8), LabelModelSettings()
-    prior = PairPrior(torch.zeros(pairs).double(), gold, torch.ones(pairs).double(), learn_share=True)
+    prior = PairPrior(torch.zeros(pairs).double(), gold, {"slot": torch.ones(pairs).double()}, {"slot": 0.0})
     population = expected_population(table.names, [], settings)
     fit = fit_member(table, prior, population, share_start(table, gold), settings)
     assert fit.w[:3].tolist() == [1.0, 0.0, 1.0]
-    assert torch.sigmoid(torch.tensor(fit.prior.share)).item() == pytest.approx(
+    assert torch.sigmoid(torch.tensor(fit.prior.shares["slot"])).item() == pytest.approx(
         crowd.better[keep].double().mean().item(), abs=0.04
     )
 

@@ -211,3 +211,40 @@ def test_columns_that_do_not_fit_are_refused(honest):
         fit_label_model(honest.votes, 15, VoteFeatures(leaning={"slot": torch.zeros(300, 2)}))
     with pytest.raises(DataError, match="no signed vote"):
         fit_label_model(Votes(torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1)), 1)
+
+
+def _longer_is_better(crowd, generator):
+    """A difference of lengths whose sign is that of the truth on three pairs in four."""
+    towards = torch.where(crowd.better, 1.0, -1.0) * torch.where(torch.rand(500, generator=generator) < 0.75, 1.0, -1.0)
+    return towards * (0.5 + torch.rand(500, generator=generator))
+
+
+def test_a_truth_that_goes_with_length_is_no_leaning():
+    """Those who know the truth vote for the longer response, inverted ones for the shorter: nobody leans to length."""
+    eta = torch.where(torch.arange(300) % 5 < 2, 0.15, 0.9).double()
+    crowd = make(eta, pairs=500, votes_per_pair=5, seed=6)
+    length = _longer_is_better(crowd, torch.Generator().manual_seed(2))
+    alone = LabelModelSettings(bootstrap=0)
+    fit = fit_label_model(crowd.votes, 300, VoteFeatures(leaning={"length": length}), settings=alone)
+    assert fit.leaning == {} and fit.choices[0].log_bayes_factor < 0
+    torch.testing.assert_close(fit.w, fit_label_model(crowd.votes, 300, settings=alone).w)
+
+
+def test_followers_of_length_are_found_where_the_truth_goes_with_it():
+    crowd = make(torch.full((20,), 0.85).double(), pairs=500, votes_per_pair=6, seed=7)
+    generator = torch.Generator().manual_seed(3)
+    length = _longer_is_better(crowd, generator)
+    follows = (crowd.votes.annotator < 7) & (torch.rand(500, 6, generator=generator) < 0.8)
+    sign = torch.where(follows, length.sign().unsqueeze(-1), crowd.votes.sign.float())
+    votes = Votes(crowd.votes.annotator, sign)
+    alone = LabelModelSettings(bootstrap=0)
+    fit = fit_label_model(votes, 20, VoteFeatures(leaning={"length": length}), settings=alone)
+    leaning = fit.leaning["length"][0]
+    assert leaning[:7].min() > leaning[7:].max()
+    assert accuracy(fit.w, crowd.better) >= accuracy(fit_label_model(votes, 20, settings=alone).w, crowd.better) + 0.005
+    # That longer ones are better is not what a pair is judged by.
+    assert fit.member.prior.shares["length"] > 0.3
+    beside = (
+        torch.logit(fit.member.w, eps=1e-12) - fit.member.prior.shares["length"] * fit.member.prior.columns["length"]
+    )
+    torch.testing.assert_close(fit.estimates["label model"], torch.sigmoid(beside))

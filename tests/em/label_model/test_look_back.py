@@ -16,7 +16,7 @@ TRUTH = torch.where(WORLD.better, 1.0, -1.0).double()
 
 
 def judged(votes, margin, as_evidence=True, gold=TRUTH):
-    return judge_estimates(vote_table(FlatVotes.of(votes), 12), margin, gold, as_evidence, False)
+    return judge_estimates(vote_table(FlatVotes.of(votes), 12), margin, gold, as_evidence, ())
 
 
 def test_each_estimate_is_judged_by_what_it_knows():

@@ -27,7 +27,7 @@ def test_newton_ends_where_em_does(votes_a_pair, monkeypatch):
     votes, slot, truth = draw(15, 600, votes_a_pair)
     table = vote_table(votes, 15, VoteFeatures(leaning={"slot": slot}))
     margin = (1.2 * truth + torch.randn(600, generator=torch.Generator().manual_seed(7))).double()
-    prior = PairPrior(margin, torch.zeros(600).double(), torch.zeros(600).double())
+    prior = PairPrior(margin, torch.zeros(600).double())
     population = expected_population(table.names, ["slot"], LabelModelSettings())
     start, settings = share_start(table), LabelModelSettings(tolerance=1e-7, max_iterations=3000)
     quick = fit_member(table, prior, population, start, settings)

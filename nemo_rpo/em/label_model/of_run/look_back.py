@@ -5,13 +5,14 @@ Shapes: P pairs, K annotators, T places in a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nemo_rpo.em.label_model.anchors import Judged, judge
-from nemo_rpo.em.label_model.choose import Fitter, free_means, order_shown, slot_of_pairs
+from nemo_rpo.em.label_model.choose import Fitter, columns_of_pairs, free_means, order_shown
 from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, FlatVotes, VoteFeatures, VoteTable
 from nemo_rpo.em.label_model.drift import Drift, fit_drift
 from nemo_rpo.em.label_model.features import SEQUENCE
@@ -38,7 +39,7 @@ class LookBack(NamedTuple):
 
 
 def judge_estimates(
-    table: VoteTable, margin: Tensor, gold: Tensor, as_evidence: bool, learn_share: bool
+    table: VoteTable, margin: Tensor, gold: Tensor, as_evidence: bool, shares: Collection[str]
 ) -> dict[str, Judged]:
     """Majority, anchor-weighted vote, EM without a model and with the policy, side by side on ``gold`` labels.
 
@@ -50,23 +51,23 @@ def judge_estimates(
         margin: float64 [P], the policy's log-odds for chosen; 0 where it said nothing.
         gold: float64 [P], +1 chosen is better, -1 rejected is, 0 not known.
         as_evidence: whether the EMs are told the gold labels that do not judge, as the run was.
-        learn_share: whether the share of pairs whose first response is better is fitted.
+        shares: by which the truth goes with a column, those that are fitted.
     """
-    settings, nothing, slot = LabelModelSettings(), torch.zeros_like(margin), slot_of_pairs(table)
+    settings, nothing, columns = LabelModelSettings(), torch.zeros_like(margin), columns_of_pairs(table)
     anchors = int((gold != 0).sum())
     if anchors < settings.min_anchors:
         return {}
-    order = order_shown(slot, settings) if SLOT in table.names else None
+    order = order_shown(columns[SLOT], settings) if SLOT in columns else None
     free, majority = free_means(table, order, anchors * as_evidence, settings), exchangeable_votes(table).w
 
     def estimates(known: Tensor) -> dict[str, Tensor]:
         told = known if as_evidence else nothing
-        with_policy, without = (Fitter(PairPrior(of, told, slot), free, settings) for of in (margin, nothing))
+        with_policy, without = (Fitter(PairPrior(of, told, columns), free, settings) for of in (margin, nothing))
         return {
             MAJORITY: majority,
-            ANCHORS: Fitter(PairPrior(nothing, known, slot), free, settings).from_anchors(table).w,
-            ALONE: without.fit(table, learn_share, []).w,
-            POLICY: with_policy.fit(table, learn_share, []).w,
+            ANCHORS: Fitter(PairPrior(nothing, known, columns), free, settings).from_anchors(table).w,
+            ALONE: without.fit(table, shares, []).believed,
+            POLICY: with_policy.fit(table, shares, []).believed,
         }
 
     return judge(gold, estimates, settings.folds, POLICY, False).judged

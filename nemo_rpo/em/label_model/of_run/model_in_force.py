@@ -5,12 +5,15 @@ Shapes: K annotators, d coefficients each, F families, G points of the majority'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nemo_rpo.em.label_model.coded_votes import SLOT
 from nemo_rpo.em.label_model.coefficients import Population
 
 
@@ -23,8 +26,7 @@ class ModelInForce(NamedTuple):
         population: prior of its rows.
         correlation: ρ of the declared families, float64 [F].
         grid: float64 [G], of the majority, which is believed instead of the model; empty where the model is.
-        share: log-odds that the response shown first is the better one.
-        learn_share: whether it is fitted.
+        shares: log-odds by which the truth goes with a column, by name, of those that are fitted.
         from_anchors: the coefficients are those of the anchored pairs alone.
         temperature, stretch: what the votes' evidence is divided by, and standard errors are multiplied with, because
             errors hang together; 1 where they do not.
@@ -35,36 +37,39 @@ class ModelInForce(NamedTuple):
     population: Population
     correlation: Tensor
     grid: Tensor
-    share: float = 0.0
-    learn_share: bool = False
+    shares: Mapping[str, float] = MappingProxyType({})
     from_anchors: bool = False
     temperature: float = 1.0
     stretch: float = 1.0
 
     def numbers(self) -> Tensor:
-        """All of it but for the names, float64 [6 + 5 d + K d + F + G]; :func:`from_numbers` reads it."""
-        flags = (self.share, self.learn_share, self.from_anchors, self.temperature, self.stretch, len(self.grid))
-        head = self.theta.new_tensor([float(flag) for flag in flags])
+        """All of it but for the names, float64 [4 + 6 d + K d + F + G]; :func:`from_numbers` reads it. That
+        share of a name that is not fitted is nan, and the slot's stands in the skill's place."""
+        shares = [self.shares.get(name, math.nan) for name in (SLOT, *self.names[1:])]
+        if SLOT in self.names:
+            shares[self.names.index(SLOT)] = math.nan
+        flags = (self.from_anchors, self.temperature, self.stretch, len(self.grid))
+        head = self.theta.new_tensor([float(flag) for flag in (*flags, *shares)])
         return torch.cat((head, *self.population, self.theta.flatten(), self.grid, self.correlation))
 
 
-_FLAGS = 6
+_FLAGS = 4
 
 
 def from_numbers(numbers: Tensor, names: Sequence[str], num_annotators: int) -> ModelInForce:
     """What :meth:`ModelInForce.numbers` made of it; views of ``numbers``."""
     d = len(names)
-    share, learn_share, from_anchors, temperature, stretch, points = numbers[:_FLAGS].tolist()
-    sizes = [5 * d, num_annotators * d, int(points)]
-    population, theta, grid, correlation = numbers[_FLAGS:].split([*sizes, len(numbers) - _FLAGS - sum(sizes)])
+    from_anchors, temperature, stretch, points = numbers[:_FLAGS].tolist()
+    sizes = [d, 5 * d, num_annotators * d, int(points)]
+    shares, population, theta, grid, correlation = numbers[_FLAGS:].split([*sizes, len(numbers) - _FLAGS - sum(sizes)])
+    of_names = zip((SLOT, *names[1:]), shares.tolist(), strict=True)
     return ModelInForce(
         tuple(names),
         theta.view(num_annotators, d),
         Population(*population.view(5, d)),
         correlation,
         grid,
-        share,
-        bool(learn_share),
+        {name: share for name, share in of_names if not math.isnan(share)},
         bool(from_anchors),
         temperature,
         stretch,

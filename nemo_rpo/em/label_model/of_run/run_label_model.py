@@ -13,7 +13,7 @@ from torch import Tensor
 from nemo_rpo.em.collectives import Collectives
 from nemo_rpo.em.em_settings import LabelModelInTraining
 from nemo_rpo.em.guards import Warned
-from nemo_rpo.em.label_model.choose import slot_of_pairs
+from nemo_rpo.em.label_model.choose import columns_of_pairs
 from nemo_rpo.em.label_model.coded_votes import FlatVotes, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.coefficients import (
     Population,
@@ -96,7 +96,8 @@ class RunLabelModel:
         own = own._replace(pair=own.pair - block.start, num_pairs=block.stop - block.start)
         columns = {name: getattr(own, name).to(self.device) for name in VoteTable._fields[:6]}
         self._table = own._replace(**columns, all_reduce=collectives.all_reduce, known=answers)
-        self._gold, self._slot = gold[block].double().to(self.device), slot_of_pairs(own).to(self.device)
+        self._gold = gold[block].double().to(self.device)
+        self._columns = {name: column.to(self.device) for name, column in columns_of_pairs(own).items()}
         self.now: ModelInForce | None = None
         self.reasons: list[str] = []
         self.warnings: list[Warned] = []
@@ -135,7 +136,7 @@ class RunLabelModel:
         now = self.now
         if now is None:
             return False
-        more = len(now.names) > 1 or now.learn_share or len(now.grid) > 0 or now.temperature != 1.0
+        more = len(now.names) > 1 or bool(now.shares) or len(now.grid) > 0 or now.temperature != 1.0
         return more or self._anchored or self.family is not None
 
     def _heard(self, margin: Tensor) -> Tensor:
@@ -201,9 +202,9 @@ class RunLabelModel:
         everywhere = self.collectives.gather_rows(margin.float().unsqueeze(-1)).squeeze(-1)
         sample, now = self._sample, self.now
         of_policy = self._heard(everywhere[sample.pairs.to(everywhere.device)].double().cpu()) * sample.turn
-        learn_share = now is not None and now.learn_share
+        shares = () if now is None else now.shares
         table = sample.table.select(() if now is None else now.names)
-        judged = judge_estimates(table, of_policy, self._judges, self._anchored, learn_share)
+        judged = judge_estimates(table, of_policy, self._judges, self._anchored, shares)
         return LookBack(judged, *drift_of(sample.table, of_policy, sample.gold))
 
     def _from(self, fit: LabelModelFit, present: Tensor) -> ModelInForce:
@@ -223,8 +224,7 @@ class RunLabelModel:
             population,
             correlation,
             theta.new_zeros(0) if before is None else before.grid,
-            member.prior.share,
-            member.prior.learn_share,
+            member.prior.shares,
             fit.recommended == ANCHORS,
             1.0 if before is None else before.temperature,
             1.0 if before is None else before.stretch,
@@ -243,7 +243,7 @@ class RunLabelModel:
         found = iterate(table, prior, now.population, now.theta, None, LabelModelSettings(tolerance=_STILL))
         theta = found.theta.clone()
         theta[:, 0].clamp_(*self._bounds)
-        self._take(now._replace(theta=theta, population=found.population, share=found.prior.share))
+        self._take(now._replace(theta=theta, population=found.population, shares=found.prior.shares))
 
     def _take(self, found: ModelInForce) -> None:
         self.now = of_first_rank(found, self._names, self.collectives.from_first, GRID_POINTS)
@@ -256,7 +256,7 @@ class RunLabelModel:
         return table._replace(weight=family_weights(table, self.family, self.now.correlation).to(self.device))
 
     def _prior(self, margin: Tensor) -> PairPrior:
-        return PairPrior(margin, self._gold, self._slot, self.now.share, self.now.learn_share)
+        return PairPrior(margin, self._gold, self._columns, self.now.shares)
 
     def _own_evidence(self) -> Tensor:
         """E float64 [P] of this rank's pairs."""
@@ -266,7 +266,8 @@ class RunLabelModel:
             of_votes = torch.logit(0.5 + 0.5 * (posterior_given(self._table, now.grid) - 0.5))
         else:
             sums = pair_sums(self._votes(), now.theta)
-            of_votes = (sums.if_chosen - sums.if_rejected) / now.temperature + now.share * self._slot
+            of_votes = (sums.if_chosen - sums.if_rejected) / now.temperature
+            of_votes = of_votes + self._prior(torch.zeros_like(of_votes)).believed
         return torch.where(self._gold != 0, self._gold * KNOWN, of_votes)
 
     def evidence(self) -> Tensor:
@@ -291,7 +292,7 @@ class RunLabelModel:
         w = torch.sigmoid(log_odds)[table.pair]
         said_right = torch.where(table.says_chosen, w, 1 - w)
         a, b = logits(table, now.theta)
-        first = torch.sigmoid(now.share * self._slot)[table.pair]
+        first = torch.sigmoid(self._prior(torch.zeros_like(log_odds)).of_columns)[table.pair]
         right = first * torch.sigmoid(a + b) + (1 - first) * torch.sigmoid(a - b)
         counted = table.counted.double()
         cast, sums = table.per_annotator(counted), table.per_annotator(counted * said_right)
@@ -327,14 +328,14 @@ class RunLabelModel:
         if self.now is None:
             return {}
         names = torch.tensor(list("\n".join(self.now.names).encode()), dtype=torch.uint8)
-        return {"names": names, "numbers": self.now.numbers(), "chosen_at": torch.tensor([self._chosen_at])}
+        return {"names": names, "fitted": self.now.numbers(), "chosen_at": torch.tensor([self._chosen_at])}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restores :meth:`state`, to the bit; with nothing in it the next refit chooses anew."""
         self.now, self._chosen_at = None, 0
-        if state:
+        if "fitted" in state:
             names = bytes(state["names"].tolist()).decode().split("\n")
-            numbers = state["numbers"].to(self.device, copy=True)
+            numbers = state["fitted"].to(self.device, copy=True)
             self.now, self._chosen_at = from_numbers(numbers, names, self.num_annotators), int(state["chosen_at"])
 
 

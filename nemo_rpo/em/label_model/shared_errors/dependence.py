@@ -66,7 +66,7 @@ def agreement(table: VoteTable, member: Member) -> Agreement:
     up, down = torch.sigmoid(b + a), torch.sigmoid(b - a)
     says = table.says_chosen.double()
     prior = member.prior
-    share = torch.sigmoid(prior.margin + prior.share * prior.slot)[table.pair]
+    share = torch.sigmoid(prior.log_odds)[table.pair]
     r_up, r_down = (says - up) * (up * (1 - up)).rsqrt(), (says - down) * (down * (1 - down)).rsqrt()
     w = member.w[table.pair]
     v, u = two_of_a_pair(table)
@@ -214,7 +214,7 @@ def judge_dependence(
 def draw_votes(table: VoteTable, member: Member, generator: torch.Generator) -> VoteTable:
     """Votes of the same annotators on the same pairs, truths and votes drawn from the fitted model."""
     a, b = logits(table, member.theta)
-    share = torch.sigmoid(member.prior.margin + member.prior.share * member.prior.slot)
+    share = torch.sigmoid(member.prior.log_odds)
     truth = torch.rand(table.num_pairs, generator=generator, dtype=torch.float64) < share
     known = member.prior.gold != 0
     truth = torch.where(known, member.prior.gold > 0, truth)

@@ -86,5 +86,5 @@ def discounted(table: VoteTable, families: Tensor, fitter: Fitter) -> tuple[Vote
     coin = table.select(())
     for _ in range(4):
         weighted = coin._replace(weight=family_weights(table, families, correlation))
-        correlation = family_correlation(weighted, fitter.fit(weighted, False, []), families)
+        correlation = family_correlation(weighted, fitter.fit(weighted, (), []), families)
     return table._replace(weight=family_weights(table, families, correlation)), correlation

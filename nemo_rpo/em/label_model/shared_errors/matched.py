@@ -92,7 +92,7 @@ def draw_together(
     lowered = ((fitted.square() - degree) / (1 - degree)).clamp(min=0).sqrt() * fitted.sign()
     skill = 2 * torch.atanh(lowered)
     a, b = logits(table, torch.cat((skill.unsqueeze(-1), member.theta[:, 1:]), -1))
-    share = torch.sigmoid(member.prior.margin + member.prior.share * member.prior.slot)
+    share = torch.sigmoid(member.prior.log_odds)
     draws = torch.rand(2, table.num_pairs, generator=generator, dtype=torch.float64)
     truth = torch.where(member.prior.gold != 0, member.prior.gold > 0, draws[0] < share)
     of_vote = truth[table.pair]
@@ -112,7 +112,7 @@ def _fit_crowd(
     misses = ((fit.theta[:, 0] - skill).abs() / fit.errors[:, 0])[voted]
     return _Crowd(
         statistic(crowd, fit).correlation,
-        torch.logit(fit.w, eps=1e-12)[asked],
+        torch.logit(fit.believed, eps=1e-12)[asked],
         truth[asked],
         misses,
     )

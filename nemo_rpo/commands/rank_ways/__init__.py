@@ -1,1 +1,0 @@
-"""Ways of ranking that ``nemo-rpo rank`` has beside its leaderboard of comparisons."""

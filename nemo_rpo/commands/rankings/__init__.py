@@ -1,0 +1,1 @@
+"""What ``nemo-rpo rank`` can tell beside the leaderboard, each with its options, its text and its picture."""
