@@ -20,11 +20,16 @@ def selective_auc(score: np.ndarray, correct: np.ndarray) -> float:
     >>> selective_auc(np.zeros(4), np.array([1, 1, 0, 1]))
     0.75
     """
+    return float(accuracy_curve(score, correct).mean())
+
+
+def accuracy_curve(score: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """The accuracy among the k questions of highest ``score``, [n], for k = 1 … n; see :func:`selective_auc`."""
     order = np.argsort(-score, kind="stable")
     _, block, size = np.unique(-score[order], return_inverse=True, return_counts=True)
     right = np.bincount(block, correct[order])
     # Inside a block of equal scores each question has the block's accuracy.
-    return float((np.cumsum((right / size)[block]) / np.arange(1, len(score) + 1)).mean())
+    return np.cumsum((right / size)[block]) / np.arange(1, len(score) + 1)
 
 
 def auc_interval(

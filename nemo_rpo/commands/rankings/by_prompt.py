@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nemo_rpo.commands import on_ranks
+from nemo_rpo.commands.rankings import picture
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths, read_records
 from nemo_rpo.data.files.write import record_writer, write_csv
@@ -45,6 +46,11 @@ def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
     """Prints the leaderboards, on the first of the ranks that the run's layout asks for."""
     if (args.costs is None) != (args.budget is None):
         raise ConfigError("--costs FILE and --budget COST go together")
+    if args.over_time or args.robust or args.audit or args.interval is not None or args.compare or args.selective:
+        raise ConfigError(
+            "--by-prompt ranks by a model of the prompt: leave out --over-time, --robust, --audit, --interval, "
+            "--selective, --elo and --trueskill"
+        )
     if args.out is not None and args.out.exists():
         raise ConfigError(f"{args.out} exists; name another file")
     prompts = read_prompts(as_paths(args.data, setting="the path", folders=True))
@@ -67,6 +73,10 @@ def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
     routing = None if costs is None else route(value, costs, args.budget)
     if args.out is not None:
         _write(args.out, prompts, topics, players, theta, routing)
+    if args.plot:
+        from nemo_rpo.report.rendering.ranking_plots import strengths_by_topic
+
+        picture.write(strengths_by_topic(found, players), args.plot)
     if args.csv:
         write_csv(args.csv, [record for board in found for record in _records(board, players)])
     if args.json:

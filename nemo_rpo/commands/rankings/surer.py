@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nemo_rpo.commands.rankings import picture
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths, read_records
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.ranking import ComparisonFormat, Comparisons, RankSettings, fit, others
-from nemo_rpo.ranking.selective import auc_interval, selective_auc
+from nemo_rpo.ranking.selective import accuracy_curve, auc_interval, selective_auc
 from nemo_rpo.text_table import format_table
 
 KEYS = ComparisonFormat("question_a", "question_b", "said")
@@ -51,6 +52,8 @@ def keys_of(args: argparse.Namespace) -> ComparisonFormat:
 
 def run(args: argparse.Namespace, comparisons: Comparisons, settings: RankSettings) -> None:
     """Prints the AUC of selective classification of each score."""
+    if args.over_time or args.robust or args.audit or args.interval is not None:
+        raise ConfigError("--selective stands alone: leave out --over-time, --robust, --audit and --interval")
     answers = read_answers(args.selective, args.absolute)
     questions = comparisons.players
     if missing := [name for name in questions if name not in answers.correct]:
@@ -67,6 +70,11 @@ def run(args: argparse.Namespace, comparisons: Comparisons, settings: RankSettin
     intervals = {}
     if settings.bootstrap:
         intervals = auc_interval(scores, correct, settings.bootstrap, settings.confidence, settings.seed)
+    if args.plot:
+        from nemo_rpo.report.rendering.ranking_plots import accuracy_by_coverage
+
+        curves = {name: accuracy_curve(score, correct) for name, score in scores.items()}
+        picture.write(accuracy_by_coverage(curves), args.plot)
     if args.csv:
         rows = [{"question": name, "correct": correct[i]} for i, name in enumerate(questions)]
         write_csv(args.csv, [row | {of: float(score[i]) for of, score in scores.items()} for i, row in enumerate(rows)])
