@@ -3,8 +3,8 @@
     python benchmarks/factors.py [--data FOLDER] [--worlds 400] [--write docs/what_labels_reward.md]
 
 Coverage: worlds of planted strengths; one label a pair, or five where the pair has something more that no property
-tells (a normal effect, sd 1; the strengths that a fit can find are then those of a world of 200,000 pairs). FOLDER holds
-the files of UKPConvArg1.
+tells (a normal effect, sd 1; the strengths that a fit can find are then those of a world of 200,000 pairs). FOLDER
+holds the files of UKPConvArg1.
 """
 
 from __future__ import annotations

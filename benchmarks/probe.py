@@ -85,7 +85,7 @@ def interval(values: np.ndarray, debate: np.ndarray) -> str:
     return f"{values.mean():.3f} ({low:.3f}–{high:.3f})"
 
 
-def em(ukp: UKP, folder: Path, seeds: int) -> str:
+def em(ukp: UKP, folder: Path, seeds: int, each: list[int]) -> str:
     settings = ProbeSettings()
     states = HiddenStates(folder, settings)
     of_answer = states.of(ukp.answers)
@@ -94,21 +94,24 @@ def em(ukp: UKP, folder: Path, seeds: int) -> str:
         if vote[2]:
             by_pair.setdefault(vote[0], []).append(vote)
     rows: dict[str, list[str]] = {}
-    for votes in (1, 3):
+    for votes in each:
         for inverted in (0.0, 0.2, 0.4):
             found = np.array([
                 world(ukp, of_answer, states.layers, by_pair, votes, inverted, seed, settings) for seed in range(seeds)
             ])  # fmt: skip
-            mean, spread = found.mean(0), found.std(0, ddof=1)
+            mean, spread = np.nanmean(found, 0), np.nanstd(found, 0, ddof=1)
             for j, name in enumerate(MARGINS):
-                cells = [f"{mean[j, m]:.3f} ± {spread[j, m]:.3f}" for m in range(found.shape[2])]
+                cells = [f"{mean[j, m]:.3f} ± {spread[j, m]:.3f}" for m in range(found.shape[2] - (inverted == 0))]
+                cells += ["–"] * (inverted == 0)
                 rows[f"{votes} a pair, {inverted:.0%} inverted: {name}"] = cells
                 print(f"{votes} a pair, {inverted:.0%} inverted: {name}", *cells, flush=True)
-    return table("votes", ("gold labels found", "error of reliability", "workers told apart (AUC)"), rows)
+    return table(
+        "votes", ("gold labels found", "Brier score", "error of reliability", "workers told apart (AUC)"), rows
+    )
 
 
 def world(ukp, of_answer, numbers, by_pair, votes, inverted, seed, settings) -> list[list[float]]:
-    """By kind of margins: labels found, mean error of reliabilities, AUC of inverted against honest workers."""
+    """By kind of margins: labels found, Brier score, error of reliabilities, AUC of inverted and honest workers."""
     rng = np.random.default_rng(seed)
     pairs = rng.choice([p for p, of in by_pair.items() if len(of) >= 3], 3000, replace=False)
     cast = [by_pair[p][i] for p in pairs.tolist() for i in rng.permutation(len(by_pair[p]))[:votes]]
@@ -129,6 +132,7 @@ def world(ukp, of_answer, numbers, by_pair, votes, inverted, seed, settings) -> 
 def judged(read: VoteTable, fit: CrowdFit, gold: np.ndarray, turned: set[str]) -> list[float]:
     w = truth_by_votes(read, fit)
     known = gold != 0
+    brier = float(np.square(w - (gold > 0))[known].mean())
     labels = float(right(w - 0.5, gold)[known].mean())
     said = known[read.pair]
     agree = (read.sign == gold[read.pair])[said]
@@ -140,7 +144,7 @@ def judged(read: VoteTable, fit: CrowdFit, gold: np.ndarray, turned: set[str]) -
     bad = np.array([name in turned for name in read.annotators.ids])
     pairs = fit.eta[many & ~bad][:, None] - fit.eta[many & bad][None]
     auc = float(np.where(pairs == 0, 0.5, pairs > 0).mean()) if pairs.size else float("nan")
-    return [labels, error, auc]
+    return [labels, brier, error, auc]
 
 
 def main() -> None:
@@ -148,10 +152,11 @@ def main() -> None:
     parser.add_argument("what", choices=("layers", "em"))
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("NEMO_RPO_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--votes", type=int, nargs="+", default=[1, 3], help="signed votes a pair")
     parser.add_argument("--write", help="replace the block in a Markdown file")
     args = parser.parse_args()
     ukp, model = read_ukp(args.data / "ukpconvarg1"), args.data / "stories260k" / "hf"
-    text = layers(ukp, model) if args.what == "layers" else em(ukp, model, args.seeds)
+    text = layers(ukp, model) if args.what == "layers" else em(ukp, model, args.seeds, args.votes)
     print(text)
     if args.write:
         replace_block(args.write, "probe by layer" if args.what == "layers" else "probe in the EM", text)

@@ -70,10 +70,10 @@ def test_turned_files_give_turned_margins(tmp_path):
     path = tmp_path / "rows.jsonl"
     lines = []
     for i in range(120):
-        good, bad = {"text": f"good {i}"}, {"text": f"bad {i}"}
+        good, bad = {"text": f"good {i}"}, {"text": f"evil {i}"}
         chosen, rejected = (bad, good) if i % 5 == 0 else (good, bad)
-        row = {"prompt": f"p{i}", "chosen": chosen["text"], "rejected": rejected["text"], "annotator": f"w{i % 3}"}
-        lines.append(json.dumps(row))
+        row = {"prompt": f"p{i}", "chosen": chosen["text"], "rejected": rejected["text"], "annotator": None}
+        lines += [json.dumps(row | {"annotator": f"w{k}"}) for k in range(3)]
     path.write_text("\n".join(lines))
     from nemo_rpo.data.data_settings import RowFormat
     from nemo_rpo.data.vote_ledger import read_votes
@@ -119,7 +119,7 @@ def test_command_probes_a_folder(model, tmp_path, capsys):
     rng, rows = np.random.default_rng(2), []
     for i in range(60):
         better = int(rng.integers(2))
-        texts = ["The cat sat on the mat and was happy." if side == better else "xq zv 7#" for side in (0, 1)]
+        texts = ["The cat was happy." if side == better else "xqz zv 7# qqq k 9 z"[:18] for side in (0, 1)]
         says = [better if rng.random() < 0.85 else 1 - better for _ in range(3)]
         votes = [{"annotator": f"w{k}", "vote": "ab"[say]} for k, say in enumerate(says)]
         rows.append({"prompt": f"{i}", "response_a": texts[0], "response_b": texts[1], "votes": votes})

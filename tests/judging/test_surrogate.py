@@ -15,17 +15,15 @@ from nemo_rpo.judging.verdicts import FIRST, SECOND, Shown
 
 
 def judged_rows(pairs: int, seed: int = 0, wrong=frozenset()) -> list[dict]:
-    """The longer answer wins; of the pairs ``wrong`` the shorter one."""
+    """Of two answers of one length, the one with the longer list wins; of the pairs ``wrong`` the other one."""
     rng, rows = np.random.default_rng(seed), []
     for i in range(pairs):
-        longer = int(rng.integers(2))
-        texts = [
-            f"{i} " + "word " * int(rng.integers(20, 30) if side == longer else rng.integers(3, 12)) for side in (0, 1)
-        ]
-        vote = {"annotator": "expensive", "vote": "ab"[longer if i not in wrong else 1 - longer]}
-        rows.append(
-            {"pair_id": f"q{i}", "prompt": f"p{i}", "response_a": texts[0], "response_b": texts[1], "votes": [vote]}
-        )
+        better = int(rng.integers(2))
+        points = [int(rng.integers(3, 7) if side == better else rng.integers(0, 2)) for side in (0, 1)]
+        texts = [f"{i:03}\n" + "- w\n" * n + "x y\n" * (8 - n) for n in points]
+        vote = {"annotator": "expensive", "vote": "ab"[better if i not in wrong else 1 - better]}
+        answers = {"response_a": texts[0], "response_b": texts[1]}
+        rows.append({"pair_id": f"q{i}", "prompt": f"p{i}", **answers, "votes": [vote]})
     return rows
 
 
@@ -91,10 +89,14 @@ def test_one_line_errors(tmp_path, change, message):
 
 def test_is_one_more_annotator_of_the_command(tmp_path, capsys):
     """Judged pairs stay those of the expensive judge; the surrogate votes on all, and its reliability is known."""
-    rows = judged_rows(80)
-    labelled = [
-        {**row, "votes": [*row["votes"], {"annotator": "ann", "vote": row["votes"][0]["vote"]}]} for row in rows
-    ]
+    rng, rows = np.random.default_rng(3), judged_rows(80)
+    labelled = []
+    for row in rows:
+        said = row["votes"][0]["vote"]
+        votes = [
+            {"annotator": f"w{k}", "vote": said if rng.random() < 0.8 else "ba"["ab".index(said)]} for k in range(4)
+        ]
+        labelled.append({**row, "votes": votes})
     (tmp_path / "judged.jsonl").write_text("\n".join(map(json.dumps, rows[:40])))
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, labelled)))
     (tmp_path / "judges.yaml").write_text("judges: [{name: cheap, kind: surrogate, judged: judged.jsonl}]")

@@ -9,8 +9,8 @@ from nemo_rpo.text_table import format_table
 TITLE = "What the labels reward"
 CAPTION = (
     "Strength: the change of the log-odds of being preferred for a typical difference in the property, all others held "
-    "equal, with its 95 % interval (labels of one prompt hang together; with few prompts, those of one pair). prefer more: the share of labels for the answer "
-    "with more of it. An interval that leaves out 0 is marked *."
+    "equal, with its 95 % interval; labels of one prompt hang together, or with few prompts those of one pair. An "
+    "interval that leaves out 0 is marked *. prefer more: the share of labels for the answer with more of it."
 )
 
 

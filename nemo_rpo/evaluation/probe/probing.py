@@ -87,7 +87,7 @@ def probe_layers(
         found = foretell(x, truth, groups, weight, settings.kind, settings.held_out)
         scores.append(_score(layer, found, truth, known, groups))
     best = max(scores, key=lambda score: score.gain)
-    believed = best.gain >= settings.min_gain and best.scale > 0
+    believed = bool(best.gain >= settings.min_gain and best.scale > 0)
     margin = best.foretold.log_odds * best.scale if believed else np.zeros(len(truth))
     return Probe(scores, best, margin, believed)
 
@@ -101,7 +101,7 @@ def _score(layer: int, found: Foretold, truth: np.ndarray, known: np.ndarray, gr
     right = np.where(margin == 0, 0.5, (margin > 0) == (truth > 0.5))[judged]
     mean, error = clustered_mean(right, groups[judged])
     low, high = max(0.0, mean - Z * error), min(1.0, mean + Z * error)
-    return LayerScore(layer, mean, low, high, gain * weight.sum(), scale, found)
+    return LayerScore(layer, mean, low, high, float(gain * weight.sum()), scale, found)
 
 
 def clustered_mean(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
