@@ -4,7 +4,8 @@
 
 Eight models, prompts of three topics with 12 features, strengths linear in them; battles between two models drawn
 evenly. The head's equations on the features (`p2l_bt`) against the plain Bradley-Terry model on the same battles, both
-judged by the log-loss of 5,000 fresh battles, and routed on fresh prompts under a budget: win rates are the planted ones.
+judged by the log-loss of 5,000 fresh battles, and routed on fresh prompts under a budget; win
+rates are the planted ones.
 """
 
 from __future__ import annotations
