@@ -116,7 +116,7 @@ def test_anchors_stay_out_of_the_link_unless_asked():
 
 def test_reference_free_losses_say_so():
     free = {name for name, _ in VARIANTS if variant_loss((name, {})).reference_free}
-    assert free == {"simpo", "cpo", "orpo", "asft", "bt", "bt_margin", "bt_scaled", "gpm", "pal", "pro", *P2L}
+    assert free == {"simpo", "cpo", "orpo", "asft", "bt", "bt_margin", "bt_scaled", "gpm", "pal", "pro", "genrm", *P2L}
 
 
 def test_losses_that_model_noise_or_need_a_temperature_say_so():
