@@ -149,6 +149,8 @@ COMMANDS = {
         "nemo_rpo.commands.rank",
         (
             "nemo-rpo rank battles.jsonl --elo --trueskill",
+            "nemo-rpo rank prompts.jsonl --by-prompt results/battles --costs costs.csv --budget 0.5",
+            "nemo-rpo rank surer.jsonl --selective answers.jsonl",
             "nemo-rpo rank votes.csv --crowd-bt --annotator-key judge --resample annotator --json > ranking.json",
             "nemo-rpo rank battles.jsonl --over-time --slice 7d --plot over_time.svg",
             "nemo-rpo rank battles.jsonl --robust --audit --interval 0.3 --judge-next next.csv",

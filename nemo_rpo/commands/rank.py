@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
-from nemo_rpo.commands.rankings import over_time, picture, second_looks
+from nemo_rpo.commands.rankings import by_prompt, over_time, picture, second_looks, surer
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.errors import ConfigError
@@ -65,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     add("--json", action="store_true", help="print the result as JSON")
     add("--csv", type=Path, metavar="OUT", help="write the players to a CSV file too")
-    for also in (picture, over_time, second_looks):
+    for also in (picture, over_time, second_looks, by_prompt, surer):
         also.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Prints the leaderboard."""
     keys = ComparisonFormat(args.a_key, args.b_key, args.winner_key, args.annotator_key)
     keys = replace(keys, time_key=args.time_key if args.over_time else None)
@@ -88,10 +88,15 @@ def run(args: argparse.Namespace) -> None:
     through_time = over_time.settings_of(args)
     second_looks.check(args)
     picture.check(args)
+    if args.by_prompt:
+        return by_prompt.run(args, settings)
+    if args.selective:
+        surer.run(args, read_comparisons(args.data, surer.keys_of(args)), settings)
+        return None
     comparisons = read_comparisons(args.data, keys)
     if args.over_time:
         _over_time(args, comparisons, settings, through_time)
-        return
+        return None
     board = leaderboard(comparisons, settings, args.compare, _progress(settings.bootstrap))
     looks = second_looks.looks(args, comparisons, settings)
     if args.plot:
@@ -103,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         parts = [*_text(board, args.compare), *(part for look in looks.values() for part in second_looks.text(look))]
         print("\n\n".join(parts))
+    return None
 
 
 def _over_time(

@@ -71,7 +71,9 @@ LAYOUTS: dict[str, Layout] = {
     "unpaired": Layout(
         judged_alone.unpaired, marks("prompt completion label"), frozenset(("prompt", "completion", judged_alone.LABEL))
     ),
-    "battles": Layout(battles.battle, fields=battles.READ, labelled=False, recognises_more=battles.recognises),
+    "battles": Layout(
+        battles.battle, fields=battles.READ, labelled=False, recognises_more=battles.recognises, public=True
+    ),
     "vote_rows": VOTE_ROWS,
 }
 

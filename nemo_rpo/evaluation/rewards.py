@@ -39,8 +39,9 @@ def reward_rows(target: Target, rows: Sequence[PromptResponses]) -> list[dict[st
     ``file``, ``row``, ``name`` and ``response`` (its place in the row, from 0) say which one; ``tokens`` how long it
     is. ``score`` is the reward of a Bradley-Terry model; of a preference model (``gpm``) its mean log-odds against the
     row's other responses, None where there are none. Of that ``embedding`` (and ``gate``, where it has one) come too,
-    so that any two responses can be compared; of groups of taste ``scores``, one a group. A response that does not fit
-    the model with one token of its prompt has None for all of them.
+    so that any two responses can be compared; of groups of taste ``scores``, one a group. Of a model of battles
+    (``p2l_*``) ``strengths`` are those of the models at the prompt, by name, whatever the response. A response that
+    does not fit the model with one token of its prompt has None for all of them.
 
     Collective over the world: the model's forwards, one broadcast of 4 w bytes a response over the pipeline group, and
     one gather of them over the data-parallel group.
@@ -58,7 +59,7 @@ def reward_rows(target: Target, rows: Sequence[PromptResponses]) -> list[dict[st
         tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))
         tokens = [_tokens(tokenizer, row, text, scorer.room) for row in rows for text in row.responses]
         found = scorer.score([None if of is None else of for of in tokens])
-    return list(_records(rows, tokens, found, loss))
+    return list(_records(rows, tokens, found, loss, cfg.model.data.players))
 
 
 def _tokens(tokenizer: PreferenceTokenizer, row: PromptResponses, response: Any, room: int) -> _Tokens | None:
@@ -173,24 +174,31 @@ def _check_head(weights: Path, outputs: dict[str, int]) -> None:
 
 
 def _records(
-    rows: Sequence[PromptResponses], tokens: list[_Tokens | None], found: list[np.ndarray | None], loss: PreferenceLoss
+    rows: Sequence[PromptResponses],
+    tokens: list[_Tokens | None],
+    found: list[np.ndarray | None],
+    loss: PreferenceLoss,
+    players: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     place = 0
     for row in rows:
         of_row = found[place : place + len(row.responses)]
-        for k, columns in enumerate(_of_row(of_row, loss)):
+        for k, columns in enumerate(_of_row(of_row, loss, players)):
             length = tokens[place + k]
             where = {"file": row.file, "row": row.row, "name": row.name, "response": k}
             yield {**where, "tokens": None if length is None else len(length.response), **columns}
         place += len(row.responses)
 
 
-def _of_row(of_row: Sequence[np.ndarray | None], loss: PreferenceLoss) -> list[dict[str, Any]]:
+def _of_row(of_row: Sequence[np.ndarray | None], loss: PreferenceLoss, players: Sequence[str]) -> list[dict[str, Any]]:
     """What is said of each response of one prompt."""
     if "score" in loss.needs:
         return [{"score": None if x is None else float(x[0])} for x in of_row]
     if "scores" in loss.needs:
         return [{"scores": None if x is None else [float(v) for v in x]} for x in of_row]
+    if "coefficients" in loss.needs:  # a width of ties may follow them
+        named = [None if x is None else dict(zip(players, map(float, x), strict=False)) for x in of_row]
+        return [{"strengths": strengths} for strengths in named]
     gated = "gate" in loss.needs
     said = []
     for i, x in enumerate(of_row):

@@ -13,7 +13,7 @@ from nemo_rpo.data.layouts.details import when
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import DataError
 
-_OUTCOMES = {"a": +1, "model_a": +1, "b": -1, "model_b": -1}
+_OUTCOMES = {"a": +1, "model_a": +1, "question_a": +1, "b": -1, "model_b": -1, "question_b": -1}
 _SLOTS = dict(_OUTCOMES)
 SHOWN_FIRST = "shown_first"
 _OUTCOMES |= dict.fromkeys(("tie", "draw", "tie (bothbad)", "both_bad", "bothbad"), 0)

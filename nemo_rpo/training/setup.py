@@ -42,7 +42,7 @@ from nemo_rpo.megatron.checkpoint.huggingface.importer import load_hf_weights
 from nemo_rpo.megatron.checkpoint.nemo.archive import is_nemo
 from nemo_rpo.megatron.checkpoint.nemo.config import architecture_from_nemo, read_nemo_config
 from nemo_rpo.megatron.checkpoint.nemo.importer import load_nemo_weights
-from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE
+from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, read_run
 from nemo_rpo.megatron.model import LoadWeights, MegatronGPTRPOModel
 from nemo_rpo.megatron.network.autobridge import architecture_from_bridge, load_bridge_weights
 from nemo_rpo.megatron.step.em import build_reliability, signed_labels
@@ -280,6 +280,17 @@ def _place(key: str, path: str | None) -> Path | None:
     return None if path is None else Path(path)
 
 
+def _check_players(cfg: RunConfig, start: Path) -> None:
+    """Raises :class:`ConfigError` where the start's head gives strengths of other models, or in another order."""
+    ours = cfg.model.data.players
+    saved = read_run(start).get("players") if ours and (start / RUN_FILE).is_file() else None
+    if saved and saved != ours:
+        raise ConfigError(
+            f"{start} ranks the models {', '.join(saved)}, in this order, and model.data.players lists others or "
+            "another order: set it to the same, or start from weights without such a head"
+        )
+
+
 def check_start(cfg: RunConfig) -> None:
     """Refuses, before any data is read, a model that is not there or that the layout or the texts do not fit.
 
@@ -291,6 +302,7 @@ def check_start(cfg: RunConfig) -> None:
     if path is None:
         return
     check_whole_weights(cfg, path, frozen)
+    _check_players(cfg, path)
     architecture = stored_architecture(path, cfg)
     check_adapter_start(cfg, architecture, path, frozen)
     _check_fits(cfg, architecture)

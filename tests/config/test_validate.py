@@ -42,6 +42,18 @@ def test_the_defaults_with_data_are_valid() -> None:
             "the loss 'pal' learns which of its 2 groups an annotator belongs to by the EM: set model.rpo.enabled=true",
         ),
         (
+            {"model__rpo__base_loss": "p2l_bt"},
+            "the loss 'p2l_bt' needs model.data.players, the names of the two or more models",
+        ),
+        (
+            {"model__data__players": ["x", "y"]},
+            "model.data.players lists the models of battles, and the loss 'dpo' does not rank models",
+        ),
+        (
+            {"model__rpo__base_loss": "p2l_bt", "model__data__players": ["x", "x"]},
+            "model.data.players holds 'x' twice: give each model one name",
+        ),
+        (
             {"model__rpo__base_loss": "pal", "model__rpo__sweep": "end"},
             "model.rpo.sweep=end fits one truth a pair, and the loss 'pal' has 2, one a group: set it to none",
         ),

@@ -10,6 +10,7 @@ import tiny_world
 from tiny_world import BAD, GOOD, PLAIN, Numbers
 
 PAIRS, TIES = 32, 4
+PLAYERS = PLAIN[2:5]
 TEMPLATE = (
     "{% for m in messages %}{{ 'plain0' if m.role == 'user' else 'plain1' }} {{ m.content }} </s> {% endfor %}"
     "{% if add_generation_prompt %}plain1 {% endif %}"
@@ -68,13 +69,28 @@ def judged_alone() -> list[dict[str, Any]]:
     return made
 
 
+def battles() -> list[dict[str, Any]]:
+    """Battles of three models, the good words' prompts being won by another one than the bad words'; some are ties."""
+    numbers, made = Numbers(25), []
+    for i in range(PAIRS + TIES):
+        kind = i % 2
+        first, second = ((0, 1), (1, 2), (2, 0))[i % 3]
+        better = (first - kind) % 3 < (second - kind) % 3
+        winner = ("tie", "both_bad")[kind] if i >= PAIRS else "model_a" if better else "model_b"
+        words = " ".join(numbers.words((GOOD, BAD)[kind] + PLAIN, 2 + numbers.below(3))) + " "
+        judge = list(tiny_world.RELIABILITY)[i % len(tiny_world.RELIABILITY)]
+        named = {"model_a": PLAYERS[first], "model_b": PLAYERS[second], "winner": winner, "annotator_id": judge}
+        made.append({"prompt": words, **named})
+    return made
+
+
 def _message(role: str, numbers: Numbers, words: tuple[str, ...]) -> dict[str, str]:
     return {"role": role, "content": " ".join(numbers.words(words + PLAIN[2:], 1 + numbers.below(2)))}
 
 
 def make(folder: Path) -> Path:
     """``model/`` with a chat template, ``earlier/`` of other weights, ``train.jsonl``, ``dialogues.jsonl``,
-    ``rankings.jsonl`` and ``judged_alone.jsonl``.
+    ``rankings.jsonl``, ``battles.jsonl`` and ``judged_alone.jsonl``.
     """
     for name, seed in (("model", 1), ("earlier", 9)):
         tiny_world.write_model(folder / name, seed)
@@ -83,5 +99,6 @@ def make(folder: Path) -> Path:
     tiny_world.write_rows(folder / "train.jsonl", rows())
     tiny_world.write_rows(folder / "dialogues.jsonl", dialogues())
     tiny_world.write_rows(folder / "rankings.jsonl", tiny_world.rankings(PAIRS, seed=23))
+    tiny_world.write_rows(folder / "battles.jsonl", battles())
     tiny_world.write_rows(folder / "judged_alone.jsonl", judged_alone())
     return folder

@@ -69,6 +69,7 @@ WAYS: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "divergence, resident reference": ("tdpo2", ["model.rpo.reference=resident"], [SEQUENCE_PARALLEL]),
     "divergence beside all logits": ("tdpo1", ["model.rpo.logprob_head=logits"], []),
+    "battles in packs": ("p2l_rao_kupper", ["model.data.packed_sequence=true"], [SEQUENCE_PARALLEL]),
     "turns in packs": ("dmpo", ["model.data.packed_sequence=true"], []),
     "ties under the EM's default objective": ("todo", ["model.rpo.objective=induced"], []),
     **{
@@ -88,7 +89,14 @@ WAYS: dict[str, tuple[str, list[str], list[str]]] = {
 NAMES = [*loss_names(), *WAYS]
 # Under context parallelism, where a loss reads more than the sums of responses: one output a response from one rank,
 # turns of a response on two, and what a frozen policy predicts at the positions of a rank.
-OVER_CONTEXT = ["judged alone, in packs", "a gated preference head", "a reward head beside log-probs", "dmpo", "tdpo2"]
+OVER_CONTEXT = [
+    "p2l_bag",
+    "judged alone, in packs",
+    "a gated preference head",
+    "a reward head beside log-probs",
+    "dmpo",
+    "tdpo2",
+]
 
 
 def kind(name: str) -> tuple[object, ...]:
@@ -122,6 +130,9 @@ def overrides(name: str, ranks: int, world: Path) -> list[str]:
         found += ["model.rpo.link_tau=100", "model.rpo.objective=weighted"]
     if "turns" in declared.needs:
         found.append(f"model.data.data_prefix.train={world / 'dialogues.jsonl'}")
+    if "coefficients" in declared.needs:
+        found.append(f"model.data.data_prefix.train={world / 'battles.jsonl'}")
+        found.append(f"model.data.players=[{','.join(loss_world.PLAYERS)}]")
     if declared.unpaired:
         found.append(f"model.data.data_prefix.train={world / 'judged_alone.jsonl'}")
     found += [setting.format(world=world) if "{world}" in setting else setting for setting in further]

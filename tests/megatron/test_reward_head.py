@@ -43,6 +43,12 @@ RUN = [
     "exp_manager.checkpoint_callback_params.save_hf_on_train_end=true",
 ]
 PAL = ["model.rpo.base_loss=pal", *RUN[2:]]
+BATTLES = [
+    "model.rpo.base_loss=p2l_bag",
+    *RUN[3:],
+    f"model.data.players=[{','.join(loss_world.PLAYERS)}]",
+    "model.data.data_prefix.train={world}/battles.jsonl",
+]
 SPLIT = ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2", "model.sequence_parallel=true"]
 
 
@@ -92,10 +98,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_ranks(HERE / "ranks_reward_head.py", ranks, world, folder, json.dumps(runs), timeout=500)
 
     (folder / "world.json").write_text(json.dumps(str(world)))
+    battles = [setting.format(world=world) for setting in BATTLES]
     run(
         4,
         ("split", [*RUN, *SPLIT, "trainer.dpo.max_steps=2"]),
         ("tastes split", [*PAL, *SPLIT, "trainer.dpo.max_steps=2"]),
+        ("battles", [*battles, *SPLIT, "trainer.dpo.max_steps=2"]),
     )
     checkpoint = folder / "split/checkpoints/step=00000002"
     run(
@@ -103,6 +111,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("split", [*RUN, "trainer.dpo.max_steps=4"]),
         ("whole", [*RUN, "trainer.dpo.max_steps=4"]),
         ("tastes split", [*PAL, "trainer.dpo.max_steps=4"]),
+        ("battles", [*battles, "trainer.dpo.max_steps=4"]),
         ("tastes halves", [*PAL, "trainer.dpo.max_steps=2"]),
         ("tastes halves", [*PAL, "trainer.dpo.max_steps=4"]),
         ("tastes whole", [*PAL, "trainer.dpo.max_steps=4"]),
@@ -309,6 +318,40 @@ def test_rewards_of_responses_are_those_of_pairs_under_every_layout(out: Path, t
         r["score"] for r in parquet.read_table(tmp_path / f"{run.name}1.parquet").to_pylist() if r["response"] == 1
     ]
     assert alone == pytest.approx(known[:3], abs=1e-5)
+
+
+@pytest.mark.distributed
+def test_a_run_of_battles_ranks_its_models_by_the_prompt(out: Path, tmp_path: Path) -> None:
+    """The strengths are the export's head at the prompt's last token, the models those that the checkpoint lists."""
+    run, players = out / "battles", list(loss_world.PLAYERS)
+    checkpoint = max((run / "checkpoints").glob("step=*"))
+    assert json.loads((checkpoint / "run.json").read_text())["players"] == players
+    weight = load_file(run / "hf/reward_head.safetensors")["coefficients.weight"]
+    assert list(weight.shape) == [len(players), 32] and weight.any()
+    prompts, costs = tmp_path / "prompts.jsonl", tmp_path / "costs.csv"
+    rows = [
+        {"prompt": row["prompt"], "topic": "even" if i % 2 else "odd"} for i, row in enumerate(loss_world.battles())
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    costs.write_text("model,cost\n" + "".join(f"{name},{1 + i}\n" for i, name in enumerate(players)))
+    asked = ["rank", prompts, "--by-prompt", run, "--costs", costs, "--budget", 1.5, "--bootstrap", 5]
+    said = json.loads(cli(*asked, "--json", "--out", tmp_path / "strengths.jsonl", "--plot", tmp_path / "topics.svg"))
+    assert {name: len(board) for name, board in said["boards"].items()} == {"all": 3, "even": 3, "odd": 3}
+    assert said["routing"]["cost"] <= 1.5 + 1e-6 and sum(said["routing"]["share"].values()) == pytest.approx(1)
+    assert (tmp_path / "topics.svg").read_text().startswith("<svg") or "svg" in (tmp_path / "topics.svg").read_text()[
+        :200
+    ]
+    strengths = [json.loads(line)["strengths"] for line in (tmp_path / "strengths.jsonl").read_text().splitlines()]
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (of.from_pretrained(run / "hf") for of in (AutoModelForCausalLM, AutoTokenizer))
+    for row, found in list(zip(rows, strengths, strict=False))[:3]:
+        hidden = model.model(torch.tensor([tokenizer(row["prompt"]).input_ids])).last_hidden_state[0, -1]
+        torch.testing.assert_close(
+            torch.tensor(list(found.values())), weight.float() @ hidden.float(), atol=1e-4, rtol=0
+        )
+    said = cli("rank", prompts, "--by-prompt", out / "whole", check=False)
+    assert "was trained with the loss 'gpm', which ranks no models by the prompt" in said
 
 
 @pytest.mark.distributed

@@ -20,7 +20,7 @@ _SUFFIX = ".svg"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the option to the command's parser."""
-    help = "draw it: strengths over time, or of one second look"
+    help = "draw it: strengths over time or by topic, one second look, or accuracy by confidence"
     parser.add_argument("--plot", type=Path, metavar=f"OUT{_SUFFIX}", help=help)
 
 
@@ -29,8 +29,12 @@ def check(args: argparse.Namespace) -> None:
     if args.plot is None:
         return
     drawn = args.over_time + args.robust + args.audit + (args.interval is not None)
+    drawn += (args.by_prompt is not None) + (args.selective is not None)
     if drawn != 1:
-        raise ConfigError("--plot draws one of --over-time, --robust, --audit and --interval: give exactly one of them")
+        raise ConfigError(
+            "--plot draws one of --over-time, --robust, --audit, --interval, --by-prompt and --selective: give exactly "
+            "one of them"
+        )
     if args.plot.suffix != _SUFFIX:
         raise ConfigError(f"--plot writes SVG: end {args.plot.name} in {_SUFFIX}")
     if not args.plot.parent.is_dir():

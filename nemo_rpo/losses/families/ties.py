@@ -166,7 +166,7 @@ class PromptGroundedRaoKupper(PromptStrengths):
         """
         (won, lost), log_kappa = self.strengths(x), x.pair_columns["tie_width"]
         none = torch.zeros_like(won)
-        log_nu = F.softplus(log_kappa)  # log(1 + κ)
+        log_nu = torch.logaddexp(log_kappa, none)  # log(1 + κ); softplus cuts off at 2e-9
         good = torch.logaddexp(torch.logaddexp(won, lost), none)
         beat, beaten = (
             torch.logaddexp(torch.logaddexp(one, other + log_nu), none) for one, other in ((won, lost), (lost, won))

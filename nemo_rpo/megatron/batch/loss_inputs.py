@@ -25,6 +25,7 @@ class StepNeeds:
         reference_point: the column that holds one number of the global batch, a mean log-ratio: ``mismatched_kl``, of
             other completions behind its prompts, or ``mean_log_ratio``, of its own; None: neither.
         reward_outputs: name → width of what a reward head gives.
+        players: the models whose strengths it gives, in the order of that output; empty without such.
     """
 
     logps: bool
@@ -35,6 +36,7 @@ class StepNeeds:
     turns: bool
     reference_point: str | None
     reward_outputs: Mapping[str, int]
+    players: tuple[str, ...] = ()
 
     @property
     def further_forwards(self) -> int:
@@ -61,4 +63,5 @@ class StepNeeds:
             turns="turn_log_ratios" in loss.needs,
             reference_point=next((name for name in REFERENCE_POINTS if name in loss.needs), None),
             reward_outputs={name: width for name, width in widths.items() if name in loss.needs},
+            players=tuple(model.data.players),
         )

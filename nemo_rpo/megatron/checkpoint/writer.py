@@ -75,6 +75,7 @@ class StateWriter:
             "architecture": model.architecture.to_dict(),
             "layout": layout(),
             "reward_outputs": dict(model.needs.reward_outputs),
+            **({"players": list(model.needs.players)} if model.needs.players else {}),
             "optimizer_steps": steps_taken(model.optimizer),
             "scheduler": model.scheduler.state_dict(),
             "megatron_core": megatron_version,

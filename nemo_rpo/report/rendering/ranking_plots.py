@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from nemo_rpo.ranking.audits.violations import Violations
 from nemo_rpo.ranking.next_judgements import JudgementPlan
 from nemo_rpo.ranking.over_time.history import History
 from nemo_rpo.ranking.pair_table import PairTable
+from nemo_rpo.ranking.prompts.leaderboards import PromptBoard
 from nemo_rpo.ranking.second_opinion.robust_table import SecondOpinion
 from nemo_rpo.report.rendering.plots import BLUE, COLOURS, GREY, RED, STYLES, drawing, short
 
@@ -72,6 +73,40 @@ def believed_shares(found: SecondOpinion) -> str:
         axes.set_xlabel("share of wins that the other pairs foretell")
         axes.set_ylabel("share of wins observed")
         axes.legend(loc="upper left")
+    return drawn[0]
+
+
+def strengths_by_topic(boards: Sequence[PromptBoard], players: Sequence[str]) -> str:
+    """The models' strengths on all prompts and on each topic, a line a model; the strongest of many."""
+    boards = boards[:_NAMED]
+    order = np.argsort(-boards[0].score, kind="stable")[:_LINES]
+    with drawing(8.2, 3.8) as (_, axes, drawn):
+        at = np.arange(len(boards))
+        for place, player in enumerate(order.tolist()):
+            score = np.array([board.score[player] for board in boards])
+            low = np.array([(board.score if board.low is None else board.low)[player] for board in boards])
+            high = np.array([(board.score if board.high is None else board.high)[player] for board in boards])
+            moved = at + 0.03 * (place - len(order) / 2)
+            colour, style = COLOURS[place % len(COLOURS)], STYLES[place // len(COLOURS) % len(STYLES)]
+            bars = np.stack([score - low, high - score]).clip(0)
+            axes.errorbar(moved, score, bars, color=colour, linestyle=style, marker="o", markersize=4, linewidth=1.2)
+            axes.plot([], [], color=colour, linestyle=style, marker="o", markersize=4, label=short(players[player]))
+        axes.set_xticks(at, [short(board.name) for board in boards])
+        axes.set_ylabel("strength (bars: interval over prompts)")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return drawn[0]
+
+
+def accuracy_by_coverage(curves: dict[str, np.ndarray]) -> str:
+    """Accuracy among the questions that a score is surest of, against how many of them are answered."""
+    with drawing(5.8, 3.8) as (_, axes, drawn):
+        for place, (name, curve) in enumerate(curves.items()):
+            coverage = np.arange(1, len(curve) + 1) / len(curve)
+            label = f"{short(name)}  {curve.mean():.3f}"
+            axes.plot(coverage, curve, color=COLOURS[place % len(COLOURS)], linestyle=STYLES[place % 4], label=label)
+        axes.set_xlabel("share of the questions answered, the surest first")
+        axes.set_ylabel("share of them right")
+        axes.legend(title="confidence, area")
     return drawn[0]
 
 
