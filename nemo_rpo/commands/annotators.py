@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.commands.about_answers import (
+from nemo_rpo.commands.options.about_answers import (
     AboutAnswers,
     add_about_answers,
     asked_for,

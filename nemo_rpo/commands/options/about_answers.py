@@ -126,7 +126,7 @@ def assess_with_answers(
 def _drivers(table: VoteTable, result: Reliability, args: argparse.Namespace) -> Drivers:
     from nemo_rpo.crowd.factors.answer_features import FEATURES
     from nemo_rpo.crowd.factors.driving import drivers_of
-    from nemo_rpo.crowd.factors.texts_of_pairs import feature_differences, turns
+    from nemo_rpo.crowd.factors.pair_texts import feature_differences, turns
 
     now = result.fit.table
     x, prompt = feature_differences(args.data, row_format(args), table, columns=args.factor_columns)
