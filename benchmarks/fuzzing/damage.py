@@ -44,7 +44,7 @@ def damage_value(rng: random.Random, value: Any, times: int = 1) -> Any:
         elif kind == 4 and rng.random() < 0.05:
             holder[key] = deep(rng.choice([5, 200]))
         else:
-            holder[key] = rng.choice(NASTY)
+            holder[key] = copy.deepcopy(rng.choice(NASTY))  # damaged again, a shared one would come to hold itself
     return value
 
 

@@ -122,6 +122,7 @@ def vote_table(columns: Mapping[str, Sequence], names: Mapping[str, str]) -> Vot
         gold=_gold(columns, names, pair, pairs),
         topic=topic,
         lengths=np.zeros((len(pairs), 2), dtype=np.int32),
+        alone=np.zeros(len(pairs), dtype=bool),
         pair_id=pairs,
         pair_file=np.zeros(len(pairs), dtype=np.int64),
         pair_row=shown,

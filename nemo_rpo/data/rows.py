@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,6 +28,18 @@ def log_odds(probability: float) -> float:
     """
     p = min(max(probability, _SUREST), 1 - _SUREST)
     return math.log(p / (1 - p))
+
+
+def characters(text: Text) -> int:
+    """Length of a text, or of all messages with their calls of tools, in characters.
+
+    >>> characters("four"), characters([{"role": "assistant", "content": "", "tool_calls": [{}]}])
+    (4, 4)
+    """
+    if isinstance(text, str):
+        return len(text)
+    calls = (json.dumps(message["tool_calls"]) for message in text if message.get("tool_calls"))
+    return sum(len(message.get("content") or "") for message in text) + sum(map(len, calls))
 
 
 class VoteDetails(NamedTuple):

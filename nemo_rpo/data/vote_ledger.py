@@ -13,7 +13,7 @@ from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.formats import read_parsed
 from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
 from nemo_rpo.data.pairs import share_of_ranking
-from nemo_rpo.data.rows import PreferenceRow, Text
+from nemo_rpo.data.rows import PreferenceRow, characters
 from nemo_rpo.data.vote_details import DetailLedger
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import DataError, RowError
@@ -73,6 +73,7 @@ class VoteLedger:
         self._small = {name: array("b") for name in ("sign", "said", "unnamed", "size")}
         self._details = DetailLedger()
         self._gold, self._topic, self._lengths = array("b"), array("q"), array("i")
+        self._alone = array("b")
         self._annotators: dict[str, int] = {}
         self._files: dict[str, int] = {}
         self._topics: dict[str, int] = {}
@@ -106,7 +107,8 @@ class VoteLedger:
         if sighting.new:
             self._gold.append(0)
             self._topic.append(-1)
-            self._lengths.extend((_characters(row.chosen), _characters(row.rejected)))
+            self._lengths.extend((characters(row.chosen), characters(row.rejected)))
+            self._alone.append(row.alone)
             self._files.setdefault(row.file, len(self._files))
         if row.gold:
             self.add_gold(sighting.text, row.gold * orientation, row.file, row.row)
@@ -141,6 +143,7 @@ class VoteLedger:
             gold=np.array(self._gold, dtype=np.int8),
             topic=np.array(self._topic, dtype=np.int64),
             lengths=np.array(self._lengths, dtype=np.int32).reshape(-1, 2),
+            alone=np.array(self._alone, dtype=bool),
             pair_id=list(pairs.ids),
             pair_file=np.array([self._files[file] for file, _ in where], dtype=np.int64),
             pair_row=np.array([row for _, row in where], dtype=np.int64),
@@ -165,7 +168,3 @@ class VoteLedger:
             for name, k in self._annotators.items()
         )
         return np.array([table.index(name) for name in self._annotators], dtype=np.int64), table
-
-
-def _characters(text: Text) -> int:
-    return len(text) if isinstance(text, str) else sum(len(message.get("content") or "") for message in text)

@@ -27,7 +27,8 @@ class VoteTable:
         details: what else is known of them [v], relative to the pair's canonical order; see :meth:`detail`.
         gold: int8 [n], +1 the first response is better, -1 the second, 0 not known.
         topic: int64 [n], index into ``topics``, -1 without one.
-        lengths: int32 [n, 2], characters of the first and the second response.
+        lengths: int32 [n, 2], characters of the first and the second response; 0 where not known.
+        alone: bool [n], which are completions judged alone: their second response is absent.
         pair_id: [n], the files' ids or hashes of the content.
         pair_file, pair_row: int64 [n], where the pair is shown first.
         content_turned: bool [n], whether the responses stand in the other order when sorted by a hash of their texts.
@@ -48,6 +49,7 @@ class VoteTable:
     gold: np.ndarray
     topic: np.ndarray
     lengths: np.ndarray
+    alone: np.ndarray
     pair_id: list[str]
     pair_file: np.ndarray
     pair_row: np.ndarray
@@ -106,11 +108,6 @@ class VoteTable:
         """Files whose rows always say that the response recorded first won, bool [files]: their order is the label."""
         return ~np.isin(np.arange(len(self.files)), self.file[self.said < 0])
 
-    @property
-    def alone(self) -> np.ndarray:
-        """Which pairs are completions judged alone, bool [n]: their second response is absent."""
-        return (self.lengths > 0).sum(1) == 1
-
     def neutral(self) -> VoteTable:
         """The table with pairs in an order that does not depend on what was said of them.
 
@@ -138,7 +135,7 @@ class VoteTable:
         """The votes of the pairs ``kept`` (bool [n]); pairs are renumbered, annotators keep their places."""
         votes = np.flatnonzero(kept[self.pair])
         of_votes = ("annotator", "sign", "said", "weight", "unnamed", "file", "row")
-        of_pairs = ("gold", "topic", "lengths", "pair_file", "pair_row", "content_turned")
+        of_pairs = ("gold", "topic", "lengths", "alone", "pair_file", "pair_row", "content_turned")
         return replace(
             self,
             pair=(np.cumsum(kept) - 1)[self.pair[votes]],

@@ -54,6 +54,10 @@ class ChatJudge(ServerSettings):
     def check(self, where: str) -> None:
         """Raises :class:`ConfigError` with one line that names the setting to change."""
         self.check_server(where)
+        if self.is_transformers and self.verdict != "parse":
+            raise ConfigError(
+                f"{where}.verdict: transformers serve knows neither structured outputs nor log-probs: set it to parse"
+            )
         if set(self.words) != {"first", "second", "tie"} or len(set(self.words.values())) != 3:
             raise ConfigError(f"{where}.words must say three different words, for first, second and tie")
         if self.prompt and not is_file(Path(self.prompt)):

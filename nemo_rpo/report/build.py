@@ -94,6 +94,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("run", str(run.folder)),
         ("policy", str(run.cfg.pretrained_checkpoint.restore_from_path or "fresh weights")),
+        *((what, str(path)) for what, path in _other_rounds(run) if path is not None),
         ("training data", files if isinstance(files, str) else ", ".join(map(str, files))),
         (
             "loss",
@@ -112,6 +113,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             )
         )
     return [*facts, ("made by", f"nemo-rpo {__version__}")]
+
+
+def _other_rounds(run: Run) -> list[tuple[str, str | None]]:
+    """What a run of a loop takes from others."""
+    rpo = run.cfg.model.rpo
+    return [
+        ("reference", rpo.reference_from),
+        ("previous iterate", rpo.previous_iterate),
+        ("π₀, the first policy", rpo.first_policy),
+        ("reliabilities begin at", rpo.believe_from),
+    ]
 
 
 def _in_short(run: Run) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -43,23 +42,18 @@ class SampleSettings(ServerSettings):
     def check(self, where: str = "sample") -> None:
         """Raises :class:`ConfigError` with one line that names the setting to change."""
         self.check_server(where)
+        self.check_samples(where)
+        if self.reload and not self.urls:
+            raise ConfigError(f"{where}.reload goes with {where}.url; a server that is started here is started anew")
+
+    def check_samples(self, where: str = "sample") -> None:
+        """Of what is sampled, whoever does it. Raises as :meth:`check` does."""
         if self.temperature == 0 and self.samples > 1:
             raise ConfigError(
                 f"{where}.temperature is 0, so that all samples of a prompt are one text: set {where}.samples to 1"
             )
-        if self.reload and not self.urls:
-            raise ConfigError(f"{where}.reload goes with {where}.url; a server that is started here is started anew")
 
     def outcome(self) -> dict[str, Any]:
         """What the samples depend on: everything but where the server is and how patiently it is asked."""
         named = ("samples", "temperature", "top_p", "max_tokens", "stop", "endpoint", "model", "extra")
         return {name: getattr(self, name) for name in named} | {"transformers": self.is_transformers}
-
-    def body(self, sample: bool = True) -> dict[str, Any]:
-        """Fields of a request beside OpenAI's. ``transformers serve`` samples only where its own generation config says
-        so, and that config has a ``top_k`` of 50 unless told otherwise.
-        """
-        own = {}
-        if self.is_transformers:
-            own = {"generation_config": json.dumps({"do_sample": sample} | ({"top_k": 0} if sample else {}))}
-        return own | self.extra

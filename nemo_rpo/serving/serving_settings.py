@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -59,6 +60,15 @@ class ServerSettings:
         """Requests under way at once, of each url: ``transformers serve`` has one random state for all of them, so that
         a seed repeats only one by one."""
         return 1 if self.is_transformers else self.concurrency
+
+    def body(self, sample: bool = True) -> dict[str, Any]:
+        """Fields of a request beside OpenAI's. ``transformers serve`` samples only where its own generation config says
+        so, and that config has a ``top_k`` of 50 unless told otherwise.
+        """
+        own = {}
+        if self.is_transformers:
+            own = {"generation_config": json.dumps({"do_sample": sample} | ({"top_k": 0} if sample else {}))}
+        return own | self.extra
 
     def check_server(self, where: str) -> None:
         """Raises :class:`ConfigError` with one line that names the setting below ``where`` to change."""

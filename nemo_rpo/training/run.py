@@ -96,11 +96,14 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         store.check_monitor(f"{split}_{name}" for split in named for name in model.metrics.means())
     references = find_references(cfg, model, splits)
 
+    rpo = cfg.model.rpo
+    frozen = rpo.enabled and rpo.freeze_eta and rpo.label_model.enabled
     facts = {
         "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
         **{f"{name} data": split.cache.summary() for name, split in splits.items() if name != "sweep"},
         "annotators": f"{len(cache.annotators):,}",
         **({} if beliefs is None else {"believed": beliefs.summary(cache.annotators, cfg.model.rpo)}),
+        **({"label model": "not fitted, since model.rpo.freeze_eta keeps all reliabilities"} if frozen else {}),
         **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
         **adapter_facts.facts(cfg, model),
         **kernel_facts(cfg),

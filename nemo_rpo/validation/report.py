@@ -128,10 +128,11 @@ def agreement(table: VoteTable, repeated: np.ndarray) -> Agreement:
     """Over the votes that are not ``repeated`` (bool [v]): agreeing with oneself is not agreement.
 
     Which completion of a pair comes first means nothing (in a layout that names a winner it is the first vote's), so α
-    takes every pair in both orders: it is then the same in every layout.
+    takes every pair in both orders: it is then the same in every layout. Good and bad do mean something: a completion
+    judged alone is one unit.
     """
     counts = table.counts(~repeated)
-    both = np.concatenate([counts, counts[:, [1, 0, 2]]])
+    both = np.concatenate([counts, counts[~table.alone][:, [1, 0, 2]]])
     several = counts[counts.sum(1) >= 2]
     return Agreement(
         alpha=krippendorff_alpha(both),

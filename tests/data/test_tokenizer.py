@@ -70,6 +70,22 @@ def test_plain_rows_go_through_the_template_when_asked(tokenizer_folder, tokeniz
         assert [ids.tolist() for ids in mixed] == [ids.tolist() for ids in plain]
 
 
+def test_responses_that_are_not_ended_are_their_words(tokenizer_folder, tokenizer, tmp_path):
+    """For verdicts of one word: the same ids without the end, plain and through a template."""
+    bare = PreferenceTokenizer.load(TokenizerSpec(str(tokenizer_folder), False, end_responses=False))
+    for prompt, response, end in (("which ", "a tie", 1), (USER, ASSISTANT, 2)):
+        whole, without = tokenizer.render(prompt, response), bare.render(prompt, response)
+        assert without[0].tolist() == whole[0].tolist() and without[1].tolist() == whole[1][:-end].tolist()
+        assert tokenizer.tokenizer.decode(without[1]) in ("a tie", "a tie says nothing")
+    glued = CHAT_TEMPLATE.replace("<|end|>\n", "{{ m.content | length }}")
+    assert glued != CHAT_TEMPLATE
+    odd = PreferenceTokenizer.load(
+        TokenizerSpec(str(train_tokenizer(tmp_path / "odd", glued)), False, end_responses=False)
+    )
+    with pytest.raises(DataError, match="cannot be told from its words"):
+        odd.render(USER, ASSISTANT)
+
+
 DIALOGUE = [
     {"role": "assistant", "content": "yes"},
     {"role": "user", "content": "are you sure?"},

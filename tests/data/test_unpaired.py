@@ -26,6 +26,7 @@ from nemo_rpo.data.tokenizers.spec import TokenizerSpec
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import DataError
 from nemo_rpo.validation import validate
+from nemo_rpo.validation.agreement import krippendorff_alpha
 from nemo_rpo.validation.text_report import as_text
 
 from .conftest import write_jsonl
@@ -159,6 +160,34 @@ def test_validate_counts_good_and_bad_and_looks_for_no_order(tmp_path: Path) -> 
     assert report.judged_alone == 101 and report.together.order is None
     assert report.findings.counts["empty_completion"] == 1 and not report.findings.counts["identical_completions"]
     assert "good 81, bad 20" in as_text(report)
+
+
+def test_a_side_without_words_is_no_absent_one(tmp_path: Path) -> None:
+    """A call of a tool has no words, and a pair with an empty side is a pair."""
+    call = {"type": "function", "function": {"name": "get", "arguments": "{}"}}
+    answers = {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "assistant", "content": "sunny"}
+    rows = [
+        {"prompt": [{"role": "user", "content": "weather?"}], "chosen": [answers[i]], "rejected": [answers[1 - i]]}
+        for i in (0, 1)
+    ]
+    rows.append({"prompt": "p", "chosen": "c", "rejected": ""})
+    table = read_votes(write_jsonl(tmp_path / "train.jsonl", rows))
+    assert not table.alone.any()
+    assert table.lengths[0].min() > 0  # a call has a length too
+    assert validate(tmp_path / "train.jsonl").report.judged_alone == 0
+    assert read_votes(write_jsonl(tmp_path / "alone.jsonl", ROWS[:1])).alone.all()
+
+
+def test_agreement_of_completions_judged_alone_is_that_of_their_votes(tmp_path: Path) -> None:
+    ups = [4, 4, 3, 4, 1, 4, 2, 4]  # of four votes: in both orders, α would not know that good is usual
+    rows = [
+        {"prompt": f"p {i}", "completion": "c", "votes": [{"annotator": f"w{k}", "vote": k < up} for k in range(4)]}
+        for i, up in enumerate(ups)
+    ]
+    found = validate(write_jsonl(tmp_path / "train.jsonl", rows)).report.agreement.alpha
+    counts = np.array([[up, 4 - up] for up in ups])
+    assert found == pytest.approx(krippendorff_alpha(counts))
+    assert abs(found - krippendorff_alpha(np.concatenate([counts, counts[:, ::-1]]))) > 0.1
 
 
 def test_there_and_back(tmp_path: Path) -> None:

@@ -95,8 +95,9 @@ CPU += ["model.global_batch_size=8", "model.tokenizer.end_responses=false"]
 
 @pytest.mark.distributed
 def test_from_votes_to_a_better_judge(tmp_path, capsys):
-    """Even words are better than odd ones, whatever their length; five people say so, one of them against his will. A tiny model that
-    knows nothing judges, is trained on what is believed, and judges pairs that nobody has seen."""
+    """Even words are better than odd ones, whatever their length; five people say so, one of them against
+    his will. A tiny model that knows nothing judges, is trained on what is believed, and judges pairs that nobody has
+    seen."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from nemo_rpo.world.language import LanguageConfig

@@ -165,7 +165,7 @@ def test_a_template_is_given_the_pair_and_refused_if_it_asks_for_more(tmp_path):
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        ({"kind": "chta"}, r"judges\[0\]\.kind must be one of chat, reward, program, combined"),
+        ({"kind": "chta"}, r"judges\[0\]\.kind must be one of chat, reward, generative, program, combined"),
         ({"name": "j", "kind": "chat"}, r"judges\[0\]\.url or judges\[0\]\.command"),
         ({"name": "j", "kind": "chat", "url": "http://x", "verdcit": "parse"}, "did you mean 'verdict'"),
         ({"name": "j", "kind": "chat", "url": "http://x", "orders": "fixed"}, "one of one, both"),

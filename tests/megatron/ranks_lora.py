@@ -29,6 +29,7 @@ from nemo_rpo.megatron.compat.megatron_optimizer import moved_numbers
 from nemo_rpo.megatron.generate.without_cache import pipeline_forward
 from nemo_rpo.megatron.network.lora.attachment import adapters
 from nemo_rpo.megatron.network.lora.switch import merged, switched_off, trained_weights
+from nemo_rpo.training.adapters.adapter_facts import facts
 from nemo_rpo.training.outputs import exports
 from nemo_rpo.training.run import train
 
@@ -74,7 +75,7 @@ def put_gradients(chunks: list[torch.nn.Module]) -> None:
 def look(step: Engine, out: Path, name: str) -> dict[str, Any]:
     """Everything about one layout; figures for the test, files beside them."""
     chunks, cfg = step.model.model, step.cfg
-    said: dict[str, Any] = {"trained": trained_weights(chunks)}
+    said: dict[str, Any] = {"trained": trained_weights(chunks), "log": facts(cfg, step.model)}
     with step.model.evaluating():
         fresh = logits(chunks)
         with switched_off(chunks):

@@ -1,6 +1,7 @@
 """Every registered loss trains through the engine, and under TP=2 × PP=2 as on one rank.
 
-Five steps on one batch of 32 pairs: the loss falls on one rank, and each rank layout gives the same numbers. The engine
+Five steps on one batch of 32 pairs: the loss falls on one rank, and each rank layout gives the same numbers in the
+first three of them (before an update, after one, and after one that began from the first's optimizer state). The engine
 knows of a loss what it declares and nothing else, so several ranks run one loss of each kind; what the losses of a
 kind make of the same inputs is their own files' tests. All runs of a layout share one start of its ranks.
 """
@@ -23,7 +24,7 @@ from nemo_rpo.losses import build_loss, loss_names
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).parent
-STEPS, TOLERANCE = 5, 1e-5
+STEPS, TOLERANCE = {1: 5, 2: 3, 4: 3}, 1e-5
 LAYOUTS = {
     1: [],
     2: ["model.context_parallel_size=2"],
@@ -97,7 +98,16 @@ def kind(name: str) -> tuple[object, ...]:
 
 
 KINDS = {kind(name): name for name in loss_names()}
-RUNS = {1: NAMES, 2: OVER_CONTEXT, 4: [*KINDS.values(), *WAYS]}
+# What is another run by construction once ranks have their parts: robust rankings are pairs under any loss, one group
+# of taste is ``bt`` to the bit, and a reference of its own waits where a previous iterate does.
+ON_ONE_RANK_ALONE = {
+    "one group of taste",
+    "rankings, pro, robust",
+    "rankings, brain, robust",
+    "a reference of its own, resident",
+    "a reference of its own, cached",
+}
+RUNS = {1: NAMES, 2: OVER_CONTEXT, 4: [*KINDS.values(), *(name for name in WAYS if name not in ON_ONE_RANK_ALONE)]}
 
 
 def overrides(name: str, ranks: int, world: Path) -> list[str]:
@@ -131,7 +141,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Tr
         if ranks not in folders:
             folders[ranks] = tmp_path_factory.mktemp("ran")
             runs = json.dumps({name: overrides(name, ranks, world) for name in RUNS[ranks]})
-            run_ranks(HERE / "ranks_every_loss.py", ranks, world, folders[ranks], str(STEPS), runs, timeout=900)
+            run_ranks(HERE / "ranks_every_loss.py", ranks, world, folders[ranks], str(STEPS[ranks]), runs, timeout=900)
         return json.loads((folders[ranks] / f"{name}.json").read_text(encoding="utf-8"))
 
     return steps_of
@@ -140,13 +150,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Tr
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name: str, trained: Callable[[str, int], Trajectory]) -> None:
     steps = trained(name, 1)
-    assert len(steps) == STEPS
+    assert len(steps) == STEPS[1]
     assert steps[-1]["loss"] < steps[0]["loss"] and all(step["grad_norm"] > 0 for step in steps)
 
 
 @pytest.mark.parametrize(("name", "ranks"), [(name, ranks) for ranks in (4, 2) for name in RUNS[ranks]])
 def test_the_layout_changes_nothing(name: str, ranks: int, trained: Callable[[str, int], Trajectory]) -> None:
-    for ours, theirs in zip(trained(name, ranks), trained(name, 1), strict=True):
+    found = trained(name, ranks)
+    assert len(found) == STEPS[ranks]
+    for ours, theirs in zip(found, trained(name, 1), strict=False):
         scale = max(1.0, abs(theirs["loss"]))
         assert abs(ours["loss"] - theirs["loss"]) <= TOLERANCE * scale
         assert abs(ours["grad_norm"] / theirs["grad_norm"] - 1) <= 10 * TOLERANCE

@@ -48,6 +48,8 @@ EXPERTS = [name for name, case in CASES.items() if case.has_experts]
 def cases_of(layout: str) -> list[str]:
     """The models that run under a layout: those with experts where their layers are cut in another way."""
     dense = [name for name in CASES if name not in EXPERTS] if layout in OF_DENSE else []
+    if layout == "DP=2":  # each replica has what one rank has: the ways of reading and of writing are enough
+        dense = [name for name in dense if name in WRITERS or name == "llama"]
     return dense + (EXPERTS if layout in (*OF_EXPERTS, "one rank", "TP=2", "PP=2, interleaved") else [])
 
 

@@ -110,7 +110,10 @@ def test_as_many_weights_are_trained_as_peft_would(ran: Path, world: Path) -> No
         base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
     )
     [ours] = said(ran, "matrices")
-    assert ours["trained"][0] == theirs.get_nb_trainable_parameters()[0]
+    trained, of_all = ours["trained"]
+    assert trained == theirs.get_nb_trainable_parameters()[0] < of_all / 2
+    assert ours["log"]["trainable"] == f"{trained:,} of {of_all:,} weights ({trained / of_all:.2%})"
+    assert ours["log"]["LoRA"].endswith("the reference is the base, adapters off")
 
 
 @pytest.mark.parametrize("layout", [name for name in ALIKE if "dropout" in name])

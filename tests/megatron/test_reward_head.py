@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,47 @@ def margins(run: Path, data: Path, out: Path) -> dict[str, float]:
     return dict(zip(table["pair_id"].to_pylist(), table["delta"].to_pylist(), strict=True))
 
 
+def combined_with_a_program(run: Path, data: Path, rows: dict[str, dict], tmp_path: Path) -> None:
+    """A judge of ``kind: combined``: a response is as good as the log-probability that the reward model and a program
+    both find it good enough, the program counting a word of the language."""
+    from nemo_rpo.judging.collecting import judges_from
+    from nemo_rpo.judging.judged_pairs import pairs_to_judge
+    from nemo_rpo.judging.judging_settings import judges_of
+    from nemo_rpo.judging.orders import shown
+
+    score = {
+        (row["name"], "ab"[row["response"]]): row["score"]
+        for row in parquet.read_table(tmp_path / f"{run.name}1.parquet").to_pylist()
+    }
+    pairs = [pair for pair in pairs_to_judge([data])[0] if len({str(pair.a), str(pair.b)}) == 2][:8]
+    word = str(pairs[0].a).split()[0]
+    program = {"call": "nemo_rpo.judging.programs.answers:matches", "arguments": {"pattern": word}}
+    block = {"name": "both", "kind": "combined", "rewards": [{"run": str(run)}, program], "quantile": 0.5}
+    [judge] = judges_from(judges_of([block], tmp_path), tmp_path)
+    asked = shown(pairs, "both", "none", 0)
+    judge.look_at(asked)
+    found = {verdict.pair: verdict for verdict in judge.judge(asked)}
+    texts = {
+        (pair.pair_id, side): (str(pair.prompt), str(text))
+        for pair in pairs
+        for side, text in (("a", pair.a), ("b", pair.b))
+    }
+    rewards = {text: (score[key], float(word in text[1])) for key, text in texts.items()}
+
+    def good(text: tuple[str, str]) -> float:
+        of_prompt = [one for other, one in rewards.items() if other[0] == text[0]]
+        measured = of_prompt if len(of_prompt) >= 4 else list(rewards.values())
+        references = [statistics.median(column) for column in zip(*measured, strict=True)]
+        return sum(-math.log1p(math.exp(ref - r)) for r, ref in zip(rewards[text], references, strict=True))
+
+    assert len(found) == 8 and any(abs(reward) > 1e-3 for reward, _ in rewards.values())
+    for pair in pairs:
+        verdict, (a, b) = found[pair.pair_id], (texts[pair.pair_id, side] for side in "ab")
+        assert json.loads(verdict.raw) == [pytest.approx(list(rewards[text]), abs=1e-5) for text in (a, b)]
+        assert verdict.p_first == pytest.approx(1 / (1 + math.exp(good(b) - good(a))), abs=1e-5)
+        assert verdict.said == ("first" if verdict.p_first > 0.5 else "second")
+
+
 @pytest.mark.distributed
 def test_rewards_of_responses_are_those_of_pairs_under_every_layout(out: Path, tmp_path: Path) -> None:
     """Bradley-Terry: Δ is their difference. A preference model: the score of each of two is Δ, turned to its side."""
@@ -255,6 +298,7 @@ def test_rewards_of_responses_are_those_of_pairs_under_every_layout(out: Path, t
                 assert not more or second == pytest.approx(-first, abs=1e-5)
                 checked += abs(delta[name]) > 1e-5
         assert checked > 20
+    combined_with_a_program(out / "another head on its weights", data / "train.jsonl", rows, tmp_path)
     single = tmp_path / "single.jsonl"
     texts = [{"id": "x", "prompt": row["prompt"], "response": row["response_b"]} for row in rows.values()]
     single.write_text("".join(f"{json.dumps(text)}\n" for text in texts[:3]))

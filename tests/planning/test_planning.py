@@ -135,6 +135,10 @@ def test_memory_of_experts_by_hand() -> None:
     files, all_weights = written_bytes(cfg, MODELS["qwen3-30b-a3b"], 16), total_weights(MODELS["qwen3-30b-a3b"])
     assert (files.checkpoint, files.export) == (14 * all_weights, 2 * all_weights)
     assert files.host == 4 * (dense + experts) + 14 * all_weights / 16  # the swapped reference, and the GPU's share
+    cfg.model.rpo.first_policy, cfg.model.rpo.kl_to_start = "first", True
+    assert written_bytes(cfg, MODELS["qwen3-30b-a3b"], 16).host == files.host + 4 * (dense + experts)
+    cfg.model.rpo.reference = "resident"
+    assert written_bytes(cfg, MODELS["qwen3-30b-a3b"], 16).host == files.host  # π₀ waits in host memory all the same
 
 
 def test_flops_are_those_that_torch_counts() -> None:

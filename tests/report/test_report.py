@@ -345,12 +345,15 @@ def test_a_plain_loss_has_a_policy_and_no_annotators(made: tuple[Path, Crowd], t
     folder = tmp_path / "plain"
     shutil.copytree(made[0], folder)
     config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config.replace("    enabled: true\n", "    enabled: false\n"))
+    config = config.replace("    enabled: true\n", "    enabled: false\n")
+    (folder / "config.yaml").write_text(config.replace("    reference_from: null\n", "    reference_from: start/hf\n"))
     for name in ("annotators.parquet", "posteriors.parquet"):
         (folder / name).unlink()
     document = build_report(read_run(folder))
     assert [section.title for section in document.sections] == ["In short", "Policy", "How to read this"]
-    assert "every label believed" in dict(document.facts)["loss"]
+    facts = dict(document.facts)
+    assert "every label believed" in facts["loss"]
+    assert facts["reference"] == "start/hf" and "previous iterate" not in facts
     assert main(["report", str(folder)]) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,9 +31,16 @@ COMMAND = f"{Path(sys.executable).parent}/transformers serve {{model}} --port {{
 STARTS = ("Once upon a time", "The little dog", "Lily and Tom went", "One day, a bird", "Ben had a red ball")
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
 @pytest.fixture(scope="module")
-def weights(shared_data) -> Path:
-    return shared_data / "stories260k" / "hf"
+def weights(shared_data, tmp_path_factory) -> Path:
+    """The story model with a chat template, which it does not come with."""
+    folder = tmp_path_factory.mktemp("weights") / "hf"
+    shutil.copytree(shared_data / "stories260k" / "hf", folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +109,45 @@ def test_the_canary_knows_its_weights(url, weights, tmp_path):
         check_weights(servers.first, weights, HuggingFaceReference(), settings)
         with pytest.raises(ServerError, match="does not serve"):
             check_weights(servers.first, tmp_path, HuggingFaceReference(), settings)
+
+
+def test_a_chat_judge(url, weights, tmp_path, capsys):
+    """What it says is transformers' greedy answer to the rendered prompt, read by a pattern that stories match. What
+    the server does not know is said, not guessed."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pairs = [{"pair_id": str(i), "prompt": STARTS[i], "response_a": "and ran.", "response_b": "ate."} for i in range(4)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "j.jinja").write_text("{{ prompt }} {{ first }} {{ second }}")
+
+    def judge(out: str, **block) -> int:
+        block = {"name": "story", "kind": "chat", "url": url, "prompt": "j.jinja", "orders": "both", **block}
+        block = {"words": {"first": "a", "second": "o", "tie": "#"}, "max_tokens": 12, "retries": 0, **block}
+        (tmp_path / "judges.yaml").write_text(json.dumps({"judges": [block]}))
+        given = ["judge", str(tmp_path / "p.jsonl"), "--judges", str(tmp_path / "judges.yaml")]
+        return main([*given, "--out", str(tmp_path / out)])
+
+    judge("parse", dialect="transformers", pattern="([ao])")
+    rows, _ = read_table(tmp_path / "parse" / "verdicts.parquet")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(weights), AutoTokenizer.from_pretrained(weights)
+    for row in rows:
+        pair = pairs[int(row["pair"])]
+        a, b = pair["response_a"], pair["response_b"]
+        text = f"user: {pair['prompt']} {a} {b}\nassistant:"
+        if row["shown_first"] == "b":
+            text = f"user: {pair['prompt']} {b} {a}\nassistant:"
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            said = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        said = tokenizer.decode(said, skip_special_tokens=True)
+        assert row["raw"].strip() == said.strip()
+        assert row["said"] == {"a": "first", "o": "second"}[[c for c in said.lower() if c in "ao"][-1]]
+    assert len(rows) == 8
+    capsys.readouterr()
+    assert judge("choice", dialect="transformers", verdict="choice") == 2
+    assert "transformers serve knows neither structured outputs nor log-probs" in capsys.readouterr().err
+    assert judge("blind", dialect="openai", verdict="choice") == 2
+    assert "no judge is left: story: 8 of 8 verdicts cannot be read (422" in capsys.readouterr().err
+    assert judge("logprobs", dialect="openai", verdict="logprobs") == 2
+    assert "no log-probs, which verdict: logprobs needs" in capsys.readouterr().err

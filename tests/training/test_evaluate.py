@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -208,26 +209,35 @@ def test_help_shows_an_example() -> None:
 
 
 def test_the_engine_keeps_the_contract_of_a_sampler(
-    world: World, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A text that is asked for by itself is the one that came among others; a policy that is none is named."""
-    from nemo_rpo.errors import ServerError
+    """``nemo-rpo sample --engine``: a text that is asked for by itself is the one that came among others; a policy that
+    is none is named."""
+    from nemo_rpo.cli import main
     from nemo_rpo.sampling import engine_sampler
-    from nemo_rpo.sampling.asks import Ask
+    from nemo_rpo.sampling.collecting import Prompt, asks_for, read_responses
     from nemo_rpo.sampling.sampling_settings import SampleSettings
 
     prompt = json.loads((world.folder / "validation.jsonl").read_text().splitlines()[0])["prompt"]
-    asks = [Ask("p", prompt, index, seed=7 + index) for index in range(3)]
+    asks = asks_for([Prompt("p", prompt, {})], 3, "mine", 2)
     settings = SampleSettings(temperature=1.0, top_p=0.9, max_tokens=6)
-    monkeypatch.setattr(engine_sampler, "_PORTION", 2)
-    with engine_sampler.EngineSampler(settings, tmp_path / "log") as sampler:
+    with monkeypatch.context() as few, engine_sampler.EngineSampler(settings, tmp_path / "log") as sampler:
+        few.setattr(engine_sampler, "_PORTION", 2)
         sampler.use(unbroken)
-        together = list(sampler.sample(asks))
-        assert [(of.prompt, of.index, of.seed) for of in together] == [
-            (ask.prompt, ask.index, ask.seed) for ask in asks
-        ]
-        assert all(of.finish in ("stop", "length") and of.tokens and of.logprob < 0 for of in together)
-        assert list(sampler.sample(asks[2:])) == together[2:]
-        sampler.use(tmp_path / "none")
-        with pytest.raises(ServerError, match=r"the engine cannot sample from .*none \(error: .*none is not a folder"):
-            list(sampler.sample(asks[:1]))
+        apart = list(sampler.sample(asks))
+    assert [(of.prompt, of.index, of.seed) for of in apart] == [(ask.prompt, ask.index, ask.seed) for ask in asks]
+    assert all(of.finish in ("stop", "length") and of.tokens and of.logprob < 0 for of in apart)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt_id": "p", "prompt": prompt}))
+    given = ["sample", str(tmp_path / "prompts.jsonl"), "--engine", "--run", "mine", "--round", "2", "--samples", "3"]
+    given += ["--temperature", "1", "--top-p", ".9", "--max-tokens", "6", "--set", "trainer.precision=32", "--policy"]
+    assert main([*given, str(unbroken), "--out", str(tmp_path / "r.parquet")]) == 0
+    together = read_responses(tmp_path / "r.parquet").responses
+    for ours, its in zip(together, apart, strict=True):
+        assert (ours.index, ours.seed, ours.text, ours.tokens) == (its.index, its.seed, its.text, its.tokens)
+        assert ours.logprob == pytest.approx(its.logprob, abs=1e-4)
+    for arguments, expected in (
+        ((str(tmp_path / "none"),), "the engine cannot sample from .*none \\(error: .*none is not a folder"),
+        ((str(unbroken), "--url", "http://x"), "--engine samples without a server"),
+    ):
+        assert main([*given, *arguments, "--out", str(tmp_path / "n.parquet")]) == 2
+        assert re.search(expected, capsys.readouterr().err)

@@ -167,6 +167,7 @@ def test_frozen_annotators_are_those_of_the_file(world: World, unbroken: Path, t
     frozen = ("model.rpo.freeze_eta=true", "model.rpo.estimator=buffer", "trainer.dpo.max_steps=9")
     result = world.train(out, *frozen, f"model.rpo.believe_from={tmp_path}/annotators.csv")
     assert f"3 of 4 as in {tmp_path}/annotators.csv, worth " in result.stderr
+    assert "label model" in result.stderr and "not fitted, since model.rpo.freeze_eta" in result.stderr
     expected, found = people(unbroken), people(out)
     for name, row in list(expected.items())[1:]:
         assert found[name]["eta"] == row["eta"]

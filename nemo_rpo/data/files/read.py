@@ -229,7 +229,7 @@ def _open_parquet(path: Path) -> Any:
         import pyarrow
         from pyarrow import parquet
     except ImportError as exc:
-        raise missing_extra("pyarrow", "hf") from exc
+        raise missing_extra("pyarrow", "data") from exc
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as exc:

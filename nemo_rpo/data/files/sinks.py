@@ -128,7 +128,7 @@ class Parquet(Sink):
         try:
             import pyarrow
         except ImportError as exc:
-            raise missing_extra("pyarrow", "hf") from exc
+            raise missing_extra("pyarrow", "data") from exc
         self._path, self._held, self._waiting = folder / "rows.parquet", [], []
         self._schema, self._writer = pyarrow.schema([]), None
 

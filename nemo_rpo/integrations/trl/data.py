@@ -20,7 +20,7 @@ from nemo_rpo.data.formats import read_pairs
 from nemo_rpo.data.layouts.details import CHOSEN_REJECTED, GOLD, OF_VOTE, TOPIC, vote_details
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.pairs import PairLedger, PairTable
-from nemo_rpo.data.rows import VoteDetails
+from nemo_rpo.data.rows import VoteDetails, characters
 from nemo_rpo.em import Votes
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.integrations.labelled_pairs import KNOWN_FIELDS, LabelledPairs, PairFacts, fingerprint, row_knowledge
@@ -132,7 +132,7 @@ def labelled_pairs(dataset: Dataset, annotator_key: str | None) -> LabelledPairs
         votes = _votes(record, annotator_key)
         if any(identity is None for identity, _ in votes):
             raise DataError(f"{record.where}: the row names no annotator in its column '{annotator_key}'")
-        lengths = tuple(_characters(of[i]) for of in texts) if len(texts) == 2 else (0, 0)
+        lengths = tuple(characters(of[i] or ()) for of in texts) if len(texts) == 2 else (0, 0)
         details, facts = _knowledge(record, len(votes))
         first = record.fields.get(CHOSEN_FIRST) or 0
         pairs.add(record.where, votes, details, facts._replace(lengths=lengths, chosen_first=first))
@@ -161,12 +161,6 @@ def _of_vote(record: Record, name: str, vote: int, votes: int) -> Any:
     if isinstance(value, list) and len(value) != votes:
         raise DataError(f"{record.where}: column '{name}' must hold one value for each of the {votes} annotators")
     return value[vote] if isinstance(value, list) else value
-
-
-def _characters(text: Any) -> int:
-    if isinstance(text, str):
-        return len(text)
-    return sum(len(message.get("content") or "") for message in text or ())
 
 
 def data_fingerprint(dataset: Dataset, annotator_key: str | None) -> str:

@@ -65,7 +65,10 @@ class LanguageModelJudge(Judge):
         elif settings.verdict == "logprobs":
             body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP}
         answer = server.client.chat.completions.create(
-            model=server.model, messages=messages, **body, extra_body={**extra, **settings.extra}
+            model=server.model,
+            messages=messages,
+            **body,
+            extra_body={**extra, **settings.body(sample=settings.temperature > 0)},
         )
         if not answer.choices:
             raise WrongAnswer("an answer without a choice")

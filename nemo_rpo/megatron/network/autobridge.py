@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.experts.expert_shape import Experts, layer_pattern
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import CheckpointError, ConfigError, first_line
 from nemo_rpo.megatron.batch.head_outputs import HeadOutputs, HeadRequest
 from nemo_rpo.megatron.batch.responses import ResponseTokens
 from nemo_rpo.megatron.batch.segments import Segments
+from nemo_rpo.megatron.compat.experts import route_without_transformer_engine
 from nemo_rpo.megatron.compat.gpt_model import become
-from nemo_rpo.megatron.compat.layer_spec import set_part
+from nemo_rpo.megatron.compat.layer_spec import keep_norm_of_experts, set_part
 from nemo_rpo.megatron.cpu.norm import TorchNorm
 from nemo_rpo.megatron.network.attention import CausalSDPA
+from nemo_rpo.megatron.network.experts import routing_arguments
 from nemo_rpo.megatron.network.gpt import ScoringHead
 
 # What the run decides and not the model; the rest of Bridge's provider stays as Bridge made it.
@@ -135,7 +139,15 @@ def architecture_from_bridge(folder: str | Path) -> GPTArchitecture:
         vocab_size=provider.vocab_size,
         max_position_embeddings=provider.seq_length,
         share_embeddings_and_output_weights=provider.share_embeddings_and_output_weights,
+        experts=_experts_of(provider),
     )
+
+
+def _experts_of(provider: Any) -> Experts | None:
+    if not provider.num_moe_experts:
+        return None
+    named = {spec.name: getattr(provider, spec.name) for spec in fields(Experts) if hasattr(provider, spec.name)}
+    return Experts(**named | {"moe_layer_freq": layer_pattern(provider.moe_layer_freq, provider.num_layers)})
 
 
 def bridge_chunks(cfg: RunConfig, config: TransformerConfig, vocab_size: int, te: bool) -> list[torch.nn.Module]:
@@ -156,7 +168,9 @@ def bridge_chunks(cfg: RunConfig, config: TransformerConfig, vocab_size: int, te
     provider.make_vocab_size_divisible_by = cfg.model.make_vocab_size_divisible_by
     provider.expert_model_parallel_size = cfg.model.expert_model_parallel_size
     provider.expert_tensor_parallel_size = cfg.model.expert_tensor_parallel_size
-    provider.moe_aux_loss_coeff = cfg.model.moe_aux_loss_coeff
+    if provider.num_moe_experts:
+        for name, value in routing_arguments(cfg).items():
+            setattr(provider, name, value)
     if not te:
         for name in _KERNELS:
             setattr(provider, name, False)
@@ -175,24 +189,31 @@ def bridge_chunks(cfg: RunConfig, config: TransformerConfig, vocab_size: int, te
 
 def _local_spec(provider: Any, vp_stage: int | None = None) -> Any:
     """Megatron's local layers, with the norms and the attention that this package's own builder gives them."""
-    layer = get_gpt_layer_local_spec(qk_layernorm=provider.qk_layernorm, normalization=provider.normalization)
+    experts = provider.num_moe_experts
+    layer = get_gpt_layer_local_spec(
+        num_experts=experts, qk_layernorm=provider.qk_layernorm, normalization=provider.normalization
+    )
     norms = ["input_layernorm", "pre_mlp_layernorm"]
     if provider.qk_layernorm:
         norms += ["self_attention.q_layernorm", "self_attention.k_layernorm"]
     for norm in norms:
         set_part(layer, norm, TorchNorm)
+    if experts:
+        route_without_transformer_engine()
+        keep_norm_of_experts(layer)
     set_part(layer, "self_attention.core_attention", CausalSDPA)
     layers = get_num_layers_to_build(provider, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TorchNorm)
 
 
 # Models that Megatron's local layer spec gives transformers' logits; others want Bridge's own layers.
-_LOCAL = frozenset(("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"))
+_LOCAL = frozenset(("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"))
 
 
 def _check_local(bridge: Any, folder: str) -> None:
     names = set(bridge.hf_pretrained.config.architectures or ())
-    if not names & _LOCAL:
+    experts = _experts_of(bridge.to_megatron_provider(load_weights=False))
+    if not names & _LOCAL or (experts is not None and experts.moe_layer_freq != 1):
         raise ConfigError(
             f"model.provider=megatron_bridge: the layers of {', '.join(sorted(names)) or 'the model'} in {folder} are "
             "Transformer Engine's, which is not in use here: train it on a GPU that has it, or, if this package builds "

@@ -36,6 +36,14 @@ def expert_arguments(architecture: GPTArchitecture, cfg: RunConfig, grouped: boo
         "moe_layer_freq": list(freq) if isinstance(freq, tuple) else freq,
         "moe_grouped_gemm": grouped,
         "moe_permute_fusion": model.moe_permute_fusion,
+        **routing_arguments(cfg),
+    }
+
+
+def routing_arguments(cfg: RunConfig) -> dict[str, Any]:
+    """Those that are the run's, whoever builds the model: how tokens travel, the router's losses, layout of experts."""
+    model = cfg.model
+    return {
         "moe_router_dtype": "fp32",
         "moe_token_dispatcher_type": model.moe_token_dispatcher_type,
         # "none" for a coefficient of 0: Megatron computes, and exchanges, what it multiplies by it.

@@ -17,13 +17,17 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-5
 BRIDGE, TP2 = "model.provider=megatron_bridge", ["model.tensor_model_parallel_size=2", "model.sequence_parallel=true"]
 STEPS = ["trainer.dpo.max_steps=4", "exp_manager.checkpoint_callback_params.save_hf_on_train_end=true"]
-FAMILIES = {"llama": TP2, "qwen3": ["model.pipeline_model_parallel_size=2"]}
+FAMILIES = {
+    "llama": TP2,
+    "qwen3": ["model.pipeline_model_parallel_size=2"],
+    "qwen3_moe": ["model.expert_model_parallel_size=2"],
+}
 
 
 @pytest.fixture(scope="module")
 def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, models = tmp_path_factory.mktemp("ran"), tmp_path_factory.mktemp("models")
-    for name in ("qwen3", "qwen3_moe"):
+    for name in ("qwen3", "qwen3_moe", "glm4_moe"):
         hf_models.make(name, models / name)
     tokenizer = f"model.tokenizer.type={world / 'model'}"
 
@@ -35,7 +39,7 @@ def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for family, layout in FAMILIES.items()
         for provider in ("nemo_rpo", "megatron_bridge")
     }
-    refused = {"experts on a CPU": [BRIDGE, *start("qwen3_moe")]}
+    refused = {"Transformer Engine's layers on a CPU": [BRIDGE, *start("glm4_moe")]}
     script = Path(__file__).with_name("ranks_provider.py")
     run_ranks(script, 2, world, folder, json.dumps(runs), json.dumps(refused), timeout=400)
     return folder
@@ -70,8 +74,8 @@ def test_exports_what_the_own_exporter_would(out: Path, family: str) -> None:
 
 
 def test_what_cannot_run_here_is_one_line(found: dict[str, Any]) -> None:
-    said = found["refused"]["experts on a CPU"]
-    assert "the layers of Qwen3MoeForCausalLM" in said and "Transformer Engine's" in said and "\n" not in said
+    said = found["refused"]["Transformer Engine's layers on a CPU"]
+    assert "the layers of Glm4MoeForCausalLM" in said and "Transformer Engine's" in said and "\n" not in said
 
 
 def test_a_parameter_that_the_import_left_untouched_is_refused_by_name(found: dict[str, Any]) -> None:

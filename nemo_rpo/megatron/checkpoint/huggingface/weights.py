@@ -36,6 +36,8 @@ def open_safetensors(path: Path, but: str = "") -> Any:
         return safetensors.safe_open(path, framework="pt", device="cpu")
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist{but}") from None
+    except UnicodeEncodeError:  # half an emoji, which no name of a file holds
+        raise CheckpointError(f"{str(path)!a} does not exist{but}") from None
     except (OSError, safetensors.SafetensorError) as exc:
         raise CheckpointError(f"{path} is not a readable safetensors file: {exc}") from exc
 

@@ -1,4 +1,4 @@
-"""``nemo-rpo sample``: responses of a policy to prompts, from a server."""
+"""``nemo-rpo sample``: responses of a policy to prompts, from a server or the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from nemo_rpo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nemo_rpo.sampling.engine_sampler import EngineSampler
     from nemo_rpo.sampling.sampling_settings import SampleSettings
+    from nemo_rpo.sampling.server_sampler import ServerSampler
 
 # Options of the command line, by the setting that they override.
 _OPTIONS = ("url", "command", "model", "samples", "temperature", "top_p", "max_tokens", "endpoint", "dialect")
@@ -28,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--url", nargs="+", metavar="URL", help="address of a server, http://host:8000/v1, or several")
     help = "start a server instead: 'vllm serve {model} --port {port}'"
     add("--command", metavar="COMMAND", help=help)
-    help = "weights that the server must serve, a Hugging Face folder: {model} in --command, and what the canary reads"
+    help = (
+        "weights that the server must serve, a Hugging Face folder: {model} in --command, and what the canary reads; "
+        "with --engine also a run or one of its checkpoints"
+    )
     add("--policy", type=Path, metavar="DIR", help=help)
     add("--model", metavar="NAME", help="what requests call the model (the first that the server lists)")
     add("--samples", type=int, metavar="N", help=f"of each prompt ({defaults.samples})")
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help=f"longest response ({defaults.max_tokens})")
     add("--endpoint", choices=("auto", "completions", "chat"), help="chat: the server's chat template is used (auto)")
     add("--dialect", choices=("auto", "openai", "transformers"), help="transformers: for transformers serve (auto)")
+    add_engine_arguments(parser.add_argument_group("without a server"))
     add("--config", type=Path, metavar="YAML", help="these settings and more, under the key sample")
     add("--run", default="sample", metavar="NAME", help="name that the seeds come from, with --round (sample)")
     add("--round", type=int, default=0, metavar="N", help="number that the seeds come from (0)")
@@ -46,30 +52,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds what the engine's own sampler takes."""
+    help = "the engine itself samples from --policy, on ranks of its own, under any layout that text comes from"
+    group.add_argument("--engine", action="store_true", help=help)
+    help = "a run's settings, layout included (those of the run that the policy belongs to)"
+    group.add_argument("--engine-config", type=Path, metavar="YAML", help=help)
+    help = "settings over these, such as model.tensor_model_parallel_size=2 or trainer.accelerator=cpu"
+    group.add_argument("--set", nargs="+", default=[], metavar="key=value", help=help)
+    group.add_argument("--nproc-per-node", type=int, metavar="N", help="ranks (as many as the settings need)")
+
+
 def run(args: argparse.Namespace) -> None:
     """Samples, and prints how many there are."""
     from nemo_rpo.data.files.read import as_paths
     from nemo_rpo.data.files.stage import fingerprint
-    from nemo_rpo.sampling.canary import HuggingFaceReference
     from nemo_rpo.sampling.collecting import asks_for, collect, read_prompts
-    from nemo_rpo.sampling.server_sampler import ServerSampler
 
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings = _settings(args)
-    settings.check()
-    if settings.command and args.policy is None:
-        raise ConfigError("--command starts a server on weights: name them with --policy")
+    _check(args, settings)
     prompts = read_prompts(as_paths(args.prompts, setting="PROMPTS", folders=True))
     asks = asks_for(prompts, settings.samples, args.run, args.round)
+    outcome = settings.outcome() | ({"engine": True} if args.engine else {})
     inputs = fingerprint(
-        {"settings": settings.outcome(), "policy": str(args.policy), "asks": [[a.prompt, a.text, a.seed] for a in asks]}
+        {"settings": outcome, "policy": str(args.policy), "asks": [[a.prompt, a.text, a.seed] for a in asks]}
     )
-    reference = None if args.policy is None else HuggingFaceReference()
-    with ServerSampler(settings, args.out.with_name("server.log"), reference) as sampler:
+    with _sampler(args, settings) as sampler:
         if args.policy is not None and not args.out.exists():
             sampler.use(args.policy)
         found = collect(sampler, asks, args.out, inputs, settings.temperature)
     print(f"{args.out}: {found.as_text()}")
+
+
+def _check(args: argparse.Namespace, settings: SampleSettings) -> None:
+    if not args.engine:
+        for name in ("engine_config", "set", "nproc_per_node"):
+            if getattr(args, name):
+                raise ConfigError(f"--{name.replace('_', '-')} goes with --engine")
+        settings.check()
+        if settings.command and args.policy is None:
+            raise ConfigError("--command starts a server on weights: name them with --policy")
+        return
+    if settings.url or settings.command:
+        raise ConfigError("--engine samples without a server: leave out its url and command")
+    if args.policy is None:
+        raise ConfigError("--engine samples from weights: name them with --policy")
+    settings.check_samples()
+
+
+def _sampler(args: argparse.Namespace, settings: SampleSettings) -> EngineSampler | ServerSampler:
+    if args.engine:
+        from nemo_rpo.sampling.engine_sampler import EngineSampler
+
+        log = args.out.with_name("engine.log")
+        return EngineSampler(settings, log, args.engine_config, args.set, args.nproc_per_node)
+    from nemo_rpo.sampling.canary import HuggingFaceReference
+    from nemo_rpo.sampling.server_sampler import ServerSampler
+
+    reference = None if args.policy is None else HuggingFaceReference()
+    return ServerSampler(settings, args.out.with_name("server.log"), reference)
 
 
 def _settings(args: argparse.Namespace) -> SampleSettings:
