@@ -21,7 +21,7 @@ from nemo_rpo.crowd.crowd_fit import fit_crowd
 from nemo_rpo.crowd.factors.answer_features import FEATURES
 from nemo_rpo.crowd.factors.driving import ALL, BELIEVED, DISTRUSTED, drivers_of
 from nemo_rpo.crowd.factors.linear_bt import covariance, fit_linear_bt, sigmoid
-from nemo_rpo.crowd.factors.texts_of_pairs import turns
+from nemo_rpo.crowd.factors.pair_texts import turns
 from nemo_rpo.crowd.long_form import vote_table
 from nemo_rpo.shares import Z
 

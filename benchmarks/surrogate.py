@@ -19,6 +19,7 @@ from ukp_pairs import UKP, read_ukp
 
 from nemo_rpo.crowd.factors.answer_features import FEATURES
 from nemo_rpo.crowd.factors.held_out import foretell
+from nemo_rpo.report.rendering.plots import BLUE, drawing
 from nemo_rpo.shares import Z
 
 SIZES = (20, 50, 100, 200, 500, 2000)
@@ -44,12 +45,29 @@ def _right(odds: np.ndarray, gold: np.ndarray) -> float:
     return float(np.where(odds == 0, 0.5, np.sign(odds) == gold).mean())
 
 
+def figure(found: np.ndarray) -> str:
+    mean, spread = found.mean(0), found.std(0, ddof=1)
+    with drawing(5.2, 3.0) as (_, axes, drawn):
+        axes.errorbar(
+            SIZES, mean[1:], spread[1:], fmt="o-", color=BLUE, markersize=5, label="surrogate (± sd over seeds)"
+        )
+        axes.axhline(mean[0], color="black", linestyle="--", linewidth=0.9, label="the longer wins")
+        axes.set_xscale("log")
+        axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
+        axes.minorticks_off()
+        axes.set_xlabel("judged pairs")
+        axes.set_ylabel("accuracy on other debates")
+        axes.legend(loc="lower right", fontsize=8)
+    return drawn[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("NEMO_RPO_DATA", "../shared/data")) / "ukpconvarg1"
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--write", help="replace the block in a Markdown file")
+    parser.add_argument("--figure", type=Path, help="draw the same as an SVG file")
     args = parser.parse_args()
     ukp = read_ukp(args.data)
     found = np.array([one(ukp, seed) for seed in range(args.seeds)])
@@ -61,6 +79,8 @@ def main() -> None:
         rows[f"surrogate, {size:,} judged"] = [f"{mean:.3f} ± {spread:.3f}", f"{apart.mean():+.3f} ± {error:.3f}"]
     text = table("judge", ("accuracy ± sd over seeds", "beyond the rule (95 %)"), rows)
     print(text)
+    if args.figure:
+        args.figure.write_text(figure(found))
     if args.write:
         replace_block(args.write, "surrogate", text)
 

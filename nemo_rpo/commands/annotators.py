@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.commands.about_answers import (
+from nemo_rpo.commands.options.about_answers import (
     AboutAnswers,
     add_about_answers,
     asked_for,
@@ -192,11 +192,11 @@ def _write_page(result: Reliability, answers: AboutAnswers, settings: CrowdSetti
 
 
 def _sections(answers: AboutAnswers) -> list[Section]:
-    from nemo_rpo.report.crowd.drivers_section import drivers_section
+    from nemo_rpo.report.crowd.drivers_section import section_of_drivers
 
-    found = [drivers_section(answers.drivers)] if answers.drivers else []
+    found = [section_of_drivers(answers.drivers)] if answers.drivers else []
     if answers.probe:
-        from nemo_rpo.evaluation.probe.probe_section import probe_section
+        from nemo_rpo.evaluation.probe.probe_section import section_of_probe
 
-        found.append(probe_section(answers.probe, answers.words))
+        found.append(section_of_probe(answers.probe, answers.words))
     return found

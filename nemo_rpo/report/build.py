@@ -10,8 +10,9 @@ import numpy as np
 from nemo_rpo import __version__
 from nemo_rpo.counting import counted
 from nemo_rpo.errors import DataError
-from nemo_rpo.report import doubtful, drivers, policy, reliability, tastes
+from nemo_rpo.report import doubtful, policy, reliability, tastes
 from nemo_rpo.report.advice import no_better_than_chance, verdict
+from nemo_rpo.report.crowd import drivers_of_run
 from nemo_rpo.report.disagreement import taste
 from nemo_rpo.report.groups import bands, read_groups
 from nemo_rpo.report.rendering.document import Document, Note, Section, Text
@@ -66,7 +67,7 @@ def build_report(run: Run, settings: ReportSettings | None = None, beside: Note 
             policy.section(run, groups),
             doubtful.quotes_section(run, doubted, texts, missing),
             doubtful.leanings_section(run, texts),
-            *drivers.sections(run, settings.data if texts is not None else None),
+            *drivers_of_run.sections(run, settings.data if texts is not None else None),
             doubtful.taste_section(run, found, texts),
         ]
     sections[0].blocks = [*verdict(run, beside), Text(" ".join(_in_short(run)))]

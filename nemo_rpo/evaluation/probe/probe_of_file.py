@@ -11,7 +11,7 @@ import numpy as np
 from nemo_rpo.crowd.crowd_fit import CrowdFit
 from nemo_rpo.crowd.factors.answer_features import content_of
 from nemo_rpo.crowd.factors.linear_bt import covariance
-from nemo_rpo.crowd.factors.texts_of_pairs import texts_of_pairs, turns
+from nemo_rpo.crowd.factors.pair_texts import texts_of_pairs, turns
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.evaluation.probe.hidden_states import HiddenStates

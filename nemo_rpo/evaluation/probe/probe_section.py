@@ -11,7 +11,7 @@ from nemo_rpo.report.rendering.document import Block, Figure, Section, Table, Te
 from nemo_rpo.report.rendering.plots import BLUE, drawing
 
 
-def probe_section(probe: Probe, words: Sequence[WordPreference] = ()) -> Section:
+def section_of_probe(probe: Probe, words: Sequence[WordPreference] = ()) -> Section:
     """The verdict, accuracy by layer as a table and a figure, and words where they were asked."""
     caption = "A linear probe at each layer, on pairs of prompts that it was not fitted to; lines are 95 % intervals."
     blocks: list[Block] = [

@@ -34,7 +34,7 @@ def verdict(probe: Probe) -> str:
     return f"no layer says more than a coin of pairs that it was not fitted to ({probe.best.gain:+.1f} nats): left out"
 
 
-def probe_text(probe: Probe) -> str:
+def as_text(probe: Probe) -> str:
     """A table on a terminal, and whether the margins count."""
     return f"{TITLE}\n{format_table(*layer_cells(probe))}\n{verdict(probe)}"
 

@@ -12,7 +12,7 @@ from nemo_rpo.report.rendering.plots import BLUE, RED, drawing, short
 _LOOK = {BELIEVED: (BLUE, "o", -0.14), DISTRUSTED: (RED, "D", 0.14)}
 
 
-def drivers_section(drivers: Drivers) -> Section:
+def section_of_drivers(drivers: Drivers) -> Section:
     """A sentence for each finding, the table, the figure, and what could not be fitted."""
     header, rows = driver_cells(drivers)
     blocks: list[Block] = [Text(f"{line[:1].upper()}{line[1:]}.") for line in readings(drivers)]

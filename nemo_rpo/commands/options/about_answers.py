@@ -45,12 +45,12 @@ class AboutAnswers:
 
     def text(self) -> str:
         """As a person reads it, after a blank line; empty where nothing was asked for."""
-        from nemo_rpo.crowd.factors.drivers_text import as_text
-        from nemo_rpo.evaluation.probe.probe_text import probe_text, words_text
+        from nemo_rpo.crowd.factors import drivers_text
+        from nemo_rpo.evaluation.probe import probe_text
 
-        parts = [as_text(self.drivers)] if self.drivers else []
-        parts += [probe_text(self.probe)] if self.probe else []
-        parts += [words_text(self.words)] if self.words else []
+        parts = [drivers_text.as_text(self.drivers)] if self.drivers else []
+        parts += [probe_text.as_text(self.probe)] if self.probe else []
+        parts += [probe_text.words_text(self.words)] if self.words else []
         return "".join(f"\n\n{part}" for part in parts)
 
 
@@ -126,7 +126,7 @@ def assess_with_answers(
 def _drivers(table: VoteTable, result: Reliability, args: argparse.Namespace) -> Drivers:
     from nemo_rpo.crowd.factors.answer_features import FEATURES
     from nemo_rpo.crowd.factors.driving import drivers_of
-    from nemo_rpo.crowd.factors.texts_of_pairs import feature_differences, turns
+    from nemo_rpo.crowd.factors.pair_texts import feature_differences, turns
 
     now = result.fit.table
     x, prompt = feature_differences(args.data, row_format(args), table, columns=args.factor_columns)

@@ -9,7 +9,7 @@ import numpy as np
 
 from nemo_rpo.crowd.factors.answer_features import FEATURES, content_of, features
 from nemo_rpo.crowd.factors.driving import drivers_of
-from nemo_rpo.report.crowd.drivers_section import drivers_section
+from nemo_rpo.report.crowd.drivers_section import section_of_drivers
 from nemo_rpo.report.rendering.document import Section
 from nemo_rpo.report.run import Run
 from nemo_rpo.report.source import Source
@@ -33,4 +33,4 @@ def sections(run: Run, data: Sequence[Path] | None) -> list[Section]:
     there = ~np.isnan(x).any(1)
     _, of_pair = np.unique(run.labels.pair_id[there], return_inverse=True)
     found = drivers_of(x[there], list(FEATURES), run.labels.w_last[there], of_pair, prompt[there])
-    return [drivers_section(found)]
+    return [section_of_drivers(found)]
