@@ -13,7 +13,7 @@ cached one), and once with a live one. The lengths of prompts and responses are 
 Of the 8B shape, whose optimizer state does not fit on one card, steps end before the optimizer's; its weights, fp32
 copies and gradients take 75 GiB.
 
-MFU is that of a run's log: model FLOPs by :mod:`nemo_rpo.config.flops` over the card's dense bf16 rate, under FP8 too,
+MFU is that of a run's log: model FLOPs by :mod:`nemo_rpo.config.arithmetic.flops` over the card's dense bf16 rate, under FP8 too,
 so that ratios of MFU are ratios of time. Tokens are those of the sequences, not their padding.
 """
 
@@ -36,7 +36,7 @@ import torch
 from benchmarks.markdown_table import replace_block, table
 from benchmarks.process_tree import run
 from benchmarks.speed_world import word_tokenizer
-from nemo_rpo.config.flops import peak_flops
+from nemo_rpo.config.arithmetic.flops import peak_flops
 from nemo_rpo.errors import ConfigError
 
 VOCAB, SEQ_LENGTH, BATCH, STEPS = 128256, 2048, 16, 6

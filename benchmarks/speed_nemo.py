@@ -48,7 +48,7 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     use_accelerator(cfg)
     import torch
 
-    from nemo_rpo.config.flops import step_flops
+    from nemo_rpo.config.arithmetic.flops import step_flops
     from nemo_rpo.em import AnnotatorReliability
     from nemo_rpo.megatron import model as engine
     from nemo_rpo.megatron import parallel

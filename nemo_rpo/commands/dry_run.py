@@ -9,7 +9,7 @@ import torch
 
 from nemo_rpo.commands import on_ranks
 from nemo_rpo.config.architecture import GPTArchitecture, architecture_from_yaml
-from nemo_rpo.config.rate import RateSchedule
+from nemo_rpo.config.arithmetic.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.counting import counted
 from nemo_rpo.data.cache.spec import CacheSpec

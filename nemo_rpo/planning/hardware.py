@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nemo_rpo.config.flops import PEAK
+from nemo_rpo.config.arithmetic.flops import PEAK
 from nemo_rpo.errors import ConfigError
 
 # GB of memory, from NVIDIA's data sheets; of the A100 the larger one.

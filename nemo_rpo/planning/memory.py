@@ -39,8 +39,8 @@ from dataclasses import dataclass, fields
 
 from nemo_rpo.config.adapters.adapter_size import layer_adapter_activations, layer_adapter_weights
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.arithmetic.flops import ExpertLayer, layer_matrix_weights
 from nemo_rpo.config.experts.expert_shape import expert_tensor_size
-from nemo_rpo.config.flops import ExpertLayer, layer_matrix_weights
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import ModelConfig, RunConfig
 from nemo_rpo.errors import ConfigError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_rpo.config.architecture import GPTArchitecture
+from nemo_rpo.config.arithmetic.flops import layers_weights
 from nemo_rpo.config.experts.expert_shape import Experts
-from nemo_rpo.config.flops import layers_weights
 from nemo_rpo.errors import ConfigError
 
 MODELS = {

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from nemo_rpo.config.adapters.adapter_size import adapter_weights
 from nemo_rpo.config.architecture import GPTArchitecture
-from nemo_rpo.config.flops import forward_flops
+from nemo_rpo.config.arithmetic.flops import forward_flops
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.batch.loss_inputs import StepNeeds

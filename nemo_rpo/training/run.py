@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_rpo.config.arithmetic.rate import RateSchedule
 from nemo_rpo.config.load import config_to_yaml, print_on_first_rank
-from nemo_rpo.config.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit

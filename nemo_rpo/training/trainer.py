@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from nemo_rpo.config.arithmetic.flops import step_flops
 from nemo_rpo.config.fingerprint import config_fingerprint
-from nemo_rpo.config.flops import step_flops
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.errors import TrainingError

@@ -11,7 +11,7 @@ from paths import ROOT
 
 from nemo_rpo.cli import main as cli
 from nemo_rpo.config.adapters.adapter_size import adapter_weights, layer_adapter_weights
-from nemo_rpo.config.flops import forward_flops, layers_weights
+from nemo_rpo.config.arithmetic.flops import forward_flops, layers_weights
 from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config, validate_parallel
 from nemo_rpo.planning.__main__ import main

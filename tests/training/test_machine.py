@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_rpo.config.flops import peak_flops, step_flops
+from nemo_rpo.config.arithmetic.flops import peak_flops, step_flops
 from nemo_rpo.config.schema import ModelConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.planning.models import MODELS

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_rpo.config.rate import RateSchedule
+from nemo_rpo.config.arithmetic.rate import RateSchedule
 from nemo_rpo.config.schema import DPOTrainerConfig, RunConfig, SchedConfig
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.training.schedule import Schedule, batches_of

@@ -12,7 +12,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemo_rpo.config.rate import RateSchedule
+from nemo_rpo.config.arithmetic.rate import RateSchedule
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.compat.megatron_optimizer import step_if
 from nemo_rpo.megatron.optim.adam import install_where_needed
@@ -78,7 +78,7 @@ def build_scheduler(optimizer: Any, cfg: RunConfig, total_steps: int) -> Optimiz
     """Linear warm-up, then cosine, linear or constant; ``constant_steps`` at ``min_lr`` close the run.
 
     The engine advances it *before* an optimizer step, so that step n runs at the rate of n. The steps are those of
-    :class:`nemo_rpo.config.rate.RateSchedule`.
+    :class:`nemo_rpo.config.arithmetic.rate.RateSchedule`.
     """
     sched, steps = cfg.model.optim.sched, RateSchedule.of(cfg.model.optim.sched, total_steps)
     return OptimizerParamScheduler(

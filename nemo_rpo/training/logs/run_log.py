@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from nemo_rpo import __version__
+from nemo_rpo.config.arithmetic.flops import peak_flops
 from nemo_rpo.config.experts.expert_shape import expert_tensor_size
-from nemo_rpo.config.flops import peak_flops
 from nemo_rpo.config.load import print_on_first_rank
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.schema import RunConfig
@@ -60,7 +60,7 @@ class RunLog:
     ) -> None:
         """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` leave out validation.
 
-        ``flops``: model FLOPs of the step on one device (:mod:`nemo_rpo.config.flops`); ``memory``: bytes that the
+        ``flops``: model FLOPs of the step on one device (:mod:`nemo_rpo.config.arithmetic.flops`); ``memory``: bytes that the
         fullest device has held. Written as ``time/tflops_per_device``, where the GPU's peak is known ``time/mfu``, and
         ``memory/peak_gib``; rates are means over the last steps.
         """

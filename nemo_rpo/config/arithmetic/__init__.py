@@ -1,0 +1,1 @@
+"""What follows from settings alone, before a run starts: products of a step, steps of a learning rate."""
