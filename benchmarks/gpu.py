@@ -13,8 +13,8 @@ cached one), and once with a live one. The lengths of prompts and responses are 
 Of the 8B shape, whose optimizer state does not fit on one card, steps end before the optimizer's; its weights, fp32
 copies and gradients take 75 GiB.
 
-MFU is that of a run's log: model FLOPs by :mod:`nemo_rpo.config.arithmetic.flops` over the card's dense bf16 rate, under FP8 too,
-so that ratios of MFU are ratios of time. Tokens are those of the sequences, not their padding.
+MFU is that of a run's log: model FLOPs by :mod:`nemo_rpo.config.arithmetic.flops` over the card's dense bf16 rate,
+under FP8 too, so that ratios of MFU are ratios of time. Tokens are those of the sequences, not their padding.
 """
 
 from __future__ import annotations
