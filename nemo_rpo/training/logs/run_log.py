@@ -61,8 +61,8 @@ class RunLog:
         """One optimizer step over ``pairs`` and ``tokens`` of the global batch; ``seconds`` leave out validation.
 
         ``flops``: model FLOPs of the step on one device (:mod:`nemo_rpo.config.arithmetic.flops`); ``memory``: bytes
-        that the fullest device has held. Written as ``time/tflops_per_device``, where the GPU's peak is known ``time/mfu``, and
-        ``memory/peak_gib``; rates are means over the last steps.
+        that the fullest device has held. Written as ``time/tflops_per_device``, where the GPU's peak is known
+        ``time/mfu``, and ``memory/peak_gib``; rates are means over the last steps.
         """
         if self._progress is None:
             return
