@@ -122,9 +122,11 @@ def _found(folder: Path) -> str | None:
 
 def name_of(fit: Fit) -> str:
     """``exp_manager.name`` of the run, which holds the fingerprint of what it is made of."""
-    train = fit.plan.online.train
-    given = [*train.overrides, *fit.settings.settings]
-    cfg = asdict(load_config(train.config, given, notify=lambda text: None))
+    cfg = asdict(
+        load_config(
+            fit.plan.online.train.config, fit.settings.over(fit.plan.online.train.overrides), notify=lambda text: None
+        )
+    )
     cfg["exp_manager"] = cfg["trainer"].pop("devices", None)  # names, loggers and time limits change no weight
     made_of = {
         "data": fit.inputs,
@@ -140,9 +142,7 @@ def name_of(fit: Fit) -> str:
 def _overrides(fit: Fit) -> list[str]:
     plan, settings, policies = fit.plan, fit.settings, Policies(fit.plan)
     # A policy's own responses may be too long, or the same tokens twice; a run says how many it leaves out.
-    given = ["model.data.invalid_pairs=drop", *plan.online.train.overrides, *settings.settings]
-    if settings.loss is not None:
-        given.append(f"model.rpo.base_loss={settings.loss}")
+    given = ["model.data.invalid_pairs=drop", *settings.over(plan.online.train.overrides)]
     if settings.labels == "believed":
         given.append("model.rpo.enabled=false")
     start, reference = (policies.of(name, fit.number) for name in (settings.start, settings.reference))

@@ -73,7 +73,12 @@ class Policies:
         if settings.sampler == "openai":
             return ServerSampler(settings, log, HuggingFaceReference(), "online.sample")
         start = f"pretrained_checkpoint.restore_from_path={self.plan.online.start}"
-        overrides = [*train.overrides, start, "model.rpo.reference_from=null", *settings.overrides]
+        overrides = [
+            *self.plan.fits[-1].over(train.overrides),
+            start,
+            "model.rpo.reference_from=null",
+            *settings.overrides,
+        ]
         config = find_config(train.config, None)
         if runs_here(load_config(train.config, overrides, notify=lambda text: None)):
             return EngineHere(settings, config, overrides)

@@ -47,6 +47,10 @@ class FitSettings:
     opponent: str = "self"
     settings: list[str] = field(default_factory=list)
 
+    def over(self, given: Sequence[str]) -> list[str]:
+        """``given`` overrides of all fits with those of this one: its loss, whose options may be among them, first."""
+        return [*([] if self.loss is None else [f"model.rpo.base_loss={self.loss}"]), *given, *self.settings]
+
 
 # The margins of these losses are of the order of 1/β² nats: the E-step needs a temperature. The buffer fits its own
 # from there.

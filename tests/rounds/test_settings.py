@@ -11,9 +11,10 @@ from paths import ROOT
 from nemo_rpo.errors import ConfigError, TrainingError
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.orders import asked_about
-from nemo_rpo.rounds.fitting import Fit, check_fit, run_fit
+from nemo_rpo.rounds.fitting import Fit, check_fit, name_of, run_fit
 from nemo_rpo.rounds.fitting import _overrides as overrides
 from nemo_rpo.rounds.measuring import Measured, why_stop
+from nemo_rpo.rounds.policies import Policies
 from nemo_rpo.rounds.recipes import RECIPES
 from nemo_rpo.rounds.rounds_settings import Plan, StopSettings, plan_of, read_plan
 from nemo_rpo.rounds.training_rows import best_against_worst, rates
@@ -70,6 +71,21 @@ def test_every_recipe_has_settings_that_a_run_takes(online: dict) -> None:
         plan = plan_of(online | {"train": online["train"] | {"recipe": recipe}}, Path())
         for place in range(1, len(fits) + 1):
             check_fit(plan, place)
+
+
+def test_options_of_a_recipes_loss_stand_with_those_of_the_training(online: dict) -> None:
+    """Nothing that is made of the settings takes them for another loss's: the fit, its name, and who samples."""
+    train = {
+        "recipe": "onpo",
+        "overrides": [*online["train"].get("overrides", []), "model.rpo.loss_options={step_size: 2}"],
+    }
+    plan = plan_of(online | {"train": online["train"] | train}, Path())
+    for place in (1, 2):
+        check_fit(plan, place)
+    names = {name_of(Fit(plan, 1, place, Path("train"), Path("val"), "")) for place in (1, 2)}
+    assert len(names) == 2
+    with Policies(plan)._sampler(Path("log")):
+        pass
 
 
 @pytest.mark.parametrize(
