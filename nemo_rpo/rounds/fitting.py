@@ -143,8 +143,6 @@ def _overrides(fit: Fit) -> list[str]:
     plan, settings, policies = fit.plan, fit.settings, Policies(fit.plan)
     # A policy's own responses may be too long, or the same tokens twice; a run says how many it leaves out.
     given = ["model.data.invalid_pairs=drop", *settings.over(plan.online.train.overrides)]
-    if settings.labels == "believed":
-        given.append("model.rpo.enabled=false")
     start, reference = (policies.of(name, fit.number) for name in (settings.start, settings.reference))
     base = reference if settings.base is None else policies.of(settings.base, fit.number)
     cfg = load_config(plan.online.train.config, given, notify=lambda text: None)

@@ -49,7 +49,9 @@ class FitSettings:
 
     def over(self, given: Sequence[str]) -> list[str]:
         """``given`` overrides of all fits with those of this one: its loss, whose options may be among them, first."""
-        return [*([] if self.loss is None else [f"model.rpo.base_loss={self.loss}"]), *given, *self.settings]
+        loss = [] if self.loss is None else [f"model.rpo.base_loss={self.loss}"]
+        without_em = ["model.rpo.enabled=false"] if self.labels == "believed" else []
+        return [*loss, *given, *self.settings, *without_em]
 
 
 # The margins of these losses are of the order of 1/β² nats: the E-step needs a temperature. The buffer fits its own

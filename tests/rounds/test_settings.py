@@ -9,6 +9,7 @@ import pytest
 from paths import ROOT
 
 from nemo_rpo.errors import ConfigError, TrainingError
+from nemo_rpo.evaluation.checkpoint import target_of
 from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.orders import asked_about
 from nemo_rpo.rounds.fitting import Fit, check_fit, name_of, run_fit
@@ -66,11 +67,14 @@ def test_a_recipe_begins_each_fit_where_its_paper_does(online: dict, recipe: str
     assert start == ("first" if place == 1 or recipe != "onpo" else LAST) and reference is None and base is None
 
 
-def test_every_recipe_has_settings_that_a_run_takes(online: dict) -> None:
+def test_every_recipe_has_settings_that_a_run_takes(online: dict, tmp_path: Path) -> None:
+    """The fits, and the engine that samples with them."""
     for recipe, fits in RECIPES.items():
         plan = plan_of(online | {"train": online["train"] | {"recipe": recipe}}, Path())
         for place in range(1, len(fits) + 1):
             check_fit(plan, place)
+        with Policies(plan)._sampler(tmp_path / "log") as sampler:
+            target_of(Path(online["start"]), sampler.config, None, sampler.overrides, needs_reference=False)
 
 
 def test_options_of_a_recipes_loss_stand_with_those_of_the_training(online: dict) -> None:
