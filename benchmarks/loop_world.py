@@ -80,9 +80,13 @@ def language(seed: int):
 
 
 def quality(prompt: str, response: str, fields: dict | None = None, *, world: int) -> float:
-    """Gold: the utilities of a response's content tokens; any other token costs 2."""
-    utility = language(world).utility[int(prompt.split()[0][1:])]
-    return sum(utility[int(word[1:])] if word[0] == "c" else -2.0 for word in response.split())
+    """Gold: the utilities of a response's content tokens; any other token costs 2, and so does one beyond the length of
+    the language's own texts, or the longest response would be the best.
+    """
+    tongue, words = language(world), response.split()
+    utility, length = tongue.utility[int(prompt.split()[0][1:])], tongue.config.length
+    counted = (utility[int(word[1:])] if word[0] == "c" else -2.0 for word in words[:length])
+    return sum(counted) - 2.0 * max(0, len(words) - length)
 
 
 def vote(prompt: str, first: str, second: str, fields: dict, *, world: int, judge: int, eta: float) -> str:
