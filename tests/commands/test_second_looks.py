@@ -23,7 +23,7 @@ def battles(tmp_path) -> Path:
         strength = {"w": 0.5, "x": 1 - 3 * k / 1500, "y": 0.0, "z": -0.5}
         won = rng.random() < 1 / (1 + np.exp(strength[names[b]] - strength[names[a]]))
         time = str(np.datetime64("2026-01-05") + np.timedelta64(k * 84 // 1500, "D"))
-        rows.append({"model_a": names[a], "model_b": names[b], "winner": "ba"[won], "time": time})
+        rows.append({"model_a": names[a], "model_b": names[b], "winner": "ba"[int(won)], "time": time})
     path = tmp_path / "battles.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -172,7 +172,11 @@ def choose_member(
 
     def with_feature(name: str, elsewhere: bool) -> Member:
         part = table.select([*names, name])
-        return fitter.best_of(part, shares([*names, name]), fitter.starts(part) if elsewhere else [best])
+        starts: list[Tensor | Member] = [*fitter.starts(part)] if elsewhere else [best]
+        if name in contents:
+            # From a truth that goes with what many follow, a share would never come back.
+            starts.append(fitter.best_of(part, shares(names), starts))
+        return fitter.best_of(part, shares([*names, name]), starts)
 
     def without_leaning(name: str) -> float:
         """What is to be beaten: the model so far, and of a leaning also that with the share alone."""

@@ -16,6 +16,8 @@ class LabelModelSettings:
         mean_spread: the same for the mean of every other coefficient, around 0.
         skill_spread, feature_spread: expected standard deviation over annotators of the skill and of every other
             coefficient. They count as much as ``spread_votes`` annotators.
+        share_spread: expected standard deviation of the log-odds by which the truth goes with a pair's leaning (its
+            length), for one standard deviation of that.
         spread_votes: weight of these expectations, in annotators.
         max_iterations, tolerance: the EM ends after this many iterations, or once the root mean square of its moves is
             below the tolerance.
@@ -54,6 +56,7 @@ class LabelModelSettings:
     mean_spread: float = 0.5
     skill_spread: float = 0.7
     feature_spread: float = 0.3
+    share_spread: float = 0.5
     spread_votes: float = 1.0
     max_iterations: int = 300
     tolerance: float = 5e-4

@@ -95,15 +95,17 @@ class PairPrior:
         if_rejected = sums.if_rejected + F.logsigmoid(-log_odds) - KNOWN * (self.gold > 0)
         return PairSums(if_chosen, if_rejected)
 
-    def with_shares_of(self, w: Tensor, table: VoteTable) -> PairPrior:
-        """One Newton step of each share towards the posteriors ``w`` [P] of the pairs of ``table``."""
+    def with_shares_of(self, w: Tensor, table: VoteTable, spread: float) -> PairPrior:
+        """One Newton step of each share towards the posteriors ``w`` [P] of the pairs of ``table``; all but the slot's
+        are expected to be N(0, ``spread``²)."""
         found = self
         for name, share in self.shares.items():
             column, p = self.columns[name], torch.sigmoid(found.log_odds)
             gradient, information = table.total(column * (w - p), column.square() * p * (1 - p)).tolist()
-            # One pair each way draws it to one half.
-            gradient += 0.5 - torch.sigmoid(torch.tensor(share)).item()
-            information += 0.25
+            # One pair each way draws a share of first to one half.
+            to_half = 0.5 - torch.sigmoid(torch.tensor(share)).item()
+            gradient += to_half if name == SLOT else -share / spread**2
+            information += 0.25 if name == SLOT else spread**-2
             step = max(-1.0, min(1.0, gradient / information))
             moved = max(-_LARGEST_SHARE, min(_LARGEST_SHARE, share + step))
             found = replace(found, shares={**found.shares, name: moved})
@@ -232,7 +234,7 @@ def iterate(
             variances = coefficient_variances(sums, population)
             population = refit_population(theta, variances, voted, population, settings.spread_votes)
         if prior.shares:
-            prior = prior.with_shares_of(w, table)
+            prior = prior.with_shares_of(w, table, settings.share_spread)
         moved = newton_step(theta, sums, population, observed=newton)
         said = pair_sums(table, moved)
         if newton and of_skill is None:
@@ -276,6 +278,9 @@ def fit_member(
     evidence = log_marginal(log_likelihood(joint, _counted_of_pairs(table)), theta, population, at, voted)
     # A share that is fitted is charged like a mean of the population, by the pairs that it was fitted to.
     evidence -= 0.5 * len(prior.shares) * torch.tensor(max(2.0, table.num_pairs)).log().item()
+    # One so large that the column were the truth itself would explain any leaning to it.
+    contents = (share for name, share in prior.shares.items() if name != SLOT)
+    evidence -= 0.5 * sum((share / settings.share_spread) ** 2 for share in contents)
     errors = with_population_unknown(at.variances, theta, voted, population, settings.spread_votes).sqrt()
     return Member(table.names, theta, errors, population, prior, w, evidence, iteration, converged, at.joint)
 

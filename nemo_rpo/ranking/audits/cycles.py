@@ -72,8 +72,12 @@ def _margins(table: PairTable, margin: np.ndarray, size: int) -> np.ndarray:
 
 
 def _least(margins: np.ndarray, scores: np.ndarray) -> float:
-    """The least sum of margins against an order: exact of few players, of more by moves from the order of scores."""
-    return _exact(margins) if len(margins) <= _EXACT else _searched(margins, np.argsort(-scores, kind="stable"))
+    """The least sum of margins against an order: exact of few players, of more by moves from the orders of
+    scores and of votes won."""
+    if len(margins) <= _EXACT:
+        return _exact(margins)
+    orders = (np.argsort(-by, kind="stable") for by in (scores, (margins - margins.T).sum(1)))
+    return min(_searched(margins, order) for order in orders)
 
 
 def _exact(margins: np.ndarray) -> float:

@@ -44,10 +44,10 @@ class ModelInForce(NamedTuple):
 
     def numbers(self) -> Tensor:
         """All of it but for the names, float64 [4 + 6 d + K d + F + G]; :func:`from_numbers` reads it. That
-        share of a name that is not fitted is nan, and the slot's stands in the skill's place."""
-        shares = [self.shares.get(name, math.nan) for name in (SLOT, *self.names[1:])]
+        share of a name that is not fitted is infinite, and the slot's stands in the skill's place."""
+        shares = [self.shares.get(name, math.inf) for name in (SLOT, *self.names[1:])]
         if SLOT in self.names:
-            shares[self.names.index(SLOT)] = math.nan
+            shares[self.names.index(SLOT)] = math.inf
         flags = (self.from_anchors, self.temperature, self.stretch, len(self.grid))
         head = self.theta.new_tensor([float(flag) for flag in (*flags, *shares)])
         return torch.cat((head, *self.population, self.theta.flatten(), self.grid, self.correlation))
@@ -69,7 +69,7 @@ def from_numbers(numbers: Tensor, names: Sequence[str], num_annotators: int) -> 
         Population(*population.view(5, d)),
         correlation,
         grid,
-        {name: share for name, share in of_names if not math.isnan(share)},
+        {name: share for name, share in of_names if share != math.inf},
         bool(from_anchors),
         temperature,
         stretch,
