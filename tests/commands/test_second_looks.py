@@ -55,7 +55,7 @@ def test_second_looks_stand_below_the_leaderboard(battles, tmp_path, capsys):
     features = tmp_path / "features.csv"
     features.write_text("player,size\nw,3\nx,2\ny,1\nz,0\n")
     plain = ["--bootstrap", "0"]
-    asked = ["--robust", "--audit", "--features", features, "--interval", "0.4", "--judge-next", tmp_path / "next.csv"]
+    asked = ["--robust", "--audit", "--features", features, "--interval", "0.2", "--judge-next", tmp_path / "next.csv"]
     status, out, _ = run(capsys, battles, *plain, *asked)
     assert status == 0 and out.startswith("1,500 comparisons of 4 players")
     for words in ("second opinion: 0 of 6 pairs contradicted", "audit of 6 pairs", "leximax Copeland", "plan: "):

@@ -90,13 +90,13 @@ def test_an_entry_says_what_was_observed_and_what_the_others_foretell():
 
 
 def test_a_general_misfit_widens_what_is_believed():
-    """Results that strengths explain badly everywhere are no outliers."""
+    """Results that strengths explain badly everywhere are said to be; few of them are named (docs/leaderboards.md)."""
     rng = np.random.default_rng(0)
     low, high = np.triu_indices(10, 1)
     won = rng.binomial(1000, 1 / (1 + np.exp(-rng.normal(0, 0.5, len(low)))))
     outcome = np.where(np.arange(1000) < won[:, None], 1, -1).ravel()
     found = second_opinion(games.games_of(np.repeat(low, 1000), np.repeat(high, 1000), outcome, 10))
-    assert found.excess > 3 and len(found.distrusted) <= 1
+    assert found.excess > 3 and len(found.distrusted) <= len(low) // 10
 
 
 def test_players_cut_off_and_too_many_of_them():
