@@ -38,7 +38,7 @@ model:
   encoder_seq_length: 24
   dpo: {ref_policy_kl_penalty: 0.5}
   rpo: {reference: resident, sweep: end, record: false, buffer: {refit_every: 10}}
-  optim: {lr: 2e-3, weight_decay: 0.0}
+  optim: {lr: 7e-4, weight_decay: 0.0}
   data: {num_workers: 0, pad_length_to_multiple_of: 4}
 """
 # By method: the recipe, or fits of its own; settings of the training; other settings of the loop.

@@ -346,7 +346,8 @@ def test_a_run_of_battles_ranks_its_models_by_the_prompt(out: Path, tmp_path: Pa
 
     model, tokenizer = (of.from_pretrained(run / "hf") for of in (AutoModelForCausalLM, AutoTokenizer))
     for row, found in list(zip(rows, strengths, strict=False))[:3]:
-        hidden = model.model(torch.tensor([tokenizer(row["prompt"]).input_ids])).last_hidden_state[0, -1]
+        ids = [tokenizer.bos_token_id, *tokenizer(row["prompt"]).input_ids]
+        hidden = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
         torch.testing.assert_close(
             torch.tensor(list(found.values())), weight.float() @ hidden.float(), atol=1e-4, rtol=0
         )

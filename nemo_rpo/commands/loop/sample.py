@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help=f"longest response ({defaults.max_tokens})")
     add("--endpoint", choices=("auto", "completions", "chat"), help="chat: the server's chat template is used (auto)")
     add("--dialect", choices=("auto", "openai", "transformers"), help="transformers: for transformers serve (auto)")
-    add_engine_arguments(parser.add_argument_group("without a server"))
+    add_engine_arguments(parser.add_argument_group("without a server").add_argument)
     add("--config", type=Path, metavar="YAML", help="these settings and more, under the key sample")
     add("--run", default="sample", metavar="NAME", help="name that the seeds come from, with --round (sample)")
     add("--round", type=int, default=0, metavar="N", help="number that the seeds come from (0)")
@@ -52,15 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+def add_engine_arguments(add: Callable[..., argparse.Action]) -> None:
     """Adds what the engine's own sampler takes."""
     help = "the engine itself samples from --policy, on ranks of its own, under any layout that text comes from"
-    group.add_argument("--engine", action="store_true", help=help)
+    add("--engine", action="store_true", help=help)
     help = "a run's settings, layout included (those of the run that the policy belongs to)"
-    group.add_argument("--engine-config", type=Path, metavar="YAML", help=help)
+    add("--engine-config", type=Path, metavar="YAML", help=help)
     help = "settings over these, such as model.tensor_model_parallel_size=2 or trainer.accelerator=cpu"
-    group.add_argument("--set", nargs="+", default=[], metavar="key=value", help=help)
-    group.add_argument("--nproc-per-node", type=int, metavar="N", help="ranks (as many as the settings need)")
+    add("--set", nargs="+", default=[], metavar="key=value", help=help)
+    add("--nproc-per-node", type=int, metavar="N", help="ranks (as many as the settings need)")
 
 
 def run(args: argparse.Namespace) -> None:
