@@ -7,8 +7,8 @@
     python -m benchmarks.lora world --seeds 100 --rates 4e-3 1e-2 2e-2   # other rates, on a world that is not reported
 
 LoRA is rank 8, scale 2, beside every layer. Its rate in the world is the full run's, the best of three on a world that
-is not reported; for UKP it is ten times the full run's and was not tuned. Peak memory is the largest resident set of the
-training process.
+is not reported; for UKP it is ten times the full run's and was not tuned. Peak memory is the largest resident set of
+the training process.
 ``--write docs/lora.md`` puts the table there.
 """
 
