@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nemo_rpo.data.layouts.every import SYSTEM
 from nemo_rpo.judging.judges.chat_prompts import ChatPrompt
-from nemo_rpo.judging.judges.engine_runs import engine_table
+from nemo_rpo.judging.judges.engine_runs import evaluated_margins, verdicts_by_margin
 from nemo_rpo.judging.judging_settings import GenerativeJudge
-from nemo_rpo.judging.verdicts import FIRST, SECOND, TIE, Judge, Shown, Verdict
+from nemo_rpo.judging.verdicts import Judge, Shown, Verdict
 
 # Under this loss the margin of a row is log π(first) - log π(second), whatever the run was trained with: a verdict that
 # is taken for certain (win_rate 1), no reference, no previous iterate.
@@ -54,29 +51,15 @@ class EngineJudge(Judge):
         Raises:
             ConfigError: the evaluation failed; with its last line.
         """
-        items, start = list(shown), time.monotonic()
-        if not items:
-            return
-        margins = self._margins(items)
-        latency = (time.monotonic() - start) / len(items)
-        for i, item in enumerate(items):
-            margin = margins.get(str(i))
-            if margin is None:
-                yield Verdict(item.pair, self.name, item.shown_first, None, None, "", latency, time.time(), _LEFT_OUT)
-                continue
-            said = FIRST if margin > 0 else SECOND if margin < 0 else TIE
-            raw, p = json.dumps({"margin": margin}), 1 / (1 + math.exp(-max(-700.0, min(700.0, margin))))
-            yield Verdict(item.pair, self.name, item.shown_first, said, p, raw, latency, time.time())
+        items = list(shown)
+        if items:
+            yield from verdicts_by_margin(self.name, items, lambda: self._margins(items), 0.0, True, _LEFT_OUT)
 
-    def _margins(self, items: list[Shown]) -> dict[str, float]:
-        """By the place among ``items``, of those that the model can score."""
+    def _margins(self, items: list[Shown]) -> list[float | None]:
+        """Of each item; None where the model cannot score it."""
         s = self.settings
         words = {"response_a": s.words["first"], "response_b": s.words["second"], "win_rate": 1.0}
         words |= {"votes": [{"annotator": "j", "vote": "a"}]} | ({SYSTEM: s.system} if s.system else {})
         rows = [{"pair_id": str(i), "prompt": self.prompt.text(item), **words} for i, item in enumerate(items)]
-        command = ["evaluate", s.run, "{data}", "--layout", "votes", "--scores", "{out}", "--bootstrap", "1", *_LINK]
-        options = [*s.overrides]
-        options += ["--config", s.config] if s.config else []
-        options += ["--nproc-per-node", str(s.nproc_per_node)] if s.nproc_per_node else []
-        scores = engine_table(command, rows, options, self.log, f"{self.where}.run")
-        return {row["pair_id"]: row["sign"] * row["delta"] for row in scores}
+        margins = evaluated_margins(s, rows, _LINK, self.log, self.where)
+        return [margins.get(row["pair_id"]) for row in rows]
