@@ -41,7 +41,7 @@ def test_doctests(module):
 
 @pytest.mark.parametrize(("pairs", "width"), [(300, 4), (600, 540)])  # Newton, and conjugate gradients
 def test_equals_scikit_learns_logistic_regression(pairs, width):
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="the cross-check needs scikit-learn")
     x, won = drawn(0, pairs, np.r_[PLANTED, np.zeros(width - 4)])
     weight = np.random.default_rng(1).uniform(0.5, 2, pairs)
     ours = fit_linear_bt(x, won, weight, ridge=2.0)
@@ -51,7 +51,7 @@ def test_equals_scikit_learns_logistic_regression(pairs, width):
 
 
 def test_closed_form_is_discriminant_analysis_of_pairs_and_their_mirror_images():
-    discriminant = pytest.importorskip("sklearn.discriminant_analysis")
+    discriminant = pytest.importorskip("sklearn.discriminant_analysis", reason="the cross-check needs scikit-learn")
     x, won = drawn(2, 300)
     theirs = discriminant.LinearDiscriminantAnalysis(solver="lsqr").fit(np.r_[x, -x], np.r_[won, 1 - won])
     np.testing.assert_allclose(lda(x, won), theirs.coef_[0], atol=1e-9)
@@ -60,7 +60,7 @@ def test_closed_form_is_discriminant_analysis_of_pairs_and_their_mirror_images()
 
 def test_one_hot_factors_are_the_plain_bradley_terry_model():
     """Factors unique to the winner beat factors unique to the loser: with one each, choix' strengths."""
-    choix = pytest.importorskip("choix")
+    choix = pytest.importorskip("choix", reason="the cross-check needs choix")
     rng, players = np.random.default_rng(3), 6
     strengths, games = rng.normal(size=players), []
     for _ in range(300):

@@ -88,7 +88,7 @@ def test_turned_files_give_turned_margins(tmp_path):
 
 @pytest.fixture(scope="module")
 def model(shared_data):
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="hidden states come from transformers")
     return shared_data / "stories260k" / "hf"
 
 
