@@ -46,15 +46,19 @@ class Job:
     Attributes:
         report: the pipe to whoever asked. ranks: of every process id its rank; ``store``: a process beside them.
         statuses: of the ranks that have ended. first: the rank that failed first. kill_at: when the others are killed.
+        stderr: the job's. stacks: of every rank the file for its stacks, should a signal end it: ranks end together,
+            and what they wrote to one file at once nobody could read.
     """
 
     report: int
     ranks: dict[int, int]
     store: int | None
+    stderr: int
     statuses: dict[int, int] = field(default_factory=dict)
     first: int | None = None
     kill_at: float | None = None
     cpu: float = 0.0
+    stacks: dict[int, int] = field(default_factory=dict)
 
     def running(self) -> list[int]:
         return [pid for pid, rank in self.ranks.items() if rank not in self.statuses]
@@ -110,17 +114,18 @@ class Server:
         return True
 
     def _start(self, request: dict[str, Any], stdout: int, stderr: int, report: int) -> None:
-        job = Job(report, {}, None)
+        job = Job(report, {}, None, os.dup(stderr))
         self.jobs.append(job)
         places: list[dict[str, str]] = [{}]
         if request["ranks"] is not None:
             port, job.store = self._start_store()
             places = [_place(rank, request["ranks"], port) for rank in range(request["ranks"])]
         for rank, place in enumerate(places):
+            stacks = os.memfd_create("stacks")
             pid = os.fork()
             if pid == 0:
-                _become(self, request, place, stdout, stderr)
-            job.ranks[pid] = rank
+                _become(self, request, place, stdout, stderr, stacks)
+            job.ranks[pid], job.stacks[pid] = rank, stacks
         _tell(report, {"pids": list(job.ranks)})
 
     def _start_store(self) -> tuple[int, int]:
@@ -147,7 +152,8 @@ class Server:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.selector.close()
         self.control.close()
-        for fd in (self.woken, self.wake, *(job.report for job in self.jobs)):
+        files = [fd for job in self.jobs for fd in (job.report, job.stderr, *job.stacks.values())]
+        for fd in (self.woken, self.wake, *files):
             os.close(fd)
         _die_with_parent()
 
@@ -175,6 +181,9 @@ class Server:
         job.statuses[job.ranks[pid]] = status
         job.cpu += cpu
         _signal(-pid, signal.SIGKILL)  # what a rank leaves behind
+        stacks = job.stacks.pop(pid)
+        os.write(job.stderr, os.pread(stacks, 1 << 20, 0))
+        os.close(stacks)
         if status and job.first is None:
             job.first, job.kill_at = job.ranks[pid], time.monotonic() + GRACE_S
             for other in job.running():
@@ -188,6 +197,7 @@ class Server:
         statuses = [job.statuses[rank] for rank in range(len(job.ranks))]
         _tell(job.report, {"statuses": statuses, "first": job.first, "cpu": job.cpu + used})
         os.close(job.report)
+        os.close(job.stderr)
 
     def _end_all(self) -> None:
         for job in self.jobs:
@@ -230,7 +240,9 @@ def _place(rank: int, ranks: int, port: int) -> dict[str, str]:
 # --- what a rank is
 
 
-def _become(server: Server, request: dict[str, Any], place: dict[str, str], stdout: int, stderr: int) -> None:
+def _become(
+    server: Server, request: dict[str, Any], place: dict[str, str], stdout: int, stderr: int, stacks: int
+) -> None:
     """Turns a fork of the server into the process that was asked for, runs it, and ends; never returns."""
     status = 1
     try:
@@ -240,7 +252,7 @@ def _become(server: Server, request: dict[str, Any], place: dict[str, str], stdo
             os.dup2(file, fd)
         os.close(stdout)
         os.close(stderr)
-        faulthandler.enable()  # at SIGABRT, which ends what hangs, each thread's stack
+        faulthandler.enable(stacks)  # at SIGABRT, which ends what hangs, each thread's stack
         os.environ.clear()
         os.environ.update(server.added | request["env"] | place)
         os.chdir(request["cwd"])
