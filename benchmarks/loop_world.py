@@ -38,7 +38,7 @@ model:
   encoder_seq_length: 24
   dpo: {ref_policy_kl_penalty: 0.5}
   rpo: {reference: resident, sweep: end, record: false, buffer: {refit_every: 10}}
-  optim: {lr: 7e-4, weight_decay: 0.0}
+  optim: {lr: 5e-4, weight_decay: 0.0}
   data: {num_workers: 0, pad_length_to_multiple_of: 4}
 """
 # By method: the recipe, or fits of its own; settings of the training; other settings of the loop.
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", choices=[*METHODS, []], help="loops to run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--pairs", type=int, default=1000, help="prompts a round, a pair each")
+    parser.add_argument("--pairs", type=int, default=2000, help="prompts a round, a pair each")
     parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/loop_world"))

@@ -21,6 +21,7 @@ from nemo_rpo.em.fit.sweep import full_batch_em
 from nemo_rpo.em.label_model.coded_votes import SKILL
 from nemo_rpo.em.label_model.of_run.look_back import LookBack
 from nemo_rpo.em.reliability import AnnotatorReliability, Fit
+from nemo_rpo.em.voice import Voice
 from nemo_rpo.em.votes import Votes
 from nemo_rpo.errors import CheckpointError, ConfigError
 
@@ -129,6 +130,7 @@ class BufferedReliability(AnnotatorReliability):
         if num_annotators == 1 and settings.eta_floor is None:
             self._fitting = replace(settings, eta_floor=0.5, eta_init=max(0.5, settings.eta_init))
         self.buffer, self.votes, self.collectives = buffer, votes, collectives or Collectives()
+        self.voice = Voice(settings.link_tau, device, buffer.num_pairs)
         self.estimate: Estimate | None = None
         self.pair_evidence: Tensor | None = None
         self.coefficients: dict[str, tuple[Tensor, Tensor]] = {}
@@ -235,8 +237,21 @@ class BufferedReliability(AnnotatorReliability):
         if self.label_model is not None:
             self.refit_label_model(self._policy_says(self.buffer.margins, found))
             weight /= self._tempering
-        self.voice.set_weight(weight)
+        self.voice.set_weight(weight, self._first_size())
         return found
+
+    def _first_size(self) -> Tensor | None:
+        """Mean |Δ| of all margins so far, float64 [], the same bits on every rank; None where those that are kept are
+        not from before training. Two collectives, of 16 and 8 bytes.
+        """
+        if self.settings.buffer.margins != "prequential":
+            return None
+        margins = self.buffer.margins.double()
+        sums = torch.stack((margins.nan_to_num(0.0).abs().sum(), (~margins.isnan()).double().sum()))
+        self.collectives.all_reduce(sums)
+        size = sums[0] / sums[1].clamp(min=1)
+        self.collectives.from_first(size)
+        return size
 
     @torch.no_grad()
     def refit_label_model(self, log_odds: Tensor) -> None:
@@ -315,7 +330,7 @@ class BufferedReliability(AnnotatorReliability):
         return stretch * skewed(errors, self.eta), evidence
 
     def shared_state(self) -> dict[str, Tensor]:
-        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [5], the ``population`` [3] near which the next
+        """As :meth:`AnnotatorReliability.shared_state`, the ``voice`` [7], the ``population`` [3] near which the next
         refit begins, and under ``label_model.<name>`` what that needs to go on.
         """
         if self._rows:

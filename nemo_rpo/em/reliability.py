@@ -103,7 +103,8 @@ class AnnotatorReliability:
         """
         dtype = torch.promote_types(delta.dtype, torch.float32)
         margin = torch.zeros_like(delta) if self.warming_up else delta
-        return torch.sigmoid(self.voice(margin.to(dtype)) + self.evidence(votes, pair, dtype))
+        of_policy = self.voice(margin.to(dtype), (votes.sign != 0).sum(-1) > 1)
+        return torch.sigmoid(of_policy + self.evidence(votes, pair, dtype))
 
     @torch.no_grad()
     def bounded(self, votes: Votes, pair: Tensor | None = None) -> tuple[Tensor, Tensor]:

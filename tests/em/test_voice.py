@@ -71,7 +71,7 @@ def test_one_annotator_is_not_turned_round():
 
 def test_margins_are_brought_to_a_mean_size():
     voice = Voice(tau=2.0)
-    assert voice.sharpness() == 0.5 and voice(torch.tensor([3.0])) == 1.5
+    assert voice.sharpness() == 0.5 and voice(torch.tensor([3.0]), torch.tensor([True])) == 1.5
     voice.hear(torch.full((64,), 0.1), ALL)
     assert voice.sharpness() == 0.5, "small margins are left as they are"
     for _ in range(200):
@@ -168,3 +168,38 @@ def test_intervals_cover_what_they_should(annotators):
         narrow.append((known / errors).mean().item())
     assert torch.cat(inside).mean() >= 0.85
     assert max(narrow) < 1 and (annotators > 1 or min(narrow) < 0.8)
+
+
+def test_what_a_trained_policy_repeats_counts_no_more_than_what_it_first_said():
+    """In a second pass margins are twice as large, because each pair was trained on with its own votes."""
+    crowd = make_crowd(annotators=40, labels=6000, votes_per_pair=4, population=(8.0, 2.0), seed=7)
+    em = after_training(crowd, crowd.delta, 40)
+    assert em.voice.trained().item() == pytest.approx(1.0, rel=0.05), "all margins have one size so far"
+    rng = torch.Generator().manual_seed(2)
+    for _ in range(100):
+        rows = torch.randint(len(crowd.delta), (64,), generator=rng)
+        em.observe(rows, 2 * crowd.delta[rows], ALL)
+        em.exchange(lambda own: own)
+        em.commit()
+    assert em.voice.trained().item() == pytest.approx(0.5, rel=0.1)
+    several, one = crowd.votes, Votes(crowd.votes.annotator[:, :1], crowd.votes.sign[:, :1])
+    heard = {
+        name: em.posterior(crowd.delta, votes).logit() - em.evidence(votes, dtype=torch.float64)
+        for name, votes in (("several", several), ("one", one))
+    }
+    torch.testing.assert_close(heard["one"], crowd.delta * em.voice.weight)
+    torch.testing.assert_close(heard["several"], heard["one"] * em.voice.trained())
+
+
+def test_in_the_first_pass_a_growing_margin_counts_in_full():
+    voice, several = Voice(tau=1.0, pairs=640), torch.tensor([True, False])
+    for step in range(9):
+        voice.hear(torch.full((64,), 1.0 + step), ALL)
+        voice.set_weight(0.5, torch.tensor(1.0))
+        assert voice(torch.ones(2), several).tolist() == [0.5, 0.5]
+    voice.hear(torch.full((64,), 10.0), ALL)
+    later = voice(torch.ones(2), several)
+    assert later[0] < 0.2 and later[1] == 0.5
+    again = Voice(tau=1.0, pairs=640)
+    again.load(voice.state())
+    assert torch.equal(again(torch.ones(2), several), later)
