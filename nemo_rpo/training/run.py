@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.config.arithmetic.rate import RateSchedule
 from nemo_rpo.config.load import config_to_yaml, print_on_first_rank
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
@@ -52,15 +51,13 @@ def train(cfg: RunConfig) -> int:
 
 def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequest) -> bool:
     """Returns whether the run came to its end."""
-    from nemo_rpo.megatron.network.build import kernel_facts
-    from nemo_rpo.megatron.parallel import world_size
     from nemo_rpo.training import resume, setup
-    from nemo_rpo.training.adapters import adapter_facts
     from nemo_rpo.training.beliefs import read_beliefs
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.day_of_run import record_date
     from nemo_rpo.training.end_of_run import drop_results, finish
-    from nemo_rpo.training.logs.run_log import RunLog, startup_log
+    from nemo_rpo.training.logs.run_log import RunLog
+    from nemo_rpo.training.logs.start import log_start
     from nemo_rpo.training.origin import origin_of
     from nemo_rpo.training.outputs import exports
     from nemo_rpo.training.process.rank0 import on_first_rank
@@ -96,23 +93,7 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
         store.check_monitor(f"{split}_{name}" for split in named for name in model.metrics.means())
     references = find_references(cfg, model, splits)
 
-    rpo = cfg.model.rpo
-    frozen = rpo.enabled and rpo.freeze_eta and rpo.label_model.enabled
-    facts = {
-        "steps": f"{schedule.total_steps:,} in all, {schedule.steps_per_epoch:,} an epoch",
-        **{f"{name} data": split.cache.summary() for name, split in splits.items() if name != "sweep"},
-        "annotators": f"{len(cache.annotators):,}",
-        **({} if beliefs is None else {"believed": beliefs.summary(cache.annotators, cfg.model.rpo)}),
-        **({"label model": "not fitted, since model.rpo.freeze_eta keeps all reliabilities"} if frozen else {}),
-        **({"groups of taste": f"{model.loss.groups}; {model.em.begun}"} if model.loss.groups > 1 else {}),
-        **adapter_facts.facts(cfg, model),
-        **kernel_facts(cfg),
-        "start": f"resumed from {checkpoint}" if checkpoint else str(cfg.pretrained_checkpoint.restore_from_path),
-    }
-    startup_log(cfg, facts, world_size())
-    sched = cfg.model.optim.sched
-    for text in RateSchedule.of(sched, schedule.total_steps).warnings(sched):
-        print_on_first_rank(f"warning: {text}")
+    log_start(cfg, model, splits, schedule, beliefs, checkpoint)
     if checkpoint is not None:
         run = store.load(checkpoint, model)
     else:
