@@ -6,12 +6,14 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("jinja2", reason="prompts are Jinja files (extra 'loop')")
+from fake_server import FakeServer, said
 from torchrun import run_process
 
 from nemo_rpo.cli import main
@@ -23,6 +25,7 @@ from nemo_rpo.judging.judged_pairs import JudgedPair
 from nemo_rpo.judging.judging_settings import ChatJudge, GenerativeJudge
 from nemo_rpo.losses import PairLogprobs, build_loss
 from nemo_rpo.sampling.asks import Response
+from nemo_rpo.training.logs.metrics import read_metrics
 
 PAIRS = [JudgedPair(f"p{i}", f"q{i}", f"a{i}", f"b{i}") for i in range(4)]
 BELIEVED = {"p0": 0.9, "p1": 0.2, "p2": 0.5}
@@ -89,16 +92,17 @@ def test_the_loss_is_the_cross_entropy_over_the_two_verdicts():
     torch.testing.assert_close(build_loss("genrm")(certain), build_loss("cpo", beta=1.0, cpo_alpha=0.0)(x))
 
 
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 CPU = ["trainer.accelerator=cpu", "trainer.precision=32", "model.encoder_seq_length=16", "model.micro_batch_size=8"]
-CPU += ["model.global_batch_size=8", "model.tokenizer.end_responses=false"]
+CPU += ["model.global_batch_size=8"]
+VERDICTS = [*CPU, "model.tokenizer.end_responses=false"]  # the words alone are scored
 
 
-@pytest.mark.distributed
-def test_from_votes_to_a_better_judge(tmp_path, capsys):
-    """Even words are better than odd ones, whatever their length; five people say so, one of them against
-    his will. A tiny model that knows nothing judges, is trained on what is believed, and judges pairs that nobody has
-    seen."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def little_world(tmp_path: Path) -> tuple[Path, list[tuple[str, dict]]]:
+    """A tiny model that knows nothing, and pairs of words: even ones are better than odd ones, and five people say so,
+    one of them against his will. The rows and their gold sides; the first 104 with their votes in ``train.jsonl``.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from nemo_rpo.world.language import LanguageConfig
     from nemo_rpo.world.tokenizer import save_tokenizer
@@ -120,14 +124,23 @@ def test_from_votes_to_a_better_judge(tmp_path, capsys):
             row = {"pair_id": f"{good}-{bad}", "prompt": "s0", "response_a": texts[0], "response_b": texts[1]}
             rows.append((gold, row | {"votes": votes}))
     draw.shuffle(rows)
-    gold = {row["pair_id"]: side for side, row in rows}
     for name, part in (("train", rows[:104]), ("held", [(side, row | {"votes": []}) for side, row in rows[104:]])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for _, row in part))
     (tmp_path / "mine.jinja").write_text("{{ first }} sep {{ second }} ")
+    return start, rows
+
+
+@pytest.mark.distributed
+def test_from_votes_to_a_better_judge(tmp_path, capsys):
+    """A tiny model judges, is trained on what is believed, and judges pairs that nobody has seen."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    start, rows = little_world(tmp_path)
+    gold = {row["pair_id"]: side for side, row in rows}
 
     def judge(run: Path, out: str, *files: str) -> dict[tuple[str, str], float]:
         block = {"name": "mine", "kind": "generative", "run": str(run), "prompt": "mine.jinja", "orders": "both"}
-        block |= {"words": {"first": "s1", "second": "s2"}, "overrides": CPU}
+        block |= {"words": {"first": "s1", "second": "s2"}, "overrides": VERDICTS}
         (tmp_path / "judges.yaml").write_text(json.dumps({"judges": [block]}))
         given = [str(tmp_path / f"{name}.jsonl") for name in files]
         given += ["--judges", str(tmp_path / "judges.yaml"), "--out", str(tmp_path / out)]
@@ -155,7 +168,7 @@ def test_from_votes_to_a_better_judge(tmp_path, capsys):
     assert main(given) == 0
     taught = [record.fields for record in read_records(tmp_path / "verdicts.jsonl")]
     assert len(taught) > 150 and {row["chosen"] for row in taught} == {"s1", "s2"}
-    train = ["train", "--config-name", "genrm", f"pretrained_checkpoint.restore_from_path={start}", *CPU]
+    train = ["train", "--config-name", "genrm", f"pretrained_checkpoint.restore_from_path={start}", *VERDICTS]
     train += [f"exp_manager.explicit_log_dir={tmp_path / 'run'}", "model.tokenizer.use_chat_template=false"]
     train += [f"model.data.data_prefix.train={tmp_path / 'verdicts.jsonl'}", "trainer.dpo.max_epochs=6"]
     train += ["trainer.dpo.save_interval=0", "trainer.dpo.val_check_interval=0", "model.data.num_workers=0"]
@@ -163,3 +176,40 @@ def test_from_votes_to_a_better_judge(tmp_path, capsys):
     assert result.returncode == 0, result.stderr[-3000:]
     after = judge(tmp_path / "run", "second", "held")
     assert right(after) >= 0.9 > 0.7 >= right(before), (right(before), right(after))
+
+
+@pytest.mark.distributed
+def test_a_judge_learns_the_reasons_that_reach_the_believed_verdict(tmp_path, capsys):
+    """STaR-DPO from votes to weights. Every question has answers for either side, and the judge comes to prefer those
+    that end in the believed verdict."""
+    start, _ = little_world(tmp_path)
+    words = {"first": "s1", "second": "s3"}
+    block = {"name": "mine", "kind": "generative", "run": str(start), "prompt": "mine.jinja", "words": words}
+    (tmp_path / "believing.yaml").write_text(json.dumps({"judges": [block | {"overrides": VERDICTS}]}))
+
+    def call(*arguments: str | Path) -> None:
+        assert main([*map(str, arguments)]) == 0, capsys.readouterr().err
+
+    def answer(path: str, body: dict, number: int) -> Any:
+        return said(f"s{body['seed'] % 2 * 2} s{body['seed'] % 4 // 2 * 2 + 1}", chat=True)
+
+    call("judge", tmp_path / "train.jsonl", "--judges", tmp_path / "believing.yaml", "--out", tmp_path / "believed")
+    with FakeServer(answer) as server:
+        block = {"name": "mine", "kind": "chat", "url": server.url, "prompt": "mine.jinja"}
+        block |= {"words": words | {"tie": "sep"}, "pattern": r"\b(s1|s3|sep)\b"}
+        (tmp_path / "reasoning.yaml").write_text(json.dumps({"judges": [block]}))
+        genrm = ["genrm", tmp_path / "train.jsonl", "--judges", tmp_path / "reasoning.yaml", "--to"]
+        call(*genrm, "prompts", "--out", tmp_path / "prompts.jsonl")
+        given = ["--url", server.url, "--samples", "6", "--out", tmp_path / "answers.parquet"]
+        call("sample", tmp_path / "prompts.jsonl", *given)
+    given = ["--believed", tmp_path / "believed", "--responses", tmp_path / "answers.parquet"]
+    call(*genrm, "rationales", *given, "--out", tmp_path / "rationales.jsonl")
+    (start / "chat_template.jinja").write_text(TEMPLATE)
+    train = ["train", "--config-name", "genrm_rationales", f"pretrained_checkpoint.restore_from_path={start}", *CPU]
+    train += [f"exp_manager.explicit_log_dir={tmp_path / 'run'}", "trainer.dpo.max_epochs=6"]
+    train += [f"model.data.data_prefix.train={tmp_path / 'rationales.jsonl'}", "model.global_batch_size=16"]
+    train += ["trainer.dpo.save_interval=0", "trainer.dpo.val_check_interval=0", "model.data.num_workers=0"]
+    result = run_process(["-m", "nemo_rpo.cli", *train, "model.optim.lr=1e-2"])
+    assert result.returncode == 0, result.stderr[-3000:]
+    right = [row["acc"] for row in read_metrics(tmp_path / "run") if row["split"] == "train"]
+    assert sum(right[-10:]) / 10 >= 0.8 and right[0] == 0.5

@@ -125,6 +125,15 @@ def test_a_server_that_refuses_everything_ignores_no_temperature(tmp_path):
     assert found.counts == {"failed": 20} and "most often: 400: too long" in found.as_text()
 
 
+def test_samples_of_which_none_is_whole_are_an_error(tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a text"}\n')
+    with FakeServer(lambda path, body, number: said(f"cut {body['seed']}", finish="length")) as server:
+        given = ["sample", str(tmp_path / "p.jsonl"), "--url", server.url, "--out", str(tmp_path / "r.parquet")]
+        assert main(given) == 2
+    error = capsys.readouterr().err
+    assert "4 cut at the limit and left out (set max_tokens higher)" in error and "delete the file" in error
+
+
 def test_the_command_asks_as_the_settings_say(tmp_path, capsys):
     rows = [{"prompt_id": "x", "prompt": "a text"}, {"prompt": [{"role": "user", "content": "hello"}]}]
     prompts, config = tmp_path / "p.jsonl", tmp_path / "s.yaml"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
     from nemo_rpo.sampling.engine_sampler import EngineSampler
@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> None:
         if args.policy is not None and not args.out.exists():
             sampler.use(args.policy)
         found = collect(sampler, asks, args.out, inputs, settings.temperature)
+    if found.responses and not found.kept:
+        raise ServerError(f"{args.out}: {found.as_text()}; mend that, delete the file and sample again")
     print(f"{args.out}: {found.as_text()}")
 
 
