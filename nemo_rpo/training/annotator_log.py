@@ -228,7 +228,10 @@ class AnnotatorBook:
             record.write_annotators(self.folder, step, rows, em.trajectory)
             logit_eta = torch.logit(em.eta).cpu().numpy()
             evidence = None if em.pair_evidence is None else em.pair_evidence.double().cpu().numpy()
-            tau = em.voice.temperature()
+            tau: float | np.ndarray = em.voice.temperature()
+            if groups is None:  # as the E-step hears margins that it was trained on
+                several = np.bincount(self.cache.all_votes()[0], minlength=len(self.cache)) > 1
+                tau = np.where(several, tau / em.voice.trained().item(), tau)
             record.write_posteriors(self.folder, step, self.cache, seen, logit_eta, tau, evidence, groups)
 
     def rows(self) -> list[AnnotatorRow]:

@@ -78,7 +78,8 @@ def seen(n: int) -> np.ndarray:
 
 def test_posteriors_are_those_of_a_loop(tmp_path: Path) -> None:
     cache = Columns(50)
-    record.write_posteriors(tmp_path, 7, cache, seen(50), np.array([0.5, 2.0]), 1.0)
+    tau = np.linspace(1, 3, 50)
+    record.write_posteriors(tmp_path, 7, cache, seen(50), np.array([0.5, 2.0]), tau)
     table = parquet.read_table(tmp_path / record.POSTERIORS)
     assert [str(table.schema.field(name).type) for name in ("pair_id", "annotator", "source")] == ["string"] * 3
     rows = table.to_pydict()
@@ -90,7 +91,7 @@ def test_posteriors_are_those_of_a_loop(tmp_path: Path) -> None:
             assert delta is w is rows["flipped"][i] is rows["w_first"][i] is None
         else:
             of_pair = np.flatnonzero(cache.pair == pair)
-            logit = delta + sum(cache.sign[v] * [0.5, 2.0][cache.annotator[v]] for v in of_pair)
+            logit = delta / tau[pair] + sum(cache.sign[v] * [0.5, 2.0][cache.annotator[v]] for v in of_pair)
             assert w == pytest.approx(1 / (1 + np.exp(-cache.sign[i] * logit)), abs=1e-6)
 
 

@@ -108,3 +108,44 @@ def test_without_a_record(world: World, tmp_path: Path) -> None:
     out = tmp_path / "run"
     world.train(out, "model.rpo.record=false", "trainer.dpo.max_steps=2")
     assert not list(out.glob("*.parquet")) and (out / "annotators.csv").exists()
+
+
+def test_what_a_trained_policy_repeats_of_several_votes(world: World, tmp_path: Path) -> None:
+    """In the second pass w hears margins in full where there is one vote, and by one smaller factor elsewhere."""
+    rows = rows_of(world.folder / "train.jsonl")[:48]
+    votes = [[row["annotator"]] * (1 + i % 2) for i, row in enumerate(rows)]
+    other = [of[:1] if len(of) == 1 else [of[0], rows[i - 1]["annotator"] + "_too"] for i, of in enumerate(votes)]
+    written = [
+        {k: row[k] for k in ("pair_id", "prompt")}
+        | {"response_a": row["chosen"], "response_b": row["rejected"]}
+        | {"votes": [{"annotator": name, "vote": "a"} for name in names]}
+        for row, names in zip(rows, other, strict=True)
+    ]
+    data, run = tmp_path / "votes.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row) + "\n" for row in written))
+    settings = [f"model.data.data_prefix.train=[{data}]", "trainer.dpo.max_epochs=3", "trainer.dpo.max_steps=-1"]
+    settings += [
+        "model.rpo.estimator=buffer",
+        "model.rpo.buffer={refit_every: 1, min_gain: -1e9, fit_temperature: false}",
+        "model.optim.lr=1e-2",
+    ]
+    world.train(run, *settings, "model.rpo.label_model.enabled=false", "model.rpo.sweep=none")
+    found, annotators = table(run, "posteriors"), table(run, "annotators")
+    logit_eta = dict(zip(annotators["id"], (np.log(e / (1 - e)) for e in annotators["eta"]), strict=True))
+    by_pair: dict[str, list[int]] = {}
+    for i, pair in enumerate(found["pair_id"]):
+        by_pair.setdefault(pair, []).append(i)
+    factors: dict[int, list[float]] = {1: [], 2: []}
+    for labels in by_pair.values():
+        i, delta = labels[0], found["delta_last"][labels[0]]
+        if abs(delta) > 0.05 and 1e-3 < found["w_last"][i] < 1 - 1e-3:
+            heard = np.log(found["w_last"][i] / (1 - found["w_last"][i])) - sum(
+                logit_eta[found["annotator"][j]] for j in labels
+            )
+            factors[len(labels)].append(heard / delta)
+    weight = [row["em/voice_weight"] for row in read_metrics(run) if "em/voice_weight" in row][-1]
+    one, several = (np.array(factors[n]) for n in (1, 2))
+    assert len(one) > 4 and len(several) > 4 and weight > 0
+    np.testing.assert_allclose(one, weight, rtol=1e-2)
+    np.testing.assert_allclose(several, several.mean(), rtol=1e-2)
+    assert several.mean() < 0.9 * weight

@@ -34,7 +34,7 @@ def write_posteriors(
     cache: PreferenceCache,
     seen: np.ndarray,
     logit_eta: np.ndarray,
-    tau: float,
+    tau: float | np.ndarray,
     evidence: np.ndarray | None = None,
     groups: GroupsSeen | None = None,
 ) -> None:
@@ -54,7 +54,7 @@ def write_posteriors(
         step: optimizer steps done; every file has it in its metadata.
         seen: float32 [n, 3], see :meth:`nemo_rpo.em.record.RecordedReliability.seen`.
         logit_eta: float64 [K], of the reliabilities now.
-        tau: temperature of the policy's voice; inf where it has none.
+        tau: temperature of the policy's voice, of all pairs or (without groups) of each [n]; inf where it has none.
         evidence: float [n], what the label model gives chosen in the place of the sum of logit η; None without one.
     """
     pa, _ = pyarrow()
