@@ -174,8 +174,12 @@ def _header(columns: str) -> list[str]:
 
 
 def _separation(runs: list[dict[str, Any]]) -> str:
-    turned = statistics.fmean(run["inverted"] for run in runs)
-    return f"{statistics.fmean(run['auc'] for run in runs):.3f} ({turned:.0f})" if turned else "–"
+    """Of the seeds in which somebody with so many votes was turned round."""
+    runs = [run for run in runs if run["inverted"]]
+    if not runs:
+        return "–"
+    mean = {name: statistics.fmean(run[name] for run in runs) for name in ("auc", "inverted")}
+    return f"{mean['auc']:.3f} ({mean['inverted']:.0f})"
 
 
 def _accuracy(runs: list[dict[str, Any]], method: str) -> str:
