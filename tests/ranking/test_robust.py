@@ -8,7 +8,7 @@ from public_sets import pandalm_battles
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import Comparisons, RankSettings, fit, read_comparisons
-from nemo_rpo.ranking.second_opinion.decomposition import decompose
+from nemo_rpo.ranking.second_opinion.decomposition import decompose, nearest
 from nemo_rpo.ranking.second_opinion.robust_table import second_opinion
 
 from . import games
@@ -29,7 +29,8 @@ def test_a_rank_2_table_is_recovered_exactly_under_sparse_flips(structure, missi
         low, high = low[known], high[known]
         truth, flipped = table[low, high], rng.random(len(low)) < 0.1
         observed = np.where(flipped, -truth, truth)
-        found = decompose(low, high, observed, np.ones(len(low)), players, 1e-9, lambda z: 1e-9, structure)
+        one = np.ones(len(low))
+        found = decompose(nearest(low, high, one, players, structure), observed, one, 1e-9)
         assert np.abs(found.believed - truth).max() < 1e-8
         assert (found.corrupted == flipped).all()
 
