@@ -143,7 +143,8 @@ def main() -> None:
     if args.what == "turned":
         print(turned_tables(args.seeds))
     elif args.what == "misfit":
-        cases = [(kind, 12, MANY_GAMES, size) for kind in KINDS for size in (0.25, 1.0)]
+        cases = [("each pair", players, MANY_GAMES, 0.0) for players in (7, 12, 25)]
+        cases += [(kind, 12, MANY_GAMES, size) for kind in KINDS for size in (0.25, 1.0)]
         cases += [(kind, players, MANY_GAMES, 0.4) for players in (7, 25) for kind in KINDS]
         print(misfits(cases, args.seeds, 9))
     else:
