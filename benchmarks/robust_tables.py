@@ -98,7 +98,7 @@ def misfits(cases: list[tuple[str, int, int, float]], seeds: int, first: int) ->
             for share in (0.0, 0.1)
         )
         rows.append([
-            kind, f"{players}", f"{games:,}", f"{size:g}", f"{(honest[:, 0] > 0).sum()} of {seeds}",
+            kind if size else "none", f"{players}", f"{games:,}", f"{size:g}", f"{(honest[:, 0] > 0).sum()} of {seeds}",
             f"{honest[:, 0].mean():.2f} of {players * (players - 1) // 2}",
             f"{turned[:, 1].sum():,} of {turned[:, 2].sum():,}", f"{(turned[:, 0] > 0).sum()} of {seeds}",
         ])  # fmt: skip
