@@ -117,6 +117,7 @@ def main() -> None:
     lines = [f"| battles, verdicts | log-loss, {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for games, each in ((4000, 1), (16000, 1), (2000, 3), (8000, 3)):
         found = np.array([world(seed, games, each) for seed in range(args.seeds)])
+        found = np.insert(found, 4, found[:, 0] - found[:, 1], 1)
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(found.mean(0), found.std(0, ddof=1), strict=True)]
         lines.append(f"| {games:,}, {each} each | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
