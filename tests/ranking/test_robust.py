@@ -9,7 +9,7 @@ from public_sets import pandalm_battles
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import Comparisons, RankSettings, fit, read_comparisons
 from nemo_rpo.ranking.second_opinion.decomposition import decompose, nearest
-from nemo_rpo.ranking.second_opinion.misfit import log_density, log_tail, misfit
+from nemo_rpo.ranking.second_opinion.misfit import log_density, log_tail, misfit_scale
 from nemo_rpo.ranking.second_opinion.robust_table import second_opinion
 
 from . import games
@@ -124,8 +124,8 @@ def test_the_law_of_residuals_is_that_of_chance_and_misfit():
     beyond = np.arange(1, 12, 1e-3) + 5e-4
     density = np.exp(log_density(beyond, np.full(len(beyond), 0.3), 0.5))
     assert 2e-3 * density.sum() == pytest.approx(np.exp(log_tail(np.ones(1), error[:1], 0.5))[0], abs=1e-6)
-    assert misfit(drawn, error, 0) == pytest.approx(0.5, rel=0.02)
-    assert misfit(0.25 * rng.normal(size=1000), error[:1000], 0) == 0
+    assert misfit_scale(drawn, error, 0) == pytest.approx(0.5, rel=0.02)
+    assert misfit_scale(0.25 * rng.normal(size=1000), error[:1000], 0) == 0
     assert log_tail(at, error[:4], 1e-9) == pytest.approx(log_tail(at, error[:4], 0.0))
 
 

@@ -22,7 +22,7 @@ from statistics import NormalDist
 import numpy as np
 
 from nemo_rpo.ranking.second_opinion.decomposition import Nearest, Structure, decompose, nearest
-from nemo_rpo.ranking.second_opinion.misfit import log_likelihood, log_tail, misfit
+from nemo_rpo.ranking.second_opinion.misfit import log_likelihood, log_tail, misfit_scale
 
 _LEVEL = 0.05  # chance that any entry of an honest table is distrusted
 _ODDS = 5.0  # chosen on worlds of benchmarks/robust_tables.py choosing
@@ -59,7 +59,7 @@ def _settled(fit: Nearest, logit: np.ndarray, error: np.ndarray, corrupted: np.n
         kept = ~corrupted
         believed = fit.settled(logit, kept)
         residual = logit - believed
-        scale = max(least, misfit(residual[kept], error[kept], fit.free))
+        scale = max(least, misfit_scale(residual[kept], error[kept], fit.free))
         wrong = log_tail(residual, error, scale) < bound
         if (wrong == corrupted).all() or len(wrong) - wrong.sum() <= fit.free:
             break

@@ -50,7 +50,7 @@ def log_density(residual: np.ndarray, error: np.ndarray, scale: float) -> np.nda
     return np.where(k < 1 / _NEGLIGIBLE, np.logaddexp(near, far) - np.log(2 * scale), normal)
 
 
-def misfit(residual: np.ndarray, error: np.ndarray, free: int) -> float:
+def misfit_scale(residual: np.ndarray, error: np.ndarray, free: int) -> float:
     """b at which half of the entries are as near as the law has half of them; 0 where they are near without.
 
     Args:
