@@ -1,6 +1,6 @@
 """What labels reward: whether the intervals hold, and what the votes of UKPConvArg1 reward.
 
-    python benchmarks/factors.py [--data FOLDER] [--worlds 400] [--write docs/what_labels_reward.md]
+    python benchmarks/factors.py [--data FOLDER] [--worlds 400] [--write docs/what_labels_reward.md] [--figure OUT.svg]
 
 Coverage: worlds of planted strengths; one label a pair, or five where the pair has something more that no property
 tells (a normal effect, sd 1; the strengths that a fit can find are then those of a world of 200,000 pairs). FOLDER
@@ -19,10 +19,11 @@ from ukp_pairs import read_ukp
 
 from nemo_rpo.crowd.crowd_fit import fit_crowd
 from nemo_rpo.crowd.factors.answer_features import FEATURES
-from nemo_rpo.crowd.factors.driving import ALL, BELIEVED, DISTRUSTED, drivers_of
+from nemo_rpo.crowd.factors.driving import ALL, BELIEVED, DISTRUSTED, Drivers, drivers_of
 from nemo_rpo.crowd.factors.linear_bt import covariance, fit_linear_bt, sigmoid
 from nemo_rpo.crowd.factors.pair_texts import turns
 from nemo_rpo.crowd.long_form import vote_table
+from nemo_rpo.report.crowd.drivers_section import drivers_figure
 from nemo_rpo.shares import Z
 
 PLANTED = np.array([1.0, -0.5, 0.2, 0.0])
@@ -52,7 +53,7 @@ def coverage(worlds: int, pairs: int, votes: int, effect: float) -> list[str]:
     return [f"{share / worlds:.3f}" for share in inside]
 
 
-def of_ukp(folder: Path) -> str:
+def of_ukp(folder: Path) -> Drivers:
     """Strengths in the votes as they are, without gold labels."""
     ukp = read_ukp(folder)
     pair, worker, sign = zip(*ukp.votes, strict=True)
@@ -64,9 +65,12 @@ def of_ukp(folder: Path) -> str:
     now, signed = fit.table, fit.table.sign != 0
     x = ukp.x[order] * turns(read, now)[:, None]
     oriented = x[now.pair[signed]] * now.sign[signed, None]
-    found = drivers_of(
+    return drivers_of(
         oriented, list(FEATURES), fit.right[signed], now.pair[signed], ukp.debate[order][now.pair[signed]]
     )
+
+
+def ukp_table(found: Drivers) -> str:
     kinds = {kind: found.of(kind) for kind in (ALL, BELIEVED, DISTRUSTED)}
     rows = {}
     for name in kinds[ALL]:
@@ -85,6 +89,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--worlds", type=int, default=400)
     parser.add_argument("--write", help="replace the blocks in a Markdown file")
+    parser.add_argument("--figure", type=Path, help="draw the strengths in the votes as an SVG file")
     args = parser.parse_args()
     cases = {"200 pairs, 1 label each": (200, 1, 0.0), "1,000 pairs, 1 label each": (1000, 1, 0.0)}
     cases |= {"200 pairs, 5 labels, pair effects": (200, 5, 1.0)}
@@ -94,8 +99,11 @@ def main() -> None:
         {n: coverage(args.worlds, *c) for n, c in cases.items()},
     )
     print(held, flush=True)
-    ukp = of_ukp(args.data)
+    drivers = of_ukp(args.data)
+    ukp = ukp_table(drivers)
     print(ukp)
+    if args.figure:
+        args.figure.write_text(drivers_figure(drivers), encoding="utf-8")
     if args.write:
         replace_block(args.write, "factor intervals", held)
         replace_block(args.write, "factors of UKP", ukp)

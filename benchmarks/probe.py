@@ -85,7 +85,7 @@ def interval(values: np.ndarray, debate: np.ndarray) -> str:
     return f"{values.mean():.3f} ({low:.3f}–{high:.3f})"
 
 
-def em(ukp: UKP, folder: Path, seeds: int, each: list[int]) -> str:
+def em(ukp: UKP, folder: Path, seeds: int, votes: int) -> str:
     settings = ProbeSettings()
     states = HiddenStates(folder, settings)
     of_answer = states.of(ukp.answers)
@@ -94,17 +94,15 @@ def em(ukp: UKP, folder: Path, seeds: int, each: list[int]) -> str:
         if vote[2]:
             by_pair.setdefault(vote[0], []).append(vote)
     rows: dict[str, list[str]] = {}
-    for votes in each:
-        for inverted in (0.0, 0.2, 0.4):
-            found = np.array([
-                world(ukp, of_answer, states.layers, by_pair, votes, inverted, seed, settings) for seed in range(seeds)
-            ])  # fmt: skip
-            mean, spread = np.nanmean(found, 0), np.nanstd(found, 0, ddof=1)
-            for j, name in enumerate(MARGINS):
-                cells = [f"{mean[j, m]:.3f} ± {spread[j, m]:.3f}" for m in range(found.shape[2] - (inverted == 0))]
-                cells += ["–"] * (inverted == 0)
-                rows[f"{votes} a pair, {inverted:.0%} inverted: {name}"] = cells
-                print(f"{votes} a pair, {inverted:.0%} inverted: {name}", *cells, flush=True)
+    for inverted in (0.0, 0.2, 0.4):
+        found = np.array([
+            world(ukp, of_answer, states.layers, by_pair, votes, inverted, seed, settings) for seed in range(seeds)
+        ])[:, :, : None if inverted else -1]  # fmt: skip
+        mean, spread = np.nanmean(found, 0), np.nanstd(found, 0, ddof=1)
+        for j, name in enumerate(MARGINS):
+            cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean[j], spread[j], strict=True)] + ["–"] * (inverted == 0)
+            rows[f"{votes} a pair, {inverted:.0%} inverted: {name}"] = cells
+            print(f"{votes} a pair, {inverted:.0%} inverted: {name}", *cells, flush=True)
     return table(
         "votes", ("gold labels found", "Brier score", "error of reliability", "workers told apart (AUC)"), rows
     )
@@ -156,10 +154,13 @@ def main() -> None:
     parser.add_argument("--write", help="replace the block in a Markdown file")
     args = parser.parse_args()
     ukp, model = read_ukp(args.data / "ukpconvarg1"), args.data / "stories260k" / "hf"
-    text = layers(ukp, model) if args.what == "layers" else em(ukp, model, args.seeds, args.votes)
-    print(text)
-    if args.write:
-        replace_block(args.write, "probe by layer" if args.what == "layers" else "probe in the EM", text)
+    blocks = {"probe by layer": layers(ukp, model)} if args.what == "layers" else {}
+    for votes in args.votes if args.what == "em" else ():
+        blocks[f"probe in the EM, {votes} a pair"] = em(ukp, model, args.seeds, votes)
+    for name, text in blocks.items():
+        print(text)
+        if args.write:
+            replace_block(args.write, name, text)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,23 @@ def test_agrees_with_evalica(ties):
     assert fit(comparisons, MLE).strengths.log_strength == pytest.approx(expected - expected.mean(), abs=1e-8)
 
 
+@pytest.mark.parametrize("ties", [0.0, 0.25])
+def test_agrees_with_arena_rank(ties):
+    reason = "compared with arena-rank, which brings jax: pip install arena-rank into an environment of its own"
+    models = pytest.importorskip("arena_rank.models.bradley_terry", reason=reason)
+    data, pandas = (pytest.importorskip(name) for name in ("arena_rank.utils.data_utils", "pandas"))
+    comparisons, _ = games.drawn(6, players=15, games=3000, ties=ties)
+    names = np.array(comparisons.players)
+    said = np.array(["tie", "model_a", "model_b"])[comparisons.outcome]
+    rows = {"model_a": names[comparisons.first], "model_b": names[comparisons.second], "winner": said}
+    battles = data.PairDataset.from_pandas(pandas.DataFrame(rows))
+    rated = models.BradleyTerry(15, scale=1.0, base=np.e, init_rating=0.0).compute_ratings_and_cis(battles)
+    assert rated["competitors"] == comparisons.players
+    found = fit(comparisons, RankSettings(prior=0, ties="half", tolerance=1e-12)).strengths
+    expected = np.asarray(rated["ratings"])
+    assert found.log_strength == pytest.approx(expected - expected.mean(), abs=1e-5)
+
+
 def test_half_wins_and_dropped_ties():
     comparisons, _ = games.drawn(3, players=6, games=400, ties=0.3)
     half = fit(comparisons, RankSettings(prior=0, ties="half", tolerance=1e-12)).strengths

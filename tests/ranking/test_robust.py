@@ -8,7 +8,8 @@ from public_sets import pandalm_battles
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.ranking import Comparisons, RankSettings, fit, read_comparisons
-from nemo_rpo.ranking.second_opinion.decomposition import decompose
+from nemo_rpo.ranking.second_opinion.decomposition import decompose, nearest
+from nemo_rpo.ranking.second_opinion.misfit import log_density, log_tail, misfit_scale
 from nemo_rpo.ranking.second_opinion.robust_table import second_opinion
 
 from . import games
@@ -29,7 +30,8 @@ def test_a_rank_2_table_is_recovered_exactly_under_sparse_flips(structure, missi
         low, high = low[known], high[known]
         truth, flipped = table[low, high], rng.random(len(low)) < 0.1
         observed = np.where(flipped, -truth, truth)
-        found = decompose(low, high, observed, np.ones(len(low)), players, 1e-9, lambda z: 1e-9, structure)
+        one = np.ones(len(low))
+        found = decompose(nearest(low, high, one, players, structure), observed, one, 1e-9)
         assert np.abs(found.believed - truth).max() < 1e-8
         assert (found.corrupted == flipped).all()
 
@@ -89,14 +91,42 @@ def test_an_entry_says_what_was_observed_and_what_the_others_foretell():
     assert entry.observed == pytest.approx(1 - true, abs=0.2)
 
 
-def test_a_general_misfit_widens_what_is_believed():
-    """Results that strengths explain badly everywhere are said to be; few of them are named (docs/leaderboards.md)."""
-    rng = np.random.default_rng(0)
+def interacting(seed: int, kind: str) -> Comparisons:
+    """Ten players, 1,000 comparisons a pair, and log-odds that are no differences of strengths anywhere."""
+    rng = np.random.default_rng([7, seed])
     low, high = np.triu_indices(10, 1)
-    won = rng.binomial(1000, 1 / (1 + np.exp(-rng.normal(0, 0.5, len(low)))))
+    s, u, v, angle = rng.normal(size=(4, 10))
+    more = {
+        "each pair": rng.normal(size=len(low)),
+        "two tastes": (u[low] * v[high] - v[low] * u[high]) / np.sqrt(2),
+        "circle": np.sqrt(2) * np.sin(2 * (angle[low] - angle[high])),
+    }[kind]
+    won = rng.binomial(1000, 1 / (1 + np.exp(s[high] - s[low] - 0.4 * more)))
     outcome = np.where(np.arange(1000) < won[:, None], 1, -1).ravel()
-    found = second_opinion(games.games_of(np.repeat(low, 1000), np.repeat(high, 1000), outcome, 10))
-    assert found.excess > 3 and len(found.distrusted) <= len(low) // 10
+    return games.games_of(np.repeat(low, 1000), np.repeat(high, 1000), outcome, 10)
+
+
+@pytest.mark.parametrize("kind", ["each pair", "two tastes", "circle"])
+def test_a_general_misfit_is_not_called_corruption(kind):
+    found = [second_opinion(interacting(seed, kind), RankSettings(tolerance=1e-8)) for seed in range(12)]
+    assert np.median([one.excess for one in found]) > 2 and np.median([one.misfit for one in found]) > 0.1
+    assert sum(bool(one.distrusted) for one in found) <= 3, "a tenth of the tables (docs/leaderboards.md)"
+
+
+def test_the_law_of_residuals_is_that_of_chance_and_misfit():
+    """Its tail against draws and its density against the tail, its scale from their middle, and the normal law at 0."""
+    rng = np.random.default_rng(0)
+    error = np.full(200_000, 0.3)
+    drawn = 0.3 * rng.normal(size=len(error)) + rng.laplace(scale=0.5, size=len(error))
+    at = np.array([0.1, 0.5, 1.0, 2.0])
+    share = (np.abs(drawn)[:, None] > at).mean(0)
+    assert np.exp(log_tail(at, error[:4], 0.5)) == pytest.approx(share, rel=0.05)
+    beyond = np.arange(1, 12, 1e-3) + 5e-4
+    density = np.exp(log_density(beyond, np.full(len(beyond), 0.3), 0.5))
+    assert 2e-3 * density.sum() == pytest.approx(np.exp(log_tail(np.ones(1), error[:1], 0.5))[0], abs=1e-6)
+    assert misfit_scale(drawn, error, 0) == pytest.approx(0.5, rel=0.02)
+    assert misfit_scale(0.25 * rng.normal(size=1000), error[:1000], 0) == 0
+    assert log_tail(at, error[:4], 1e-9) == pytest.approx(log_tail(at, error[:4], 0.0))
 
 
 def test_players_cut_off_and_too_many_of_them():

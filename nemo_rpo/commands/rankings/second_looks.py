@@ -94,7 +94,8 @@ def text(look: Look) -> Iterator[str]:
 
 
 def _opinion(found: SecondOpinion) -> Iterator[str]:
-    excess = f", results lie {found.excess:.1f} times as far from strengths as chance has them" * (found.excess > 1.05)
+    excess = f", believed results lie {found.excess:.1f} times as far from strengths as chance has them"
+    excess *= found.excess > 1.05
     yield f"second opinion: {len(found.distrusted):,} of {counted(found.entries, 'pair')} contradicted{excess}"
     if not found.distrusted:
         yield "no pair's result is contradicted by the others: the table above stands"

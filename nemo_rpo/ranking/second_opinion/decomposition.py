@@ -15,8 +15,7 @@ Shapes: N players, E known pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,54 +23,59 @@ Structure = Literal["strengths", "rank2"]
 _FALLS = 0.9  # the threshold, every round
 _ROUNDS = 2000
 _STEADY = 10  # rounds at the last threshold
+_SETTLED, _MOST_STEPS = 1e-6, 300
 _RIDGE = 1e-9  # of the largest weight: players without known pairs stay at 0
 
 
+class Nearest(Protocol):
+    """The nearest table of a structure.
+
+    Attributes: free: numbers that are fitted. table: [N, N] (``rank2`` only).
+    """
+
+    free: int
+    table: np.ndarray | None
+
+    def step(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Its entries [E] by a step towards the ``kept`` ones [E]; ``strengths`` are there with one."""
+
+    def settled(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Its entries [E], steps taken until they stand."""
+
+
 class Decomposition(NamedTuple):
-    """Attributes: logit believed [E]; corrupted bool [E]; the table L [N, N] (``rank2`` only)."""
+    """Attributes: logit believed [E]; corrupted bool [E]."""
 
     believed: np.ndarray
     corrupted: np.ndarray
-    table: np.ndarray | None
 
 
-def decompose(
-    low: np.ndarray,
-    high: np.ndarray,
-    logit: np.ndarray,
-    variance: np.ndarray,
-    players: int,
-    least: float,
-    threshold: Callable[[np.ndarray], float],
-    structure: Structure = "strengths",
-) -> Decomposition:
-    """Splits the known entries.
+def nearest(low: np.ndarray, high: np.ndarray, variance: np.ndarray, players: int, structure: Structure) -> Nearest:
+    """Of the known entries (low, high), [E] each; that of (high, low) is its negative."""
+    return (_Strengths if structure == "strengths" else _Rank2)(low, high, 1 / variance, players)
+
+
+def decompose(fit: Nearest, logit: np.ndarray, variance: np.ndarray, least: float) -> Decomposition:
+    """Splits the known entries [E].
 
     Args:
-        low, high, logit, variance: [E], of the entry (low, high); that of (high, low) is its negative.
-        least: the threshold, in standard errors, that is come down to first, to find entries that agree.
-        threshold: the last one, from the standardised residuals |z| [E] of all entries from what those say; entries
-            below it are taken in again.
+        least: the threshold, in standard errors, that is come down to.
     """
     weight = 1 / variance
-    fit = _Strengths(low, high, weight, players) if structure == "strengths" else _Rank2(low, high, weight, players)
     corrupted = np.zeros(len(logit), dtype=bool)
-    believed, level, last = fit.nearest(logit, ~corrupted), np.inf, None
-    steady = 0
+    believed, level, steady = fit.step(logit, ~corrupted), np.inf, 0
     for _ in range(_ROUNDS):
         z = np.abs(logit - believed) * np.sqrt(weight)
-        level = max(least, _FALLS * min(level, float(z.max()))) if last is None else last
+        level = max(least, _FALLS * min(level, float(z.max())))
         before, corrupted = corrupted, z > level
         if corrupted.all():
             corrupted = before
             break
-        believed = fit.nearest(logit, ~corrupted)
-        steady = steady + 1 if level in (least, last) and (corrupted == before).all() else 0
+        believed = fit.step(logit, ~corrupted)
+        steady = steady + 1 if level == least and (corrupted == before).all() else 0
         if steady > _STEADY:
-            if last is not None:
-                break
-            last, steady = max(least, threshold(np.abs(logit - believed) * np.sqrt(weight))), 0
-    return Decomposition(believed, corrupted, fit.table)
+            break
+    return Decomposition(believed, corrupted)
 
 
 class _Strengths:
@@ -79,9 +83,9 @@ class _Strengths:
 
     def __init__(self, low: np.ndarray, high: np.ndarray, weight: np.ndarray, players: int) -> None:
         self._low, self._high, self._weight, self._players = low, high, weight, players
-        self.table = None
+        self.table, self.free = None, players - 1
 
-    def nearest(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    def step(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
         low, high, w, n = self._low, self._high, self._weight * kept, self._players
         matrix = np.zeros((n, n))
         np.subtract.at(matrix, (low, high), w)
@@ -91,6 +95,8 @@ class _Strengths:
         s = np.linalg.solve(matrix, right)
         return s[low] - s[high]
 
+    settled = step
+
 
 class _Rank2:
     """Weighted tables of rank 2 by completion, a step at a time: N. Srebro and T. Jaakkola, ICML 2003."""
@@ -98,9 +104,9 @@ class _Rank2:
     def __init__(self, low: np.ndarray, high: np.ndarray, weight: np.ndarray, players: int) -> None:
         self._low, self._high = low, high
         self._weight = weight / weight.max()
-        self.table = np.zeros((players, players))
+        self.table, self.free = np.zeros((players, players)), 2 * players - 3
 
-    def nearest(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    def step(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
         low, high = self._low, self._high
         filled = self.table.copy()
         filled[low, high] += self._weight * kept * (logit - filled[low, high])
@@ -109,3 +115,12 @@ class _Rank2:
         found = (left[:, :2] * size[:2]) @ right[:2]
         self.table = (found - found.T) / 2
         return self.table[low, high]
+
+    def settled(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        before = self.step(logit, kept)
+        for _ in range(_MOST_STEPS):
+            found = self.step(logit, kept)
+            if np.abs(found - before).max() < _SETTLED:
+                break
+            before = found
+        return found

@@ -14,9 +14,9 @@ from nemo_rpo.ranking.fitting import fit
 from nemo_rpo.ranking.pair_table import PairTable, table_of
 from nemo_rpo.ranking.ranking_settings import RankSettings
 from nemo_rpo.ranking.schedule import connected_parts
-from nemo_rpo.ranking.second_opinion.decomposition import Decomposition, Structure, decompose
+from nemo_rpo.ranking.second_opinion.decomposition import Structure
+from nemo_rpo.ranking.second_opinion.explanations import Explanation, explain
 
-_LEVEL = 0.05  # chance that any entry of an honest table is distrusted
 _MEDIAN = NormalDist().inv_cdf(0.75)  # of |z|
 _MOST = 2000  # players: the table is dense
 
@@ -39,8 +39,8 @@ class Distrusted:
 class SecondOpinion:
     """Attributes:
     scores: log-strength of every player without the distrusted entries. ranks, plain_ranks: with and without trust.
-    excess: how much further entries lie from strengths than chance has them, 1 where the model fits; thresholds are
-        that much wider.
+    excess: how much further believed entries lie from strengths than chance has them, 1 where the model fits.
+    misfit: the same in log-odds, the mean of what is not chance; bounds are wider by it.
     entries: pairs that met. distrusted: the most contradicted first.
     cut_off: players that too little is left of to be compared with the others.
     shares: float64 [entries, 2], observed and believed, of all entries; not in :meth:`to_dict`.
@@ -52,6 +52,7 @@ class SecondOpinion:
     ranks: list[int]
     plain_ranks: list[int]
     excess: float
+    misfit: float
     entries: int
     distrusted: list[Distrusted]
     cut_off: list[str]
@@ -71,12 +72,14 @@ def second_opinion(
     """The ranking with and without the entries that the rest of the table contradicts.
 
     An entry is distrusted where it lies further from what the believed entries say than the largest of as many honest
-    ones would once in twenty tables, misfit of the whole table allowed for. Scores are those of ``settings`` fitted to
-    the comparisons of believed entries (``rank2``: the logit of the mean of the row of σ(L)).
+    ones would once in twenty tables, the misfit of the believed ones allowed for
+    (:mod:`~nemo_rpo.ranking.second_opinion.explanations`). Scores are those of ``settings`` fitted to the comparisons
+    of believed entries (``rank2``: the logit of the mean of the row of σ(L)).
 
     Raises:
         ConfigError: too many players.
         DataError: see :func:`nemo_rpo.ranking.fitting.fit`.
+        MissingExtraError: scipy is not installed.
     """
     settings = settings or RankSettings()
     names = comparisons.players
@@ -85,8 +88,7 @@ def second_opinion(
     table = table_of(comparisons)
     free = len(names) - 1 if structure == "strengths" else 2 * len(names) - 3
     logit, variance = table.logits()
-    largest = NormalDist().inv_cdf(1 - _LEVEL / (2 * len(logit)))  # |z| of so many honest entries
-    found = decompose(*table[:2], logit, variance, len(names), largest, lambda z: largest * _excess(z, free), structure)
+    found = explain(*table[:2], logit, variance, len(names), structure)
     z = (logit - found.believed) / np.sqrt(variance)
     trusted = comparisons.take(~found.corrupted[table.pair])
     scores = _scores(found, trusted, settings)
@@ -99,7 +101,8 @@ def second_opinion(
         [float(scores[i]) for i in order],
         [int(ranks[i]) for i in order],
         [int(plain_ranks[i]) for i in order],
-        _excess(z, free),
+        _excess(z[~found.corrupted], free),
+        found.misfit,
         len(logit),
         _distrusted(names, table, found, z),
         [name for i, name in enumerate(names) if i not in set(main.tolist())],
@@ -114,7 +117,7 @@ def _excess(z: np.ndarray, free: int) -> float:
     return max(1.0, float(np.median(np.abs(z)) / _MEDIAN / np.sqrt(left))) if len(z) else 1.0
 
 
-def _scores(found: Decomposition, trusted: Comparisons, settings: RankSettings) -> np.ndarray:
+def _scores(found: Explanation, trusted: Comparisons, settings: RankSettings) -> np.ndarray:
     if found.table is None:
         return fit(trusted, settings).strengths.log_strength
     share = 1 / (1 + np.exp(-found.table))
@@ -128,7 +131,7 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _distrusted(names: list[str], table: PairTable, found: Decomposition, z: np.ndarray) -> list[Distrusted]:
+def _distrusted(names: list[str], table: PairTable, found: Explanation, z: np.ndarray) -> list[Distrusted]:
     share, games, rows = table.share, table.games, []
     for e in sorted(np.flatnonzero(found.corrupted), key=lambda e: -abs(z[e])):
         believed = 1 / (1 + np.exp(-found.believed[e]))

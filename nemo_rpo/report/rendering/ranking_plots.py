@@ -72,7 +72,7 @@ def believed_shares(found: SecondOpinion) -> str:
         axes.set_ylim(0, 1)
         axes.set_xlabel("share of wins that the other pairs foretell")
         axes.set_ylabel("share of wins observed")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # any corner may have a contradicted pair
     return drawn[0]
 
 

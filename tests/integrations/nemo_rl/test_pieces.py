@@ -168,7 +168,9 @@ def test_labels_without_ids_are_one_annotators(version, tmp_path):
 
 
 @every_version
-@pytest.mark.parametrize("name", ["tdpo1", "dmpo", "todo", "rpo_sq", "bt", "dno", "pro"])
+@pytest.mark.parametrize(
+    "name", ["tdpo1", "dmpo", "todo", "rpo_sq", "bt", "dno", "pro", "p2l_bt", "p2l_rao_kupper", "p2l_bag"]
+)
 def test_a_loss_that_needs_more_is_refused_by_name(version, name):
     with pytest.raises(ConfigError, match=rf"dpo\.robust\.base_loss={name} needs more than the log-probs"):
         make_loss(section(version, base_loss=name))
