@@ -297,7 +297,10 @@ class PreferenceTokenizer:
 
     def _through_template(self, prompt: Messages, response: Messages, options: dict[str, Any]) -> tuple[str, str]:
         if not self._template:
-            raise NoTemplateError(f"the row has messages, but the tokenizer in {self.name} has no chat template")
+            raise NoTemplateError(
+                f"the row has messages, but the tokenizer in {self.name} has no chat template: add "
+                "chat_template.jinja to the folder, or give another one with model.tokenizer.type"
+            )
         whole = self._apply(prompt + response, **options)
         # Some templates open a turn in another way for generation than in a record (a <think> block); without the
         # generation header the prompt is a prefix of the record all the same.
