@@ -1,6 +1,6 @@
 """CPU seconds of everything before the first step: validate, convert and tokenise, beside datasets.map.
 
-    python benchmarks/data_speed.py [TOKENIZER] [--pairs 20000] [--tokenise 20000] [--data train.jsonl]
+    python benchmarks/data_speed.py [TOKENIZER] [--pairs 24000] [--tokenise 6000 24000] [--data train.jsonl]
 
 Without ``--data`` the pairs are made of a vocabulary of 3,000 words, 500 words a pair, every tenth with a letter beyond
 ASCII. CPU seconds are those of all processes, user's and system's, by ``os.times``: others at work on the machine cost
@@ -10,7 +10,9 @@ it says how fast the machine is.
 With TOKENIZER, the first ``--tokenise`` pairs become tokens in two processes: by this package's cache, and by
 ``datasets.map`` with the same tokenizer in batches of 1,000, which tokenises prompt, prompt + chosen and prompt +
 rejected, as a trainer has to that is to know where the responses begin. Both read the file, start their processes and
-write what they found, each in a process of its own. "Library" is the tokenizer alone, in this process.
+write what they found, each in a process of its own. Starting costs seconds, and this package starts more processes: two
+numbers of pairs are taken, and the seconds of each further pair are those that count for a large file. "Library" is
+the tokenizer alone, in this process.
 """
 
 from __future__ import annotations
@@ -112,26 +114,39 @@ def in_a_process(way: Callable[..., int], *arguments: Any) -> int:
         return pool.submit(way, *arguments).result()
 
 
-def compare_tokenising(path: Path, tokenizer: str, pairs: int, folder: Path) -> None:
-    """Prints CPU seconds and tokens of each way."""
-    few = folder / "few.jsonl"
-    with path.open("rb") as read, few.open("wb") as write:
-        write.writelines(itertools.islice(read, pairs))
-    for name, way in {"this package's cache": tokens_by_cache, "datasets.map": tokens_by_map}.items():
-        seconds, tokens = timed(lambda way=way: in_a_process(way, few, tokenizer, folder / way.__name__))
-        print(f"{name:20}{seconds:7.2f} s   {tokens / seconds:10,.0f} tokens/s   {tokens:,} tokens", flush=True)
+def compare_tokenising(path: Path, tokenizer: str, sizes: list[int], folder: Path) -> None:
+    """Prints CPU seconds and tokens of each way, of each number of pairs and between the first and the last."""
+    ways = {"this package's cache": tokens_by_cache, "datasets.map": tokens_by_map}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
+    for pairs in sizes:
+        few = folder / f"first{pairs}.jsonl"
+        with path.open("rb") as read, few.open("wb") as write:
+            write.writelines(itertools.islice(read, pairs))
+        for name, way in ways.items():
+            place = folder / f"{way.__name__}{pairs}"
+            seconds, tokens = timed(lambda way=way, few=few, place=place: in_a_process(way, few, tokenizer, place))
+            found[name].append((seconds, tokens))
+            print_tokens(f"{name}, {pairs} pairs", seconds, tokens)
+    if len(sizes) > 1:
+        for name, ((fewer_seconds, fewer_tokens), *_, (seconds, tokens)) in found.items():
+            print_tokens(f"{name}, each further", seconds - fewer_seconds, tokens - fewer_tokens)
     loaded = PreferenceTokenizer.load(TokenizerSpec(tokenizer, use_chat_template=False))
-    texts = [RawText(row.where, row.prompt, row.responses) for row in read_rows(few)]
+    texts = [RawText(row.where, row.prompt, row.responses) for row in read_rows(folder / f"first{sizes[0]}.jsonl")]
     tokens_by_library(loaded.tokenizer, texts[:CHUNK])
-    seconds, tokens = timed(lambda: tokens_by_library(loaded.tokenizer, texts))
-    print(f"{'library':20}{seconds:7.2f} s   {tokens / seconds:10,.0f} tokens/s")
+    print_tokens("library", *timed(lambda: tokens_by_library(loaded.tokenizer, texts)))
+
+
+def print_tokens(name: str, seconds: float, tokens: int) -> None:
+    print(f"{name:40}{seconds:7.2f} s   {tokens / seconds:10,.0f} tokens/s   {tokens:,} tokens", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", nargs="?", help="folder of a Hugging Face tokenizer; without one, files only")
-    parser.add_argument("--pairs", type=int, default=20_000)
-    parser.add_argument("--tokenise", type=int, default=20_000, metavar="PAIRS", help="pairs to turn into tokens")
+    parser.add_argument("--pairs", type=int, default=24_000)
+    parser.add_argument(
+        "--tokenise", type=int, nargs="+", default=[6_000, 24_000], metavar="PAIRS", help="pairs to turn into tokens"
+    )
     parser.add_argument("--data", type=Path, help="rows of plain text instead of made ones")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

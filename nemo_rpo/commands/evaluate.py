@@ -151,6 +151,8 @@ def _judge(args: argparse.Namespace, target: Target, beside: Target | None) -> N
     theirs = read_scores(args.compare) if args.compare else theirs
     compared = None if theirs is None else compare(scores, theirs, args.bootstrap, args.seed)
     result, audited = _result(args, target, scores, compared), audit(scores) if args.audit else None
+    if theirs is not None and not theirs.delta.any():
+        result["notes"].append(f"of {args.compare or args.beside}, {_OWN_REFERENCE}")
     if audited:
         result["audit"] = audited.to_dict()
     if args.scores:

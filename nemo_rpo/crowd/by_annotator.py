@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nemo_rpo.counting import counted
 from nemo_rpo.crowd.crowd_fit import CrowdFit
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.data.vote_table import VoteTable
@@ -103,7 +104,7 @@ def judge(
     """The verdict and its reason, by the rules of :class:`CrowdSettings`."""
     s = settings
     if labels < s.min_labels or np.isnan(eta):
-        return "too few labels to say", f"{labels} signed labels"
+        return "too few labels to say", counted(labels, "signed label")
     if high < s.good_enough:
         return "retrain", "wrong more often than right" if high < 0.5 else f"surely below {s.good_enough:g}"
     habits = [text for text in (_leans(leaning, s), _gets_worse(drift, s)) if text]

@@ -107,8 +107,8 @@ def policy_without_voice(temperature: Temperature) -> str | None:
         return None
     return (
         "the policy's margins, taken before it was trained on a pair, make the labels no more likely than chance does "
-        f"({temperature.gain:.1f} nats for all of them): it has no voice in the posteriors, which rest on the votes "
-        "alone. A lower learning rate, more data or a larger model may change that"
+        f"({round(temperature.gain, 1) + 0.0:.1f} nats for all of them): it has no voice in the posteriors, which rest "
+        "on the votes alone. A lower learning rate, more data or a larger model may change that"
     )
 
 

@@ -395,7 +395,7 @@ def test_a_tokenizer_that_brings_code_never_runs_it_unasked(tmp_path, folders, m
     try:
         load(folder)
     except DataError as exc:
-        assert "cannot be loaded" in str(exc)
+        assert "set model.tokenizer.trust_remote_code=true" in str(exc)
     assert not (tmp_path / "ran").exists()
 
 

@@ -69,7 +69,7 @@ def test_two_runs_and_annotators(world: World, unbroken: Path, tmp_path: Path) -
     first = judged(unbroken / "checkpoints" / step(STEPS), data, "--scores", tmp_path / "last.parquet")
     assert {row["annotator"] for row in first["annotators"]} == {"a01", "a02", "a03", "a04"}
     start = (world.folder / "model", data, "--config", unbroken / "config.yaml", "--compare", tmp_path / "last.parquet")
-    found = judged(*start, "--groups", groups)
+    found = judged(*start, "--groups", groups, "--scores", tmp_path / "start.parquet")
     # The start is its own reference: no margin, every pair half right.
     assert found["accuracy"]["value"] == 0.5 and found["margin"]["value"] == 0
     assert "the policy is its own reference" in found["notes"][0] and first["notes"] == []
@@ -81,7 +81,8 @@ def test_two_runs_and_annotators(world: World, unbroken: Path, tmp_path: Path) -
         "bad": 12,
         "(no group)": 12,
     }
-    text = evaluate(unbroken, data, "--compare", tmp_path / "last.parquet", "--bootstrap", 50).stdout
+    text = evaluate(unbroken, data, "--compare", tmp_path / "start.parquet", "--bootstrap", 50).stdout
+    assert f"note: of {tmp_path / 'start.parquet'}, every margin is 0" in text
     assert "link of dpo" in text and "permutation test" in text and "a03" in text
 
 

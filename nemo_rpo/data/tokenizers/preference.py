@@ -15,6 +15,7 @@ from nemo_rpo.data.layouts.every import SYSTEM, TEMPLATE_KWARGS, TOOLS
 from nemo_rpo.data.layouts.fields import CALLS
 from nemo_rpo.data.rows import Given, Messages, Text
 from nemo_rpo.data.tokenizers.batches import encode_many
+from nemo_rpo.data.tokenizers.seam import Seam, seam_of
 from nemo_rpo.data.tokenizers.spec import DATE_FUNCTION, TokenizerSpec
 from nemo_rpo.data.tokenizers.stops import read_stop_ids
 from nemo_rpo.errors import DataError, NoTemplateError, RPOError, first_line
@@ -33,13 +34,16 @@ class Laid(NamedTuple):
     pieces: list[str]
     plain: bool
 
-    def texts(self) -> Iterator[str]:
-        """Those that are tokenised: the head, and each piece behind all that stands before it."""
-        text = self.head
-        yield text
+    def texts(self, seam: Seam) -> Iterator[str]:
+        """Those that are tokenised: the head in two parts, and each piece behind the end of what stands before it."""
+        before = self.head
+        if cut := seam(before):
+            yield before[:cut]
         for piece in self.pieces:
-            text += piece
-            yield text
+            before = before[seam(before) :]
+            yield before
+            before += piece
+            yield before
 
 
 class PreferenceTokenizer:
@@ -69,6 +73,7 @@ class PreferenceTokenizer:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self._encode = encode_many(tokenizer)
+        self._seam = seam_of(tokenizer)
         self._known: dict[str, np.ndarray] = {}
         self._line_break = self._ids("\n")
         self.pad_id: int = next((i for i in (tokenizer.pad_token_id, self.eos_id) if i is not None), 0)
@@ -159,7 +164,7 @@ class PreferenceTokenizer:
 
     def know(self, laid: Iterable[Laid]) -> None:
         """Tokenises all texts that :meth:`tokens_of` will need for these, in one call."""
-        texts = list(dict.fromkeys(text for one in laid for text in one.texts()))
+        texts = list(dict.fromkeys(text for one in laid for text in one.texts(self._seam)))
         self._known = dict(zip(texts, map(_as_ids, self._encode(texts)), strict=True))
 
     def tokens_of(self, laid: Laid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,10 +172,10 @@ class PreferenceTokenizer:
         if laid.plain:
             prompt_ids, response_ids = self._plain(laid.head, laid.pieces[0])
             return prompt_ids, response_ids, np.array([len(response_ids)], dtype=np.int32)
-        prompt_ids, text, ids = self._ids(laid.head), laid.head, []
+        prompt_ids, text, ids = self._prompt_ids(laid.head), laid.head, []
         for piece in laid.pieces:
-            ids.append(self._split(text, piece)[1] if piece else _NONE)
-            text += piece
+            ids.append(self._response_ids(text, piece) if piece else _NONE)
+            text = text[self._seam(text) :] + piece
         if not self._ends:
             ids[-1] = self._without_end(ids[-1])
         return prompt_ids, np.concatenate(ids), np.array([len(of) for of in ids], dtype=np.int32)
@@ -205,7 +210,7 @@ class PreferenceTokenizer:
         return True
 
     def _plain(self, prompt: str, response: str) -> tuple[np.ndarray, np.ndarray]:
-        prompt_ids, response_ids = self._split(prompt, response)
+        prompt_ids, response_ids = self._prompt_ids(prompt), self._response_ids(prompt, response)
         bos, eos = self.bos_id, self.eos_id
         if bos is not None and len(prompt_ids) and prompt_ids[0] == bos:
             self.notes.add("prompts begin with the beginning-of-sequence token: no second one was added")
@@ -268,17 +273,23 @@ class PreferenceTokenizer:
             text = before + turn
         return head, pieces
 
-    def _split(self, prompt: str, response: str) -> tuple[np.ndarray, np.ndarray]:
+    def _prompt_ids(self, prompt: str) -> np.ndarray:
         # The prompt is tokenised alone: these are the ids the policy is given when it has to answer, and they must be
-        # the same beside both responses. The response is what the joint text adds to them, so that a response gets the
-        # ids it has inside a text (no second sentence-start mark, no stray space). Where a token would grow over the
-        # boundary, the policy could never have produced it after that prompt: the response then follows a line break.
-        prompt_ids = self._ids(prompt)
-        for context, context_ids in ((prompt, prompt_ids), ("\n", self._line_break)):
+        # the same beside both responses.
+        cut = self._seam(prompt)
+        return np.concatenate([self._ids(prompt[:cut]), self._ids(prompt[cut:])]) if cut else self._ids(prompt)
+
+    def _response_ids(self, prompt: str, response: str) -> np.ndarray:
+        """Ids of ``response`` behind ``prompt``, which begins anywhere before its seam."""
+        # The response is what the joint text adds to the prompt, so that it gets the ids it has inside a text (no
+        # second sentence-start mark, no stray space). Where a token would grow over the boundary, the policy could
+        # never have produced it after that prompt: the response then follows a line break.
+        prompt = prompt[self._seam(prompt) :]
+        for context, context_ids in ((prompt, self._ids(prompt)), ("\n", self._line_break)):
             joint = self._ids(context + response)
             if np.array_equal(joint[: len(context_ids)], context_ids):
-                return prompt_ids, joint[len(context_ids) :]
-        return prompt_ids, self._ids(response)
+                return joint[len(context_ids) :]
+        return self._ids(response)
 
     def _ids(self, text: str) -> np.ndarray:
         known = self._known.get(text)
@@ -286,7 +297,10 @@ class PreferenceTokenizer:
 
     def _through_template(self, prompt: Messages, response: Messages, options: dict[str, Any]) -> tuple[str, str]:
         if not self._template:
-            raise NoTemplateError(f"the row has messages, but the tokenizer in {self.name} has no chat template")
+            raise NoTemplateError(
+                f"the row has messages, but the tokenizer in {self.name} has no chat template: add "
+                "chat_template.jinja to the folder, or give another one with model.tokenizer.type"
+            )
         whole = self._apply(prompt + response, **options)
         # Some templates open a turn in another way for generation than in a record (a <think> block); without the
         # generation header the prompt is a prefix of the record all the same.

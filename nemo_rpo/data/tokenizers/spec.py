@@ -148,8 +148,17 @@ class TokenizerSpec:
             from transformers import AutoTokenizer
         except ImportError as exc:
             raise missing_extra("transformers", "hf") from exc
-        # Said either way: where nothing is said, transformers asks the terminal whether to run the code.
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=self.trust_remote_code)
+        trusted = self.trust_remote_code
+        try:
+            # Said either way: where nothing is said, transformers asks the terminal whether to run the code.
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+        except ValueError as exc:
+            if trusted or "trust_remote_code" not in str(exc):
+                raise
+            raise DataError(
+                f"the tokenizer in {folder} is Python code in that folder, which is not run: read it, and set "
+                "model.tokenizer.trust_remote_code=true where you trust it"
+            ) from exc
 
     def _existing_folder(self) -> Path:
         folder = Path(self.folder)
