@@ -39,6 +39,15 @@ def test_prints_a_table_and_writes_csv_and_a_page(votes, tmp_path, capsys):
     assert not any(word in text for word in ("src=", 'href="http', "@import", "url(http"))
 
 
+@pytest.mark.parametrize("asked", [["--csv"], ["--html"], ["--next", "3", "--overwrite", "--next-out"]])
+def test_what_is_read_is_never_replaced(votes, capsys, asked):
+    path, *_ = votes
+    before = path.read_bytes()
+    assert main(["annotators", str(path), *asked, str(path)]) != 0
+    assert capsys.readouterr().err == f"error: {path} is read too, and would be lost; name another file to write\n"
+    assert path.read_bytes() == before
+
+
 def test_the_page_draws_who_changes_where_times_are_known(tmp_path, capsys):
     """One annotator, right at first, tosses a coin in the end."""
     rng, lines = np.random.default_rng(0), crowds.rows(pairs=160, votes=5, care=[0.9] * 6)[0]
