@@ -74,6 +74,11 @@ def run(args: argparse.Namespace) -> None:
     check_about_answers(args)
     check_outputs((args.csv, args.html, args.next_out), (*args.data, args.gold, args.prices, *args.relabelled))
     table, left_out = _read(args)
+    if not table.named().any():
+        left_out.notes.append(
+            f"no row says who labelled it ({args.annotator_key}), so all labels count as one annotator's; name the "
+            "field with --annotator-key"
+        )
     result, answers = assess_with_answers(table, settings, args)
     if args.csv:
         write_csv(args.csv, [asdict(row) for row in result.annotators])
