@@ -17,6 +17,7 @@ from nemo_rpo.commands.options.about_answers import (
     assess_with_answers,
     check_about_answers,
 )
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
 from nemo_rpo.counting import counted
 from nemo_rpo.crowd.crowd_settings import RULES, CrowdSettings
@@ -71,10 +72,13 @@ def run(args: argparse.Namespace) -> None:
     settings.check()
     _check_next(args)
     check_about_answers(args)
-    for out in (args.csv, args.html, args.next_out):
-        if out and not out.parent.is_dir():
-            raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+    check_outputs((args.csv, args.html, args.next_out), (*args.data, args.gold, args.prices, *args.relabelled))
     table, left_out = _read(args)
+    if not table.named().any():
+        left_out.notes.append(
+            f"no row says who labelled it ({args.annotator_key}), so all labels count as one annotator's; name the "
+            "field with --annotator-key"
+        )
     result, answers = assess_with_answers(table, settings, args)
     if args.csv:
         write_csv(args.csv, [asdict(row) for row in result.annotators])

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.rankings import by_prompt, over_time, picture, second_looks, surer
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import write_csv
@@ -83,11 +84,13 @@ def run(args: argparse.Namespace) -> int | None:
         seed=args.seed,
     )
     settings.check()
-    if args.csv and not args.csv.parent.is_dir():
-        raise ConfigError(f"folder {args.csv.parent} does not exist; make it, or name another place")
+    outs = (args.csv, args.plot, args.judge_next, args.out)
+    check_outputs(outs, (*args.data, args.features, args.costs, args.selective))
     through_time = over_time.settings_of(args)
     second_looks.check(args)
     picture.check(args)
+    by_prompt.check(args)
+    surer.check(args)
     if args.by_prompt:
         return by_prompt.run(args, settings)
     if args.selective:

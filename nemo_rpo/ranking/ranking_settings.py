@@ -56,5 +56,7 @@ class RankSettings:
             raise ConfigError("--crowd-bt needs a prior: its likelihood has no maximum where annotators can be doubted")
         if self.bootstrap < 0:
             raise ConfigError(f"--bootstrap must be 0 or more, not {self.bootstrap}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed must be 0 or more, not {self.seed}")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"--confidence must be between 0 and 1, not {self.confidence}")

@@ -92,3 +92,36 @@ def test_pictures(battles, tmp_path, capsys, asked):
 def test_what_does_not_go_together_is_one_line(battles, capsys, asked, message):
     status, _, err = run(capsys, battles, "--bootstrap", "0", *asked)
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--costs", "costs.csv"], "--costs goes with --by-prompt RUN"),
+        (["--budget", "1"], "--budget goes with --by-prompt RUN"),
+        (["--out", "routes.csv"], "--out goes with --by-prompt RUN"),
+        (["--absolute", "sure"], "--absolute goes with --selective ANSWERS"),
+        (["--seed", "-1"], "--seed must be 0 or more, not -1"),
+    ],
+)
+def test_an_option_without_its_way_is_not_passed_over(battles, capsys, asked, message):
+    status, out, err = run(capsys, battles, *asked)
+    assert status != 0 and not out and err.splitlines() == [f"error: {message}"]
+
+
+@pytest.mark.parametrize("asked", [["--csv"], ["--interval", "0.2", "--judge-next"]])
+def test_what_is_read_is_never_replaced(battles, tmp_path, capsys, asked):
+    """Under another name too."""
+    before, link = battles.read_bytes(), tmp_path / "link.csv"
+    link.symlink_to(battles)
+    for out in (battles, link):
+        status, _, err = run(capsys, battles, "--bootstrap", "0", *asked, out)
+        assert status != 0 and err == f"error: {out} is read too, and would be lost; name another file to write\n"
+    assert battles.read_bytes() == before
+
+
+def test_features_said_twice_must_agree(battles, tmp_path, capsys):
+    features = tmp_path / "features.csv"
+    features.write_text("player,size\nw,3\nx,2\ny,1\nz,0\nz,5\n")
+    status, _, err = run(capsys, battles, "--bootstrap", "0", "--audit", "--features", features)
+    assert status != 0 and err == f"error: {features}:6: 'z' has other numbers in an earlier row\n"

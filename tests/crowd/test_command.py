@@ -39,6 +39,24 @@ def test_prints_a_table_and_writes_csv_and_a_page(votes, tmp_path, capsys):
     assert not any(word in text for word in ("src=", 'href="http', "@import", "url(http"))
 
 
+@pytest.mark.parametrize("asked", [["--csv"], ["--html"], ["--next", "3", "--overwrite", "--next-out"]])
+def test_what_is_read_is_never_replaced(votes, capsys, asked):
+    path, *_ = votes
+    before = path.read_bytes()
+    assert main(["annotators", str(path), *asked, str(path)]) != 0
+    assert capsys.readouterr().err == f"error: {path} is read too, and would be lost; name another file to write\n"
+    assert path.read_bytes() == before
+
+
+def test_says_that_nobody_is_named_where_the_field_has_another_name(tmp_path, capsys):
+    """Else all labels would be one annotator's in silence."""
+    vote = {"prompt": "p", "response_a": "x", "response_b": "y", "vote": "a", "annotator_id": "w0"}
+    path = crowds.write(tmp_path / "votes.jsonl", [vote, vote | {"annotator_id": "w1"}])
+    for asked, silent in ([], False), (["--annotator-key", "annotator_id"], True):
+        assert main(["annotators", str(path), *asked]) == 0
+        assert ("no row says who labelled it" not in capsys.readouterr().err) == silent
+
+
 def test_the_page_draws_who_changes_where_times_are_known(tmp_path, capsys):
     """One annotator, right at first, tosses a coin in the end."""
     rng, lines = np.random.default_rng(0), crowds.rows(pairs=160, votes=5, care=[0.9] * 6)[0]

@@ -42,10 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of.add_argument("--out", type=Path, metavar="OUT", help=help)
 
 
-def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
-    """Prints the leaderboards, on the first of the ranks that the run's layout asks for."""
+def check(args: argparse.Namespace) -> None:
+    """Raises :class:`ConfigError` for options that need ``--by-prompt``, or each other."""
+    for name in ("costs", "budget", "out"):
+        if getattr(args, name) is not None and args.by_prompt is None:
+            raise ConfigError(f"--{name} goes with --by-prompt RUN")
     if (args.costs is None) != (args.budget is None):
         raise ConfigError("--costs FILE and --budget COST go together")
+
+
+def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
+    """Prints the leaderboards, on the first of the ranks that the run's layout asks for."""
     if args.over_time or args.robust or args.audit or args.interval is not None or args.compare or args.selective:
         raise ConfigError(
             "--by-prompt ranks by a model of the prompt: leave out --over-time, --robust, --audit, --interval, "

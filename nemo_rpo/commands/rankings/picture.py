@@ -37,8 +37,6 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.plot.suffix != _SUFFIX:
         raise ConfigError(f"--plot writes SVG: end {args.plot.name} in {_SUFFIX}")
-    if not args.plot.parent.is_dir():
-        raise ConfigError(f"folder {args.plot.parent} does not exist; make it, or name another place")
 
 
 def of_history(history: History) -> str:

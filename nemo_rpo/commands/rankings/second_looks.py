@@ -44,8 +44,6 @@ def check(args: argparse.Namespace) -> None:
     for name, needed in (("features", "audit"), ("judgements", "interval"), ("judge_next", "interval")):
         if getattr(args, name) is not None and not getattr(args, needed):
             raise ConfigError(f"--{name.replace('_', '-')} goes with --{needed}")
-    if args.judge_next and not args.judge_next.parent.is_dir():
-        raise ConfigError(f"folder {args.judge_next.parent} does not exist; make it, or name another place")
 
 
 def looks(args: argparse.Namespace, comparisons: Comparisons, settings: RankSettings) -> dict[str, Look]:
@@ -77,7 +75,9 @@ def _features(path: Path) -> tuple[dict[str, list[float]], list[str]]:
         values = [fields.number(name) for name in names]
         if any(value != value for value in values):
             raise fields.error("a number is missing, and every player needs all of them")
-        found[str(fields.identity("player", required=True))] = values
+        player = str(fields.identity("player", required=True))
+        if found.setdefault(player, values) != values:
+            raise fields.error(f"'{player}' has other numbers in an earlier row")
     if not names:
         raise DataError(f"{path} has no column of numbers beside 'player'")
     return found, names

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     of.add_argument("--absolute", nargs="+", metavar="FIELD", help=help)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises :class:`ConfigError` for an option that needs ``--selective``."""
+    if args.absolute is not None and args.selective is None:
+        raise ConfigError("--absolute goes with --selective ANSWERS")
+
+
 def keys_of(args: argparse.Namespace) -> ComparisonFormat:
     """The fields of a comparison: those given, and the names of questions for those that were not."""
     given = ComparisonFormat(args.a_key, args.b_key, args.winner_key, args.annotator_key)
