@@ -6,7 +6,7 @@ exception is a bug and keeps its traceback.
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and those that turn text round
 
 
 class RPOError(Exception):
@@ -72,10 +72,10 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
 
 
 def printable(text: str) -> str:
-    """``text`` for a terminal: control characters, but for tab and line feed, as their escapes, so that an id or a
-    path from a file cannot move the cursor or change the terminal.
+    """``text`` for a terminal: control characters (but for tab and line feed) and those that turn the direction of text
+    as their escapes, so that an id or a path from a file cannot move the cursor or change the terminal.
 
     >>> printable("w\\x1b[31m")
     'w\\\\x1b[31m'
     """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -14,7 +14,7 @@ from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.rankings import by_prompt, over_time, picture, second_looks, surer
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.write import write_csv
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, printable
 from nemo_rpo.ranking import (
     ComparisonFormat,
     Comparisons,
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int | None:
         print(json.dumps(board.to_dict() | second_looks.to_dict(looks), ensure_ascii=False, indent=1))
     else:
         parts = [*_text(board, args.compare), *(part for look in looks.values() for part in second_looks.text(look))]
-        print("\n\n".join(parts))
+        print(printable("\n\n".join(parts)))
     return None
 
 
@@ -127,7 +127,7 @@ def _over_time(
     if args.json:
         print(json.dumps(history.to_dict(), ensure_ascii=False, indent=1))
     else:
-        print("\n\n".join(over_time.text(history)))
+        print(printable("\n\n".join(over_time.text(history))))
 
 
 def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:

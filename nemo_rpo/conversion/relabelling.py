@@ -92,5 +92,7 @@ def read_prices(path: Path) -> dict[str, float]:
         if isinstance(record, DataError):
             raise record
         fields = Fields(record)
-        prices[str(without_quote(fields.identity("annotator", required=True)))] = fields.require("price")
+        name, price = str(without_quote(fields.identity("annotator", required=True))), fields.require("price")
+        if prices.setdefault(name, price) != price:
+            raise fields.error(f"'{name}' has another price in an earlier row")
     return checked_prices(prices)

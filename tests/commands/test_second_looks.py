@@ -125,3 +125,12 @@ def test_features_said_twice_must_agree(battles, tmp_path, capsys):
     features.write_text("player,size\nw,3\nx,2\ny,1\nz,0\nz,5\n")
     status, _, err = run(capsys, battles, "--bootstrap", "0", "--audit", "--features", features)
     assert status != 0 and err == f"error: {features}:6: 'z' has other numbers in an earlier row\n"
+
+
+def test_names_from_a_file_do_not_change_the_terminal(tmp_path, capsys):
+    path = tmp_path / "battles.jsonl"
+    row = {"model_a": "red\x1b[31m", "model_b": "turned\u202e", "winner": "model_a"}
+    path.write_text((json.dumps(row) + "\n") * 3)
+    status, out, err = run(capsys, path, "--bootstrap", 5)
+    assert status == 0 and "\\x1b[31m" in out and "\\u202e" in out
+    assert not {"\x1b", "\u202e"} & set(out + err)

@@ -176,6 +176,9 @@ def test_prices_and_budget_bound_what_is_bought(votes, tmp_path, capsys):
     result_of(capsys, path, "--next", "20", "--next-out", out, "--prices", prices, "--budget", "15")
     asked = [row["annotator"] for row in crowds.read_csv(out)]
     assert set(asked) <= {"w0", "w1"} and asked.count("w0") * 2 + asked.count("w1") <= 15
+    twice = crowds.write_csv(tmp_path / "q.csv", [{"annotator": "w0", "price": price} for price in (2, 3)])
+    given = [str(path), "--next", "5", "--next-out", str(tmp_path / "u.csv"), "--prices", str(twice)]
+    assert main(["annotators", *given]) == 2 and "'w0' has another price in an earlier row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths, read_records
 from nemo_rpo.data.files.write import record_writer, write_csv
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError, DataError, printable
 from nemo_rpo.launch import start_ranks
 from nemo_rpo.ranking import RankSettings
 from nemo_rpo.ranking.prompts.leaderboards import PromptBoard, boards, win_rates
@@ -89,9 +89,10 @@ def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
     if args.json:
         print(json.dumps(_as_dict(found, players, routing), ensure_ascii=False, indent=1))
         return None
-    print(_board_text(found, players))
+    print(printable(_board_text(found, players)))
     if routing is not None:
-        print("\n" + _routing_text(routing, players, costs, best_without_prompts(value, costs, args.budget)))
+        text = _routing_text(routing, players, costs, best_without_prompts(value, costs, args.budget))
+        print("\n" + printable(text))
     return None
 
 

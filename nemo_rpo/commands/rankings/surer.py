@@ -15,7 +15,7 @@ from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths, read_records
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError, DataError, printable
 from nemo_rpo.ranking import ComparisonFormat, Comparisons, RankSettings, fit, others
 from nemo_rpo.ranking.selective import accuracy_curve, auc_interval, selective_auc
 from nemo_rpo.text_table import format_table
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, comparisons: Comparisons, settings: RankSettin
         said = {"questions": len(questions), "accuracy": correct.mean(), "scores": figures, "differences": differences}
         print(json.dumps(said, ensure_ascii=False, indent=1))
         return
-    print(_text(comparisons, correct, found, intervals))
+    print(printable(_text(comparisons, correct, found, intervals)))
 
 
 def read_answers(path: Path, absolute: Sequence[str] | None) -> Answers:
