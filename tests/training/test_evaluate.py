@@ -221,7 +221,7 @@ def test_the_engine_keeps_the_contract_of_a_sampler(
 
     prompt = json.loads((world.folder / "validation.jsonl").read_text().splitlines()[0])["prompt"]
     asks = asks_for([Prompt("p", prompt, {})], 3, "mine", 2)
-    settings = SampleSettings(temperature=1.0, top_p=0.9, max_tokens=12)
+    settings = SampleSettings(temperature=1.0, top_p=0.9, max_tokens=6)
     with monkeypatch.context() as few, engine_sampler.EngineSampler(settings, tmp_path / "log") as sampler:
         few.setattr(engine_sampler, "_PORTION", 2)
         sampler.use(unbroken)
@@ -230,8 +230,9 @@ def test_the_engine_keeps_the_contract_of_a_sampler(
     assert all(of.finish in ("stop", "length") and of.tokens and of.logprob < 0 for of in apart)
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt_id": "p", "prompt": prompt}))
     given = ["sample", str(tmp_path / "prompts.jsonl"), "--engine", "--run", "mine", "--round", "2", "--samples", "3"]
-    given += ["--temperature", "1", "--top-p", ".9", "--max-tokens", "12", "--set", "trainer.precision=32", "--policy"]
-    assert main([*given, str(unbroken), "--out", str(tmp_path / "r.parquet")]) == 0
+    given += ["--temperature", "1", "--top-p", ".9", "--max-tokens", "6", "--set", "trainer.precision=32", "--policy"]
+    whole = any(of.finish == "stop" for of in apart)  # of six tokens few are
+    assert main([*given, str(unbroken), "--out", str(tmp_path / "r.parquet")]) == (0 if whole else 2)
     together = read_responses(tmp_path / "r.parquet").responses
     for ours, its in zip(together, apart, strict=True):
         assert (ours.index, ours.seed, ours.text, ours.tokens) == (its.index, its.seed, its.text, its.tokens)
