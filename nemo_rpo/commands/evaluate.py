@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.ranks import check_run, fewest_ranks
@@ -122,9 +123,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError("--samples of a prompt are all the same at --temperature 0: set a temperature")
     if bool(args.generate) != bool(args.out):
         raise ConfigError("--generate and --out go together: name a file for the answers")
-    for out in filter(None, (args.scores, args.out)):
-        if not out.parent.is_dir():
-            raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+    check_outputs((args.scores, args.out))
     if args.compare and args.beside:
         raise ConfigError("--compare and --beside both say what to compare with: give one of them")
     if args.compare:

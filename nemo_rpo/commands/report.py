@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.config.places import plain_folder
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError, DataError
@@ -39,8 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from nemo_rpo.report.run import read_run
 
     out = args.out or args.run
-    if args.out and not args.out.parent.is_dir():
-        raise ConfigError(f"folder {args.out.parent} does not exist; make it, or name another place")
+    check_outputs((args.out,))
     if args.quotes is not None and args.quotes < 0:
         raise ConfigError(f"--quotes must be 0 or more, got {args.quotes}")
     given = {} if args.quotes is None else {"quotes": args.quotes}

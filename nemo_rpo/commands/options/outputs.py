@@ -8,7 +8,7 @@ from pathlib import Path
 from nemo_rpo.errors import ConfigError
 
 
-def check_outputs(outs: Iterable[Path | None], inputs: Iterable[Path | str | None]) -> None:
+def check_outputs(outs: Iterable[Path | None], inputs: Iterable[Path | str | None] = ()) -> None:
     """Checks that each of ``outs`` has a folder and is none of ``inputs``, whatever name the file goes by there.
 
     Raises:

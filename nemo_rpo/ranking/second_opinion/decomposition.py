@@ -86,6 +86,7 @@ class _Strengths:
         self.table, self.free = None, players - 1
 
     def step(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """The nearest differences [E] themselves: one solve."""
         low, high, w, n = self._low, self._high, self._weight * kept, self._players
         matrix = np.zeros((n, n))
         np.subtract.at(matrix, (low, high), w)
@@ -107,6 +108,7 @@ class _Rank2:
         self.table, self.free = np.zeros((players, players)), 2 * players - 3
 
     def step(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Fills in what is known, and keeps the two largest singular values; entries [E]."""
         low, high = self._low, self._high
         filled = self.table.copy()
         filled[low, high] += self._weight * kept * (logit - filled[low, high])
@@ -117,6 +119,7 @@ class _Rank2:
         return self.table[low, high]
 
     def settled(self, logit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Entries [E] when a step moves none by more than ``_SETTLED``, or after ``_MOST_STEPS``."""
         before = self.step(logit, kept)
         for _ in range(_MOST_STEPS):
             found = self.step(logit, kept)
