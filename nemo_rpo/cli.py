@@ -10,9 +10,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from nemo_rpo import __version__
-from nemo_rpo.launch import run_on_ranks
+from nemo_rpo.launch import leave, run_on_ranks
 
 _WIDTH = 100
 
@@ -180,10 +181,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = module.run(arguments) or 0
 
     try:
-        return run_on_ranks(body) or status
+        ended = run_on_ranks(body) or status
+        sys.stdout.flush()
+        return ended
     except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def command_line() -> NoReturn:
+    """The program ``nemo-rpo``."""
+    leave(main())
 
 
 def _overview() -> argparse.ArgumentParser:
@@ -220,4 +228,4 @@ def _examples(*names: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -9,11 +10,13 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from types import FrameType
+from typing import NoReturn
 
 from nemo_rpo.errors import RPOError, printable
 from nemo_rpo.process_tree import (
@@ -70,6 +73,26 @@ def run_on_ranks(main: Callable[[], None]) -> int:
         return _leave("unexpected error{}: " + traceback.format_exc(), 1)
     _close_process_group()
     return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process with ``status``, as ``sys.exit`` does, but does not take its modules apart.
+
+    A thread of a process group may then still be about to drop the tensors of the last collective. It waits for the
+    interpreter's lock, gets none, and ends a process that has done all its work by SIGABRT, which torchrun and Slurm
+    take for a failed run. (Gloo's threads live as long as anything holds the group, and Megatron-Core's module does.)
+    Threads are joined, exit functions called and both outputs written first.
+    """
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        status = status or 1
+    finally:
+        os._exit(status)
 
 
 def start_ranks(

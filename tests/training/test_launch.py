@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from paths import ROOT
-from torchrun import run_ranks
+from torchrun import run_process, run_ranks
 
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.launch import run_on_ranks
@@ -96,6 +96,23 @@ def test_success_closes_the_process_group(tmp_path: Path) -> None:
     result = run_ranks(script(tmp_path, "meet()\nprint('done')"), 2, timeout=60, forked=False)
     assert result.stdout.count("done") == 2
     assert "destroy_process_group" not in result.stderr
+
+
+def test_leaving_does_all_that_an_interpreter_does_but_take_itself_apart(tmp_path: Path) -> None:
+    code = """
+    import atexit, threading, time
+    from nemo_rpo.launch import leave
+    class Held:
+        def __del__(self): print("taken apart")
+    held = Held()
+    atexit.register(lambda: print("exit function"))
+    threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+    leave(STATUS)
+    """
+    for ending, status, said in (("75", 75, ""), ("0", 0, ""), ("atexit.register(lambda: 1 / 0) and 0", 0, "Zero")):
+        ended = run_process(["-c", textwrap.dedent(code).replace("STATUS", ending)], forked=False)
+        assert (ended.returncode, ended.stdout) == (status, "thread\nexit function\n")
+        assert said in ended.stderr
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import torch
 
 from integrations.trl.world import arguments, logged, rows, trainer
 
+from nemo_rpo.launch import leave
+
 SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2, "min_gain": -1e9}}}
 
 
@@ -36,9 +38,10 @@ def main() -> None:
             found[estimator]["margins"] = run.em.state_dict()["margins"].tolist()
     if run.accelerator.is_main_process:
         out.write_text(json.dumps(found))
-    if torch.distributed.is_initialized():  # else its threads may outlive the interpreter, which then aborts
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave(0)  # the models hold the group: its threads would outlive the interpreter, which then aborts
