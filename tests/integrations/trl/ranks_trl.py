@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from integrations.trl.world import arguments, logged, rows, trainer
-
 from nemo_rpo.launch import leave
 
 SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2, "min_gain": -1e9}}}
