@@ -18,6 +18,7 @@ from ranks_linear_logprob import Case, Problem, by_layer, dense
 from ranks_logprob import distance
 
 from nemo_rpo.config.schema import RunConfig
+from nemo_rpo.launch import leave
 from nemo_rpo.megatron import parallel
 
 CASES = {"padded vocabulary": Case(), "no padding": Case(vocab=48), "no response token": Case(vocab=48, answered=0.0)}
@@ -53,3 +54,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)  # Megatron-Core holds groups, whose threads could abort the interpreter
