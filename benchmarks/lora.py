@@ -6,8 +6,8 @@
 
     python -m benchmarks.lora world --seeds 100 --rates 4e-3 1e-2 2e-2   # other rates, on a world that is not reported
 
-LoRA is rank 8, scale 2, beside every layer. Its rates were chosen on seed 100, which is not reported. Peak memory is the largest resident set of
-the training process.
+LoRA is rank 8, scale 2, beside every layer. Its rates were chosen on seed 100, which is not reported. Peak memory is
+the largest resident set of the training process.
 ``--write docs/lora.md`` puts the table there.
 """
 

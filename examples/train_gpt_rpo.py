@@ -6,7 +6,7 @@ torchrun --nproc-per-node 8 examples/train_gpt_rpo.py --config-name gpt_rpo mode
 import sys
 
 from nemo_rpo.cli import main
-from nemo_rpo.launch import leave
+from nemo_rpo.launch import call_and_leave
 
 if __name__ == "__main__":  # checkpoint writers start processes that import this file
-    leave(main(["train", *sys.argv[1:]]))
+    call_and_leave(lambda: main(["train", *sys.argv[1:]]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from nemo_rpo import __version__
-from nemo_rpo.launch import leave, run_on_ranks
+from nemo_rpo.launch import call_and_leave, run_on_ranks
 
 _WIDTH = 100
 
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_line() -> NoReturn:
     """The program ``nemo-rpo``."""
-    leave(main())
+    call_and_leave(main)
 
 
 def _overview() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -75,24 +74,27 @@ def run_on_ranks(main: Callable[[], None]) -> int:
     return 0
 
 
-def leave(status: int) -> NoReturn:
-    """Ends this process with ``status``, as ``sys.exit`` does, but does not take its modules apart.
+def call_and_leave(main: Callable[[], int]) -> NoReturn:
+    """Ends this process with the status that ``main`` returns, and does not take its modules apart.
 
     A thread of a process group may then still be about to drop the tensors of the last collective. It waits for the
     interpreter's lock, gets none, and ends a process that has done all its work by SIGABRT, which torchrun and Slurm
     take for a failed run. (Gloo's threads live as long as anything holds the group, and Megatron-Core's module does.)
-    Threads are joined, exit functions called and both outputs written first.
+    Threads are joined, exit functions of ``main`` called and both outputs written before; exit functions that were
+    registered earlier are not called.
     """
-    try:
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException:
-        traceback.print_exc()
-        status = status or 1
-    finally:
-        os._exit(status)
+    status = None
+
+    def at_last() -> None:
+        if status is not None:
+            logging.shutdown()  # else called after this: it was registered earlier
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(at_last)  # the first to be registered is the last to be called
+    status = main()
+    sys.exit(status)
 
 
 def start_ranks(

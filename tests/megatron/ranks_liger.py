@@ -18,7 +18,7 @@ from ranks_linear_logprob import Case, Problem, by_layer, dense
 from ranks_logprob import distance
 
 from nemo_rpo.config.schema import RunConfig
-from nemo_rpo.launch import leave
+from nemo_rpo.launch import call_and_leave
 from nemo_rpo.megatron import parallel
 
 CASES = {"padded vocabulary": Case(), "no padding": Case(vocab=48), "no response token": Case(vocab=48, answered=0.0)}
@@ -34,7 +34,7 @@ def compare(case: Case, sequence_parallel: bool) -> dict[str, float]:
     return {name: distance(ours, theirs) for name, ours, theirs in zip(names, found, expected, strict=True)}
 
 
-def main() -> None:
+def main() -> int:
     """``argv``: the folder to write ``TP.RANK.json`` to."""
     # It insists on a GPU before it takes the way that needs none.
     with mock.patch("liger_kernel.ops.fused_linear_scaled_cross_entropy._validate_tp_inputs"):
@@ -50,8 +50,9 @@ def main() -> None:
             }
             (Path(sys.argv[1]) / f"{tensor}.{dist.get_rank()}.json").write_text(json.dumps(found))
             parallel.finalize()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
-    leave(0)  # Megatron-Core holds groups, whose threads could abort the interpreter
+    # Megatron-Core holds groups, whose threads could abort the interpreter.
+    call_and_leave(main)

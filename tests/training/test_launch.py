@@ -101,18 +101,20 @@ def test_success_closes_the_process_group(tmp_path: Path) -> None:
 def test_leaving_does_all_that_an_interpreter_does_but_take_itself_apart(tmp_path: Path) -> None:
     code = """
     import atexit, threading, time
-    from nemo_rpo.launch import leave
+    from nemo_rpo.launch import call_and_leave
     class Held:
         def __del__(self): print("taken apart")
     held = Held()
-    atexit.register(lambda: print("exit function"))
-    threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
-    leave(STATUS)
+    def main():
+        atexit.register(lambda: print("exit function"))
+        threading.Thread(target=lambda: (time.sleep(0.3), print("thread"))).start()
+        return ENDING
+    call_and_leave(main)
     """
-    for ending, status, said in (("75", 75, ""), ("0", 0, ""), ("atexit.register(lambda: 1 / 0) and 0", 0, "Zero")):
-        ended = run_process(["-c", textwrap.dedent(code).replace("STATUS", ending)], forked=False)
-        assert (ended.returncode, ended.stdout) == (status, "thread\nexit function\n")
-        assert said in ended.stderr
+    for ending, status, said in (("75", 75, ""), ("0", 0, ""), ("1 / 0", 1, "Zero"), ("exit(3)", 3, "")):
+        ended = run_process(["-c", textwrap.dedent(code).replace("ENDING", ending)], forked=False)
+        assert ended.returncode == status and said in ended.stderr
+        assert ended.stdout == "thread\nexit function\n" + "taken apart\n" * (ending in ("1 / 0", "exit(3)"))
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from integrations.trl.world import arguments, logged, rows, trainer
-from nemo_rpo.launch import leave
+from nemo_rpo.launch import call_and_leave
 
 SETTINGS = {"ema": {"sweep": "end"}, "buffer": {"base_loss": "cpo", "buffer": {"refit_every": 2, "min_gain": -1e9}}}
 
 
-def main() -> None:
+def main() -> int:
     model, out, batch, accumulation = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     found = {}
     for estimator, rpo in SETTINGS.items():
@@ -39,8 +39,9 @@ def main() -> None:
         out.write_text(json.dumps(found))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
-    leave(0)  # the models hold the group: its threads would outlive the interpreter, which then aborts
+    # The models hold the group: its threads would outlive the interpreter, which then aborts.
+    call_and_leave(main)
