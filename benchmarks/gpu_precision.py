@@ -37,11 +37,11 @@ def compare(cfg: RunConfig) -> dict[str, Any]:
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
     from nemo_rpo.megatron.step.forward import REFERENCE_KEYS
-    from nemo_rpo.training import setup
+    from nemo_rpo.training import data_of_run, setup
     from nemo_rpo.training.reference.step0 import token_error
 
     device = parallel.initialize(cfg)
-    split = setup.open_splits(cfg)["train"]
+    split = data_of_run.open_splits(cfg)["train"]
     model = setup.build_model(cfg, setup.architecture_for(cfg, split.cache), split.cache, 1, device)
     batch = split.dataset.global_batch(0)
     found = asdict(token_error(model, batch, model.precision.name))

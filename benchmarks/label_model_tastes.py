@@ -104,6 +104,7 @@ def two(seeds: int) -> str:
 
 def one(seeds: int) -> str:
     kinds = {
+        "like care, 10 labels, 20 a pair": {"labels": 10, "votes": 20},
         "like care, 10 labels, 10 a pair": {"labels": 10, "votes": 10},
         "like care, 40 labels, 5 a pair": {"labels": 40, "votes": 5},
         "care N(1, 1.2²)": {"labels": 20, "votes": 5, "skill": (1.0, 1.2)},

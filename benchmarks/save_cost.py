@@ -72,7 +72,7 @@ def main() -> None:
     from nemo_rpo.em import AnnotatorReliability
     from nemo_rpo.megatron import parallel
     from nemo_rpo.megatron.model import MegatronGPTRPOModel
-    from nemo_rpo.training import setup
+    from nemo_rpo.training import data_of_run, setup
     from nemo_rpo.training.checkpoints import CheckpointStore
 
     torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def main() -> None:
         write_world(folder)
     dist.barrier()
     cfg: RunConfig = load_config(f"{folder}/run.yaml", [], notify=lambda text: None)
-    splits = setup.open_splits(cfg)
+    splits = data_of_run.open_splits(cfg)
     cache = splits["train"].cache
     model: MegatronGPTRPOModel = setup.build_model(
         cfg, setup.architecture_for(cfg, cache), cache, 1, torch.device("cpu")

@@ -52,13 +52,13 @@ def train(cfg: RunConfig, args: argparse.Namespace) -> dict[str, Any]:
     from nemo_rpo.em import AnnotatorReliability
     from nemo_rpo.megatron import model as engine
     from nemo_rpo.megatron import parallel
-    from nemo_rpo.training import setup
+    from nemo_rpo.training import data_of_run, setup
     from nemo_rpo.training.reference.source import find_references
 
     steps, annotators, clock, em_clock = args.steps, args.annotators, StepClock(args.operators), CallClock()
     torch.set_num_threads(args.threads)
     device = parallel.initialize(cfg)
-    splits = setup.open_splits(cfg)
+    splits = data_of_run.open_splits(cfg)
     split = splits.pop("train")  # the same pairs as "sweep", shuffled
     architecture = setup.architecture_for(cfg, split.cache)
     model = setup.build_model(cfg, architecture, split.cache, steps, device)

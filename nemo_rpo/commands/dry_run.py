@@ -20,7 +20,7 @@ from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.planning.card_counts import sizes
 from nemo_rpo.planning.hardware import MEMORY, hardware_named
 from nemo_rpo.planning.memory import peak_memory
-from nemo_rpo.training import setup
+from nemo_rpo.training import data_of_run, setup
 from nemo_rpo.training.logs.run_log import startup_text
 from nemo_rpo.training.schedule import Schedule
 
@@ -38,7 +38,7 @@ def print_dry_run(args: argparse.Namespace) -> None:
     world_size = on_ranks.ranks_of(args) * cfg.trainer.num_nodes
     on_ranks.check_run(cfg, world_size)
     setup.check_start(cfg)
-    read, start = setup.cache_spec(cfg, "train"), setup.starting_point(cfg)
+    read, start = data_of_run.cache_spec(cfg, "train"), setup.starting_point(cfg)
     tokenizer = PreferenceTokenizer.load(read.tokenizer)
     architecture = (
         setup.stored_architecture(start, cfg) if start else architecture_from_yaml(cfg.model, tokenizer.vocab_size)

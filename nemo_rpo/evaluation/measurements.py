@@ -52,7 +52,7 @@ def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
     cfg = target.cfg
     with engine(cfg) as device, _token_folder(cfg):
         from nemo_rpo.megatron.checkpoint.adapter.description import is_adapter
-        from nemo_rpo.training import setup
+        from nemo_rpo.training import data_of_run, setup
         from nemo_rpo.training.sweep import margins
 
         cfg.model.rpo.enabled = cfg.model.rpo.record = False
@@ -61,7 +61,7 @@ def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
         if base_loss(cfg.model).groups > 1:
             cfg.model.data.group_votes = False  # labels on one pair may be of annotators of different groups
         setup.check_start(cfg)
-        cache = setup.open_split(cfg, "train")
+        cache = data_of_run.open_split(cfg, "train")
         architecture = setup.architecture_for(cfg, cache)
         if not is_adapter(target.weights) and setup.stored_architecture(target.weights, cfg) != architecture:
             raise CheckpointError(
@@ -72,7 +72,7 @@ def measure(target: Target, group: int | None = None) -> tuple[Scores, str]:
         setup.target_loader(target.weights, architecture, cfg)(model.model)
         if model.loss.groups > 1 or group is not None:
             model.em.replace_weights(weights_for(target, model.loss.groups, cache.annotators.ids, group))
-        dataset = setup.dataset_of(cfg, cache, shuffle=False)
+        dataset = data_of_run.dataset_of(cfg, cache, shuffle=False)
 
         def batches() -> Iterator[list]:
             for batch in dataset.batches(range(len(dataset))):

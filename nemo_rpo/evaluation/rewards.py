@@ -53,10 +53,10 @@ def reward_rows(target: Target, rows: Sequence[PromptResponses]) -> list[dict[st
     cfg.model.context_parallel_size = 1  # no response is long enough to split: those ranks score for themselves
     loss = base_loss(cfg.model)
     with engine(cfg) as device:
-        from nemo_rpo.training import setup
+        from nemo_rpo.training.data_of_run import tokenizer_spec
 
         scorer = _Scorer.load(target, device)
-        tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(cfg))
+        tokenizer = PreferenceTokenizer.load(tokenizer_spec(cfg))
         tokens = [_tokens(tokenizer, row, text, scorer.room) for row in rows for text in row.responses]
         found = scorer.score([None if of is None else of for of in tokens])
     return list(_records(rows, tokens, found, loss, cfg.model.data.players))

@@ -72,10 +72,10 @@ class Speaker:
     @classmethod
     def load(cls, target: Target, settings: SpeakingSettings) -> Speaker:
         """Collective over the world: the weights are read."""
-        from nemo_rpo.training import setup
+        from nemo_rpo.training.data_of_run import tokenizer_spec
 
         architecture, chunks = loaded(target, "bf16")  # FP8 products want rows by the dozen; a token at a time has few
-        tokenizer = PreferenceTokenizer.load(setup.tokenizer_spec(target.cfg))
+        tokenizer = PreferenceTokenizer.load(tokenizer_spec(target.cfg))
         return cls(chunks, tokenizer, architecture.vocab_size, architecture.max_position_embeddings, settings)
 
     def ids(self, prompt: Text) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_rpo.config.load import config_to_yaml, print_on_first_rank
+from nemo_rpo.config.places import run_folder
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.config.splits import is_validation, metrics_split
 from nemo_rpo.config.validate import time_limit
@@ -38,7 +39,6 @@ def train(cfg: RunConfig) -> int:
     from nemo_rpo.megatron import parallel
     from nemo_rpo.training.process.run_lock import claimed
     from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
-    from nemo_rpo.training.setup import run_folder
 
     with StopRequest(started, time_limit(cfg)) as stop:
         device = parallel.initialize(cfg)
@@ -51,7 +51,7 @@ def train(cfg: RunConfig) -> int:
 
 def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequest) -> bool:
     """Returns whether the run came to its end."""
-    from nemo_rpo.training import resume, setup
+    from nemo_rpo.training import data_of_run, resume, setup
     from nemo_rpo.training.beliefs import read_beliefs
     from nemo_rpo.training.checkpoints import CheckpointStore
     from nemo_rpo.training.day_of_run import record_date
@@ -70,8 +70,8 @@ def _train_in(folder: Path, cfg: RunConfig, device: torch.device, stop: StopRequ
     store = CheckpointStore(folder / "checkpoints", cfg.exp_manager)
     checkpoint = resume.checkpoint_to_resume(cfg, store)
     setup.check_start(cfg)
-    record_date(folder, setup.tokenizer_spec(cfg), fresh=checkpoint is None)
-    splits = setup.open_splits(cfg)
+    record_date(folder, data_of_run.tokenizer_spec(cfg), fresh=checkpoint is None)
+    splits = data_of_run.open_splits(cfg)
     cache = splits["train"].cache
     if checkpoint is not None:
         resume.take_annotators(cfg, checkpoint, cache)

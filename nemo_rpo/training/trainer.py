@@ -22,6 +22,7 @@ from nemo_rpo.megatron.step.em import check_ranks_agree
 from nemo_rpo.training.adapters.adapter_facts import described
 from nemo_rpo.training.annotator_log import AnnotatorBook
 from nemo_rpo.training.checkpoints import CheckpointStore
+from nemo_rpo.training.data_of_run import Split
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
 from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
@@ -29,7 +30,6 @@ from nemo_rpo.training.profiling import StepProfiler
 from nemo_rpo.training.reference.kl_to_start import KLToStart, too_far
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of
-from nemo_rpo.training.setup import Split
 
 _RANKS_COMPARED_EVERY = 32  # steps; and before every checkpoint
 

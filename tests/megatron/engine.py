@@ -16,8 +16,8 @@ from nemo_rpo.config.validate import validate_config, validate_parallel
 if TYPE_CHECKING:
     from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
     from nemo_rpo.megatron.optim.optimizer import StepOutcome
+    from nemo_rpo.training.data_of_run import Split
     from nemo_rpo.training.reference.source import Reference
-    from nemo_rpo.training.setup import Split
 
 CONFIG = Path(__file__).with_name("tiny.yaml")
 
@@ -73,12 +73,12 @@ def engine(overrides: Sequence[str]) -> Iterator[Engine]:
 
     cpu.install()
     from nemo_rpo.megatron import parallel
-    from nemo_rpo.training import setup
+    from nemo_rpo.training import data_of_run, setup
     from nemo_rpo.training.reference.source import find_references
     from nemo_rpo.training.schedule import Schedule
 
     device = parallel.initialize(cfg)
-    splits = setup.open_splits(cfg)
+    splits = data_of_run.open_splits(cfg)
     cache = splits["train"].cache
     if "validation" in splits:
         splits["validation"].cache.use_annotators(cache.annotators, unknown=len(cache.annotators))

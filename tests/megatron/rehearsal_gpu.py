@@ -49,12 +49,12 @@ def rehearse(overrides: Sequence[str], faults: bool) -> dict[str, list[fake_gpu.
     """What was found in each stage of a step; with ``faults`` then in a forward with each of :data:`FAULTS`."""
     from nemo_rpo.config.validate import validate_config
     from nemo_rpo.megatron.model import MegatronGPTRPOModel
-    from nemo_rpo.training import setup
+    from nemo_rpo.training import data_of_run, setup
 
     cfg = config(overrides)
     cfg.trainer.accelerator, cfg.trainer.precision = "gpu", "bf16"
     validate_config(cfg)
-    splits = setup.open_splits(cfg)
+    splits = data_of_run.open_splits(cfg)
     cache = splits["train"].cache
     batch = splits["train"].dataset.global_batch(0)
     architecture = setup.architecture_for(cfg, cache)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo_rpo.config.places import run_folder
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError, MissingExtraError
 from nemo_rpo.training.logs.metrics import MetricsWriter, TensorBoardWriter, WandbWriter, metric_writers, read_metrics
 from nemo_rpo.training.logs.progress import Progress
 from nemo_rpo.training.logs.run_log import RunLog, startup_log
 from nemo_rpo.training.outputs.summary import AnnotatorRow, annotator_table, course_table, final_report
-from nemo_rpo.training.setup import run_folder
 
 
 class Terminal(io.StringIO):

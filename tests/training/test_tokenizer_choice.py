@@ -10,7 +10,7 @@ import yaml
 
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.errors import ConfigError
-from nemo_rpo.training.setup import tokenizer_spec
+from nemo_rpo.training.data_of_run import tokenizer_spec
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class TasteSettings:
 
     folds: int = 4
     min_gain: float = 3.0
-    gain_errors: float = 2.5
+    gain_errors: float = 2.0
     min_labels: int = 5
     min_annotators: int = 3
     differ: float = 0.3

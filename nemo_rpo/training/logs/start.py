@@ -13,9 +13,9 @@ from nemo_rpo.megatron.network.build import kernel_facts
 from nemo_rpo.megatron.parallel import world_size
 from nemo_rpo.training.adapters import adapter_facts
 from nemo_rpo.training.beliefs import Beliefs
+from nemo_rpo.training.data_of_run import Split
 from nemo_rpo.training.logs.run_log import startup_log
 from nemo_rpo.training.schedule import Schedule
-from nemo_rpo.training.setup import Split
 
 
 def log_start(

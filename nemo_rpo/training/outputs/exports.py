@@ -25,9 +25,10 @@ from nemo_rpo.megatron.checkpoint.nemo.exporter import export_nemo
 from nemo_rpo.megatron.model import MegatronGPTRPOModel
 from nemo_rpo.megatron.network.autobridge import export_bridge
 from nemo_rpo.megatron.network.lora.switch import merged
+from nemo_rpo.training.data_of_run import tokenizer_spec
 from nemo_rpo.training.origin import weights_fingerprint
 from nemo_rpo.training.process.rank0 import on_first_rank
-from nemo_rpo.training.setup import starting_point, tokenizer_spec
+from nemo_rpo.training.setup import starting_point
 
 _HF_FOLDER, _NEMO_FILE, ADAPTER_FOLDER = "hf", "policy.nemo", "adapter"
 _WANTED = "exp_manager.checkpoint_callback_params"

@@ -21,13 +21,13 @@ def score(cfg: RunConfig, per_token: bool) -> None:
     """
     use_accelerator(cfg)
     from nemo_rpo.megatron import parallel
-    from nemo_rpo.training import setup
+    from nemo_rpo.training import data_of_run, setup
     from nemo_rpo.training.reference.source import compute_and_write, reference_files
 
     cfg.model.rpo.reference = "cached"  # no second copy of the weights: the model's own are the reference's
     device = parallel.initialize(cfg)
     setup.check_start(cfg)
-    splits = setup.open_splits(cfg)
+    splits = data_of_run.open_splits(cfg)
     cache = splits["train"].cache
     model = setup.build_model(cfg, setup.architecture_for(cfg, cache), cache, total_steps=1, device=device)
     for name, split, path in reference_files(cfg, splits):

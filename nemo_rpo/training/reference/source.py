@@ -10,16 +10,17 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from nemo_rpo.config.places import run_folder
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.truncation import TRUNCATION_RULE
 from nemo_rpo.megatron.model import Batch, MegatronGPTRPOModel
+from nemo_rpo.training.data_of_run import Split, cache_spec
 from nemo_rpo.training.origin import reference_path, weights_fingerprint
 from nemo_rpo.training.process.rank0 import on_first_rank
 from nemo_rpo.training.reference import file as reference_file
 from nemo_rpo.training.reference import precompute
 from nemo_rpo.training.reference.file import Logprobs, MadeWith
 from nemo_rpo.training.reference.precompute import CachedReference
-from nemo_rpo.training.setup import Split, cache_spec, run_folder
 
 
 class Reference(Protocol):
