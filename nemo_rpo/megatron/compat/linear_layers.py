@@ -15,9 +15,26 @@ from nemo_rpo.megatron.compat.transformer_engine import normalises
 def is_column_parallel(layer: torch.nn.Module) -> bool | None:
     """Whether a layer is column- or row-parallel, by the name of its class or of one that it extends; None: neither."""
     names = [kind.__name__ for kind in type(layer).__mro__]
-    if any(name.endswith("ColumnParallelLinear") for name in names):
+    if any(name.endswith(("ColumnParallelLinear", "ColumnParallelGroupedLinear")) for name in names):
         return True
-    return False if any(name.endswith("RowParallelLinear") for name in names) else None
+    return False if any(name.endswith(("RowParallelLinear", "RowParallelGroupedLinear")) for name in names) else None
+
+
+@reaches("transformer_engine.pytorch:GroupedLinear[num_gemms, weight]")
+def weights_of(layer: torch.nn.Module) -> list[Tensor]:
+    """The layer's matrix, or those of a grouped layer, one an expert; empty where it keeps them in another way.
+
+    Reason: Transformer Engine's grouped layer has ``weight0``, ``weight1``, … and no list of them.
+    """
+    if not is_grouped(layer):
+        return [layer.weight]
+    found = [getattr(layer, f"weight{number}", None) for number in range(layer.num_gemms)]
+    return [] if any(weight is None for weight in found) else found
+
+
+def is_grouped(layer: torch.nn.Module) -> bool:
+    """Whether a layer is many, one an expert, that run as one product."""
+    return any(kind.__name__.endswith("GroupedLinear") for kind in type(layer).__mro__)
 
 
 @reaches(
