@@ -15,7 +15,7 @@ from nemo_rpo.config.adapters.targets import targets_in
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.checkpoint.huggingface.sharding import adapter_shards
 from nemo_rpo.megatron.network.build import build_model_chunks
-from nemo_rpo.megatron.network.lora.attachment import adapters, attach
+from nemo_rpo.megatron.network.lora.attachment import adapters, attach, start_afresh
 from nemo_rpo.megatron.network.lora.sharded import sharded_adapters
 from nemo_rpo.megatron.network.lora.switch import switched_off
 
@@ -84,6 +84,7 @@ def grouped(step: Engine, cfg: RunConfig) -> dict[str, bool]:
     group_experts(other)
     targets = targets_in(step.model.architecture, peft.lora_tuning.target_modules)
     attach(other, other.config, peft, targets, cfg.model.seed)
+    start_afresh([chunk])
     said = {"starts alike": _equal(chunk, other)}
     with torch.no_grad():
         for model in (chunk, other):

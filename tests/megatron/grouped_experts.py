@@ -1,4 +1,4 @@
-"""Experts of a model as Transformer Engine groups them: one layer for all of a rank's, with ``weight0``, ``weight1``, …,
+"""Experts of a model as Transformer Engine groups them: one layer for all of a rank's, with ``weight0``, ``weight1`` …,
 which is given the tokens of each. A stand-in for its contract, with torch's products.
 """
 

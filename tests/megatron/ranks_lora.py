@@ -78,6 +78,7 @@ def look(step: Engine, out: Path, name: str) -> dict[str, Any]:
     """Everything about one layout; figures for the test, files beside them."""
     chunks, cfg = step.model.model, step.cfg
     said: dict[str, Any] = {"trained": trained_weights(chunks), "log": facts(cfg, step.model)}
+    said["trained here"] = sum(of.numel() for chunk in chunks for of in chunk.parameters() if of.requires_grad)
     with step.model.evaluating():
         fresh = logits(chunks)
         with switched_off(chunks):

@@ -22,7 +22,9 @@ from lora_figures import hugging_face, logits_of, whole
 from safetensors.torch import load_file
 from torchrun import run_ranks
 
+from nemo_rpo.config.adapters.adapter_size import adapter_weights
 from nemo_rpo.config.load import load_config
+from nemo_rpo.megatron.checkpoint.adapter.description import read_description
 from nemo_rpo.megatron.checkpoint.huggingface.config import architecture_from_hf
 from nemo_rpo.megatron.checkpoint.index import read_index
 from nemo_rpo.planning.memory import stage_memory
@@ -90,11 +92,14 @@ LAYOUTS: dict[int, dict[str, list[str]]] = {
 }
 FAMILIES = {1: [], 2: [f"{EP}2"]}  # others, under one layout of each number of ranks
 WITH_ADAPTERS = FAMILIES | {4: LAYOUTS[4]["PP=2, EP=2"]}
+PLAIN = "model.optim.name=adam"  # whose gradients are whole on every rank
 MERGED, MATRICES = "looked at, merged, grouped", "looked at, each matrix"
 LOOKED: dict[int, dict[str, list[str]]] = {
-    1: {MERGED: EXPERTS_TOO, MATRICES: EACH_MATRIX},
-    2: {"looked at, each matrix, TP=2, SP, grouped": [*EACH_MATRIX, f"{TP}2", SEQUENCE]},
-    4: {"looked at, TP=2, SP, EP=2, experts' TP=2": [*EXPERTS_TOO, *LAYOUTS[4]["TP=2, SP, EP=2, experts' TP=2"]]},
+    1: {MERGED: [*EXPERTS_TOO, PLAIN], MATRICES: [*EACH_MATRIX, PLAIN]},
+    2: {"looked at, each matrix, TP=2, SP, grouped": [*EACH_MATRIX, PLAIN, f"{TP}2", SEQUENCE]},
+    4: {
+        "looked at, TP=2, SP, EP=2, experts' TP=2": [*EXPERTS_TOO, PLAIN, *LAYOUTS[4]["TP=2, SP, EP=2, experts' TP=2"]]
+    },
 }
 ALIKE = {name: MATRICES if "each matrix" in name else MERGED for of in LOOKED.values() for name in of}
 ADAPTED: dict[int, dict[str, list[str]]] = {
@@ -151,6 +156,8 @@ def folder_of(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
             runs["router's losses"] = run(AUX)
             runs["half, one rank"] = run([SAVES], steps=2)
             runs["EP=2, resumed on one rank"] = run([], after=folders[2] / "half, EP=2")
+            second = f"model.peft.restore_from_path={folders[2] / 'adapted, EP=2' / 'adapter'}"
+            runs["adapted, second round"] = run([*EXPERTS_TOO, second], steps=1)
             runs["adapted, EP=2, on one rank"] = run(EXPERTS_TOO, after=folders[2] / "adapted, EP=2" / SECOND)
         if ranks == 4:
             again = [*EXPERTS_TOO, *LAYOUTS[4]["PP=2, EP=2"]]
@@ -251,20 +258,29 @@ def test_adapters_stand_outside_of_experts_and_give_the_same_numbers(
     "name", [f"adapted, {name}" for of in ADAPTED.values() for name in of if name != "one rank"] + list(RESUMED)
 )
 def test_adapters_of_experts_give_the_same_numbers(name: str, launched: Callable[[str], Figures]) -> None:
-    found = differences(launched(name), launched("adapted, one rank"))
-    assert max(found.values()) <= TOLERANCE and launched(name)[0]["margin"] == 0, found
+    figures, expected = launched(name), launched("adapted, one rank")
+    found = differences(figures, expected[-len(figures) :])
+    assert max(found.values()) <= TOLERANCE, found
+    assert len(figures) == 1 if name in RESUMED else figures[0]["margin"] == 0
 
 
 def test_adapters_of_experts_are_trained_and_resumed_to_the_bit(
     launched: Callable[[str], Figures], folder_of: Callable[[str], Path]
 ) -> None:
-    assert launched("adapted, EP=2, resumed") == launched("adapted, EP=2")
+    assert launched("adapted, EP=2, resumed") == launched("adapted, EP=2")[-1:]
     one, again = (load_file(folder_of(name) / PEFT) for name in ("adapted, EP=2", "adapted, EP=2, resumed"))
     assert one.keys() == again.keys() and all(torch.equal(one[key], again[key]) for key in one)
     assert any(of.abs().max() > 1e-3 for key, of in one.items() if "experts" in key and "lora_B" in key)
     index = read_index(folder_of("adapted, EP=2") / SECOND)
     weights = {key for key in index if not key.startswith(("em.", "random."))}
     assert all(".adapter.linear_" in key for key in weights) and any("experts.experts" in key for key in weights)
+
+
+def test_adapters_of_experts_start_a_second_round(launched: Callable[[str], Figures]) -> None:
+    """They are its reference too; the first round's third step began with other adapters, and other gradients."""
+    [first] = launched("adapted, second round")
+    assert first["margin"] == 0
+    assert all(abs(first["grad_norm"] - of["grad_norm"]) > 1e-3 for of in launched("adapted, EP=2"))
 
 
 @pytest.mark.parametrize("layout", ALIKE)
@@ -277,12 +293,24 @@ def test_the_base_is_a_switch_away_from_adapted_experts(layout: str, looked_at: 
         assert one["trained"] == looked_at(ALIKE[layout])[0]["trained"]
 
 
+@pytest.mark.parametrize("layout", ALIKE)
+def test_the_planner_counts_the_adapters_that_the_ranks_have(
+    layout: str, world: Path, looked_at: Callable[[str], list[Any]]
+) -> None:
+    architecture, everyones = architecture_from_hf(world / "glm4_moe"), looked_at(layout)
+    given = next(of[layout] for of in LOOKED.values() if layout in of)
+    cfg = load_config(str(CONFIG), ["model.data.data_prefix.train=none", *given], notify=lambda text: None)
+    for one in everyones:
+        assert stage_memory(cfg, architecture, len(everyones), 0).gradients == 4 * one["trained here"]
+    assert adapter_weights(architecture, cfg.model.peft) == everyones[0]["trained"][0]
+
+
 @pytest.mark.parametrize("layout", [name for name, one in ALIKE.items() if name != one])
 def test_gradients_of_experts_adapters_are_those_of_one_rank(layout: str, folder_of: Callable[[str], Path]) -> None:
     """On every rank that has them: what is whole where experts are split is summed over the ranks that split them."""
     found, expected = (whole(folder_of(f"{name}.run").parent, name) for name in (layout, ALIKE[layout]))
     assert found.keys() == expected.keys() and len(found) == 2 * (4 * 2 + 2 + 3 * 4 * 2)
-    assert sum(of.abs().max() > 1e-6 for key, of in expected.items() if "experts" in key) > 30  # others have no tokens
+    assert sum(of.abs().max() > 1e-6 for key, of in expected.items() if "experts" in key) > 20  # others have no tokens
     for key, gradient in expected.items():
         torch.testing.assert_close(
             found[key], gradient, atol=2e-6, rtol=1e-5, msg=lambda text, key=key: f"{key}:{text}"
@@ -291,7 +319,7 @@ def test_gradients_of_experts_adapters_are_those_of_one_rank(layout: str, folder
 
 def test_an_expert_with_its_adapter_is_one_with_merged_matrices(looked_at: Callable[[str], list[Any]]) -> None:
     twin = looked_at(MERGED)[0]["twin"]
-    assert twin["adapters"] == 2 * 4 and twin["reached"] >= 0.75
+    assert twin["adapters"] == 2 * 4 and twin["reached"] >= 0.5  # of the group that tokens choose
     assert twin["output"] < 1e-5 and twin["gradients"] < 1e-5, twin
 
 
@@ -305,13 +333,21 @@ def test_adapters_beside_grouped_experts_are_those_beside_single_ones(
 
 
 @pytest.mark.parametrize("layout", ALIKE)
-def test_peft_and_transformers_load_adapted_experts(layout: str, folder_of: Callable[[str], Path], world: Path) -> None:
+def test_peft_and_transformers_load_adapted_experts(
+    layout: str, folder_of: Callable[[str], Path], world: Path, tmp_path: Path
+) -> None:
+    """And what peft saves of it is what it has read, and is read as the same adapter."""
     peft = pytest.importorskip("peft")
     folder = folder_of(f"{layout}.run")
     shaken = load_file(folder.with_name(f"{layout}.logits"))["shaken"]
     beside = peft.PeftModel.from_pretrained(hugging_face(world / "glm4_moe"), folder / "adapter")
     torch.testing.assert_close(logits_of(beside), shaken, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits_of(hugging_face(folder / "hf")), shaken, atol=1e-5, rtol=0)
+    beside.save_pretrained(tmp_path)
+    mine, theirs = read_description(folder / "adapter"), read_description(tmp_path)
+    assert (mine.rank, mine.scale, set(mine.matrices)) == (theirs.rank, theirs.scale, set(theirs.matrices))
+    one, other = (load_file(at / "adapter_model.safetensors") for at in (folder / "adapter", tmp_path))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 # --- what holds beside the trajectory

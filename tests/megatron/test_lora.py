@@ -231,7 +231,9 @@ REFUSED = {
     "q_prj": "there is no layer q_prj (did you mean q_proj?); known: linear_qkv, linear_proj",
     "lm_head": "lm_head is read by the loss itself (and may be tied to the embedding) and takes no adapter",
     "linear_qkv,q_proj": "has both linear_qkv and q_proj, a part of it",
-    "experts.linear_fc1": "experts have no adapters here",
+    "shared_experts.linear_fc1": "shared_experts.linear_fc1: shared experts have no adapters here",
+    "expert.linear_fc1": "there is no layer expert.linear_fc1 (did you mean experts.linear_fc1?)",
+    "experts,experts.up_proj": "has both experts.linear_fc1 and experts.up_proj, a part of it",
     "": "target_modules is empty",
 }
 

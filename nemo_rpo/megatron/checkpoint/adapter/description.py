@@ -22,6 +22,10 @@ from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, read_run
 
 PEFT_CONFIG, PEFT_WEIGHTS, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "nemo_rpo_adapter.json"
 LORA = "lora"  # the entry of run.json
+SINGLE_EXPERTS = (
+    "has adapters of single experts, as of transformers 4: load it into its base with peft on transformers 5, and save "
+    "it again"
+)
 _TUNING = "model.peft.lora_tuning"
 # What peft's adapters may have beside A and B; another value than these would be another function.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -98,23 +102,25 @@ def read_description(path: Path) -> AdapterDescription:
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise CheckpointError(f"{where} has r={rank} and lora_alpha={alpha}, which are no rank and scale")
     parameters = config.get("target_parameters") or []
-    for key, value in (("rank_pattern", rank), ("alpha_pattern", alpha)):
-        if not _doubles_gate_up(config.get(key) or {}, value) or bool(config.get(key)) != bool(
-            config.get("rank_pattern")
-        ):
-            raise CheckpointError(
-                f"{where}: {key}={config[key]} is more than one rank and scale: merge it into its base"
-            )
+    if not _doubles_gate_up(config.get("rank_pattern"), config.get("alpha_pattern"), rank, alpha):
+        raise CheckpointError(f"{where}: rank_pattern or alpha_pattern is more than one rank and scale: merge it")
     named = tuple(beside["matrices"]) if "matrices" in beside else None
     if named is None and isinstance(modules, list):
+        if {"w1", "w2", "w3"}.intersection(str(name).rpartition(".")[2] for name in modules):
+            raise CheckpointError(f"{path} {SINGLE_EXPERTS}")
         names = {str(name).rpartition(".")[2] for name in modules} | {of for name in parameters for of in _within(name)}
         named = tuple(named_by_hugging_face(resolve_targets(sorted(names))))
     return AdapterDescription(rank, alpha / rank, named, beside.get("base"))
 
 
-def _doubles_gate_up(pattern: Mapping[str, Any], value: float) -> bool:
-    """Whether nothing but experts' gate and up, as one tensor with an A each, has twice the ``value``."""
-    return all(name.endswith(GATE_UP) and of == 2 * value for name, of in pattern.items())
+def _doubles_gate_up(
+    ranks: Mapping[str, Any] | None, alphas: Mapping[str, Any] | None, rank: int, alpha: float
+) -> bool:
+    """Whether nothing but experts' gate and up, as one tensor with an A each, has twice the rank, and twice the α."""
+    ranks, alphas = ranks or {}, alphas or {}
+    return ranks.keys() == alphas.keys() and all(
+        name.endswith(GATE_UP) and (ranks[name], alphas[name]) == (2 * rank, 2 * alpha) for name in ranks
+    )
 
 
 def _within(parameter: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from nemo_rpo.config.adapters.targets import MATRICES, SETTING, targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.adapter.adapter_mapping import adapter_tensors
-from nemo_rpo.megatron.checkpoint.adapter.description import PEFT_WEIGHTS
+from nemo_rpo.megatron.checkpoint.adapter.description import PEFT_WEIGHTS, SINGLE_EXPERTS
 from nemo_rpo.megatron.checkpoint.adapter.fused_experts import FusedTensor, fused_tensors
 from nemo_rpo.megatron.checkpoint.huggingface.importer import fill_shards
 from nemo_rpo.megatron.checkpoint.huggingface.mapping import hf_shapes, megatron_tensors
@@ -24,7 +25,7 @@ from nemo_rpo.megatron.checkpoint.huggingface.sharding import adapter_shards
 from nemo_rpo.megatron.checkpoint.huggingface.weights import open_safetensors
 
 
-class _PeftWeights:
+class PeftWeights:
     """The tensors of ``adapter_model.safetensors``, those of experts apart; every rank checks all of them alike.
 
     ``fused``: peft's tensors of all experts, which are looked into.
@@ -53,6 +54,8 @@ class _PeftWeights:
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Raises :class:`CheckpointError`: a tensor is missing, of another shape, or left over."""
+        if any(re.search(r"\.experts\.\d+\.", name) for name in self._stored):
+            raise CheckpointError(f"{self.path} {SINGLE_EXPERTS}")
         copied = {copy for copies in self._copies.values() for copy in copies}
         expected = {name: shape for name, shape in shapes.items() if name not in self._within}
         expected |= {one.name: one.stored_shape for one in self._fused}
@@ -111,7 +114,7 @@ def load_peft(chunks: Sequence[torch.nn.Module], folder: Path, architecture: GPT
     targets = targets_in(architecture, peft.lora_tuning.target_modules)
     base, rank = megatron_tensors(architecture), peft.lora_tuning.adapter_dim
     made, fused = adapter_tensors(base, targets, rank), partial(fused_tensors, base, targets, rank)
-    weights = _PeftWeights(folder / PEFT_WEIGHTS, made.copies, fused)
+    weights = PeftWeights(folder / PEFT_WEIGHTS, made.copies, fused)
     weights.check(hf_shapes(made.tensors), tied=False)
     fill_shards(sorted(adapter_shards(chunks), key=lambda shard: shard.key), made.tensors, weights)
     load_reward_head(chunks, folder)
