@@ -24,7 +24,6 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.random import get_expert_parallel_rng_tracker_name
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from nemo_rpo.megatron.compat.linear_layers import adapted_output, is_grouped
 from nemo_rpo.megatron.network.lora.adapter import ADAPTER, LowRankAdapter, put_beside
@@ -123,7 +122,7 @@ def add_up_gradients(chunks: Sequence[torch.nn.Module]) -> None:
     found = [of.main_grad for chunk in chunks for of in chunk.parameters() if is_whole(of)]
     if group.size() == 1 or not found:
         return
-    joined = _flatten_dense_tensors(found)
+    joined = torch.cat([gradient.flatten() for gradient in found])
     dist.all_reduce(joined, group=group)
-    for gradient, summed in zip(found, _unflatten_dense_tensors(joined, found), strict=True):
-        gradient.copy_(summed)
+    for gradient, summed in zip(found, joined.split([gradient.numel() for gradient in found]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
