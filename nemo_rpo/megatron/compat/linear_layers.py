@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.megatron.compat.places import reaches
-from nemo_rpo.megatron.compat.transformer_engine import normalises
+from nemo_rpo.megatron.compat.transformer_engine import grouped_weights, normalises
 
 
 def is_column_parallel(layer: torch.nn.Module) -> bool | None:
@@ -20,16 +20,9 @@ def is_column_parallel(layer: torch.nn.Module) -> bool | None:
     return False if any(name.endswith(("RowParallelLinear", "RowParallelGroupedLinear")) for name in names) else None
 
 
-@reaches("transformer_engine.pytorch:GroupedLinear[num_gemms, weight]")
 def weights_of(layer: torch.nn.Module) -> list[Tensor]:
-    """The layer's matrix, or those of a grouped layer, one an expert; empty where it keeps them in another way.
-
-    Reason: Transformer Engine's grouped layer has ``weight0``, ``weight1``, … and no list of them.
-    """
-    if not is_grouped(layer):
-        return [layer.weight]
-    found = [getattr(layer, f"weight{number}", None) for number in range(layer.num_gemms)]
-    return [] if any(weight is None for weight in found) else found
+    """The layer's matrix, or those of a grouped layer, one an expert; empty where it keeps them in another way."""
+    return grouped_weights(layer) if is_grouped(layer) else [layer.weight]
 
 
 def is_grouped(layer: torch.nn.Module) -> bool:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from nemo_rpo.config.adapters.targets import ALL_MATRICES, EXPERTS, Targets
-from nemo_rpo.megatron.checkpoint.huggingface.tensors import MegatronTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nemo_rpo.megatron.checkpoint.huggingface.tensors import MegatronTensor
 
 PREFIX = "base_model.model."
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
