@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.utils import get_model_config
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from nemo_rpo.megatron.batch.loss_inputs import StepNeeds
 from nemo_rpo.megatron.frozen_policy import ReferencePolicy, evaluation_mode
 from nemo_rpo.megatron.network.build import build_model_chunks
 from nemo_rpo.megatron.network.lora.attachment import has_adapters, start_afresh
+from nemo_rpo.megatron.network.lora.expert_adapter import finish_gradients
 from nemo_rpo.megatron.network.precision import Precision
 from nemo_rpo.megatron.optim.optimizer import (
     StepOutcome,
@@ -148,7 +148,7 @@ class MegatronGPTRPOModel:
         configuration would create a reference cycle through autograd nodes, which Python's GC cannot collect.
         """
         config = self.config
-        config.finalize_model_grads_func = finalize_model_grads
+        config.finalize_model_grads_func = finish_gradients
         one = len(self.model) == 1
         if self.cfg.model.optim.overlap_grad_sync:
             config.no_sync_func = self.model[0].no_sync if one else [chunk.no_sync for chunk in self.model]

@@ -25,7 +25,8 @@ A layer of E experts, of which a token has k, is as the above with f of the shar
 if every expert gets its share of the tokens. A rank whose experts are liked better has more: nothing is dropped.
 
 Under LoRA gradients and optimizer are those of the adapters alone, whose r numbers between A and B come to the
-activations; the base stays as it is, and is the reference without a copy.
+activations (of an expert's, with each of the k t'/t tokens that it brings); the base stays as it is, and is the
+reference without a copy.
 
 Full recomputation leaves 2h a layer (every ``num_layers``-th under ``uniform``), and the layers that are being
 recomputed in full once. Selective recomputation repeats the attention's core, whose scores flash attention does not
@@ -37,7 +38,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from nemo_rpo.config.adapters.adapter_size import layer_adapter_activations, layer_adapter_weights
+from nemo_rpo.config.adapters.adapter_size import (
+    expert_adapter_activations,
+    expert_adapter_weights,
+    layer_adapter_activations,
+    layer_adapter_weights,
+)
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.arithmetic.flops import ExpertLayer, layer_matrix_weights
 from nemo_rpo.config.experts.expert_shape import expert_tensor_size
@@ -106,12 +112,15 @@ def stage_memory(cfg: RunConfig, architecture: GPTArchitecture, world_size: int,
     dense, of_experts = layers_on_a_gpu(model, architecture, layers)
     dense += tables * table / tensor + last * architecture.hidden_size
     adapters = sum(layer_adapter_weights(architecture, model.peft, layer, tensor) for layer in layers)
-    weights = dense + of_experts + adapters
+    expert_tensor, expert_ranks = expert_tensor_size(model), model.expert_model_parallel_size
+    here = 0 if architecture.experts is None else architecture.experts.num_moe_experts / expert_ranks
+    of_adapted = sum(here * expert_adapter_weights(architecture, model.peft, layer, expert_tensor) for layer in layers)
+    weights = dense + of_experts + adapters + of_adapted
     if model.peft.lora:
-        dense, of_experts = adapters, 0
+        dense, of_experts = adapters, of_adapted
     trained = dense + of_experts
     distributed = model.optim.name == "distributed_fused_adam"
-    expert_shards = world_size // (expert_tensor_size(model) * model.expert_model_parallel_size * pipeline)
+    expert_shards = world_size // (expert_tensor * expert_ranks * pipeline)
     stepped = dense / shards + of_experts / expert_shards if distributed else trained
     tokens = micro_batch_tokens(model) / context
     in_flight = min(pipeline - stage, micro_batches)
@@ -166,7 +175,8 @@ def _layer_bytes(model: ModelConfig, architecture: GPTArchitecture, has_experts:
     if not has_experts:
         return norms + (attention + inside * architecture.ffn_hidden_size) / tensor + between
     e = architecture.experts
-    chosen = e.moe_router_topk * (4 * h * expert_tensor_size(model) + inside * e.moe_ffn_hidden_size)
+    brought = 4 * h + 2 * expert_adapter_activations(model.peft)
+    chosen = e.moe_router_topk * (brought * expert_tensor_size(model) + inside * e.moe_ffn_hidden_size)
     shared = inside * (e.moe_shared_expert_intermediate_size or 0)
     return norms + (attention + shared + chosen + 8 * e.num_moe_experts) / tensor + between
 

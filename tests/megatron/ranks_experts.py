@@ -2,7 +2,9 @@
 and of validation, and how many weights each rank has.
 
 ``argv``: the world's folder, the folder to write to, and a JSON object of name → ``{"model", "overrides", "after",
-"count", "validates"}``; of a run that goes on from another one ``after`` is that run's folder, which is copied.
+"count", "validates"}``; of a run that goes on from another one ``after`` is that run's folder, or a checkpoint of it,
+which is copied. What ``looks`` is not trained, but looked at as in ``ranks_lora.py``, and compared
+(:mod:`expert_adapters`).
 """
 
 from __future__ import annotations
@@ -37,6 +39,20 @@ def weights_of_ranks(cfg: RunConfig, dist: Any) -> list[tuple[int, int]]:
     return found
 
 
+def look_at(name: str, overrides: list[str], out: Path) -> None:
+    import ranks_lora
+    from engine import engine
+    from expert_adapters import against_merged_matrices, grouped
+
+    with engine(overrides) as step:
+        said = ranks_lora.look(step, out, name)
+        if "grouped" in name:
+            said["grouped"] = grouped(step, step.cfg)
+        if "merged" in name:
+            said["twin"] = against_merged_matrices(step)
+    (out / f"{name}.{os.environ['RANK']}.json").write_text(json.dumps(said), encoding="utf-8")
+
+
 def main() -> None:
     world, out, runs = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     from nemo_rpo.megatron import cpu
@@ -50,12 +66,16 @@ def main() -> None:
     for name, run in runs.items():
         folder = out / name
         if run["after"] and rank0:
-            shutil.copytree(run["after"], folder)
+            after = Path(run["after"])
+            shutil.copytree(after, folder / "checkpoints" / after.name if after.name.startswith("step=") else folder)
         given = [*places(world, folder), f"pretrained_checkpoint.restore_from_path={world / run['model']}"]
         if run["validates"]:
             held_out = world / "validation.jsonl"
             given += [f"model.data.data_prefix.validation={held_out}", "trainer.dpo.val_check_interval=1"]
         cfg = config([*given, *run["overrides"]])
+        if run["looks"]:
+            look_at(name, [*given, *run["overrides"]], out)
+            continue
         weights = weights_of_ranks(cfg, dist) if run["count"] else None
         train(cfg)
         assert not dist.is_initialized()

@@ -50,7 +50,8 @@ def shake(chunks: list[torch.nn.Module]) -> None:
     """B of numbers that depend on the place in the whole tensor alone."""
     for shard in adapter_shards(chunks):
         if "linear_out" in shard.key:
-            seed = int.from_bytes(hashlib.sha256(f"{shard.key}{shard.layer}".encode()).digest()[:4], "big")
+            place = f"{shard.key}{shard.layer}" + ("" if shard.expert is None else f" {shard.expert}")
+            seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "big")
             whole = torch.randn(shard.global_shape, generator=torch.Generator().manual_seed(seed)) * 0.05
             block = tuple(slice(o, o + n) for o, n in zip(shard.offset, shard.data.shape, strict=True))
             shard.data.copy_(whole[block])
@@ -58,10 +59,11 @@ def shake(chunks: list[torch.nn.Module]) -> None:
 
 def pieces(chunks: list[torch.nn.Module]) -> dict[str, torch.Tensor]:
     """The adapters of this rank by place."""
-    return {
-        f"{s.key}@{s.layer}@{','.join(map(str, s.offset))}@{','.join(map(str, s.global_shape))}": s.data.clone()
-        for s in adapter_shards(chunks)
-    }
+    found = {}
+    for s in adapter_shards(chunks):
+        offset, shape = (",".join(map(str, numbers)) for numbers in (s.offset, s.global_shape))
+        found[f"{s.key}@{s.layer} {s.expert}@{offset}@{shape}"] = s.data.clone()
+    return found
 
 
 @torch.no_grad()
@@ -76,6 +78,7 @@ def look(step: Engine, out: Path, name: str) -> dict[str, Any]:
     """Everything about one layout; figures for the test, files beside them."""
     chunks, cfg = step.model.model, step.cfg
     said: dict[str, Any] = {"trained": trained_weights(chunks), "log": facts(cfg, step.model)}
+    said["trained here"] = sum(of.numel() for chunk in chunks for of in chunk.parameters() if of.requires_grad)
     with step.model.evaluating():
         fresh = logits(chunks)
         with switched_off(chunks):

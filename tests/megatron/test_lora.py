@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("megatron.core", reason="the engine needs megatron-core: pip install 'nemo-rpo[mcore]'")
 from engine import CONFIG, places
+from lora_figures import hugging_face, logits_of, whole
 from safetensors.torch import load_file
 from torchrun import run_process, run_ranks
 
@@ -79,19 +80,6 @@ def said(ran: Path, layout: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(ran.glob(f"{layout}.[0-9].json"))]
 
 
-def whole(ran: Path, layout: str) -> dict[str, torch.Tensor]:
-    """The gradient of every adapter, put together from the ranks' parts; each number of a rank that has it is equal."""
-    found: dict[str, torch.Tensor] = {}
-    for path in sorted(ran.glob(f"{layout}.gradients.*")):
-        for place, data in load_file(path).items():
-            key, layer, offset, shape = place.split("@")
-            block = tuple(slice(o, o + n) for o, n in zip(map(int, offset.split(",")), data.shape, strict=True))
-            one = found.setdefault(f"{key}@{layer}", torch.full([*map(int, shape.split(","))], torch.nan))
-            assert one[block].isnan().all() or torch.equal(one[block], data), f"{place} differs between ranks"
-            one[block] = data
-    return found
-
-
 @pytest.mark.parametrize("layout", ALIKE)
 def test_the_base_is_a_switch_away(ran: Path, layout: str) -> None:
     """To the bit: a new adapter is its base, one that is switched off too, and weights come back after a merge."""
@@ -137,18 +125,6 @@ def test_gradients_are_those_of_one_rank(ran: Path, layout: str) -> None:
     logits, others = load_file(ran / f"{layout}.logits"), load_file(ran / f"{ALIKE[layout]}.logits")
     for which in logits:
         torch.testing.assert_close(logits[which], others[which], atol=1e-5, rtol=0)
-
-
-def hugging_face(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
-    path = folder / "model" if (folder / "model").is_dir() else folder
-    return transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    ids = torch.randint(3, 43, (2, 24), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model.eval()(ids).logits
 
 
 @pytest.mark.parametrize("layout", ALIKE)
@@ -255,7 +231,9 @@ REFUSED = {
     "q_prj": "there is no layer q_prj (did you mean q_proj?); known: linear_qkv, linear_proj",
     "lm_head": "lm_head is read by the loss itself (and may be tied to the embedding) and takes no adapter",
     "linear_qkv,q_proj": "has both linear_qkv and q_proj, a part of it",
-    "experts.linear_fc1": "experts have no adapters here",
+    "shared_experts.linear_fc1": "shared_experts.linear_fc1: shared experts have no adapters here",
+    "expert.linear_fc1": "there is no layer expert.linear_fc1 (did you mean experts.linear_fc1?)",
+    "experts,experts.up_proj": "has both experts.linear_fc1 and experts.up_proj, a part of it",
     "": "target_modules is empty",
 }
 

@@ -16,7 +16,7 @@ class LoraTuningConfig:
     alpha: Positive | None = None  # α; null: adapter_dim, a scale of 1
     adapter_dropout: Fraction = 0.0  # of an adapter's input
     # Megatron's names (linear_qkv, …: one A for all that the layer is made of), NeMo's (attention_qkv, mlp, all) or
-    # Hugging Face's (q_proj, …: an A each), see nemo_rpo.config.adapters.targets.
+    # Hugging Face's (q_proj, …: an A each), see nemo_rpo.config.adapters.targets; experts, where they are named.
     target_modules: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"])
     column_init_method: Literal["xavier", "kaiming"] = "xavier"  # of A (kaiming: peft's); B starts at 0
 

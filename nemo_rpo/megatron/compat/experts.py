@@ -1,4 +1,4 @@
-"""The router of a mixture of experts where Transformer Engine is absent."""
+"""The router of a mixture of experts where Transformer Engine is absent, and where its experts are."""
 
 from __future__ import annotations
 
@@ -20,3 +20,27 @@ def route_without_transformer_engine() -> None:
 
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
+
+
+@reaches(
+    "megatron.core.transformer.moe.experts:SequentialMLP[local_experts]",
+    "megatron.core.transformer.moe.experts:TEGroupedMLP[linear_fc1, linear_fc2]",
+    "megatron.core.transformer.moe.moe_layer:MoELayer[experts, shared_experts]",
+)
+def expert_in(path: str) -> tuple[bool, int]:
+    """Whether the linear layer at ``path`` of a transformer layer is of experts, and of which of this rank's, from 0.
+    One of all of this rank's experts, a grouped product, is of the first.
+
+    Reason: a layer does not know which expert it belongs to; experts that run one after the other are a numbered list,
+    ``mlp.experts.local_experts.3.linear_fc1``, and grouped ones ``mlp.experts.linear_fc1``.
+    """
+    folders = path.split(".")[:-1]
+    if "experts" not in folders:
+        return False, 0
+    last = folders[-1]
+    return True, int(last) if last.isdigit() else 0
+
+
+def in_shared_expert(path: str) -> bool:
+    """Whether the linear layer at ``path`` of a transformer layer is of the expert that every token has."""
+    return "shared_experts" in path.split(".")

@@ -9,15 +9,25 @@ import torch
 from torch import Tensor
 
 from nemo_rpo.megatron.compat.places import reaches
-from nemo_rpo.megatron.compat.transformer_engine import normalises
+from nemo_rpo.megatron.compat.transformer_engine import grouped_weights, normalises
 
 
 def is_column_parallel(layer: torch.nn.Module) -> bool | None:
     """Whether a layer is column- or row-parallel, by the name of its class or of one that it extends; None: neither."""
     names = [kind.__name__ for kind in type(layer).__mro__]
-    if any(name.endswith("ColumnParallelLinear") for name in names):
+    if any(name.endswith(("ColumnParallelLinear", "ColumnParallelGroupedLinear")) for name in names):
         return True
-    return False if any(name.endswith("RowParallelLinear") for name in names) else None
+    return False if any(name.endswith(("RowParallelLinear", "RowParallelGroupedLinear")) for name in names) else None
+
+
+def weights_of(layer: torch.nn.Module) -> list[Tensor]:
+    """The layer's matrix, or those of a grouped layer, one an expert; empty where it keeps them in another way."""
+    return grouped_weights(layer) if is_grouped(layer) else [layer.weight]
+
+
+def is_grouped(layer: torch.nn.Module) -> bool:
+    """Whether a layer is many, one an expert, that run as one product."""
+    return any(kind.__name__.endswith("GroupedLinear") for kind in type(layer).__mro__)
 
 
 @reaches(

@@ -72,3 +72,13 @@ def hand_out_normed_input(layer: torch.nn.Module) -> None:
     """
     if normalises(layer):
         layer.return_layernorm_output, layer.return_layernorm_output_gathered = True, False
+
+
+@reaches("transformer_engine.pytorch:GroupedLinear[num_gemms, weight]")
+def grouped_weights(layer: torch.nn.Module) -> list[torch.Tensor]:
+    """The matrices of a grouped layer, one an expert; empty where it keeps all of them in one tensor.
+
+    Reason: it has ``weight0``, ``weight1``, … and no list of them.
+    """
+    found = [getattr(layer, f"weight{number}", None) for number in range(layer.num_gemms)]
+    return [] if any(weight is None for weight in found) else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_rpo.config.adapters.targets import targets_in
+from nemo_rpo.config.adapters.targets import EXPERT_MATRICES, targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.megatron.checkpoint.adapter.description import LORA, AdapterDescription
@@ -25,8 +25,9 @@ def facts(cfg: RunConfig, model: MegatronGPTRPOModel) -> dict[str, str]:
     if not peft.lora:
         return {}
     trained, total = trained_weights(model.model)
-    layers = ", ".join(targets_in(model.architecture, peft.lora_tuning.target_modules))
-    layers += " (experts have none)" if model.architecture.experts else ""
+    targets = targets_in(model.architecture, peft.lora_tuning.target_modules)
+    layers = ", ".join(targets)
+    layers += " (experts have none)" if model.architecture.experts and not targets.keys() & EXPERT_MATRICES else ""
     shape = f"rank {peft.lora_tuning.adapter_dim}, scale {peft.scale:g}, beside {layers}"
     start = "the base, adapters off" if peft.restore_from_path is None else "the adapter that it starts from"
     reference = cfg.model.rpo.reference_from or start

@@ -1,8 +1,8 @@
 """What is known of an adapter before its weights are read: rank, scale, layers, and the base it belongs to.
 
 A folder of peft's holds ``adapter_config.json`` and ``adapter_model.safetensors``; one that this package wrote also
-``nemo_rpo_adapter.json``, with the fingerprint of the base's weights. A checkpoint of a run under LoRA has the same in
-its ``run.json``. Needs no Megatron.
+``nemo_rpo_adapter.json``, with the matrices and the fingerprint of the base's weights. A checkpoint of a run under LoRA
+has the same in its ``run.json``. Needs no Megatron.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from nemo_rpo.config.adapters.adapter_settings import PeftConfig
-from nemo_rpo.config.adapters.targets import SETTING, named_by_hugging_face, resolve_targets, targets_in
+from nemo_rpo.config.adapters.targets import EXPERTS, SETTING, named_by_hugging_face, resolve_targets, targets_in
 from nemo_rpo.config.architecture import GPTArchitecture
 from nemo_rpo.errors import CheckpointError, ConfigError
+from nemo_rpo.megatron.checkpoint.adapter.fused_experts import GATE_UP
 from nemo_rpo.megatron.checkpoint.run_file import RUN_FILE, read_run
 
 PEFT_CONFIG, PEFT_WEIGHTS, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "nemo_rpo_adapter.json"
 LORA = "lora"  # the entry of run.json
+SINGLE_EXPERTS = (
+    "has adapters of single experts, as of transformers 4: load it into its base with peft on transformers 5, and save "
+    "it again"
+)
 _TUNING = "model.peft.lora_tuning"
 # What peft's adapters may have beside A and B; another value than these would be another function.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -31,10 +36,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "layers_to_transform": (None, []),
     "layer_replication": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
     "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
     "lora_bias": (False, None),
 }
 
@@ -99,12 +101,34 @@ def read_description(path: Path) -> AdapterDescription:
     rank, alpha, modules = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise CheckpointError(f"{where} has r={rank} and lora_alpha={alpha}, which are no rank and scale")
-    named = None
-    if isinstance(modules, list):
-        named = tuple(
-            named_by_hugging_face(resolve_targets(sorted({str(name).rpartition(".")[2] for name in modules})))
-        )
+    parameters = config.get("target_parameters") or []
+    if not _doubles_gate_up(config.get("rank_pattern"), config.get("alpha_pattern"), rank, alpha):
+        raise CheckpointError(f"{where}: rank_pattern or alpha_pattern is more than one rank and scale: merge it")
+    named = tuple(beside["matrices"]) if "matrices" in beside else None
+    if named is None and isinstance(modules, list):
+        if {"w1", "w2", "w3"}.intersection(str(name).rpartition(".")[2] for name in modules):
+            raise CheckpointError(f"{path} {SINGLE_EXPERTS}")
+        names = {str(name).rpartition(".")[2] for name in modules} | {of for name in parameters for of in _within(name)}
+        named = tuple(named_by_hugging_face(resolve_targets(sorted(names))))
     return AdapterDescription(rank, alpha / rank, named, beside.get("base"))
+
+
+def _doubles_gate_up(
+    ranks: Mapping[str, Any] | None, alphas: Mapping[str, Any] | None, rank: int, alpha: float
+) -> bool:
+    """Whether nothing but experts' gate and up, as one tensor with an A each, has twice the rank, and twice the α."""
+    ranks, alphas = ranks or {}, alphas or {}
+    return ranks.keys() == alphas.keys() and all(
+        name.endswith(GATE_UP) and (ranks[name], alphas[name]) == (2 * rank, 2 * alpha) for name in ranks
+    )
+
+
+def _within(parameter: str) -> list[str]:
+    """The matrices, by the names of the settings, in one of peft's ``target_parameters``."""
+    *_, last = parameter.removesuffix(".weight").split(".")
+    if parameter.endswith(".weight"):
+        return [last]
+    return [f"{EXPERTS}.gate_proj", f"{EXPERTS}.up_proj"] if last == GATE_UP else [f"{EXPERTS}.{last}"]
 
 
 def check_fits(path: Path, peft: PeftConfig, model: GPTArchitecture, base: str) -> None:

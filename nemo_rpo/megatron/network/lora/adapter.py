@@ -81,7 +81,7 @@ class LowRankAdapter(torch.nn.Module):
     """One layer's adapter: its weights, and what it adds to the layer's output while it is ``on``.
 
     Args:
-        layer: Megatron's or Transformer Engine's column- or row-parallel linear layer.
+        weight: W on this rank, of Megatron's or Transformer Engine's column- or row-parallel linear layer.
         rows: of the layer's output on this rank.
         parts: P. rank: r. scale: α/r.
         dropout: of the input, while the model is training.
@@ -96,7 +96,7 @@ class LowRankAdapter(torch.nn.Module):
 
     def __init__(
         self,
-        layer: torch.nn.Module,
+        weight: Tensor,
         rows: Rows,
         parts: int,
         rank: int,
@@ -109,7 +109,6 @@ class LowRankAdapter(torch.nn.Module):
         random_of: str,
     ) -> None:
         super().__init__()
-        weight = layer.weight
         self._method, self._random_of, self.stacks_two = method, random_of, stacks_two
         self.parts, self.rank, self.scale, self.dropout = parts, rank, scale, dropout
         self.column, self.sequence_parallel, self.on = column, sequence_parallel, True
@@ -118,15 +117,25 @@ class LowRankAdapter(torch.nn.Module):
         self.linear_out = Out(rows, parts, rank, weight.dtype)
         self.to(weight.device)
         whole, split = (self.linear_in, self.linear_out) if column else (self.linear_out, self.linear_in)
-        # Whole on every rank, of which each sees its own positions: Megatron adds up the gradients of what is marked.
-        whole.weight.sequence_parallel = sequence_parallel
         tensor_parallel.set_tensor_model_parallel_attributes(split.weight, True, 0 if column else 1, 1)
+        self._mark(whole.weight, split.weight)
         self.start()
 
     @property
     def ranks(self) -> int:
         """T."""
         return parallel_state.get_tensor_model_parallel_world_size()
+
+    @property
+    def number(self) -> int:
+        """This rank's among them."""
+        return parallel_state.get_tensor_model_parallel_rank()
+
+    def _mark(self, whole: Tensor, split: Tensor) -> None:
+        """Tells Megatron what is whole on every rank: each sees its own positions, and Megatron adds up the gradients
+        of what is marked.
+        """
+        whole.sequence_parallel = self.sequence_parallel
 
     @torch.no_grad()
     def start(self) -> None:
@@ -139,7 +148,7 @@ class LowRankAdapter(torch.nn.Module):
             whole.normal_(std=(2 / (inputs + self.rank)) ** 0.5, generator=generator)
         else:
             whole.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
-        first = 0 if self.column else parallel_state.get_tensor_model_parallel_rank() * weight.shape[1]
+        first = 0 if self.column else self.number * weight.shape[1]
         weight.copy_(whole[:, first : first + weight.shape[1]])
         self.linear_out.weight.zero_()
 
@@ -150,16 +159,16 @@ class LowRankAdapter(torch.nn.Module):
         backward, with sequence parallelism an all-gather forward and a reduce-scatter backward; of a row-parallel one
         an all-reduce forward, with sequence parallelism a reduce-scatter forward and an all-gather backward.
         """
-        low = self.linear_in(self._dropped(x))
+        return self.linear_out(self._exchanged(self.linear_in(self._dropped(x))) * self.scale)
+
+    def _exchanged(self, low: Tensor) -> Tensor:
         if self.column and self.sequence_parallel:
-            low = gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
-        elif self.column:
-            low = copy_to_tensor_model_parallel_region(low)
-        elif self.sequence_parallel:
-            low = reduce_scatter_to_sequence_parallel_region(low)
-        else:
-            low = reduce_from_tensor_model_parallel_region(low)
-        return self.linear_out(low * self.scale)
+            return gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
+        if self.column:
+            return copy_to_tensor_model_parallel_region(low)
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(low)
+        return reduce_from_tensor_model_parallel_region(low)
 
     def _dropped(self, x: Tensor) -> Tensor:
         if not (self.dropout and self.training):

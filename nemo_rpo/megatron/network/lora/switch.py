@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from nemo_rpo.megatron.network.lora.attachment import adapters
+from nemo_rpo.megatron.network.lora.expert_adapter import is_of_experts, is_whole
 
 
 @contextlib.contextmanager
@@ -33,9 +34,9 @@ def merged(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
     """
     kept: list[tuple[Tensor, Tensor]] = []
     with switched_off(chunks), torch.no_grad():
-        for layer, adapter in adapters(chunks):
-            kept.append((layer.weight, layer.weight.detach().to("cpu", copy=True)))
-            layer.weight.copy_(layer.weight.float() + adapter.update())
+        for weight, adapter in adapters(chunks):
+            kept.append((weight, weight.detach().to("cpu", copy=True)))
+            weight.copy_(weight.float() + adapter.update())
         try:
             yield
         finally:
@@ -44,11 +45,10 @@ def merged(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def trained_weights(chunks: Sequence[torch.nn.Module]) -> tuple[int, int]:
-    """Weights that are trained, and all weights of the model, over its tensor and pipeline ranks.
+    """Weights that are trained, and all weights of the model, over its tensor, expert and pipeline ranks.
 
     Collectives: an all-reduce of 16 bytes over the pipeline's ranks.
     """
-    ranks = parallel_state.get_tensor_model_parallel_world_size()
     counts = torch.zeros(2, dtype=torch.int64)
     for chunk in chunks:
         while hasattr(chunk, "module"):
@@ -57,10 +57,20 @@ def trained_weights(chunks: Sequence[torch.nn.Module]) -> tuple[int, int]:
         for parameter in chunk.parameters():
             if tied_again and getattr(parameter, "shared_embedding", False):
                 continue
-            numbers = parameter.numel() * (ranks if getattr(parameter, "tensor_model_parallel", False) else 1)
+            numbers = parameter.numel() * _parts(parameter)
             counts += torch.tensor([numbers * parameter.requires_grad, numbers])
     device = next(chunks[0].parameters()).device
     counts = counts.to(device)
     dist.all_reduce(counts, group=parallel_state.get_pipeline_model_parallel_group())
     trained, total = counts.tolist()
     return trained, total
+
+
+def _parts(parameter: Tensor) -> int:
+    """Ranks of a pipeline stage that hold other numbers of the same tensor, or of other experts' tensors."""
+    if is_of_experts(parameter):
+        experts = parallel_state.get_expert_model_parallel_world_size()
+        split = not is_whole(parameter)
+        return experts * (parallel_state.get_expert_tensor_parallel_world_size() if split else 1)
+    split = getattr(parameter, "tensor_model_parallel", False) and not is_whole(parameter)
+    return parallel_state.get_tensor_model_parallel_world_size() if split else 1
