@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_rpo.crowd.both_ways import labelled_both_ways, words
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.em.guards import Warned
 from nemo_rpo.em.label_model import FlatVotes, LabelModelFit, VoteColumns, fit_label_model, vote_features
@@ -79,6 +80,7 @@ def fit_crowd(
     if not (table.sign != 0).any():
         raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
     annotators = len(table.annotators)
+    _check_something_is_left(table)
     # Annotators who gave no signed vote here are not part of the fit.
     votes, present = _flat(table)
     voices, families = len(present), _families(table, present)
@@ -98,6 +100,17 @@ def fit_crowd(
     chosen = w[table.pair]
     right = np.where(table.sign > 0, chosen, 1 - chosen)
     return CrowdFit(table, model, w, np.where(table.sign == 0, np.nan, right), eta, low, high, error, present)
+
+
+def _check_something_is_left(table: VoteTable) -> None:
+    """Raises where all labels are of annotators who said both of their pairs."""
+    voice, signed = _voices(table), table.sign != 0
+    _, place = np.unique(table.pair[signed] * (int(voice.max()) + 1) + voice[signed], return_inverse=True)
+    said = np.bincount(place, weights=table.sign[signed] > 0) / np.bincount(place)
+    if not ((said == 0) | (said == 1)).any():
+        both = labelled_both_ways(table)
+        who = f": {words(table, both)}" if both.any() else ", in the two orders that they were shown in"
+        raise DataError(f"every pair was labelled both ways by the same annotator{who}; such labels say nothing")
 
 
 def drift_of(fit: CrowdFit) -> dict[str, Any]:
