@@ -6,6 +6,7 @@ import numpy as np
 
 from nemo_rpo.counting import counted
 from nemo_rpo.data.vote_table import VoteTable, says_both
+from nemo_rpo.errors import printable
 
 _NAMED = 3  # annotators that a message names
 
@@ -24,6 +25,8 @@ def labelled_both_ways(table: VoteTable) -> np.ndarray:
 def words(table: VoteTable, both: np.ndarray) -> str:
     """Who did so how often: ``ann (3 pairs), bob (1 pair)``."""
     most = np.argsort(-both, kind="stable")[: min(_NAMED, int((both > 0).sum()))]
-    named = ", ".join(f"{table.annotators.ids[k]} ({counted(int(both[k]), 'pair')})" for k in most)
+    named = ", ".join(
+        f"{printable(table.annotators.ids[k], cell=True)} ({counted(int(both[k]), 'pair')})" for k in most
+    )
     others = int((both > 0).sum()) - len(most)
     return named + (f" and {counted(others, 'other')}" if others else "")

@@ -15,7 +15,7 @@ from nemo_rpo.em.guards import Warned
 from nemo_rpo.em.label_model import FlatVotes, LabelModelFit, VoteColumns, fit_label_model, vote_features
 from nemo_rpo.em.label_model.drift import fit_drift
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, printable
 from nemo_rpo.threads import one_thread
 
 
@@ -57,7 +57,9 @@ class CrowdFit:
 
     def _named(self, text: str) -> str:
         for group, names in zip(self.model.families, self.families_found(), strict=True):
-            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            listed = ", ".join(printable(name, cell=True) for name in names[:8]) + (
+                f" and {len(names) - 8} more" if len(names) > 8 else ""
+            )
             text = text.replace(str(group), f"[{listed}]")
         return text
 
