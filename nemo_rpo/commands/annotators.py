@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     _check_next(args)
     check_about_answers(args)
     check_outputs((args.csv, args.html, args.next_out), (*args.data, args.gold, args.prices, *args.relabelled))
+    check_outputs((args.next_out,), overwrite=args.overwrite)
     table, left_out = _read(args)
     if not table.named().any():
         left_out.notes.append(
