@@ -8,6 +8,8 @@ import re
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and those that turn text round
 
+_BREAKS = re.compile(rf"{_CONTROL.pattern}|[\t\n\u2028\u2029]")
+
 
 class RPOError(Exception):
     """A problem the user can mend; its message says what to change."""
@@ -71,11 +73,16 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
     return MissingExtraError(f"{package} is not installed; run: pip install 'nemo-rpo[{extra}]'")
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, cell: bool = False) -> str:
     """``text`` for a terminal: control characters (but for tab and line feed) and those that turn the direction of text
     as their escapes, so that an id or a path from a file cannot move the cursor or change the terminal.
 
+    Args:
+        cell: what must stay in its cell of a table, or in its line: tabs and all ends of lines are escaped as well.
+
     >>> printable("w\\x1b[31m")
     'w\\\\x1b[31m'
+    >>> printable("a\\tb\\n"), printable("a\\tb\\n", cell=True)
+    ('a\\tb\\n', 'a\\\\tb\\\\n')
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return (_BREAKS if cell else _CONTROL).sub(lambda found: found[0].encode("unicode_escape").decode(), text)

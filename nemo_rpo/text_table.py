@@ -9,7 +9,8 @@ from nemo_rpo.errors import printable
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns two spaces apart; the first is flush left, the others flush right."""
-    rows = [[printable(cell) for cell in row] for row in rows]  # ids are what a file says they are
+    # Ids, and names of columns too, are what a file says they are.
+    header, *rows = ([printable(cell, cell=True) for cell in row] for row in (header, *rows))
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, *rows):

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     _check_next(args)
     check_about_answers(args)
     check_outputs((args.csv, args.html, args.next_out), (*args.data, args.gold, args.prices, *args.relabelled))
+    check_outputs((args.next_out,), overwrite=args.overwrite)
     table, left_out = _read(args)
     if not table.named().any():
         left_out.notes.append(
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
     if args.next:
         left_out.notes.append(_write_next(result, args))
     if args.json:
-        whole = result.to_dict() | answers.to_dict() | {"rows_left_out": dict(left_out.counts)}
+        gone = {"rows_left_out": dict(left_out.counts), "labels_left_out": left_out.same_text}
+        whole = result.to_dict() | answers.to_dict() | gone
         print(json.dumps(whole, ensure_ascii=False, indent=1))
     else:
         print(printable(f"{result}{answers.text()}"))
@@ -101,7 +103,7 @@ class _LeftOut:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.quoted: list[str] = []
-        self.gold_unknown = 0
+        self.gold_unknown = self.same_text = 0
         self.notes: list[str] = []
 
     def __call__(self, error: DataError) -> None:
@@ -134,8 +136,10 @@ def _read(args: argparse.Namespace) -> tuple[VoteTable, _LeftOut]:
         return table, left_out
     reader = VoteReader(row_format(args), left_out)
     reader.read(args.data)
+    left_out.notes += reader.warnings()
+    left_out.same_text = reader.same_text
     if not len(reader.ledger):
-        raise DataError(f"no row has a vote{_first(left_out)}")
+        raise DataError("; ".join(["no row has a vote", *_first(left_out), *reader.warnings()]))
     if args.gold:
         from nemo_rpo.crowd.anchors_file import read_gold
 
@@ -182,8 +186,8 @@ def _write_next(result: Reliability, args: argparse.Namespace) -> str:
     return f"{args.next_out}: {counted(written, 'label')} to buy{cost}; read the answers back with --relabelled"
 
 
-def _first(left_out: _LeftOut) -> str:
-    return f"; the first that cannot be read: {left_out.quoted[0]}" if left_out.quoted else ""
+def _first(left_out: _LeftOut) -> list[str]:
+    return [f"the first that cannot be read: {quoted}" for quoted in left_out.quoted[:1]]
 
 
 def _write_page(result: Reliability, answers: AboutAnswers, settings: CrowdSettings, args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
 from nemo_rpo.conversion import WRITERS, WRITERS_OF_ALONE, convert
 from nemo_rpo.counting import counted
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what was written and what was lost."""
+    check_outputs((args.out,), args.data, args.overwrite)
     if args.pairs_from_scores:
         from nemo_rpo.judging.pairs_from_scores import convert_scores
 

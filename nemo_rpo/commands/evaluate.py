@@ -123,7 +123,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError("--samples of a prompt are all the same at --temperature 0: set a temperature")
     if bool(args.generate) != bool(args.out):
         raise ConfigError("--generate and --out go together: name a file for the answers")
-    check_outputs((args.scores, args.out))
+    check_outputs((args.scores, args.out), (args.data, args.compare, args.groups, args.config))
     if args.compare and args.beside:
         raise ConfigError("--compare and --beside both say what to compare with: give one of them")
     if args.compare:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.export.cleaned import LAYOUTS, ExportSettings, Wrong
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes, and prints what was written."""
     from nemo_rpo.report.run import read_run
+    from nemo_rpo.report.source import training_files
 
     if args.limit < 1:
         raise ConfigError(f"--limit must be 1 or more, got {args.limit}")
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     found = read_run(args.run)
     if found.labels is None:
         raise DataError(f"{args.run} was trained with model.rpo.enabled=false: it has judged no label")
+    files = (*args.run.glob("*"), *training_files(found, args.data), args.relabelled)
+    check_outputs((args.out,), files, args.overwrite)
     _WRITE[args.what](args, found)
 
 

@@ -132,6 +132,7 @@ def _over_time(
 
 def _text(board: Leaderboard, compare: Sequence[str]) -> Iterator[str]:
     ties = f", ties with ν = {board.tie_strength:.3f}" if board.tie_strength else ""
+    ties += f" ({counted(board.ties_left_out, 'tie')} left out)" if board.ties_left_out else ""
     yield f"{counted(board.comparisons, 'comparison')} of {counted(len(board.players), 'player')}{ties}"
     header = ["player", "rank", "score", "interval", "rating", "wins", "losses", "ties", *compare]
     yield format_table(header, [_cells(player, compare) for player in board.players[:_SHOWN]]) + _more(board.players)

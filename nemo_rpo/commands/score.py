@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_rpo.commands import on_ranks
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.files.read import as_paths
@@ -55,8 +56,7 @@ def _rewards(args: argparse.Namespace) -> int | None:
     if args.per_token:
         raise ConfigError("--per-token is of log-probs: a reward is of a whole response")
     paths = as_paths(args.data, setting="--data", folders=True)
-    if args.out.exists() and not args.overwrite:
-        raise ConfigError(f"{args.out} exists; name another file, or say --overwrite")
+    check_outputs((args.out,), paths, args.overwrite)
     target = target_of(args.rewards, overrides=args.overrides, needs_reference=False)
     target.cfg.model.data.data_prefix = {"train": str(paths[0])}
     if "RANK" not in os.environ:

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
 from nemo_rpo.validation import ValidationReport, ValidationSettings, validate, write_clean
 from nemo_rpo.validation.text_report import as_text
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         min_labels=args.min_labels,
         examples=args.examples,
     )
+    check_outputs((args.fix,), args.data, args.overwrite)
     validation = validate(args.data, settings)
     left_out = write_clean(validation, args.fix, args.overwrite) if args.fix else None
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +75,9 @@ def read_relabelled(paths: Sequence[Path], reader: VoteReader) -> tuple[int, int
 
 
 def _sighting(row: PreferenceRow, pairs: PairIndex, turned: Sequence[bool]) -> Sighting | None:
-    for candidate in (row, replace(row, pair_id=None)):
-        try:
-            if (found := pairs.seen(candidate)) is not None:
-                return found
-        except RowError:  # the id is right, and the texts are as a tool shows them
-            break
+    with contextlib.suppress(RowError):  # the id is right, and the texts are as a tool shows them
+        if found := pairs.spoken_of(row) or pairs.spoken_of(replace(row, pair_id=None)):
+            return found[0]
     known = None if row.pair_id is None else pairs.named(row.pair_id)
     return None if known is None else Sighting(known, False, bool(turned[known]))
 

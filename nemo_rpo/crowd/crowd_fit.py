@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemo_rpo.crowd.both_ways import labelled_both_ways, words
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.em.guards import Warned
 from nemo_rpo.em.label_model import FlatVotes, LabelModelFit, VoteColumns, fit_label_model, vote_features
 from nemo_rpo.em.label_model.drift import fit_drift
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.errors import DataError
+from nemo_rpo.errors import DataError, printable
 from nemo_rpo.threads import one_thread
 
 
@@ -56,7 +57,9 @@ class CrowdFit:
 
     def _named(self, text: str) -> str:
         for group, names in zip(self.model.families, self.families_found(), strict=True):
-            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            listed = ", ".join(printable(name, cell=True) for name in names[:8]) + (
+                f" and {len(names) - 8} more" if len(names) > 8 else ""
+            )
             text = text.replace(str(group), f"[{listed}]")
         return text
 
@@ -79,6 +82,7 @@ def fit_crowd(
     if not (table.sign != 0).any():
         raise DataError("no vote prefers either response: there are only ties, which say nothing about anybody")
     annotators = len(table.annotators)
+    _check_something_is_left(table)
     # Annotators who gave no signed vote here are not part of the fit.
     votes, present = _flat(table)
     voices, families = len(present), _families(table, present)
@@ -98,6 +102,17 @@ def fit_crowd(
     chosen = w[table.pair]
     right = np.where(table.sign > 0, chosen, 1 - chosen)
     return CrowdFit(table, model, w, np.where(table.sign == 0, np.nan, right), eta, low, high, error, present)
+
+
+def _check_something_is_left(table: VoteTable) -> None:
+    """Raises where all labels are of annotators who said both of their pairs."""
+    voice, signed = _voices(table), table.sign != 0
+    _, place = np.unique(table.pair[signed] * (int(voice.max()) + 1) + voice[signed], return_inverse=True)
+    said = np.bincount(place, weights=table.sign[signed] > 0) / np.bincount(place)
+    if not ((said == 0) | (said == 1)).any():
+        both = labelled_both_ways(table)
+        who = f": {words(table, both)}" if both.any() else ", in the two orders that they were shown in"
+        raise DataError(f"every pair was labelled both ways by the same annotator{who}; such labels say nothing")
 
 
 def drift_of(fit: CrowdFit) -> dict[str, Any]:

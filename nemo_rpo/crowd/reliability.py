@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nemo_rpo.counting import counted
+from nemo_rpo.crowd.both_ways import labelled_both_ways, words
 from nemo_rpo.crowd.by_annotator import AnnotatorQuality, annotator_qualities
 from nemo_rpo.crowd.crowd_fit import CrowdFit, fit_crowd
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
@@ -57,9 +59,10 @@ class Reliability:
         annotators: those to retrain first.
         doubtful: the labels that are most likely wrong, the most doubtful first.
         estimates: ways to the true labels side by side.
-        warnings: of the label model, most serious first; empty is good news.
+        warnings: of the label model, most serious first, and of labels that contradict their annotator's own; empty is
+            good news.
         features: what else was looked at (order shown, lengths, …), each with the evidence for it.
-        counts: pairs, votes, ties, gold labels, annotators.
+        counts: pairs, votes, ties, gold labels, annotators, pairs that one annotator labelled both ways.
         fit: votes, probabilities and the fitted model itself.
     """
 
@@ -149,11 +152,12 @@ def assess(table: VoteTable, settings: CrowdSettings | None = None, margin: np.n
     """
     settings = settings or CrowdSettings()
     fit = fit_crowd(table, margin=margin)
+    both = labelled_both_ways(table)
     return Reliability(
         annotators=annotator_qualities(fit, settings),
         doubtful=doubtful_labels(fit, settings.doubtful),
         estimates=_estimates(fit),
-        warnings=[CrowdWarning(*warned) for warned in fit.warnings],
+        warnings=[CrowdWarning(*warned) for warned in fit.warnings] + _contradictions(table, both),
         features=fit.model.reasons(),
         counts={
             "pairs": table.pairs,
@@ -161,9 +165,17 @@ def assess(table: VoteTable, settings: CrowdSettings | None = None, margin: np.n
             "ties": int((table.sign == 0).sum()),
             "gold": int((table.gold != 0).sum()),
             "annotators": len(table.annotators),
+            "labelled_both_ways": int(both.sum()),
         },
         fit=fit,
     )
+
+
+def _contradictions(table: VoteTable, both: np.ndarray) -> list[CrowdWarning]:
+    if not both.any():
+        return []
+    text = f"{counted(int(both.sum()), 'pair')} labelled both ways by the same annotator, {words(table, both)}: such "
+    return [CrowdWarning("both_ways", text + "labels count as none; ask again, or nemo-rpo validate --fix")]
 
 
 def _estimates(fit: CrowdFit) -> list[JudgedEstimate]:

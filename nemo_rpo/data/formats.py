@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from nemo_rpo.errors import ConfigError, DataError, RowError
 
 log = logging.getLogger(__name__)
 
+_PAIR = frozenset(("prompt", "response_a", "response_b"))
 _OF_VOTE = OF_VOTE | {"vote", "tie"}
 _OF_ANNOTATION = frozenset(("evaluator", "overall_pref", "overall_confidence", "time_spent", "timestamp"))
 
@@ -172,24 +174,45 @@ def read_pairs(paths: list[Path], keys: RowFormat | None = None) -> Iterator[Par
 
 
 def read_parsed(
-    paths: list[Path], keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
+    paths: list[Path],
+    keys: RowFormat | None = None,
+    on_error: Callable[[DataError], None] | None = None,
+    prepare: Callable[[Record], Record] | None = None,
 ) -> Iterator[Parsed]:
     """:func:`read_rows` with the records themselves; ``paths`` come from :func:`nemo_rpo.data.files.read.as_paths`.
 
-    Of a layout that holds several comparisons in a record, the same record comes once for each.
+    Of a layout that holds several comparisons in a record, the same record comes once for each. ``prepare`` makes of
+    each record, under the names of this package, the one that is read: :func:`pairs_without_votes`, say.
     """
     keys = keys or RowFormat()
     if keys.layout != "auto" and keys.layout not in LAYOUTS:
         raise ConfigError(f"model.data.layout is '{keys.layout}'; it can be auto, {', '.join(LAYOUTS)}")
     check_columns(keys.columns, LAYOUTS.values())
     for path in paths:
-        yield from _of_file(path, keys, on_error)
+        yield from _of_file(path, keys, on_error, prepare)
 
 
-def _of_file(path: Path, keys: RowFormat, on_error: Callable[[DataError], None] | None) -> Iterator[Parsed]:
+def pairs_without_votes(record: Record) -> Record:
+    """A record of a prompt and two responses, ``{"prompt", "response_a", "response_b"}``, as a pair that nobody has
+    labelled; any other as it is.
+    """
+    fields = record.fields
+    if not fields.keys() >= _PAIR or any(layout.recognises(fields) for layout in LAYOUTS.values()):
+        return record
+    return replace(record, fields=fields | {"votes": []})
+
+
+def _of_file(
+    path: Path,
+    keys: RowFormat,
+    on_error: Callable[[DataError], None] | None,
+    prepare: Callable[[Record], Record] | None,
+) -> Iterator[Parsed]:
     records = read_records(path)
     if keys.columns:
         records = renamed(records, keys.columns, path)
+    if prepare is not None:
+        records = (prepare(record) if isinstance(record, Record) else record for record in records)
     layout = None if keys.layout == "auto" else keys.layout
     gathered = False
     while (record := next(records, None)) is not None:

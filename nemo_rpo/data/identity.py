@@ -46,6 +46,7 @@ class PairIndex:
         self._digests: list[bytes] = []  # prompt, first and second response
         self._files: dict[str, str] = {}
         self._first: list[tuple[str, int]] = []
+        self._by_content: dict[str, list[int]] | None = None  # of pairs with ids, made when it is asked for
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,6 +61,7 @@ class PairIndex:
         if text < len(self):
             return Sighting(text, False, self._is_turned(row, text, digests))
         self._digests.append(b"".join(digests))
+        self._by_content = None
         self._first.append((self._files.setdefault(row.file, row.file), row.row))
         self.ids.append(content if row.pair_id is None else row.pair_id)
         return Sighting(text, True, False)
@@ -70,6 +72,22 @@ class PairIndex:
         text = self._texts.get(_content_id(*digests) if row.pair_id is None else f"id:{row.pair_id}")
         return None if text is None else Sighting(text, False, self._is_turned(row, text, digests))
 
+    def spoken_of(self, row: PreferenceRow) -> list[Sighting]:
+        """The pairs that a row of another file speaks of, which adds none: the one with its id; else, where either file
+        has no ids, those with its texts, which may have several ids.
+
+        Raises:
+            RowError: the row has the pair id of an earlier one and other texts.
+        """
+        if (found := self.seen(row)) is not None:
+            return [found]
+        digests = (_prompt_digest(row), _digest(row.chosen), _digest(row.rejected))
+        # Two ids that differ are two pairs, whatever their texts; an id that only one file gives says nothing.
+        known = [
+            text for text in self._with_content(_content_id(*digests)) if row.pair_id is None or not self._named(text)
+        ]
+        return [Sighting(text, False, self._is_turned(row, text, digests)) for text in known]
+
     def first_row(self, text: int) -> tuple[str, int]:
         """File and row that showed a pair first."""
         return self._first[text]
@@ -77,6 +95,16 @@ class PairIndex:
     def named(self, pair_id: str) -> int | None:
         """The pair that a file calls so, or whose content has this hash; ``None`` if no row showed it."""
         return self._texts.get(f"id:{pair_id}", self._texts.get(pair_id))
+
+    def _with_content(self, content: str) -> list[int]:
+        if self._by_content is None:
+            self._by_content = {}
+            for text, digest in enumerate(self._digests):
+                self._by_content.setdefault(_content_id(digest[:16], digest[16:32], digest[32:]), []).append(text)
+        return self._by_content.get(content, [])
+
+    def _named(self, text: int) -> bool:
+        return self._texts.get(f"id:{self.ids[text]}") == text
 
     def content_turned(self) -> np.ndarray:
         """Whether the responses of each pair stand in the other order when sorted by a hash of their texts, bool [n]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from nemo_rpo.counting import counted
 from nemo_rpo.data.annotator_table import VIRTUAL, Annotator, AnnotatorTable
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Paths, as_paths
-from nemo_rpo.data.formats import read_parsed
+from nemo_rpo.data.formats import LAYOUTS, read_parsed
 from nemo_rpo.data.identity import PairIndex, Sighting, comparisons
 from nemo_rpo.data.pairs import share_of_ranking
 from nemo_rpo.data.rows import PreferenceRow, characters
@@ -18,27 +21,40 @@ from nemo_rpo.data.vote_details import DetailLedger
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import DataError, RowError
 
+log = logging.getLogger(__name__)
+
 
 def read_votes(
     paths: Paths, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None
 ) -> VoteTable:
-    """All votes of one or several files of any layout; a ranking counts as its pairs. See :class:`VoteReader`."""
+    """All votes of one or several files of any layout; a ranking counts as its pairs. See :class:`VoteReader`, whose
+    warnings are logged.
+    """
     reader = VoteReader(keys, on_error)
     reader.read(paths)
+    for warning in reader.warnings():
+        log.warning("%s", warning)
     return reader.close()
 
 
 class VoteReader:
     """Reads the votes of files one after the other; what is said of one pair in several files comes together.
 
+    A label between two responses of the same text says nothing, unless an id and an order of the responses that is not
+    the label tell them apart: its pair stays, without it.
+
     Args:
         keys: layout and keys.
         on_error: called with the error of every bad row, which is then left out; ``None`` raises the first one.
+
+    Attributes:
+        same_text: labels that were left out because their responses are the same.
     """
 
     def __init__(self, keys: RowFormat | None = None, on_error: Callable[[DataError], None] | None = None) -> None:
         self.keys, self.on_error = keys or RowFormat(), on_error
         self.ledger, self.pairs = VoteLedger(), PairIndex()
+        self.same_text = self._no_prompt = self._rows = 0
 
     def read(self, paths: Paths) -> None:
         """All rows of files, or of folders of saved data sets.
@@ -47,12 +63,18 @@ class VoteReader:
             DataError: a file that is missing, empty or damaged; without ``on_error`` also the first bad row.
         """
         for parsed in read_parsed(as_paths(paths, setting="the path", folders=True), self.keys, self.on_error):
-            self.add(parsed.row)
+            self.add(parsed.row, LAYOUTS[parsed.layout].labelled)
 
-    def add(self, row: PreferenceRow) -> None:
-        """One row; of a ranking each of its pairs."""
+    def add(self, row: PreferenceRow, names_winner: bool = False) -> None:
+        """One row; of a ranking each of its pairs. ``names_winner``: the order of its responses is what was said."""
         size = row.size
+        if row.pair_id is None:
+            self._rows += 1
+            self._no_prompt += isinstance(row.prompt, str) and not row.prompt.strip()
         for pair in comparisons(row):
+            if (names_winner or pair.pair_id is None) and _look_the_same(pair):
+                self.same_text += len(pair.votes)
+                pair = replace(pair, votes=(), gold=None)
             try:
                 self.ledger.add(pair, self.pairs.find(pair), size)
             except RowError as exc:
@@ -63,6 +85,29 @@ class VoteReader:
     def close(self) -> VoteTable:
         """The table of all that was read."""
         return self.ledger.close(self.pairs)
+
+    def warnings(self) -> list[str]:
+        """Where texts are missing that would tell responses or pairs apart, one line each; empty is good news."""
+        found = []
+        if self.same_text:
+            found.append(
+                f"left out: {counted(self.same_text, 'label')} between two responses of the same text, or both empty: "
+                "nothing says which was meant; nemo-rpo validate names the rows"
+            )
+        if 0 < self._no_prompt < self._rows:
+            found.append(
+                f"{counted(self._no_prompt, 'row')} without a prompt and a {self.keys.pair_id_key}: where the two "
+                "responses are the same too, they count as labels of one pair"
+            )
+        return found
+
+
+def _look_the_same(pair: PreferenceRow) -> bool:
+    """Whether nothing tells the responses of a pair apart."""
+    if pair.alone:
+        return False
+    blank = [isinstance(text, str) and not text.strip() for text in (pair.chosen, pair.rejected)]
+    return pair.chosen == pair.rejected or all(blank)
 
 
 class VoteLedger:

@@ -153,3 +153,26 @@ class VoteTable:
         """The detail ``name`` of every vote [v]: NaN, 0 for ``shown_first``, -1 for ``family`` where not known."""
         known = self.details.columns.get(name)
         return np.full(len(self), UNKNOWN.get(name, np.nan), DTYPES[name]) if known is None else known
+
+
+def says_both(pair: np.ndarray, annotator: np.ndarray, sign: np.ndarray, shown_first: np.ndarray) -> np.ndarray:
+    """Which signed votes are of somebody who voted for either response of the pair, bool [v].
+
+    A pair that was shown in both orders is one question asked in two ways, and not counted: what differs between the
+    answers is what the order does.
+
+    Args:
+        pair, annotator, sign: of the votes [v]. shown_first: +1 or -1, 0 where it is not known.
+
+    >>> votes = np.array([[0, 0, 1, 1], [5, 5, 5, 6], [1, -1, 1, -1], [0, 0, 0, 0]])
+    >>> says_both(*votes).tolist()
+    [True, True, False, False]
+    """
+    key = pair.astype(np.int64) * (int(annotator.max(initial=0)) + 1) + annotator
+    _, place = np.unique(key, return_inverse=True)
+
+    def some(which: np.ndarray) -> np.ndarray:
+        return np.bincount(place, weights=which) > 0
+
+    both = some(sign > 0) & some(sign < 0) & ~(some(shown_first > 0) & some(shown_first < 0))
+    return both[place] & (sign != 0)

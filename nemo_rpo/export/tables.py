@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nemo_rpo.data.files.whole import check_place
 from nemo_rpo.data.files.write import record_writer, write_csv
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import DataError
 
 
 def write_table(rows: Iterable[dict[str, Any]], out: Path, overwrite: bool) -> int:
@@ -23,10 +24,7 @@ def write_table(rows: Iterable[dict[str, Any]], out: Path, overwrite: bool) -> i
             for count, row in enumerate(rows, start=1):  # noqa: B007  the count is what is wanted
                 write(row)
         return count
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; name another file, or say --overwrite")
-    if not out.parent.is_dir():
-        raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+    check_place(out, overwrite)
     listed = list(rows)
     if not listed:
         raise DataError(f"no row is left to write to {out}")

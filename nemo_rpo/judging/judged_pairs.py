@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,14 @@ from nemo_rpo.conversion.layouts import votes as votes_layout
 from nemo_rpo.conversion.merged import MergedPair
 from nemo_rpo.crowd.anchors_file import read_gold
 from nemo_rpo.data.data_settings import RowFormat
-from nemo_rpo.data.files.read import Record, as_paths, read_records
+from nemo_rpo.data.files.read import as_paths
 from nemo_rpo.data.files.write import record_writer
-from nemo_rpo.data.formats import LAYOUTS, Parsed, read_parsed, rows_of
+from nemo_rpo.data.formats import LAYOUTS, pairs_without_votes, read_parsed
 from nemo_rpo.data.identity import comparisons
-from nemo_rpo.data.layouts.column_names import renamed
 from nemo_rpo.data.rows import Given, PreferenceRow, Text, Vote
 from nemo_rpo.data.vote_ledger import VoteReader
 from nemo_rpo.data.vote_table import VoteTable
-from nemo_rpo.errors import DataError
 
-_BARE = frozenset(("prompt", "response_a", "response_b"))
 _FILE = "votes.jsonl"
 _SAID = frozenset(("votes", "gold"))  # of a row, what a judge must not see
 
@@ -66,7 +63,8 @@ def pairs_to_judge(
         DataError: a row that cannot be read, or contradicts an earlier one.
     """
     reader, rows = VoteReader(keys), []
-    for parsed in _parsed(as_paths(paths, setting="PAIRS", folders=True), reader.keys):
+    checked = as_paths(paths, setting="PAIRS", folders=True)
+    for parsed in read_parsed(checked, reader.keys, prepare=pairs_without_votes):
         for row in comparisons(parsed.row):
             row.require_pair("nemo-rpo judge")
             sighting = reader.pairs.find(row)
@@ -121,30 +119,6 @@ def as_table(pairs: Sequence[JudgedPair], votes: Mapping[str, Sequence[Vote]]) -
     table = reader.close()
     # Where all votes are for a, the order looks like that of a file which names winners first; it is none.
     return replace(table, content_turned=np.zeros_like(table.content_turned))
-
-
-def _parsed(paths: Sequence[Path], keys: RowFormat) -> Iterator[Parsed]:
-    for path in paths:
-        records = renamed(read_records(path), keys.columns, path) if keys.columns else read_records(path)
-        first = next(records)
-        if keys.layout == "auto" and isinstance(first, Record) and _is_bare(first):
-            yield from _bare(first, keys)
-            for record in records:
-                if isinstance(record, DataError):
-                    raise record
-                yield from _bare(record, keys)
-        else:
-            yield from read_parsed([path], keys)
-
-
-def _is_bare(record: Record) -> bool:
-    return record.fields.keys() >= _BARE and not any(layout.recognises(record.fields) for layout in LAYOUTS.values())
-
-
-def _bare(record: Record, keys: RowFormat) -> Iterator[Parsed]:
-    whole = Record(record.file, record.row, record.fields | {"votes": record.fields.get("votes") or []})
-    for row in rows_of(whole, keys, "votes"):
-        yield Parsed(record, "votes", row)
 
 
 def _votes(table: VoteTable) -> list[list[Vote]]:

@@ -12,7 +12,7 @@ from nemo_rpo.data.annotator_table import VIRTUAL
 from nemo_rpo.errors import DataError
 from nemo_rpo.ranking.comparisons import Comparisons
 from nemo_rpo.ranking.likelihood import Likelihood
-from nemo_rpo.ranking.ranking_settings import RankSettings
+from nemo_rpo.ranking.ranking_settings import FEW, RankSettings
 from nemo_rpo.ranking.schedule import Results, Schedule
 from nemo_rpo.ranking.scoring import BATCH, OneStep, maximise
 from nemo_rpo.ranking.strengths import Strengths, bradley_terry
@@ -70,9 +70,19 @@ def bootstrap(
     A resample is the same comparisons with other weights. With up to ``settings.refit_parameters`` players and
     annotators each is fitted anew from the best fit; with more, by one step of it (:mod:`nemo_rpo.ranking.scoring`).
 
+    Of a player who met others fewer than :data:`FEW` times, or only won, or only lost, resamples show too little of
+    what else might have happened (of one comparison nothing at all): their strengths spread at least as far as the
+    curvature of the posterior says, their opponents known.
+
     Raises:
-        DataError: a resample without a maximum of the likelihood (with a prior there is always one).
+        DataError: a resample without a maximum of the likelihood (with a prior there is always one); or a single
+            annotator to be drawn anew.
     """
+    if settings.resample == "annotator" and len(np.unique(comparisons.annotator)) < 2:
+        raise DataError(
+            "all comparisons are of one annotator, so drawing annotators anew shows nothing: --resample comparison, or "
+            "name the field with --annotator-key"
+        )
     drawn = _resamples(comparisons, settings)
     if settings.ties == "drop":
         kept = comparisons.outcome != 0
@@ -100,6 +110,23 @@ def bootstrap(
         done += len(batch)
         if progress:
             progress(done)
+    return _spread(draws, comparisons, likelihood, theta, settings.seed)
+
+
+def _spread(
+    draws: np.ndarray, comparisons: Comparisons, likelihood: Likelihood, theta: np.ndarray, seed: int
+) -> np.ndarray:
+    """The draws with what resamples of few comparisons cannot show."""
+    wins, losses, ties = comparisons.tally()
+    thin = np.flatnonzero((wins + losses + ties < FEW) | (wins + ties == 0) | (losses + ties == 0))
+    if not len(thin):
+        return draws
+    row, column, value = likelihood.entries(likelihood.information(likelihood.counts(), likelihood.terms(theta)))
+    own = row == column
+    curvature = np.bincount(row[own], value[own], likelihood.size) + likelihood.prior_information(theta)
+    missing = np.maximum(1 / curvature[thin] - draws[:, thin].var(0), 0.0)
+    rng = np.random.default_rng([seed, 1])  # others than those of the resamples
+    draws[:, thin] += np.sqrt(missing) * rng.standard_normal((len(draws), len(thin)))
     return draws
 
 

@@ -101,14 +101,8 @@ class Likelihood:
 
     def terms(self, theta: np.ndarray) -> Terms:
         """Slopes and probabilities at θ."""
-        half = 0.5 * (theta[self.i] - theta[self.j])
-        u, v = np.exp(half), np.exp(-half)
-        nu = np.exp(theta[-1]) if self.modelled_ties else 0.0
-        total = u + v + 2 * nu
-        a = theta[self.k] if self.crowd else np.full_like(u, np.inf)
-        b = theta[self.k + self.annotators] * self.slot if self.slots else np.zeros_like(u)
-        up, down = 1 / (1 + np.exp(-a - b)), 1 / (1 + np.exp(b - a))  # η₊, η₋
-        wins = np.stack((up * u + (1 - down) * v, (1 - up) * u + down * v), 1)
+        u, v, nu, up, down = self._parts(theta)
+        total, wins = u + v + 2 * nu, _wins(u, v, up, down)
         slope = np.zeros((len(u), 3, 4))
         slope[:, 0, 0] = 0.5 * (up * u - (1 - down) * v) / wins[:, 0]
         slope[:, 1, 0] = 0.5 * ((1 - up) * u - down * v) / wins[:, 1]
@@ -124,11 +118,11 @@ class Likelihood:
 
     def log_posterior(self, theta: np.ndarray, counts: np.ndarray) -> float:
         """Of θ given the counts, up to a constant."""
-        probability = self.terms(theta).probability
-        if not self.modelled_ties:  # half a win for each side, which nobody is doubted for
-            half = 0.5 * (theta[self.i] - theta[self.j])
-            probability = probability.copy()
-            probability[:, 2] = 1 / (np.exp(half) + np.exp(-half))
+        u, v, nu, up, down = self._parts(theta)
+        total = (u + v + 2 * nu)[:, None]
+        # Ties that are not modelled are half a win for each side, which nobody is doubted for.
+        tie = 2 * nu / total if self.modelled_ties else 1 / total
+        probability = np.concatenate((_wins(u, v, up, down) / total, tie), 1)
         with np.errstate(divide="ignore"):
             found = float((counts * np.where(counts > 0, np.log(probability), 0.0)).sum())
         s, of_eta = theta[: self.players], theta[self.players : self.players + self.annotators]
@@ -137,6 +131,15 @@ class Likelihood:
         if self.slots:
             found -= 0.5 * float(np.square(theta[self.leanings()]).sum())
         return found - float((a * np.logaddexp(0, -of_eta) + b * np.logaddexp(0, of_eta)).sum())
+
+    def _parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, np.ndarray]:
+        """u, v, ν, η₊ and η₋."""
+        half = 0.5 * (theta[self.i] - theta[self.j])
+        u, v = np.exp(half), np.exp(-half)
+        a = theta[self.k] if self.crowd else np.full_like(u, np.inf)
+        b = theta[self.k + self.annotators] * self.slot if self.slots else np.zeros_like(u)
+        nu = float(np.exp(theta[-1])) if self.modelled_ties else 0.0
+        return u, v, nu, 1 / (1 + np.exp(-a - b)), 1 / (1 + np.exp(b - a))
 
     def score(self, theta: np.ndarray, counts: np.ndarray, terms: Terms) -> np.ndarray:
         """Gradient of the log-posterior [m]."""
@@ -201,3 +204,8 @@ class Likelihood:
     def leanings(self) -> slice:
         """Where the leanings stand in θ."""
         return slice(self.players + self.annotators, self.players + 2 * self.annotators)
+
+
+def _wins(u: np.ndarray, v: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """P(i) and P(j) times D, [c, 2]."""
+    return np.stack((up * u + (1 - down) * v, (1 - up) * u + down * v), 1)

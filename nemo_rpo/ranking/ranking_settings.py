@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from nemo_rpo.errors import ConfigError
 
+# Observations of one thing (a player's comparisons, a topic's prompts) below which drawing them anew shows nothing.
+FEW = 5
 Ties = Literal["davidson", "half", "drop"]
 Resample = Literal["comparison", "annotator"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from nemo_rpo.ranking.ranking_settings import FEW
+
 
 def selective_auc(score: np.ndarray, correct: np.ndarray) -> float:
     r"""The area under the accuracy-coverage curve: 1 - the area under the risk-coverage curve.
@@ -36,8 +38,11 @@ def auc_interval(
     scores: dict[str, np.ndarray], correct: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> dict[str, tuple[float, float]]:
     """Intervals of :func:`selective_auc` of each score over questions drawn anew, the same draws for all; of every
-    score but the first also of its difference ``first - other``, under ``"first - other"``.
+    score but the first also of its difference ``first - other``, under ``"first - other"``. None of fewer than
+    :data:`FEW` questions.
     """
+    if len(correct) < FEW:
+        return {}
     rng, n, draws = np.random.default_rng(seed), len(correct), {}
     first, *others = scores
     for _ in range(resamples):

@@ -69,7 +69,8 @@ class Leaderboard:
     """A ranking of all players.
 
     Attributes:
-        comparisons: their number. tie_strength: ν of the ties. converged: whether the fit did.
+        comparisons: their number, without ``ties_left_out``, those that ``ties: drop`` leaves out.
+        tie_strength: ν of the ties. converged: whether the fit did.
         players: best first.
         annotators: worst first (with ``crowd_bt``).
         warnings: of the annotators' estimates.
@@ -77,6 +78,7 @@ class Leaderboard:
     """
 
     comparisons: int
+    ties_left_out: int
     tie_strength: float
     converged: bool
     players: list[Standing]
@@ -111,8 +113,10 @@ def leaderboard(
     beside = _beside(comparisons, compare)
     best = fit(comparisons, settings)
     draws = bootstrap(comparisons, settings, best, progress) if settings.bootstrap else None
+    left_out = int((comparisons.outcome == 0).sum()) if settings.ties == "drop" else 0
     return Leaderboard(
-        len(comparisons),
+        len(comparisons) - left_out,
+        left_out,
         best.strengths.tie_strength,
         best.strengths.converged,
         _standings(comparisons, settings, best, draws, beside),
@@ -133,13 +137,15 @@ def _parts(comparisons: Comparisons, settings: RankSettings) -> list[list[str]]:
             "the players fall into %d groups that never met each other, and nothing but the prior orders one group "
             "against another; rank each by itself, or compare players of different groups: %s",
             len(parts),
-            printable(shown),
+            shown,
         )
     return parts
 
 
 def _some(part: list[str]) -> str:
-    return ", ".join(part[:_SHOWN]) + (f" and {len(part) - _SHOWN:,} more" if len(part) > _SHOWN else "")
+    return ", ".join(printable(name, cell=True) for name in part[:_SHOWN]) + (
+        f" and {len(part) - _SHOWN:,} more" if len(part) > _SHOWN else ""
+    )
 
 
 def _standings(

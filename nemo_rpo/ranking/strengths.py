@@ -50,15 +50,11 @@ def bradley_terry(
         schedule, results: the games; with ``settings.prior`` 0, :meth:`Schedule.check_connected` has passed them.
         start: where to begin; all players equal by default.
     """
-    s = np.zeros(schedule.players) if start is None else start.log_strength.copy()
-    ties = bool(results.ties.any())
-    nu = (_TIE_START if start is None else start.tie_strength) if ties else 0.0
+    s = np.zeros(schedule.players) if start is None else start.log_strength
+    nu = (_TIE_START if start is None else start.tie_strength) if results.ties.any() else 0.0
     for iteration in range(1, settings.max_iterations + 1):
-        before, nu_before = s.copy(), nu
-        _visit_all(s, nu, schedule, results, settings.prior)
-        _level(s, settings.prior)
-        if ties:
-            nu = _tie_strength(s, nu, schedule, results)
+        before, nu_before = s, nu
+        s, nu = one_round(s, nu, schedule, results, settings.prior)
         moved = max(np.abs(s - before).max(initial=0.0), abs(nu - nu_before) / (1 + nu))
         if moved < settings.tolerance:
             return Strengths(s, nu, iteration, True)
@@ -66,6 +62,15 @@ def bradley_terry(
         "the ranking stopped after %d iterations with strengths still moving by %.1e", settings.max_iterations, moved
     )
     return Strengths(s, nu, settings.max_iterations, False)
+
+
+def one_round(s: np.ndarray, nu: float, schedule: Schedule, results: Results, prior: float) -> tuple[np.ndarray, float]:
+    """One update of every player and of ν, which is 0 without ties."""
+    s = s.copy()
+    ties = bool(results.ties.any())
+    _visit_all(s, nu if ties else 0.0, schedule, results, prior)
+    _level(s, prior)
+    return s, _tie_strength(s, nu, schedule, results) if ties else 0.0
 
 
 def _visit_all(s: np.ndarray, nu: float, schedule: Schedule, results: Results, prior: float) -> None:

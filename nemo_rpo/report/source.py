@@ -38,6 +38,13 @@ class SourcePair:
     ordered: bool
 
 
+def training_files(run: Run, data: Sequence[Path] = ()) -> list[str]:
+    """Where the training data are: ``data``, or without them where the run read them."""
+    train = run.cfg.model.data.data_prefix.get("train")
+    listed = [train] if isinstance(train, str) else train if isinstance(train, list) else []
+    return list(map(str, data or listed))
+
+
 class Source:
     """The training data of a run, pair by pair, beside the record of its labels.
 
@@ -51,9 +58,7 @@ class Source:
     def __init__(self, run: Run, data: Sequence[Path] = ()) -> None:
         settings = run.cfg.model.data
         self._keys = RowFormat(settings.layout, settings.annotator_key, settings.pair_id_key, settings.columns)
-        train = settings.data_prefix.get("train")
-        listed = [train] if isinstance(train, str) else train if isinstance(train, list) else []
-        self._paths = as_paths(list(data) or list(map(str, listed)), setting="--data", folders=True)
+        self._paths = as_paths(training_files(run, data), setting="--data", folders=True)
         self._run = run
         order = np.argsort(run.labels.pair_id, kind="stable")
         ids, start = np.unique(run.labels.pair_id[order], return_index=True)

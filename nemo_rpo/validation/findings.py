@@ -51,6 +51,11 @@ CHECKS: dict[str, Check] = {
         "warning", "prompt too long, its beginning will be cut", "raise the sequence length if the beginning matters"
     ),
     "empty_prompt": Check("warning", "empty prompt", "check that the prompt's field was read"),
+    "no_text": Check(
+        "warning",
+        "rows without any text and without an id",
+        "they count as one pair, whatever they were about; check that the fields of the texts were read",
+    ),
     "prompt_repeated": Check(
         "warning",
         "completions that begin with the prompt again",

@@ -23,7 +23,7 @@ from nemo_rpo.validation import crowd, together
 from nemo_rpo.validation.findings import CHECKS, Findings
 from nemo_rpo.validation.languages import LanguageChecks
 from nemo_rpo.validation.report import ValidationReport, agreement, spread, vote_counts, votes_per_pair
-from nemo_rpo.validation.texts import Problem, TextChecks
+from nemo_rpo.validation.texts import Problem, TextChecks, flat
 from nemo_rpo.validation.tokens import TokenChecks
 from nemo_rpo.validation.validation_settings import ValidationSettings
 from nemo_rpo.validation.votes import repeats
@@ -122,6 +122,8 @@ class _Reading:
             self.findings.add_error(exc)
             self.exclusions.rows[number] = exc.kind
             return NO_PAIR
+        if row.pair_id is None and not any(flat(text).strip() for text in (row.prompt, *row.responses)):
+            self.findings.add("no_text", row.file, row.row, "")
         if sighting.new:
             for kind, problem in self._problems(row):
                 if kind not in _ONCE or not self.findings.counts[kind]:

@@ -95,6 +95,32 @@ def test_rank_prints_and_writes(battles, tmp_path, capsys):
     assert result["players"][0]["low"] is None
 
 
+def test_a_file_that_comes_twice_is_named(battles, tmp_path, capsys, caplog):
+    copied = tmp_path / "copy.jsonl"
+    copied.write_bytes(battles.read_bytes())
+    shorter = write(tmp_path / "other.jsonl", [{"model_a": "x", "model_b": "z", "winner": "a", "annotator": "j"}])
+    assert run(capsys, "rank", battles, shorter, "--bootstrap", "0")[0] == 0 and not caplog.messages
+    run(capsys, "rank", battles, shorter, tmp_path / "." / battles.name, "--bootstrap", "0")
+    assert caplog.messages[-1].startswith(f"{battles} is given twice")
+    status, out, _ = run(capsys, "rank", battles, copied, "--bootstrap", "0", "--json")
+    assert status == 0 and caplog.messages[-1].startswith(f"{copied} holds the same as {battles}")
+    assert json.loads(out)["comparisons"] == 14
+
+
+def test_names_keep_to_their_line(tmp_path, capsys):
+    strange = ["a\nb", "c\td", "e\u2028f"]
+    rows = [
+        {"model_a": a, "model_b": b, "winner": a, "annotator": f"w\n{k}"}
+        for k, (a, b) in enumerate(zip(strange, strange[1:] + strange[:1], strict=True))
+    ]
+    path = write(tmp_path / "battles.jsonl", rows)
+    out = run(capsys, "rank", path, "--crowd-bt", "--audit", "--bootstrap", "9")[1]
+    assert all(any(line.startswith(name) for line in out.splitlines()) for name in ("a\\nb ", "c\\td ", "e\\u2028f "))
+    assert "w\\n0" in out and "among a\\nb, c\\td, e\\u2028f" in out and "\t" not in out
+    result = json.loads(run(capsys, "rank", path, "--bootstrap", "0", "--json")[1])
+    assert sorted(player["player"] for player in result["players"]) == strange
+
+
 def test_other_ratings_stand_beside(battles, capsys):
     pytest.importorskip("evalica", reason="compared with evalica: pip install 'nemo-rpo[rank]'")
     pytest.importorskip("trueskill", reason="TrueSkill needs trueskill: pip install 'nemo-rpo[rank]'")
@@ -145,7 +171,8 @@ def test_a_file_that_cannot_be_read_is_one_line_and_status_2(command, tmp_path, 
             ["validate", "{good}", "--tokenizer", "nowhere", "--seq-length", "8"],
             "tokenizer folder nowhere does not exist",
         ),
-        (["validate", "{good}", "--fix", "{good}"], "exists; name another file, or say --overwrite"),
+        (["validate", "{good}", "--fix", "{good}"], "good.jsonl is read too, and would be lost"),
+        (["validate", "{good}", "--fix", "{battles}"], "exists; name another file, or say --overwrite"),
         (["validate", "{good}", "--fix", "out.txt"], "the name must end in .jsonl"),
         (["convert", "{good}", "--to", "hf", "--out", "nowhere/out.jsonl"], "folder nowhere does not exist"),
         (["convert", "{battles}", "--to", "hf", "--out", "out.jsonl"], "no known layout has these fields"),

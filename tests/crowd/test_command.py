@@ -198,3 +198,41 @@ def test_mistakes_are_said_in_a_line(options, message, votes, tmp_path, capsys, 
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_labels_both_ways_are_said_and_counted(votes, tmp_path, capsys):
+    _, lines, _ = votes
+    for row in lines[:3]:
+        row["votes"] = [{"annotator": "torn", "vote": side} for side in "ab"]
+    lines[3]["votes"] = [{"annotator": "judge", "vote": side, "shown_first": side} for side in "ab"]  # of the order
+    result = result_of(capsys, crowds.write(tmp_path / "torn.jsonl", lines))
+    assert result["counts"]["labelled_both_ways"] == 3
+    (warning,) = [of["text"] for of in result["warnings"] if of["kind"] == "both_ways"]
+    assert warning.startswith("3 pairs labelled both ways by the same annotator, torn (3 pairs)")
+    alone = crowds.write(tmp_path / "alone.jsonl", lines[:2])
+    assert main(["annotators", str(alone)]) == 2
+    assert "every pair was labelled both ways by the same annotator: torn (2 pairs)" in capsys.readouterr().err
+
+
+def test_labels_between_equal_texts_say_nothing(tmp_path, capsys):
+    def row(prompt, a, b, **more):
+        return [{"prompt": prompt, "chosen": a, "rejected": b, "annotator": f"w{k}", **more} for k in range(3)]
+
+    rows = [*row("", "", ""), *row("q", "x", "x"), *row("q", "x", "x", pair_id="p"), *row("q", "x", "y")]
+    path = crowds.write(tmp_path / "labels.jsonl", rows)
+    assert main(["annotators", str(path), "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["labels_left_out"] == 9 and result["counts"]["votes"] == 3
+    assert {row["labels"] for row in result["annotators"]} == {1}
+    assert "left out: 9 labels between two responses of the same text" in printed.err
+    assert "3 rows without a prompt" in printed.err
+    assert main(["annotators", str(crowds.write(path, rows[:6]))]) == 2
+    assert "no row has a vote; left out: 6 labels between two responses" in capsys.readouterr().err
+
+
+def test_texts_that_were_taken_out_do_not_matter_where_ids_and_sides_remain(votes, tmp_path, capsys):
+    path, lines, _ = votes
+    bare = [{**row, "prompt": "", "response_a": "", "response_b": ""} for row in lines]
+    with_texts, without = (result_of(capsys, of) for of in (path, crowds.write(tmp_path / "bare.jsonl", bare)))
+    assert without["labels_left_out"] == 0 and with_texts["counts"] == without["counts"]

@@ -324,6 +324,16 @@ def test_a_pair_of_ties_only_is_no_error_even_if_invalid(spec):
     assert cache.report["dropped"]["no signed vote"] >= 1
 
 
+def test_pairs_that_somebody_labelled_both_ways_are_counted(spec):
+    said = ["a", "b"]
+    texts = {"prompt": "x", "response_a": "y", "response_b": "z"}
+    torn = {**texts, "pair_id": "torn", "votes": [{"annotator": "ann", "vote": v} for v in said]}
+    unnamed = {**texts, "pair_id": "unnamed", "votes": [{"vote": v} for v in said]}
+    orders = [{"annotator": "judge", "vote": v, "shown_first": v} for v in said]
+    cache = opened(spec([torn, unnamed, {**texts, "pair_id": "orders", "votes": orders}]))
+    assert cache.report["notes"] == {"pairs that one annotator labelled both ways: nemo-rpo validate names them": 1}
+
+
 def test_nothing_left_is_an_error(spec):
     with pytest.raises(DataError, match=r"no pair of 1 can be trained on \(1 empty completion\)"):
         opened(spec([INVALID["empty completion"]], invalid_pairs="drop"))

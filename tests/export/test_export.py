@@ -17,6 +17,7 @@ pytest.importorskip("pyarrow", reason="a run's record needs pyarrow: pip install
 from nemo_rpo.cli import main
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.report.run import Run, read_run
+from nemo_rpo.report.source import training_files
 
 Label = tuple[str, str, str]  # pair, annotator, the response they prefer
 
@@ -266,6 +267,13 @@ def test_what_cannot_be_written(run: Run, tmp_path: Path, what: str, capsys) -> 
     refused(run, [what, "--out", there], "exists; name another file, or say --overwrite", capsys=capsys)
     refused(run, [what, "--out", tmp_path / "no/out.jsonl"], "does not exist; make it", capsys=capsys)
     assert export(run, what, "--out", there, "--overwrite") == 0 and there.read_text() != "mine"
+
+
+@pytest.mark.parametrize("what", ["doubtful", "data", "annotators"])
+def test_what_is_read_is_never_replaced(run: Run, what: str, capsys) -> None:
+    train = Path(training_files(run)[0])
+    for read in (train, run.folder / "annotators.csv"):
+        refused(run, [what, "--out", read, "--overwrite"], "is read too, and would be lost", capsys=capsys)
 
 
 def test_bad_settings(run: Run, tmp_path: Path, capsys) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from public_sets import pandalm_battles
 
-from nemo_rpo.em import EMSettings
+from nemo_rpo.em import EMSettings, Votes, full_batch_em, posterior
 from nemo_rpo.errors import DataError
-from nemo_rpo.ranking import Comparisons, RankSettings, fit
+from nemo_rpo.ranking import Comparisons, RankSettings, Schedule, bradley_terry, fit
 
 from . import games
 
@@ -96,3 +96,39 @@ def test_humans_and_judges_of_pandalm(shared_data):
     assert found.strengths.converged and (found.reliabilities.eta > 0.5).all()
     blind = fit(comparisons, RankSettings()).strengths.log_strength
     assert (np.argsort(found.strengths.log_strength) == np.argsort(blind)).all()
+
+
+def alternated(comparisons, settings: RankSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths to convergence, then reliabilities to convergence, and so on: slow, and nothing to get wrong."""
+    em = replace(EMSettings(), sweep_tolerance=1e-13, sweep_max_iterations=100_000)
+    signed = comparisons.outcome != 0
+    won = np.where(comparisons.outcome > 0, comparisons.first, comparisons.second)
+    lost = np.where(comparisons.outcome > 0, comparisons.second, comparisons.first)
+    votes = Votes.single(torch.from_numpy(comparisons.annotator[signed]))
+    schedule = Schedule(comparisons.first, comparisons.second, len(comparisons.players))
+    eta, found = torch.full((len(comparisons.annotators),), em.eta_init, dtype=torch.float64), None
+    margin, half = np.zeros(int(signed.sum())), 0.5 * (~signed if settings.ties == "half" else np.zeros(len(signed)))
+    for _ in range(2000):
+        right = posterior(torch.from_numpy(margin), votes, eta.logit()).numpy()
+        wins = np.zeros((2, len(signed)))
+        first_won = comparisons.outcome[signed] > 0
+        wins[0, signed], wins[1, signed] = np.where(first_won, (right, 1 - right), (1 - right, right))
+        tied = (~signed & (settings.ties == "davidson")).astype(float)
+        found = bradley_terry(schedule, schedule.results(wins[0] + half, wins[1] + half, tied), settings, found)
+        before, margin = margin, (found.log_strength[won] - found.log_strength[lost])[signed]
+        eta = full_batch_em(torch.from_numpy(margin), votes, eta, em).eta
+        if np.abs(margin - before).max() < 1e-11:
+            return found.log_strength, eta.numpy()
+    raise AssertionError("the reference has not converged")
+
+
+@pytest.mark.parametrize("ties", ["davidson", "half"])
+@pytest.mark.parametrize("most", [0, 10_000], ids=["by steps of the EM", "by Fisher scoring"])
+def test_whichever_way_the_top_is_reached_it_is_the_same(most, ties):
+    comparisons, _ = games.drawn(6, players=12, games=2500, ties=0.15, eta=[0.95, 0.85, 0.7, 0.3])
+    settings = RankSettings(crowd_bt=True, ties=ties, refit_parameters=most)
+    found = fit(comparisons, settings)
+    s, eta = alternated(comparisons, replace(settings, tolerance=1e-13))
+    assert found.strengths.converged
+    np.testing.assert_allclose(found.strengths.log_strength, s, atol=1e-6)
+    np.testing.assert_allclose(found.reliabilities.eta, eta, atol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,58 @@ def test_drawing_annotators_widens_intervals_where_they_differ():
         return player.high - player.low
 
     assert width("annotator") > 4 * width("comparison")
+
+
+@pytest.mark.parametrize("most", [0, 400], ids=["one step", "refitted"])
+@pytest.mark.parametrize("games_each", [1, 8])
+def test_who_was_hardly_compared_or_never_lost_is_not_known_for_certain(games_each, most):
+    """Every resample of such comparisons is the same, and the bootstrap alone would have an interval of width 0."""
+    n = [0] * games_each
+    comparisons = games.games_of(n, [1] * games_each, [1] * games_each, players=2)
+    for settings in (RankSettings(), RankSettings(ties="half"), RankSettings(crowd_bt=True)):
+        if settings.crowd_bt:
+            comparisons = replace(comparisons, annotators=["ann"])
+        board = leaderboard(comparisons, replace(settings, refit_parameters=most))
+        for player in board.players:
+            # Under the prior's one win and one loss at curvature ½, a game or eight more of at most ¼ each.
+            assert 2 * 1.96 * (0.5 + 0.25 * games_each) ** -0.5 * 0.8 < player.high - player.low < 8
+            if games_each == 1:
+                assert (player.rank_low, player.rank_high) == (1, 2)
+
+
+def test_intervals_of_who_met_others_once_hold_the_truth():
+    inside, settings = [], RankSettings(bootstrap=60, refit_parameters=0)
+    for seed in range(25):
+        comparisons, strength = games.drawn(seed, players=6, games=300)
+        once = comparisons.first * 0 + 6
+        rng = np.random.default_rng(seed)
+        newcomer = rng.normal()
+        won = rng.random() < 1 / (1 + np.exp(strength[0] - newcomer))
+        more = replace(
+            comparisons,
+            players=[*comparisons.players, "z"],
+            first=np.append(comparisons.first, once[0]),
+            second=np.append(comparisons.second, 0),
+            outcome=np.append(comparisons.outcome, 1 if won else -1).astype(np.int8),
+            annotator=np.append(comparisons.annotator, 0),
+        )
+        player = next(p for p in leaderboard(more, replace(settings, seed=seed)).players if p.player == "z")
+        inside.append(player.low <= newcomer - strength.mean() <= player.high)
+    assert np.mean(inside) > 0.8
+
+
+def test_one_annotator_cannot_be_drawn_anew():
+    comparisons = games.games_of([0, 1], [1, 0], [1, 1], players=2)
+    with pytest.raises(DataError, match="drawing annotators anew shows nothing"):
+        leaderboard(comparisons, RankSettings(resample="annotator"))
+
+
+def test_ties_that_are_left_out_are_not_counted():
+    comparisons = games.games_of([0, 1, 0], [1, 0, 1], [1, 1, 0], players=2)
+    board = leaderboard(comparisons, RankSettings(ties="drop", bootstrap=0))
+    assert (board.comparisons, board.ties_left_out) == (2, 1)
+    board = leaderboard(comparisons, RankSettings(bootstrap=0))
+    assert (board.comparisons, board.ties_left_out) == (3, 0)
 
 
 def test_a_resample_without_a_maximum_is_an_error():

@@ -67,6 +67,8 @@ LABELS: list[tuple[Line, set[str]]] = [
     (label("two", annotator=None), {"missing_annotator"}),
     (label("two", chosen="no", rejected="yes", annotator=None), {"missing_annotator", "opposite_unnamed"}),
     (label("three", annotator=" W1"), {"similar_annotators"}),
+    (label("", chosen="", rejected=""), {"empty_completion", "empty_prompt", "no_text"}),
+    (label(" ", chosen="", rejected=""), {"empty_completion", "empty_prompt", "no_text"}),
     (
         {
             "chosen": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}],

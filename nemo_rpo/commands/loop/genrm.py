@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.counting import counted
 from nemo_rpo.errors import ConfigError, printable
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> None:
     from nemo_rpo.sampling.collecting import read_responses
 
     _check(args)
+    believed = args.believed and (args.believed / "believed.parquet" if args.believed.is_dir() else args.believed)
+    check_outputs((args.out,), (*args.pairs, args.judges, believed, args.responses), args.overwrite)
     _, blocks = read_judges(args.judges)
     judge = judge_named(args.judge, blocks, args.judges)
     pairs, _ = pairs_to_judge(args.pairs, row_format(args), labels=False)

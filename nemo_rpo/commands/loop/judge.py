@@ -8,9 +8,12 @@ import logging
 import sys
 from pathlib import Path
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.errors import ConfigError, printable
+
+_VOTES, _BELIEVED, _JUDGES = "votes.jsonl", "believed.parquet", "judges.csv"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     """Judges, prints the judges, and writes what they said."""
     from nemo_rpo.data.files.write import write_csv
     from nemo_rpo.judging.belief import believe, write_believed
-    from nemo_rpo.judging.collecting import collect, judges_from
+    from nemo_rpo.judging.collecting import TABLE, collect, judges_from
     from nemo_rpo.judging.judged_pairs import pairs_to_judge, write_votes
     from nemo_rpo.judging.judging_settings import read_judges
     from nemo_rpo.judging.wording import as_rows, as_text
@@ -57,17 +60,19 @@ def run(args: argparse.Namespace) -> None:
         args.out.mkdir(exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"{args.out} cannot be made ({exc.strerror or exc}); name another place with --out") from exc
+    made = [args.out / name for name in (_VOTES, _BELIEVED, _JUDGES, TABLE)]
+    check_outputs(made, (*args.pairs, args.gold, args.judges))
     judges = judges_from(blocks, args.out)
     pairs, unknown = pairs_to_judge(args.pairs, row_format(args), args.gold, labels=not args.no_labels)
     judged = collect(judges, pairs, args.out, settings)
     believed = believe(pairs, judged, crowd)
-    written = write_votes(args.out / "votes.jsonl", pairs, believed.votes)
-    write_believed(args.out / "believed.parquet", pairs, believed)
-    write_csv(args.out / "judges.csv", as_rows(believed))
+    written = write_votes(args.out / _VOTES, pairs, believed.votes)
+    write_believed(args.out / _BELIEVED, pairs, believed)
+    write_csv(args.out / _JUDGES, as_rows(believed))
     if args.json:
         print(json.dumps({"judges": as_rows(believed), **believed.reliability.to_dict()}, ensure_ascii=False, indent=1))
     else:
         print(printable(as_text(believed)))
     if unknown:
         print(f"{unknown:,} gold labels are for pairs that are not there", file=sys.stderr)
-    print(f"{args.out / 'votes.jsonl'}: {written:,} pairs with their votes", file=sys.stderr)
+    print(f"{args.out / _VOTES}: {written:,} pairs with their votes", file=sys.stderr)

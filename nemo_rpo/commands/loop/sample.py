@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings = _settings(args)
     _check(args, settings)
+    # Until all are there, samples stand in the second.
+    check_outputs((args.out, args.out.with_suffix(".jsonl")), (*args.prompts, args.config, args.engine_config))
     prompts = read_prompts(as_paths(args.prompts, setting="PROMPTS", folders=True))
     asks = asks_for(prompts, settings.samples, args.run, args.round)
     outcome = settings.outcome() | ({"engine": True} if args.engine else {})

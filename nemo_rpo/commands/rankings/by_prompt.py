@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
             "--by-prompt ranks by a model of the prompt: leave out --over-time, --robust, --audit, --interval, "
             "--selective, --elo and --trueskill"
         )
-    if args.out is not None and args.out.exists():
+    if args.out is not None and args.out.exists():  # there is no --overwrite
         raise ConfigError(f"{args.out} exists; name another file")
     prompts = read_prompts(as_paths(args.data, setting="the path", folders=True))
     if not prompts:

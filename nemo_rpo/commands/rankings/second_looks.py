@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import read_records
 from nemo_rpo.data.files.write import write_csv
 from nemo_rpo.data.layouts.fields import Fields
-from nemo_rpo.errors import ConfigError, DataError
+from nemo_rpo.errors import ConfigError, DataError, printable
 from nemo_rpo.ranking import Comparisons, RankSettings
 from nemo_rpo.ranking.audits.audit import Audit, audit_table
 from nemo_rpo.ranking.audits.cycles import Cycles
@@ -110,7 +110,7 @@ def _opinion(found: SecondOpinion) -> Iterator[str]:
     rows = [[name, f"{rank}", f"{plain}", f"{score:+.3f}"] for name, rank, plain, score in players]
     yield format_table(["player", "rank without them", "rank above", "score"], rows) + _more(len(found.players))
     if found.cut_off:
-        yield f"warning: without these pairs nothing compares {', '.join(found.cut_off[:5])} with the others"
+        yield f"warning: without these pairs nothing compares {_names(found.cut_off[:5])} with the others"
 
 
 def _audit(found: Audit) -> Iterator[str]:
@@ -158,10 +158,14 @@ def _violation(row: Violation, unanimous: bool) -> list[str]:
 
 
 def _cycles(found: Cycles) -> str:
-    leader = f"{found.winner} beats every other by majority" if found.winner else "nobody beats every other by majority"
+    leader = (
+        f"{_names([found.winner])} beats every other by majority"
+        if found.winner
+        else "nobody beats every other by majority"
+    )
     if not found.circles:
         return f"{leader}; majorities run in no circle"
-    groups = "; ".join(", ".join(group[:8]) + " …" * (len(group) > 8) for group in found.circles[:3])
+    groups = "; ".join(_names(group[:8]) + " …" * (len(group) > 8) for group in found.circles[:3])
     cost = ""
     if found.weight is not None:
         at_most = "" if found.exact else "at most "
@@ -186,6 +190,10 @@ def _plan(found: JudgementPlan) -> Iterator[str]:
     yield format_table(["judgements", "widest interval", "mean", "widest, all pairs alike"], rows)
     rows = [[f"{pair.a} – {pair.b}", f"{pair.judgements:,}"] for pair in found.pairs[:_SHOWN]]
     yield format_table(["judge next", "times"], rows) + _more(len(found.pairs))
+
+
+def _names(players: Sequence[str]) -> str:
+    return ", ".join(printable(name, cell=True) for name in players)
 
 
 def _more(count: int) -> str:

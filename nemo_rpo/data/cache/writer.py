@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nemo_rpo.data.annotator_table import AnnotatorTable
+from nemo_rpo.data.annotator_table import VIRTUAL, AnnotatorTable
 from nemo_rpo.data.cache.encoder import encode
 from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.cache.store import OF_VOTES
@@ -21,6 +21,7 @@ from nemo_rpo.data.formats import read_parsed, unread_fields
 from nemo_rpo.data.pairs import PairLedger, PairTable
 from nemo_rpo.data.rendering import NOT_RENDERED, OK, OVER_LONG, PROBLEMS, RawText
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
+from nemo_rpo.data.vote_table import says_both
 from nemo_rpo.digests import digests_of, sealed, sync
 from nemo_rpo.errors import DataError
 
@@ -66,6 +67,8 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
     table = ledger.close()
     if spec.keep_ties:
         table.columns[TIE] = table.tie.astype(np.float32)
+    if both := _labelled_both_ways(table):
+        notes["pairs that one annotator labelled both ways: nemo-rpo validate names them"] = both
     keep, dropped = _judge(spec, table, encoded)
     _write_pairs(folder, table, encoded, keep)
     report = {
@@ -102,6 +105,14 @@ def write_cache(spec: CacheSpec, folder: Path, num_workers: int, progress: Progr
     (folder / "meta.json").write_text(sealed({**meta, "digests": digests_of(folder, names)}), encoding="utf-8")
     sync(folder / "meta.json")
     sync(folder)
+
+
+def _labelled_both_ways(table: PairTable) -> int:
+    pair = np.repeat(np.arange(len(table.pair_id)), np.diff(table.vote_start))
+    shown = table.details.columns.get("shown_first", np.zeros(len(pair), dtype=np.int8))
+    votes = says_both(pair, table.annotator, table.sign, shown)
+    named = np.array([name != VIRTUAL for name in table.annotators.ids], dtype=bool)
+    return len(np.unique(pair[votes & named[table.annotator]]))
 
 
 def _new_texts(spec: CacheSpec, ledger: PairLedger, notes: Counter[str]) -> Iterator[RawText]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import filecmp
+import functools
 import gzip
 import json
+import logging
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +21,7 @@ from nemo_rpo.data.files.arrow import plain_rows
 from nemo_rpo.data.files.formulas import without_quote
 from nemo_rpo.errors import DataError, RowError, first_line, missing_extra
 
+log = logging.getLogger(__name__)
 Paths = str | Path | Sequence[str | Path]
 INDEX = "(unnamed)"  # the column that pandas writes first unless told not to
 BUFFER = 2**20  # bytes: lines of several kilobytes would cost a call of the system each
@@ -41,7 +46,8 @@ class Record:
 def as_paths(paths: Paths, *, setting: str = "model.data.data_prefix", folders: bool = False) -> list[Path]:
     """One file or several; raises :class:`DataError`, naming the ``setting`` at fault, for a file that is not there.
 
-    With ``folders``, a folder that ``datasets.Dataset.save_to_disk`` wrote counts as a file.
+    With ``folders``, a folder that ``datasets.Dataset.save_to_disk`` wrote counts as a file. The log says which file
+    comes twice, by its name or by its content.
     """
     listed = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not listed:
@@ -53,7 +59,25 @@ def as_paths(paths: Paths, *, setting: str = "model.data.data_prefix", folders: 
             saved_dataset.check(path)
         elif not is_file(path):
             raise DataError(f"data file {path} does not exist; check {setting}")
+    if len(listed) > 1:
+        _warn_of_repeats(tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in listed))
     return listed
+
+
+@functools.lru_cache(maxsize=64)  # a command checks its files whenever it opens them
+def _warn_of_repeats(files: tuple[tuple[Path, int, int], ...]) -> None:
+    seen: dict[int, list[tuple[Path, Path]]] = {}  # by size
+    for path, size, _ in files:
+        alike, real = seen.setdefault(size, []), path.resolve()
+        for other, known in alike:
+            if real == known:
+                log.warning("%s is given twice: all that it says counts twice", path)
+                break
+            if path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False):
+                log.warning("%s holds the same as %s: all that it says counts twice", path, other)
+                break
+        else:
+            alike.append((path, real))
 
 
 def is_file(path: Path) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from nemo_rpo.data.files.whole import whole_file
+from nemo_rpo.data.files.whole import check_place, whole_file
 from nemo_rpo.errors import ConfigError, DataError, RPOError, first_line, missing_extra
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ class Stage:
         self._file: IO[bytes] | None = None
         if out.suffix != ".parquet":
             raise ConfigError(f"{out}: the name must end in .parquet")
-        if not out.parent.is_dir():
-            raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
+        check_place(out)
         self.done = out.exists()
         if not self.done:
             self._claim()

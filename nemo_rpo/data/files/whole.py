@@ -7,7 +7,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_rpo.errors import RPOError
+from nemo_rpo.errors import ConfigError, RPOError
+
+
+def check_place(path: Path, overwrite: bool = True) -> None:
+    """Raises :class:`ConfigError` where nothing can be written: a folder that is missing, a name that is that of a
+    folder, or without ``overwrite`` of anything.
+    """
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; name another file, or say --overwrite")
+    if path.suffix and path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"folder {path.parent} does not exist; make it, or name another place")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemo_rpo.data.files.formulas import with_quote
 from nemo_rpo.data.files.sinks import SINKS, Sink
-from nemo_rpo.data.files.whole import whole_file
+from nemo_rpo.data.files.whole import check_place, whole_file
 from nemo_rpo.errors import ConfigError, DataError
 
 Write = Callable[[dict[str, Any]], None]
@@ -102,12 +102,9 @@ def _check(out: Path, overwrite: bool) -> Callable[[Path], Sink]:
     if kind is None:
         named = ", ".join(end for end in SINKS if end)
         raise ConfigError(f"{out}: the name must end in {named}, or in none for a Hugging Face data set")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; name another file, or say --overwrite")
+    check_place(out, overwrite)
     if out.is_dir() and not (out / "state.json").is_file():
         raise ConfigError(f"{out} is a folder that is no saved Hugging Face data set; name another one")
-    if not out.parent.is_dir():
-        raise ConfigError(f"folder {out.parent} does not exist; make it, or name another place")
     return kind
 
 

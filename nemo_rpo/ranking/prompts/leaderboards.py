@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_rpo.ranking.ranking_settings import RankSettings
+from nemo_rpo.ranking.ranking_settings import FEW, RankSettings
 from nemo_rpo.ranking.schedule import Schedule
 from nemo_rpo.ranking.strengths import Strengths, bradley_terry
 
@@ -22,7 +22,7 @@ class PromptBoard:
         name: ``all``, or what the prompts share.
         prompts: their number.
         score: log-strengths s, mean 0, float64 [M].
-        low, high: interval over prompts drawn anew, [M]; None of one prompt, or without resamples.
+        low, high: interval over prompts drawn anew, [M]; None of fewer than :data:`FEW` prompts, or without resamples.
         win_rate: [M], how often each beats another model drawn evenly, over the prompts.
     """
 
@@ -67,7 +67,7 @@ def board(name: str, theta: np.ndarray, settings: RankSettings) -> PromptBoard:
 
     best, won = fitted(np.full(n, 1 / n), None)
     low = high = None
-    if settings.bootstrap and n > 1:
+    if settings.bootstrap and n >= FEW:
         rng, draws = np.random.default_rng(settings.seed), []
         for _ in range(settings.bootstrap):
             weights = np.bincount(rng.integers(n, size=n), minlength=n) / n

@@ -262,5 +262,5 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 def short(name: str) -> str:
     """An id as a tick of an axis has room for it."""
-    name = printable(name)
+    name = printable(name, cell=True)
     return name if len(name) <= 24 else name[:23] + "…"

@@ -1,0 +1,80 @@
+"""No command writes over what it reads, whatever else it is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemo_rpo.cli import main
+
+JUDGES = "judges: [{name: short, kind: program, call: 'nemo_rpo.judging.programs.answers:exact'}]\n"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> Path:
+    votes = [{"annotator": f"w{k}", "vote": "a"} for k in range(2)]
+    rows = [
+        {"pair_id": f"p{i}", "prompt": f"q{i}?", "response_a": "yes", "response_b": "no", "votes": votes}
+        for i in range(5)
+    ]
+    battles = [{"model_a": "x", "model_b": "y", "winner": w} for w in "aba"]
+    (tmp_path / "judged").mkdir()
+    for name, content in (("pairs.jsonl", rows), ("judged/votes.jsonl", rows), ("battles.jsonl", battles)):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    (tmp_path / "judges.yaml").write_text(JUDGES)
+    (tmp_path / "link.csv").symlink_to("pairs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert pairs.jsonl --to hf --out pairs.jsonl --overwrite",
+        "convert pairs.jsonl --to hf --out ./link.csv --overwrite",
+        "convert battles.jsonl pairs.jsonl --to hf --out pairs.jsonl --overwrite",
+        "convert pairs.jsonl --pairs-from-scores difference --to hf --out pairs.jsonl --overwrite",
+        "validate pairs.jsonl --fix pairs.jsonl --overwrite",
+        "annotators pairs.jsonl --csv link.csv",
+        "annotators pairs.jsonl --html pairs.jsonl",
+        "annotators pairs.jsonl --next 2 --next-out pairs.jsonl --overwrite",
+        "annotators judged/votes.jsonl --gold pairs.jsonl --csv pairs.jsonl",
+        "rank battles.jsonl --csv battles.jsonl",
+        "sample pairs.jsonl --url http://localhost:1/v1 --out pairs.parquet",
+        "judge judged/votes.jsonl --judges judges.yaml --out judged",
+        "genrm pairs.jsonl --judges judges.yaml --to prompts --out pairs.jsonl --overwrite",
+        "genrm pairs.jsonl --judges judges.yaml --to prompts --out judges.yaml --overwrite",
+        "score --rewards nowhere --data pairs.jsonl --out pairs.jsonl --overwrite",
+        "evaluate nowhere pairs.jsonl --scores pairs.jsonl",
+        "evaluate nowhere pairs.jsonl --generate alpaca_eval --out link.csv",
+    ],
+)
+def test_what_is_read_is_never_replaced(command, files, capsys):
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    assert main(command.split()) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "is read too, and would be lost" in said.err
+    assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("convert pairs.jsonl --to hf --out none/out.jsonl", "folder none does not exist"),
+        ("convert pairs.jsonl --to hf --out judges.yaml/out.jsonl", "folder judges.yaml does not exist"),
+        ("convert pairs.jsonl --to hf --out battles.jsonl", "battles.jsonl exists; name another file"),
+        ("annotators pairs.jsonl --csv out --html ./out", "is to be written twice"),
+        ("annotators pairs.jsonl --next 1 --next-out battles.jsonl", "battles.jsonl exists; name another file"),
+        ("rank battles.jsonl --csv dir.csv", "dir.csv is a folder; name a file"),
+        ("sample pairs.jsonl --url http://localhost:1/v1 --out none/out.parquet", "folder none does not exist"),
+        ("score --rewards nowhere --data pairs.jsonl --out none/out.jsonl", "folder none does not exist"),
+        ("genrm pairs.jsonl --judges judges.yaml --to prompts --out battles.jsonl", "battles.jsonl exists"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_said_at_once(command, said, files, capsys):
+    (files / "dir.csv").mkdir()
+    before = sorted(files.rglob("*"))
+    assert main(command.split()) == 2
+    assert said in capsys.readouterr().err and sorted(files.rglob("*")) == before
