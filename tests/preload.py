@@ -12,7 +12,14 @@ import torch  # noqa: F401
 
 from nemo_rpo import nemo_toolkit
 
-ENGINE = ("training.run", "training.data_of_run", "training.setup", "training.trainer", "commands.score", "commands.evaluate")
+ENGINE = (
+    "training.run",
+    "training.data_of_run",
+    "training.setup",
+    "training.trainer",
+    "commands.score",
+    "commands.evaluate",
+)
 OF_NEMO = ("lightning.pytorch", "nemo.core.config", "nemo.utils.exp_manager", "nemo.collections.common.tokenizers")
 BESIDE_IT = ("torch._dynamo", "omegaconf", "psutil", "pandas", "pyarrow.parquet", "safetensors.torch")
 
