@@ -9,7 +9,7 @@ import pytest
 
 from nemo_rpo.cli import main
 
-JUDGES = "judges: [{name: short, kind: program, call: 'nemo_rpo.judging.programs.answers:exact'}]\n"
+JUDGES = "judges: [{name: short, kind: program, call: 'nemo_rpo.judging.programs.answers:exact_answer'}]\n"
 
 
 @pytest.fixture
@@ -67,6 +67,10 @@ def test_what_is_read_is_never_replaced(command, files, capsys):
         ("convert pairs.jsonl --to hf --out battles.jsonl", "battles.jsonl exists; name another file"),
         ("annotators pairs.jsonl --csv out --html ./out", "is to be written twice"),
         ("annotators pairs.jsonl --next 1 --next-out battles.jsonl", "battles.jsonl exists; name another file"),
+        ("score --rewards nowhere --data pairs.jsonl --out out.txt", "out.txt: the name must end in"),
+        ("validate pairs.jsonl --fix out.txt", "out.txt: the name must end in"),
+        ("evaluate nowhere pairs.jsonl --generate samples --out out.txt", "out.txt: the name must end in"),
+        ("rank battles.jsonl --by-prompt nowhere --out out.txt", "out.txt: the name must end in"),
         ("rank battles.jsonl --csv dir.csv", "dir.csv is a folder; name a file"),
         ("sample pairs.jsonl --url http://localhost:1/v1 --out none/out.parquet", "folder none does not exist"),
         ("score --rewards nowhere --data pairs.jsonl --out none/out.jsonl", "folder none does not exist"),
