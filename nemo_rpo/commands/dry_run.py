@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 
+import numpy as np
 import torch
 
 from nemo_rpo.commands import on_ranks
@@ -16,6 +17,7 @@ from nemo_rpo.data.cache.spec import CacheSpec
 from nemo_rpo.data.formats import read_rows
 from nemo_rpo.data.tokenizers.preference import PreferenceTokenizer
 from nemo_rpo.data.vote_ledger import read_votes
+from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.planning.card_counts import sizes
 from nemo_rpo.planning.hardware import MEMORY, hardware_named
@@ -45,7 +47,10 @@ def print_dry_run(args: argparse.Namespace) -> None:
     )
     bad: list[DataError] = []
     votes = read_votes(read.paths, read.keys, bad.append)
-    pairs = votes.pairs if read.group_votes else len(votes)
+    pairs = _trained_on(votes, read)
+    if not pairs:
+        first = f": {bad[0]}" if bad else ""
+        raise DataError(f"{read.paths[0]} has no label that can be trained on{first}")
     if pairs < cfg.model.global_batch_size:
         raise ConfigError(
             f"{pairs:,} pairs are no global batch of {cfg.model.global_batch_size:,}: lower model.global_batch_size"
@@ -65,6 +70,12 @@ def print_dry_run(args: argparse.Namespace) -> None:
     for text in RateSchedule.of(sched, schedule.total_steps).warnings(sched):
         print(f"warning: {text}")
     print("nothing was trained: leave out --dry-run to start")
+
+
+def _trained_on(votes: VoteTable, read: CacheSpec) -> int:
+    """Pairs that a step can have: with a label that says something, which a tie does to few losses."""
+    says = (votes.sign != 0) | read.keep_ties
+    return len(np.unique(votes.pair[says])) if read.group_votes else int(says.sum())
 
 
 def _mean_length(read: CacheSpec, tokenizer: PreferenceTokenizer) -> float:

@@ -16,6 +16,7 @@ from nemo_rpo.config.loss import base_loss
 from nemo_rpo.config.ranks import check_run, fewest_ranks
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths
+from nemo_rpo.data.files.write import sink_for
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.evaluation.checkpoint import Target, target_of
 from nemo_rpo.evaluation.speaking_settings import SpeakingSettings
@@ -124,6 +125,8 @@ def _check_options(args: argparse.Namespace) -> None:
     if bool(args.generate) != bool(args.out):
         raise ConfigError("--generate and --out go together: name a file for the answers")
     check_outputs((args.scores, args.out), (args.data, args.compare, args.groups, args.config))
+    if args.generate == SAMPLES:
+        sink_for(args.out)
     if args.compare and args.beside:
         raise ConfigError("--compare and --beside both say what to compare with: give one of them")
     if args.compare:

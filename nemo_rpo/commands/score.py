@@ -12,6 +12,7 @@ from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.config.schema import RunConfig
 from nemo_rpo.data.files.read import as_paths
+from nemo_rpo.data.files.write import sink_for
 from nemo_rpo.errors import ConfigError
 from nemo_rpo.launch import start_ranks
 
@@ -57,6 +58,7 @@ def _rewards(args: argparse.Namespace) -> int | None:
         raise ConfigError("--per-token is of log-probs: a reward is of a whole response")
     paths = as_paths(args.data, setting="--data", folders=True)
     check_outputs((args.out,), paths, args.overwrite)
+    sink_for(args.out)
     target = target_of(args.rewards, overrides=args.overrides, needs_reference=False)
     target.cfg.model.data.data_prefix = {"train": str(paths[0])}
     if "RANK" not in os.environ:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import FILES, add_row_format, row_format
+from nemo_rpo.data.files.write import sink_for
 from nemo_rpo.validation import ValidationReport, ValidationSettings, validate, write_clean
 from nemo_rpo.validation.text_report import as_text
 
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         examples=args.examples,
     )
     check_outputs((args.fix,), args.data, args.overwrite)
+    if args.fix:
+        sink_for(args.fix)
     validation = validate(args.data, settings)
     left_out = write_clean(validation, args.fix, args.overwrite) if args.fix else None
     if args.json:

@@ -14,7 +14,7 @@ from nemo_rpo.data.files.read import Paths, as_paths
 from nemo_rpo.data.files.spool import Spool
 from nemo_rpo.data.files.write import record_writer
 from nemo_rpo.data.formats import Parsed, read_pairs, unread_fields
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, DataError
 
 
 @dataclass
@@ -55,6 +55,9 @@ def convert(paths: Paths, to: str, out: Path, keys: RowFormat | None = None, ove
             for fields in records_of(pair, to, done.lost):
                 write(fields)
                 done.written += 1
+        if not done.written:
+            why = "; ".join(f"{what}: {count:,}" for what, count in done.lost.items() if count)
+            raise DataError(f"no row is left to write to {out}{why and f' ({why})'}")
     return done
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.read import Record, read_records
-from nemo_rpo.data.formats import detect_layout, read_parsed
+from nemo_rpo.data.formats import detect_layout, pairs_without_votes, read_parsed
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.rows import Given, Text
 from nemo_rpo.errors import DataError
@@ -33,8 +33,8 @@ class PromptResponses:
 
 
 def read_responses(paths: Sequence[Path], keys: RowFormat) -> Iterator[PromptResponses]:
-    """Of files in any layout that :func:`nemo_rpo.data.formats.read_parsed` knows, labels or none, or with the fields
-    ``prompt`` and ``response``, one response a row.
+    """Of files in any layout that :func:`nemo_rpo.data.formats.read_parsed` knows, labels or none, or with nothing but
+    ``prompt``, ``response_a`` and ``response_b``, or ``prompt`` and ``response``, one response a row.
 
     Raises:
         DataError: a file that is missing or damaged, or a row that is neither; the message names it.
@@ -43,7 +43,7 @@ def read_responses(paths: Sequence[Path], keys: RowFormat) -> Iterator[PromptRes
         records = read_records(path)
         first = next(records, None)
         if first is None or isinstance(first, DataError) or not _is_alone(first):
-            for parsed in read_parsed([path], keys):
+            for parsed in read_parsed([path], keys, prepare=pairs_without_votes):
                 row = parsed.row
                 yield PromptResponses(row.file, row.row, row.pair_id, row.prompt, row.responses, row.given)
             continue

@@ -10,7 +10,7 @@ from nemo_rpo.crowd.crowd_settings import CrowdSettings
 from nemo_rpo.crowd.reliability import Reliability, assess
 from nemo_rpo.data.files.stage import fingerprint, write_table
 from nemo_rpo.data.rows import Vote
-from nemo_rpo.errors import ConfigError
+from nemo_rpo.errors import ConfigError, DataError
 from nemo_rpo.judging.collecting import Judged
 from nemo_rpo.judging.habits import Habits, habits_of
 from nemo_rpo.judging.judged_pairs import JudgedPair, as_table
@@ -42,14 +42,17 @@ def believe(pairs: Sequence[JudgedPair], judged: Sequence[Judged], settings: Cro
     Raises:
         ConfigError: no judge is left. DataError: nobody prefers any response.
     """
+    off = "; ".join(f"{one.name}: {one.off}" for one in judged if one.off)
     if judged and all(one.off for one in judged) and not any(pair.votes for pair in pairs):
-        reasons = "; ".join(f"{one.name}: {one.off}" for one in judged)
-        raise ConfigError(f"no judge is left: {reasons}")
+        raise ConfigError(f"no judge is left: {off}")
     votes: dict[str, list[Vote]] = {}
     for one in judged:
         for pair, vote in one.votes().items():
             votes.setdefault(pair, []).append(vote)
-    result = assess(as_table(pairs, votes), settings)
+    try:
+        result = assess(as_table(pairs, votes), settings)
+    except DataError as exc:
+        raise DataError(f"{exc}; judges that were switched off: {off}") if off else exc from None
     p_a = dict(zip(result.pairs["pair"], result.pairs["first_better"].tolist(), strict=True))
     return Believed(result, [habits_of(one, p_a) for one in judged], p_a, votes)
 

@@ -162,7 +162,9 @@ def judge_named(name: str | None, blocks: Sequence[Any], path: Path) -> ChatJudg
     """
     able = [block for block in blocks if isinstance(block, ChatJudge | GenerativeJudge)]
     found = [block for block in able if name in (None, block.name)]
+    if not able:
+        raise ConfigError(f"{path} has no language model to train: a judge of kind chat or generative")
     if len(found) != 1:
-        names = ", ".join(block.name for block in able) or "none"
+        names = ", ".join(block.name for block in able)
         raise ConfigError(f"name one of the language models in {path} with --judge: {names}")
     return found[0]

@@ -9,7 +9,7 @@ import pytest
 
 from nemo_rpo.cli import main
 
-JUDGES = "judges: [{name: short, kind: program, call: 'nemo_rpo.judging.programs.answers:exact'}]\n"
+JUDGES = "judges: [{name: short, kind: program, call: 'nemo_rpo.judging.programs.answers:exact_answer'}]\n"
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def files(tmp_path, monkeypatch) -> Path:
     (tmp_path / "judged").mkdir()
     for name, content in (("pairs.jsonl", rows), ("judged/votes.jsonl", rows), ("battles.jsonl", battles)):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    (tmp_path / "bare.jsonl").write_text(json.dumps({**rows[0], "votes": []}) + "\n")
     (tmp_path / "judges.yaml").write_text(JUDGES)
     (tmp_path / "link.csv").symlink_to("pairs.jsonl")
     monkeypatch.chdir(tmp_path)
@@ -67,8 +68,14 @@ def test_what_is_read_is_never_replaced(command, files, capsys):
         ("convert pairs.jsonl --to hf --out battles.jsonl", "battles.jsonl exists; name another file"),
         ("annotators pairs.jsonl --csv out --html ./out", "is to be written twice"),
         ("annotators pairs.jsonl --next 1 --next-out battles.jsonl", "battles.jsonl exists; name another file"),
+        ("score --rewards nowhere --data pairs.jsonl --out out.txt", "out.txt: the name must end in"),
+        ("validate pairs.jsonl --fix out.txt", "out.txt: the name must end in"),
+        ("evaluate nowhere pairs.jsonl --generate samples --out out.txt", "out.txt: the name must end in"),
+        ("rank battles.jsonl --by-prompt nowhere --out out.txt", "out.txt: the name must end in"),
         ("rank battles.jsonl --csv dir.csv", "dir.csv is a folder; name a file"),
         ("sample pairs.jsonl --url http://localhost:1/v1 --out none/out.parquet", "folder none does not exist"),
+        ("sample pairs.jsonl --url http://localhost:1/v1 --out out.jsonl", "the name must end in .parquet"),
+        ("convert bare.jsonl --to hf --out out.jsonl", "no row is left to write to out.jsonl (pairs without a"),
         ("score --rewards nowhere --data pairs.jsonl --out none/out.jsonl", "folder none does not exist"),
         ("genrm pairs.jsonl --judges judges.yaml --to prompts --out battles.jsonl", "battles.jsonl exists"),
     ],

@@ -125,3 +125,11 @@ def test_gold_labels_of_pairs_that_nobody_decided():
     found = nemo_rpo.estimate_reliability(votes + ties)
     for ours, its in zip(found.annotators, bare.annotators, strict=True):
         assert ours.reliability == pytest.approx(its.reliability, abs=0.02)
+
+
+def test_an_order_that_only_ties_know_is_not_said_to_be_anything():
+    votes = [(p, w, "a" if (p + w) % 3 else "b", None) for p in range(20) for w in range(3)]
+    votes += [(p, "judge", "tie", "a") for p in range(20)]
+    rows = [dict(zip(("pair", "annotator", "vote", "shown_first"), vote, strict=True)) for vote in votes]
+    result = nemo_rpo.estimate_reliability(rows)
+    assert not [warning for warning in result.warnings if "nan" in warning.text or warning.kind == "order_not_random"]

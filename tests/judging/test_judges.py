@@ -14,7 +14,9 @@ pytest.importorskip("openai", reason="servers are asked with the openai package 
 from fake_server import FakeServer, refused, said
 
 from nemo_rpo.cli import main
+from nemo_rpo.data.data_settings import RowFormat
 from nemo_rpo.data.files.stage import read_table
+from nemo_rpo.data.texts import read_responses
 from nemo_rpo.data.vote_ledger import read_votes
 from nemo_rpo.errors import ConfigError, ServerError
 from nemo_rpo.judging.collecting import collect, judges_from
@@ -274,3 +276,27 @@ def test_a_verdict_survives_its_row():
     verdict = Verdict("p", "j", "b", "first", 0.75, "raw", 0.1, 5.0)
     assert Verdict.of(verdict.row()) == verdict and verdict.sign == -1
     assert ChatJudge().outcome()["verdict"] == "parse"
+
+
+def test_where_nothing_is_left_it_is_said_who_was_switched_off(tmp_path, capsys, monkeypatch):
+    text = "def ties(prompt, first, second, fields): return 'tie'\n"
+    (tmp_path / "some_judges.py").write_text(text + "def broken(prompt, first, second, fields): return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pairs = [{"prompt": f"{i}?", "response_a": "x", "response_b": "y"} for i in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    block = "{{name: {0}, kind: program, of: pair, call: 'some_judges:{0}'}}"
+    (tmp_path / "judges.yaml").write_text(f"judges: [{block.format('ties')}, {block.format('broken')}]\n")
+    given = [str(tmp_path / "pairs.jsonl"), "--judges", str(tmp_path / "judges.yaml"), "--out", str(tmp_path / "out")]
+    assert main(["judge", *given]) == 2
+    assert "judges that were switched off: broken: 4 of 4 verdicts" in capsys.readouterr().err
+    (tmp_path / "judges.yaml").write_text(f"judges: [{block.format('none')}]\n")
+    assert main(["judge", *given[:-1], str(tmp_path / "new")]) == 2
+    assert "has no function 'none'" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert main(["genrm", *given[:-2], "--to", "prompts", "--out", str(tmp_path / "rows.jsonl")]) == 2
+    assert "no language model to train" in capsys.readouterr().err
+
+
+def test_responses_of_pairs_that_nobody_labelled_are_read(tmp_path):
+    pairs = [{"prompt": "q?", "response_a": "x", "response_b": "y"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert [row.responses for row in read_responses([tmp_path / "pairs.jsonl"], RowFormat())] == [("x", "y")]

@@ -68,6 +68,11 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing(world: World, t
     ):
         assert said in result.stdout
     assert "nothing was trained" in result.stdout and not out.exists()
+    tied = {"prompt": "q", "response_a": "x", "response_b": "y", "votes": [{"annotator": "w", "vote": "tie"}]}
+    file = tmp_path / "tied.jsonl"
+    file.write_text("".join(json.dumps({**tied, "prompt": f"q{i}"}) + "\n" for i in range(9)))
+    only = run_process([*command, "--dry-run", f"model.data.data_prefix={{train: [{file}]}}"])
+    assert (only.returncode, only.stderr) == (2, f"error: {file} has no label that can be trained on\n")
     refused = run_process([*command, "--dry-run", "model.global_batch_size=64"])
     assert (refused.returncode, refused.stderr) == (
         2,

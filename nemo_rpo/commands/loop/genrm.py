@@ -9,7 +9,7 @@ from pathlib import Path
 from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.commands.row_arguments import add_row_format, row_format
 from nemo_rpo.counting import counted
-from nemo_rpo.errors import ConfigError, printable
+from nemo_rpo.errors import ConfigError, DataError, printable
 
 VERDICTS, RATIONALES, PROMPTS = "verdicts", "rationales", "prompts"
 _LEAST, _MOST = 0.5, 1
@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> None:
         for row in rows:
             write(row)
             written += 1
+        if not written:
+            why = "; ".join(f"{what}: {count:,}" for what, count in teaching.left_out.items() if count)
+            raise DataError(f"no row is left to write to {args.out}{why and f' ({why})'}")
     print(f"{args.out}: {counted(written, 'row')} from {counted(len(pairs), 'pair')}, each in both orders")
     for why, count in teaching.left_out.items():
         if count:

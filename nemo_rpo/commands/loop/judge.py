@@ -56,14 +56,14 @@ def run(args: argparse.Namespace) -> None:
     crowd = CrowdSettings(good_enough=args.good_enough)
     crowd.check()
     settings, blocks = read_judges(args.judges)
+    judges = judges_from(blocks, args.out)
+    pairs, unknown = pairs_to_judge(args.pairs, row_format(args), args.gold, labels=not args.no_labels)
     try:
         args.out.mkdir(exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"{args.out} cannot be made ({exc.strerror or exc}); name another place with --out") from exc
     made = [args.out / name for name in (_VOTES, _BELIEVED, _JUDGES, TABLE)]
     check_outputs(made, (*args.pairs, args.gold, args.judges))
-    judges = judges_from(blocks, args.out)
-    pairs, unknown = pairs_to_judge(args.pairs, row_format(args), args.gold, labels=not args.no_labels)
     judged = collect(judges, pairs, args.out, settings)
     believed = believe(pairs, judged, crowd)
     written = write_votes(args.out / _VOTES, pairs, believed.votes)

@@ -74,8 +74,10 @@ def run(args: argparse.Namespace) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings = _settings(args)
     _check(args, settings)
-    # Until all are there, samples stand in the second.
-    check_outputs((args.out, args.out.with_suffix(".jsonl")), (*args.prompts, args.config, args.engine_config))
+    # Until all are there, samples stand as lines beside it.
+    lines = args.out.with_suffix(".jsonl")
+    inputs = (*args.prompts, args.config, args.engine_config)
+    check_outputs((args.out,) if lines == args.out else (args.out, lines), inputs)
     prompts = read_prompts(as_paths(args.prompts, setting="PROMPTS", folders=True))
     asks = asks_for(prompts, settings.samples, args.run, args.round)
     outcome = settings.outcome() | ({"engine": True} if args.engine else {})

@@ -15,7 +15,7 @@ from nemo_rpo.commands import on_ranks
 from nemo_rpo.commands.rankings import picture
 from nemo_rpo.counting import counted
 from nemo_rpo.data.files.read import as_paths, read_records
-from nemo_rpo.data.files.write import record_writer, write_csv
+from nemo_rpo.data.files.write import record_writer, sink_for, write_csv
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.errors import ConfigError, DataError, printable
 from nemo_rpo.launch import start_ranks
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace, settings: RankSettings) -> int | None:
         )
     if args.out is not None and args.out.exists():  # there is no --overwrite
         raise ConfigError(f"{args.out} exists; name another file")
+    if args.out is not None:
+        sink_for(args.out)
     prompts = read_prompts(as_paths(args.data, setting="the path", folders=True))
     if not prompts:
         raise DataError(f"{', '.join(args.data)} holds no prompt")

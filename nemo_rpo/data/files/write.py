@@ -34,7 +34,7 @@ def record_writer(out: Path, overwrite: bool = False) -> Iterator[Write]:
         ConfigError: another suffix, a folder that is missing, closed or full, or an ``out`` that is there already.
         DataError: no row was written, or rows whose fields have types that the format cannot hold together.
     """
-    kind = _check(out, overwrite)
+    kind = sink_for(out, overwrite)
     with _in_a_line(out):
         workplace = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -47,8 +47,10 @@ def record_writer(out: Path, overwrite: bool = False) -> Iterator[Write]:
             def write(fields: dict[str, Any]) -> None:
                 nonlocal rows
                 rows += 1
-                with _in_a_line(out):
+                try:  # a context manager would cost a microsecond of every row
                     sink.write(fields)
+                except OSError as exc:
+                    raise _cannot(out, exc) from exc
 
             yield write
             if rows == 0:
@@ -65,7 +67,11 @@ def _in_a_line(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place") from exc
+        raise _cannot(out, exc) from exc
+
+
+def _cannot(out: Path, exc: OSError) -> ConfigError:
+    return ConfigError(f"cannot write {out} ({exc.strerror or exc}); name another place")
 
 
 def _give_up(sink: Sink) -> None:
@@ -95,7 +101,12 @@ def write_csv(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         log.warning("%s: %d texts that a spreadsheet would run as a formula have a ' in front", out, quoted)
 
 
-def _check(out: Path, overwrite: bool) -> Callable[[Path], Sink]:
+def sink_for(out: Path, overwrite: bool = True) -> Callable[[Path], Sink]:
+    """What :func:`record_writer` writes ``out`` with; for those who compute for long before they write.
+
+    Raises:
+        ConfigError: as there, before anything is written.
+    """
     kind = next((kind for end, kind in SINKS.items() if end and out.name.endswith(end)), None)
     if kind is None and not out.suffix:
         kind = SINKS[""]

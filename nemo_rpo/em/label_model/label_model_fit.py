@@ -249,6 +249,6 @@ def _warnings(
     ]
     if not member.converged:
         found.append(Warned("not_converged", f"the EM still moved after {member.iterations} iterations"))
-    if order is not None and not order.random:
+    if order is not None and not order.random and not math.isnan(order.first):  # known of some signed vote
         found.append(order_not_random(order))
     return [warned for warned in found if warned is not None]
