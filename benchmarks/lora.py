@@ -41,7 +41,7 @@ config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sh
 LlamaForCausalLM(config).save_pretrained(f"{sys.argv[1]}/model")
 tokenizer.save_pretrained(f"{sys.argv[1]}/model")
 """
-WORLD_RATE, UKP_RATE = 4e-3, 3e-4
+WORLD_RATE, UKP_RATE = 4e-3, 1e-4
 
 
 def call(*arguments: object) -> None:

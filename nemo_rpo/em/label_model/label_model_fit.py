@@ -23,7 +23,12 @@ from nemo_rpo.em.label_model.choose import (
 )
 from nemo_rpo.em.label_model.coded_votes import SKILL, SLOT, FlatVotes, VoteFeatures, VoteTable, vote_table
 from nemo_rpo.em.label_model.label_model_settings import LabelModelSettings
-from nemo_rpo.em.label_model.label_model_warnings import errors_together, order_not_random, worse_than_a_coin
+from nemo_rpo.em.label_model.label_model_warnings import (
+    errors_together,
+    nobody_heard,
+    order_not_random,
+    worse_than_a_coin,
+)
 from nemo_rpo.em.label_model.member import Member, PairPrior
 from nemo_rpo.em.label_model.reported import (
     ANCHORS,
@@ -149,7 +154,7 @@ def fit_label_model(
     return LabelModelFit(
         w, estimates, recommended, eta, interval, member.theta[:, 0], member.errors[:, 0], leaning, member, choices,
         problem.order, dependence, matched, groups, correlation, verdict,
-        _warnings(turned, verdict, dependence, groups, recommended, crowd, member, problem.order),
+        _warnings(chosen, turned, verdict, dependence, groups, recommended, crowd, member, problem.order),
     )  # fmt: skip
 
 
@@ -231,6 +236,7 @@ def _judge(table: VoteTable, fitter: Fitter, member: Member, majority: Tensor, d
 
 
 def _warnings(
+    table: VoteTable,
     turned: tuple[float, Warned] | None,
     verdict: Verdict | None,
     dependence: Dependence,
@@ -243,6 +249,7 @@ def _warnings(
     """Most serious first."""
     instead = "" if recommended == MODEL else recommended
     found = [
+        nobody_heard(table, member) if verdict is None else None,
         None if turned is None else turned[1],
         Warned("anchors_disagree", verdict.parted) if verdict is not None and verdict.parted else None,
         errors_together(dependence, groups, instead, crowd.accuracy),

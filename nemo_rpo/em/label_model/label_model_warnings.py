@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from nemo_rpo.em.guards import Warned
 from nemo_rpo.em.label_model.choose import OrderShown
@@ -15,6 +16,27 @@ from nemo_rpo.em.label_model.shared_errors.dependence import Dependence
 
 # Annotators named in one sentence.
 _NAMED = 8
+# Votes tell nothing of an annotator whose skill's standard error is this many times as wide as what is expected of
+# anybody.
+_UNHEARD = 2.0
+
+
+def heard(member: Member) -> Tensor:
+    """Of whom votes tell anything, bool [K]: where nobody else votes on an annotator's pairs, they do not."""
+    expected = member.population.expected_variance[0] + member.population.mean_variance[0]
+    return member.errors[:, 0] < _UNHEARD * expected.sqrt()
+
+
+def nobody_heard(table: VoteTable, member: Member) -> Warned | None:
+    """Where votes tell nothing of anybody."""
+    if heard(member)[table.annotator].any():
+        return None
+    return Warned(
+        "nobody_heard",
+        "votes tell nothing of any annotator: too few pairs have the votes of two, so reliabilities are what is "
+        "expected of anybody. Have pairs labelled twice, or give some their gold label; in training the policy's "
+        "margins tell more",
+    )
 
 
 def worse_than_a_coin(
@@ -26,14 +48,15 @@ def worse_than_a_coin(
     the two apart. Its log-odds under N(m, s²) are 2 m μ / s², here with s wider than the settings' own.
 
     ``annotators_below_half`` states a fact: some annotators are below ½ by 1.64 standard errors or more.
-    ``upside_down`` doubts the rest as well. Both are rare for honest crowds, by measurement.
+    ``upside_down`` doubts the rest as well. Both are rare for honest crowds, by measurement. Annotators of whom votes
+    tell nothing (:func:`heard`) count as above ½.
     """
     if anchors >= settings.min_anchors:
         return None
     skill, error = member.theta[:, 0], member.errors[:, 0]
     voted = table.per_annotator(table.counted) > 0
     surely = voted & (skill + 1.64 * error < 0)
-    likely = torch.special.ndtr(-skill / error)[table.annotator].mean().item()
+    likely = (torch.special.ndtr(-skill / error) * heard(member))[table.annotator].mean().item()
     share = surely[table.annotator].double().mean().item()
     doubted = likely >= settings.upside_down_share
     if share < settings.max_below_half and not doubted:

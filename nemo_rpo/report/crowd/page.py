@@ -18,6 +18,7 @@ _ADVICE = {
     "shared_errors": "give 20 to 80 pairs their gold label (--gold), and ask annotators who do not share a cause",
     "dependent_errors": "name families of annotators (field family), or give some pairs their gold label",
     "order_not_random": "show the responses in random order",
+    "nobody_heard": "have pairs labelled by two annotators, or give some their gold label (--gold)",
     "upside_down": "give some pairs their gold label (--gold)",
     "anchors_disagree": "use the estimate that the gold labels favour",
 }

@@ -95,6 +95,14 @@ def test_without_anchors_such_a_crowd_is_not_believed():
     assert torch.maximum(fit.w, 1 - fit.w).max() < 0.97
 
 
+@pytest.mark.parametrize("annotators", [1, 20])
+def test_where_nobody_votes_on_the_pairs_of_others_that_is_said_and_nobody_is_doubted(annotators):
+    crowd = make(torch.full((annotators,), 0.8), pairs=200, votes_per_pair=1, seed=6)
+    fit = fit_label_model(crowd.votes, annotators)
+    assert [warned.guard for warned in fit.warnings] == ["nobody_heard"]
+    assert fit.eta_interval[:, 0].max() < 0.1 and fit.eta_interval[:, 1].min() > 0.9
+
+
 def _evidence(crowd):
     table = vote_table(crowd.votes, len(crowd.eta))
     return table.sign() * torch.logit(crowd.eta)[table.annotator]

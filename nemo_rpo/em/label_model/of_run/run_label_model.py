@@ -42,7 +42,7 @@ _CHOSEN_ANEW = 4
 _STILL = 1e-2
 # Warnings of what is measured once; and those of votes alone, where a run's own guards ask beside the margins.
 FROM_DEPENDENCE = ("dependent_errors", "shared_errors")
-_OF_VOTES_ALONE = ("upside_down", "annotators_below_half")
+_OF_VOTES_ALONE = ("upside_down", "annotators_below_half", "nobody_heard")
 # With fewer votes a pair, nothing tells an annotator's leaning to length from a truth that goes with length.
 _VOTES_FOR_LENGTH = 1.5
 
