@@ -33,6 +33,7 @@ SCENARIOS = {
     ],
     "reward model": ["model.rpo.base_loss=bt"],
     "experts, one after the other": ["model.rpo.reference=resident", "model.moe_aux_loss_coeff=0.1"],
+    "experts with adapters": ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all,experts]"],
 }
 
 

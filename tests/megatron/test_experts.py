@@ -104,10 +104,9 @@ LOOKED: dict[int, dict[str, list[str]]] = {
 ALIKE = {name: MATRICES if "each matrix" in name else MERGED for of in LOOKED.values() for name in of}
 ADAPTED: dict[int, dict[str, list[str]]] = {
     1: {"one rank": [SAVES], "full recompute, packed": [*FULL_RECOMPUTE, *PACKED, ONE_PROMPT]},
-    2: {"EP=2": [f"{EP}2", SAVES], "TP=2, SP": [f"{TP}2", SEQUENCE]},
+    2: {"EP=2": [f"{EP}2", SAVES]},
     4: {name: LAYOUTS[4][name] for name in ("TP=2, SP, EP=2, experts' TP=2", "TP=2, SP, EP=2, DP=2")},
 }
-ADAPTED[4]["PP=2, EP=2"] = LAYOUTS[4]["PP=2, EP=2"]
 RESUMED = ("adapted, EP=2, on one rank", "adapted, one rank, on PP=2, EP=2")
 PEFT = "adapter/adapter_model.safetensors"
 # Whose weights are counted, and compared with the planner's.

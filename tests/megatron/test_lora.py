@@ -19,7 +19,7 @@ from nemo_rpo.config.load import load_config
 from nemo_rpo.config.validate import validate_config
 from nemo_rpo.errors import CheckpointError, ConfigError
 from nemo_rpo.megatron.checkpoint.index import read_index
-from nemo_rpo.megatron.compat.linear_layers import adapted_output, is_column_parallel
+from nemo_rpo.megatron.compat.linear_layers import adapted_output, is_column_parallel, weights_of
 from nemo_rpo.megatron.compat.transformer_engine import hand_out_normed_input
 from nemo_rpo.training.logs.metrics import read_metrics
 
@@ -223,6 +223,20 @@ def test_an_adapter_reads_the_normed_input_of_a_fused_layer(bias: bool) -> None:
     plain = torch.nn.Linear(2, 2)
     hand_out_normed_input(plain)
     assert is_column_parallel(plain) is None and not hasattr(plain, "return_layernorm_output")
+
+
+class TEColumnParallelGroupedLinear(torch.nn.Module):
+    """Keeps all experts in one tensor."""
+
+    num_gemms, weight = 2, torch.ones(2, 3, 4)
+
+
+def test_a_grouped_layer_with_one_tensor_for_all_has_no_matrices() -> None:
+    """So that the line about layers that take no adapter is said."""
+    layer = TEColumnParallelGroupedLinear()
+    assert is_column_parallel(layer) is True and weights_of(layer) == []
+    layer.weight0, layer.weight1 = layer.weight
+    assert [of.shape for of in weights_of(layer)] == [(3, 4)] * 2
 
 
 # --- what is refused

@@ -81,6 +81,23 @@ def test_what_is_written_is_read(names: list[str], tmp_path: Path) -> None:
         torch.testing.assert_close(update(expert, fused)[5:], up)
 
 
+def test_peft_fuses_single_experts_in_the_same_way(tmp_path: Path) -> None:
+    """A folder of transformers 4, which is refused, loaded by peft and saved again: the numbers are where we read."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers", minversion="5")
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    save_file(own(EACH), old / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4, "target_modules": ["w1", "w2", "w3"]}
+    (old / "adapter_config.json").write_text(json.dumps({**config, "inference_mode": True}))
+    sizes = dict(num_hidden_layers=2, hidden_size=8, intermediate_size=5, num_local_experts=3, num_experts_per_tok=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
+    base = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    peft.PeftModel.from_pretrained(base, old).save_pretrained(new)
+    assert set(read_description(new).matrices) == set(EACH)
+    found, mine = read(EACH, new / "adapter_model.safetensors"), own(EACH)
+    assert found.keys() == mine.keys() and all(torch.equal(found[name], mine[name]) for name in mine)
+
+
 def test_an_a_that_gate_and_up_share_is_both_of_theirs(tmp_path: Path) -> None:
     written(SHARED, tmp_path / "a")
     found = read(EACH, tmp_path / "a")

@@ -92,6 +92,7 @@ class PeftWeights:
                 )
 
     def read(self, name: str, block: tuple[slice, ...]) -> Tensor:
+        """The ``block`` of tensor ``name``, which may be an expert's own, on the CPU."""
         if name not in self._within:
             return self._file.get_slice(name)[block]
         one, expert, within = self._within[name]
