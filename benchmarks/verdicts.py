@@ -65,6 +65,7 @@ HONEST = {
     "100 annotators, 30 labels, 3 a pair": Case(100, 30, 3),
     "weaker: 40 annotators, 100 labels, 5 a pair, N(.9, .5²)": Case(40, 100, 5, 0.9, 0.5),
     "12 judges who vote on all of 400 pairs, N(1.1, .7²)": Case(12, 400, 12, 1.1, 0.7),
+    "few: 6 annotators, 20 labels, 3 a pair": Case(6, 20, 3),
 }
 HABITS = {
     "a fifth follow position, 70 %, 200 labels": Case(25, 200, 5, first=0.7, followers=0.2),
@@ -74,6 +75,7 @@ HABITS = {
 }
 # Warning (any of these) → the case it is for.
 WARNINGS = {
+    "nobody_heard: one vote a pair": (("nobody_heard",), Case(votes=1)),
     "votes_follow_order": ((ORDER,), Case(first=0.3, followers=1.0)),
     "order_not_random": (("order_not_random",), Case(always_first=75)),
     "errors together: 5 of 12 judges, ρ .3": (DEPENDENCE, Case(12, 400, 12, 0.6, 0.5, family=5, correlation=0.3)),
