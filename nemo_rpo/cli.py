@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from nemo_rpo import __version__
+from nemo_rpo.errors import ConfigError
 from nemo_rpo.launch import call_and_leave, run_on_ranks
 
 _WIDTH = 100
@@ -179,14 +180,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_intermixed_args(rest)
         arguments.given = rest
         status = module.run(arguments) or 0
+        _write_output()
 
     try:
-        ended = run_on_ranks(body) or status
-        sys.stdout.flush()
-        return ended
+        return run_on_ranks(body) or status
     except BrokenPipeError:  # whoever was reading, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _write_output() -> None:
+    """Writes what was printed; without a standard output nothing was."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        why = exc.strerror or exc
+        raise ConfigError(f"what was printed cannot be written ({why}); print to another place") from exc
 
 
 def command_line() -> NoReturn:

@@ -88,8 +88,10 @@ def call_and_leave(main: Callable[[], int]) -> NoReturn:
     def at_last() -> None:
         if status is not None:
             logging.shutdown()  # else called after this: it was registered earlier
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):  # closed or full; ``main`` has said so
+                    if stream is not None:
+                        stream.flush()
             os._exit(status)
 
     atexit.register(at_last)  # the first to be registered is the last to be called

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nemo_rpo.commands.options.outputs import check_outputs
 from nemo_rpo.config.places import plain_folder
+from nemo_rpo.data.files.read import is_folder
 from nemo_rpo.data.files.whole import whole_file
 from nemo_rpo.errors import ConfigError, DataError
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     from nemo_rpo.report.run import read_run
 
     out = args.out or args.run
-    check_outputs((args.out,))
+    if args.out is not None and not is_folder(args.out):  # it is made, in a folder that is there
+        check_outputs((args.out,))
     if args.quotes is not None and args.quotes < 0:
         raise ConfigError(f"--quotes must be 0 or more, got {args.quotes}")
     given = {} if args.quotes is None else {"quotes": args.quotes}

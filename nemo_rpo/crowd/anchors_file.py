@@ -33,13 +33,16 @@ def read_gold(path: Path, reader: VoteReader) -> int:
     Raises:
         DataError: a row that is neither, or that contradicts an earlier one; names file and row.
     """
-    unknown = found = 0
+    unknown = known = found = 0
     for file, row, pairs in _rows(path, reader):
         unknown += not pairs
+        known += len(pairs)
         for pair, gold in pairs:
             if gold:
                 reader.ledger.add_gold(pair, gold, file, row)
                 found += 1
+    if known and not found:
+        raise DataError(f"{path} says tie of every pair of the votes, which is no gold label: say a or b")
     if not found:
         raise DataError(f"{path} has no gold label for any pair of the votes; its pair ids or texts must be the same")
     return unknown

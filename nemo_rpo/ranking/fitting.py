@@ -70,7 +70,7 @@ def bootstrap(
     A resample is the same comparisons with other weights. With up to ``settings.refit_parameters`` players and
     annotators each is fitted anew from the best fit; with more, by one step of it (:mod:`nemo_rpo.ranking.scoring`).
 
-    Of a player who met others fewer than :data:`FEW` times, or only won, or only lost, resamples show too little of
+    Of a player who met others fewer than :data:`FEW` times, or never lost, or never won, resamples show too little of
     what else might have happened (of one comparison nothing at all): their strengths spread at least as far as the
     curvature of the posterior says, their opponents known.
 
@@ -118,7 +118,7 @@ def _spread(
 ) -> np.ndarray:
     """The draws with what resamples of few comparisons cannot show."""
     wins, losses, ties = comparisons.tally()
-    thin = np.flatnonzero((wins + losses + ties < FEW) | (wins + ties == 0) | (losses + ties == 0))
+    thin = np.flatnonzero((wins + losses + ties < FEW) | (wins == 0) | (losses == 0))
     if not len(thin):
         return draws
     row, column, value = likelihood.entries(likelihood.information(likelihood.counts(), likelihood.terms(theta)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,10 @@ def files(tmp_path, monkeypatch) -> Path:
     ]
     battles = [{"model_a": "x", "model_b": "y", "winner": w} for w in "aba"]
     (tmp_path / "judged").mkdir()
-    for name, content in (("pairs.jsonl", rows), ("judged/votes.jsonl", rows), ("battles.jsonl", battles)):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    named = {name: rows for name in ("pairs.jsonl", "judged/votes.jsonl", "saved/pairs.jsonl")}
+    for name, content in (named | {"battles.jsonl": battles}).items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
     (tmp_path / "bare.jsonl").write_text(json.dumps({**rows[0], "votes": []}) + "\n")
     (tmp_path / "judges.yaml").write_text(JUDGES)
@@ -36,6 +41,8 @@ def files(tmp_path, monkeypatch) -> Path:
         "convert pairs.jsonl --to hf --out pairs.jsonl --overwrite",
         "convert pairs.jsonl --to hf --out ./link.csv --overwrite",
         "convert battles.jsonl pairs.jsonl --to hf --out pairs.jsonl --overwrite",
+        "convert saved/pairs.jsonl --to hf --out saved --overwrite",
+        "convert saved --to hf --out saved/state.json --overwrite",
         "convert pairs.jsonl --pairs-from-scores difference --to hf --out pairs.jsonl --overwrite",
         "validate pairs.jsonl --fix pairs.jsonl --overwrite",
         "annotators pairs.jsonl --csv link.csv",
@@ -73,6 +80,10 @@ def test_what_is_read_is_never_replaced(command, files, capsys):
         ("evaluate nowhere pairs.jsonl --generate samples --out out.txt", "out.txt: the name must end in"),
         ("rank battles.jsonl --by-prompt nowhere --out out.txt", "out.txt: the name must end in"),
         ("rank battles.jsonl --csv dir.csv", "dir.csv is a folder; name a file"),
+        ("rank battles.jsonl --csv .", ". is a folder; name a file"),
+        ("rank battles.jsonl --csv judged", "judged is a folder that is no saved Hugging Face data set"),
+        (f"rank battles.jsonl --csv {'x' * 300}.csv", "cannot be written (File name too long)"),
+        ("sample pairs.jsonl --url http://localhost:1/v1 --out .", ". is a folder; name a file"),
         ("sample pairs.jsonl --url http://localhost:1/v1 --out none/out.parquet", "folder none does not exist"),
         ("sample pairs.jsonl --url http://localhost:1/v1 --out out.jsonl", "the name must end in .parquet"),
         ("convert bare.jsonl --to hf --out out.jsonl", "no row is left to write to out.jsonl (pairs without a"),
@@ -85,3 +96,18 @@ def test_a_place_where_nothing_can_be_written_is_said_at_once(command, said, fil
     before = sorted(files.rglob("*"))
     assert main(command.split()) == 2
     assert said in capsys.readouterr().err and sorted(files.rglob("*")) == before
+
+
+def test_what_is_printed_arrives_or_that_is_said(files, capsys, monkeypatch):
+    ranked = ["rank", "battles.jsonl", "--bootstrap", "0"]
+    with monkeypatch.context() as without:
+        without.setattr(sys, "stdout", None)  # as Python has it where a program is started without one
+        assert main(ranked) == 0
+    full = Path("/dev/full").open("w")
+    with monkeypatch.context() as onto:
+        onto.setattr(sys, "stdout", full)
+        assert main(ranked) == 2
+    with contextlib.suppress(OSError):  # closing it fails too
+        full.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "what was printed cannot be written (No space left on device)" in said

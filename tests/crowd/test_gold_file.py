@@ -103,6 +103,7 @@ def test_texts_that_two_ids_share_are_known_under_both(tmp_path):
         ([{**row("bare", 0, 1), "gold": "left"}], "gold.jsonl:1: field 'gold' must be"),
         ([{**row("bare", 0, 1), "gold": None}], "gold.jsonl:1: the row says nothing of the truth"),
         ([{**row("bare", 0, 1), "prompt": "another"}], "no gold label for any pair"),
+        ([row("bare", 0, 0), row("bare", 1, 0)], "gold.jsonl says tie of every pair of the votes"),
         ([row("bare", 0, 1), row("bare", 0, -1)], "opposite gold label"),
     ],
 )

@@ -73,6 +73,14 @@ def test_who_was_hardly_compared_or_never_lost_is_not_known_for_certain(games_ea
                 assert (player.rank_low, player.rank_high) == (1, 2)
 
 
+def test_who_tied_and_never_lost_is_not_known_for_certain():
+    """No resample has a loss."""
+    comparisons = games.games_of([0] * 7, [1] * 7, [1] + [0] * 6, players=2)
+    for settings in (RankSettings(), RankSettings(ties="half")):
+        for player in leaderboard(comparisons, settings).players:
+            assert player.low < 0 < player.high and (player.rank_low, player.rank_high) == (1, 2)
+
+
 def test_intervals_of_who_met_others_once_hold_the_truth():
     inside, settings = [], RankSettings(bootstrap=60, refit_parameters=0)
     for seed in range(25):

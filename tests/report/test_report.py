@@ -258,8 +258,9 @@ def test_the_page_stands_alone(made: tuple[Path, Crowd], tmp_path: Path, capsys:
     assert all(link.startswith(("#", "data:")) for link in page.links) and page.links
     assert page.tags.count("script") == 1 and "url(http" not in text and "@import" not in text
     assert page.tags.count("svg") == 7 and "<b>Question" not in text and "&lt;b&gt;Question" in text
-    assert main(["report", str(made[0]), "--out", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again/report.html").read_text(encoding="utf-8") == text
+    (tmp_path / "version.2").mkdir()
+    assert main(["report", str(made[0]), "--out", str(tmp_path / "version.2")]) == 0
+    assert (tmp_path / "version.2/report.html").read_text(encoding="utf-8") == text
 
 
 def test_markdown_says_the_same(made: tuple[Path, Crowd], document: Document, tmp_path: Path) -> None:

@@ -74,10 +74,9 @@ def run(args: argparse.Namespace) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings = _settings(args)
     _check(args, settings)
-    # Until all are there, samples stand as lines beside it.
-    lines = args.out.with_suffix(".jsonl")
     inputs = (*args.prompts, args.config, args.engine_config)
-    check_outputs((args.out,) if lines == args.out else (args.out, lines), inputs)
+    check_outputs((args.out,), inputs)
+    check_outputs((args.out.with_suffix(".jsonl"),), inputs)  # until all are there, samples stand as lines beside it
     prompts = read_prompts(as_paths(args.prompts, setting="PROMPTS", folders=True))
     asks = asks_for(prompts, settings.samples, args.run, args.round)
     outcome = settings.outcome() | ({"engine": True} if args.engine else {})

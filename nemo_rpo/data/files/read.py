@@ -73,11 +73,18 @@ def _warn_of_repeats(files: tuple[tuple[Path, int, int], ...]) -> None:
             if real == known:
                 log.warning("%s is given twice: all that it says counts twice", path)
                 break
-            if path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False):
+            if _same_content(path, other):
                 log.warning("%s holds the same as %s: all that it says counts twice", path, other)
                 break
         else:
             alike.append((path, real))
+
+
+def _same_content(path: Path, other: Path) -> bool:
+    try:
+        return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+    except OSError:  # one that cannot be read; who reads it says so
+        return False
 
 
 def is_file(path: Path) -> bool:

@@ -12,13 +12,19 @@ from nemo_rpo.errors import ConfigError, RPOError
 
 def check_place(path: Path, overwrite: bool = True) -> None:
     """Raises :class:`ConfigError` where nothing can be written: a folder that is missing, a name that is that of a
-    folder, or without ``overwrite`` of anything.
+    folder (but for a saved Hugging Face data set) or that no file system takes, or without ``overwrite`` of anything.
     """
-    if path.exists() and not overwrite:
+    try:
+        there, is_folder, has_folder = path.exists(), path.is_dir(), path.parent.is_dir()
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written ({exc.strerror or exc}); name another place") from exc
+    if is_folder and not (path / "state.json").is_file():
+        named = path.name and not path.suffix
+        advice = " that is no saved Hugging Face data set; name another one" if named else "; name a file"
+        raise ConfigError(f"{path} is a folder{advice}")
+    if there and not overwrite:
         raise ConfigError(f"{path} exists; name another file, or say --overwrite")
-    if path.suffix and path.is_dir():
-        raise ConfigError(f"{path} is a folder; name a file")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise ConfigError(f"folder {path.parent} does not exist; make it, or name another place")
 
 

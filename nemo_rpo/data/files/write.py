@@ -114,8 +114,6 @@ def sink_for(out: Path, overwrite: bool = True) -> Callable[[Path], Sink]:
         named = ", ".join(end for end in SINKS if end)
         raise ConfigError(f"{out}: the name must end in {named}, or in none for a Hugging Face data set")
     check_place(out, overwrite)
-    if out.is_dir() and not (out / "state.json").is_file():
-        raise ConfigError(f"{out} is a folder that is no saved Hugging Face data set; name another one")
     return kind
 
 

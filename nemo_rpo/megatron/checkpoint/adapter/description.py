@@ -8,6 +8,7 @@ has the same in its ``run.json``. Needs no Megatron.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ SINGLE_EXPERTS = (
     "has adapters of single experts, as of transformers 4: load it into its base with peft on transformers 5, and save "
     "it again"
 )
+_OF_ONE_EXPERT = re.compile(r"(^|\.)(w[123]|experts\.\d+\..*)$")
 _TUNING = "model.peft.lora_tuning"
 # What peft's adapters may have beside A and B; another value than these would be another function.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -101,15 +103,21 @@ def read_description(path: Path) -> AdapterDescription:
     rank, alpha, modules = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise CheckpointError(f"{where} has r={rank} and lora_alpha={alpha}, which are no rank and scale")
-    parameters = config.get("target_parameters") or []
+    for key, kind in (("target_parameters", list), ("rank_pattern", dict), ("alpha_pattern", dict)):
+        if not isinstance(config.get(key) or kind(), kind):
+            raise CheckpointError(f"{where}: {key} is no {kind.__name__}; have peft save the adapter again")
+    parameters = list(map(str, config.get("target_parameters") or []))
     if not _doubles_gate_up(config.get("rank_pattern"), config.get("alpha_pattern"), rank, alpha):
         raise CheckpointError(f"{where}: rank_pattern or alpha_pattern is more than one rank and scale: merge it")
     named = tuple(beside["matrices"]) if "matrices" in beside else None
     if named is None and isinstance(modules, list):
-        if {"w1", "w2", "w3"}.intersection(str(name).rpartition(".")[2] for name in modules):
+        if any(_OF_ONE_EXPERT.search(str(name)) for name in modules):
             raise CheckpointError(f"{path} {SINGLE_EXPERTS}")
         names = {str(name).rpartition(".")[2] for name in modules} | {of for name in parameters for of in _within(name)}
-        named = tuple(named_by_hugging_face(resolve_targets(sorted(names))))
+        try:
+            named = tuple(named_by_hugging_face(resolve_targets(sorted(names))))
+        except ConfigError as exc:
+            raise CheckpointError(f"{where}: {str(exc).removeprefix(f'{SETTING}: ')}") from exc
     return AdapterDescription(rank, alpha / rank, named, beside.get("base"))
 
 
