@@ -33,9 +33,9 @@ def nobody_heard(table: VoteTable, member: Member) -> Warned | None:
         return None
     return Warned(
         "nobody_heard",
-        "votes tell nothing of any annotator: too few pairs have the votes of two, so reliabilities are what is "
-        "expected of anybody. Have pairs labelled twice, or give some their gold label; in training the policy's "
-        "margins tell more",
+        "votes tell nothing of any annotator: too few of their labels are on pairs that others labelled too, so "
+        "reliabilities are what is expected of anybody. Have pairs labelled twice, or give some their gold label; in "
+        "training the policy's margins tell more",
     )
 
 
