@@ -15,7 +15,7 @@ from nemo_rpo.data.layouts.details import GOLD
 from nemo_rpo.data.layouts.fields import Fields
 from nemo_rpo.data.layouts.layout import Layout
 from nemo_rpo.data.vote_ledger import VoteReader
-from nemo_rpo.errors import DataError, RowError
+from nemo_rpo.errors import DataError
 
 _SIDES = {"a": 1, "first": 1, "chosen": 1, "b": -1, "second": -1, "rejected": -1, "tie": 0}
 # What a row says that names a winner, and what one says that holds votes.
@@ -28,19 +28,23 @@ def read_gold(path: Path, reader: VoteReader) -> int:
     A row is either a pair's id and ``gold`` (``a``, ``first`` or ``chosen`` for the response that the votes' files show
     first, ``b``, ``second`` or ``rejected`` for the other; ``tie`` says nothing), or a row of any layout (or just of a
     prompt, ``response_a`` and ``response_b``) with a ``gold`` field that speaks of its own two responses, or a chosen
-    response that is the better one. Such rows are told by their ids; where either file has none, by their texts.
+    response that is the better one. Such rows are told by their ids; where either file has none, by their texts. A row
+    whose ``gold`` is empty or missing says nothing, as in a table that is filled in by and by.
 
     Raises:
         DataError: a row that is neither, or that contradicts an earlier one; names file and row.
     """
-    unknown = known = found = 0
+    unknown = known = found = said = 0
     for file, row, pairs in _rows(path, reader):
+        said += 1
         unknown += not pairs
         known += len(pairs)
         for pair, gold in pairs:
             if gold:
                 reader.ledger.add_gold(pair, gold, file, row)
                 found += 1
+    if not said:
+        raise DataError(f"no row of {path} says what is right: give rows a field 'gold' ({', '.join(_SIDES)})")
     if known and not found:
         raise DataError(f"{path} says tie of every pair of the votes, which is no gold label: say a or b")
     if not found:
@@ -49,7 +53,7 @@ def read_gold(path: Path, reader: VoteReader) -> int:
 
 
 def _rows(path: Path, reader: VoteReader) -> Iterator[tuple[str, int, list[tuple[int, int]]]]:
-    """File, row, and the pairs that every row speaks of with their gold labels."""
+    """File, row, and the pairs of every row that has a gold label, with it."""
     [path] = as_paths(path, setting="--gold", folders=True)
     keys = _keys(path, reader.keys)
     head = next(_records(path, keys))
@@ -64,6 +68,8 @@ def _rows(path: Path, reader: VoteReader) -> Iterator[tuple[str, int, list[tuple
         if pair_id is None:
             texts = "its texts (prompt, response_a and response_b)"
             raise fields.error(f"the row names no pair: give it a field '{keys.pair_id_key}', or {texts}")
+        if _silent(record):
+            continue
         pair = reader.pairs.named(without_quote(pair_id))
         yield record.file, record.row, [] if pair is None else [(pair, _side(fields))]
 
@@ -95,14 +101,18 @@ def _keys(path: Path, of_votes: RowFormat) -> RowFormat:
 
 def _full_rows(path: Path, reader: VoteReader, keys: RowFormat) -> Iterator[tuple[str, int, list[tuple[int, int]]]]:
     for parsed in read_parsed([path], keys, prepare=_prepared):
-        row, gold, said = parsed.row, parsed.row.gold, parsed.record.fields.get(GOLD)
-        silent = said is None or said != said or said == ""
+        row, gold, silent = parsed.row, parsed.row.gold, _silent(parsed.record)
         if gold is None and silent and LAYOUTS[parsed.layout].labelled and not row.further and row.votes:
             gold = row.votes[0].sign
         if gold is None and silent:
-            raise RowError(row.file, row.row, "the row says nothing of the truth: give it a field 'gold'")
+            continue
         spoken_of = reader.pairs.spoken_of(row)
         yield row.file, row.row, [(of.text, (-1 if of.turned else 1) * (gold or 0)) for of in spoken_of]
+
+
+def _silent(record: Record) -> bool:
+    said = record.fields.get(GOLD)
+    return said is None or said != said or (isinstance(said, str) and not said.strip())
 
 
 def _prepared(record: Record) -> Record:

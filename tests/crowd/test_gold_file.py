@@ -71,6 +71,18 @@ def test_rows_of_every_kind_say_the_same(kind, with_ids, suffix, tmp_path):
     np.testing.assert_array_equal(reader.close().gold, [*GOLD, 0])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("kind", ["id", "bare"])
+def test_a_table_may_be_half_filled_in(kind, suffix, tmp_path):
+    reader = votes(tmp_path, kind == "id")
+    blank = {"gold": "" if suffix == ".csv" else None}
+    rows = [row(kind, i, gold) | (blank if i % 2 else {}) for i, gold in enumerate(GOLD)]
+    path = tmp_path / f"gold{suffix}"
+    (crowds.write_csv if suffix == ".csv" else crowds.write)(path, rows)
+    assert read_gold(path, reader) == 0
+    np.testing.assert_array_equal(reader.close().gold, [0 if i % 2 else gold for i, gold in enumerate([*GOLD, 0])])
+
+
 def test_what_the_votes_call_otherwise_may_have_its_usual_name(tmp_path):
     rows = []
     for i in range(len(GOLD) + 1):
@@ -101,7 +113,7 @@ def test_texts_that_two_ids_share_are_known_under_both(tmp_path):
         ([{"prompt": "question 0", "gold": "a"}], "gold.jsonl:1: the row names no pair"),
         ([row("bare", 0, 1), {"prompt": "x"}], "gold.jsonl:2: "),
         ([{**row("bare", 0, 1), "gold": "left"}], "gold.jsonl:1: field 'gold' must be"),
-        ([{**row("bare", 0, 1), "gold": None}], "gold.jsonl:1: the row says nothing of the truth"),
+        ([{**row("bare", 0, 1), "gold": None}], "no row of .*gold.jsonl says what is right: give rows a field 'gold'"),
         ([{**row("bare", 0, 1), "prompt": "another"}], "no gold label for any pair"),
         ([row("bare", 0, 0), row("bare", 1, 0)], "gold.jsonl says tie of every pair of the votes"),
         ([row("bare", 0, 1), row("bare", 0, -1)], "opposite gold label"),
