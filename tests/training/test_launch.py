@@ -98,6 +98,25 @@ def test_success_closes_the_process_group(tmp_path: Path) -> None:
     assert "destroy_process_group" not in result.stderr
 
 
+def test_a_runs_folder_is_free_when_the_run_has_left_it_whatever_it_has_forked(tmp_path: Path) -> None:
+    body = f"""
+    import signal
+    from pathlib import Path
+    from nemo_rpo.training.process.run_lock import claimed, holder_of
+    meet()
+    folder = Path({str(tmp_path)!r}) / "run"
+    with claimed(folder):
+        helper = os.fork()
+        if not helper:
+            time.sleep(60)
+            os._exit(0)
+        holder = holder_of(folder)
+    print(f"process {{os.getpid()}}" in holder, holder_of(folder))
+    os.kill(helper, signal.SIGKILL)
+    """
+    assert run_ranks(script(tmp_path, body), 1, timeout=60, forked=False).stdout == "True None\n"
+
+
 def test_leaving_does_all_that_an_interpreter_does_but_take_itself_apart(tmp_path: Path) -> None:
     code = """
     import atexit, threading, time

@@ -32,7 +32,7 @@ def claimed(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
-            held.enter_context(_locked(folder))
+            held.callback(_free, _locked(folder))
 
         on_first_rank(lock)
         yield
@@ -78,6 +78,12 @@ def _locked(folder: Path) -> TextIO:
         file.truncate(0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
+
+
+def _free(file: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing it does not free it while a process forked from this one has it too
+    file.close()
 
 
 def _try(file: TextIO) -> bool:
