@@ -68,6 +68,7 @@ def run_fit(fit: Fit) -> int:
         )
     if found is not None and (fit.folder / "hf" / "config.json").is_file():
         return 0
+    _drop_what_no_checkpoint_holds(fit.folder)
     overrides = [*_overrides(fit), f"exp_manager.name={name}"]
     train = fit.plan.online.train
     cfg = load_config(train.config, overrides, notify=lambda text: None)
@@ -112,6 +113,16 @@ def _metrics(folder: Path) -> list[dict]:
     from nemo_rpo.training.logs.metrics import METRICS_FILE, read_metrics
 
     return read_metrics(folder) if (folder / METRICS_FILE).exists() else []
+
+
+def _drop_what_no_checkpoint_holds(folder: Path) -> None:
+    """A fit that was killed before its first checkpoint begins anew; a run would keep the lines of before beside its
+    own, and they are the same.
+    """
+    from nemo_rpo.training.logs.metrics import METRICS_FILE
+
+    if not any((folder / "checkpoints").glob("step=*")):
+        (folder / METRICS_FILE).unlink(missing_ok=True)
 
 
 def _found(folder: Path) -> str | None:

@@ -143,6 +143,19 @@ def test_a_launcher_that_fails_or_does_not_wait_is_named(online: dict, tmp_path:
         run_fit(Fit(plan, 1, 1, tmp_path / "t", tmp_path / "v", ""))
 
 
+@pytest.mark.parametrize("checkpoint", [None, ".writing-step=00000002", "step=00000002"])
+def test_a_fit_killed_before_its_first_checkpoint_leaves_no_metrics(checkpoint, online: dict, tmp_path: Path) -> None:
+    plan = plan_of(online | {"train": online["train"] | {"launch": "true {train}"}, "folder": str(tmp_path)}, Path())
+    fit = Fit(plan, 1, 1, tmp_path / "t", tmp_path / "v", "")
+    fit.folder.mkdir(parents=True)
+    (fit.folder / "metrics.jsonl").write_text("{}\n")
+    if checkpoint is not None:
+        (fit.folder / "checkpoints" / checkpoint).mkdir(parents=True)
+    with pytest.raises(TrainingError, match="it must wait"):
+        run_fit(fit)
+    assert (fit.folder / "metrics.jsonl").exists() == (checkpoint == "step=00000002")
+
+
 def test_a_loop_stops_by_distance_and_by_a_fallen_win_rate() -> None:
     def measured(number: int, win: float, kl: float | None = 1.0) -> Measured:
         return Measured(number, f"p{number}", win, 0, 1, 10, kl, None, None)
