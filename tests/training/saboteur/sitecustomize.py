@@ -10,6 +10,7 @@
 """
 
 import os
+import select
 import signal
 import sys
 import time
@@ -28,8 +29,12 @@ def _watch(event: str, arguments: tuple) -> None:
         if os.getppid() != os.getpgrp():
             os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell)  # and no pause(): the signal may be there before it
     os.kill(os.getppid(), signal.SIGINT)
-    signal.pause()
+    select.select([told], [], [], 60)
+    signal.set_wakeup_fd(before)
 
 
 if _EVENT:
