@@ -124,7 +124,8 @@ def ukp(args: argparse.Namespace) -> str:
             print(seed, invert, name, found[name][column][-1], file=sys.stderr, flush=True)
     rows = {name: [spread(values) for values in columns] for name, columns in found.items()}
     heads = ["votes as they are", "40 % of workers inverted"]
-    return table(f"UKPConvArg1, {len(args.seeds)} seeds, mean ± sd", heads, rows)
+    seeds = "one seed" if len(args.seeds) == 1 else f"{len(args.seeds)} seeds, mean ± sd"
+    return table(f"UKPConvArg1, {seeds}", heads, rows)
 
 
 def memory(args: argparse.Namespace) -> str:
