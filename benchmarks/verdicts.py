@@ -26,7 +26,7 @@ from nemo_rpo.crowd.reliability import Reliability, assess
 from nemo_rpo.data.vote_table import VoteTable
 from nemo_rpo.validation.together import order_test
 
-ORDER = "votes_follow_order"
+ORDER, BOTH_WAYS = "votes_follow_order", "both_ways"
 DEPENDENCE = ("dependent_errors", "shared_errors")
 WORSE_THAN_A_COIN = ("upside_down", "annotators_below_half")
 
@@ -125,9 +125,12 @@ def draw(case: Case, seed: int) -> tuple[VoteTable, np.ndarray, np.ndarray]:
 
 
 def said(table_of: VoteTable, found: Reliability) -> set[str]:
-    """Kinds of ``validate``'s warnings of the crowd: the label model's, and its own test of the order."""
+    """Kinds of ``validate``'s warnings of the crowd: the label model's, and its own test of the order. That somebody
+    voted on a pair twice, both ways, is so in some of these crowds.
+    """
     order = order_test(table_of)
-    return {warning.kind for warning in found.warnings} | ({ORDER} if order is not None and order.follows else set())
+    kinds = {warning.kind for warning in found.warnings} - {BOTH_WAYS}
+    return kinds | ({ORDER} if order is not None and order.follows else set())
 
 
 def wilson(hits: int, of: int) -> str:
