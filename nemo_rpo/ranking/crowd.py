@@ -189,12 +189,14 @@ class _Labels:
         self.votes = Votes.single(torch.from_numpy(self._annotator))
 
     def margin(self, strengths: Strengths | None) -> Tensor:
+        """By how much the named winner is the stronger, logits, float64 [signed]; 0 without strengths."""
         if strengths is None:
             return torch.zeros(len(self._better), dtype=torch.float64)
         s = torch.from_numpy(strengths.log_strength)
         return s[self._better] - s[self._worse]
 
     def results(self, right: Tensor, schedule: Schedule, settings: RankSettings) -> Results:
+        """The results in which every comparison is won by either side as far as its label is believed."""
         w, tied = right.numpy(), (~self.signed).astype(np.float64)
         first, second = (tied / 2, tied / 2) if settings.ties == "half" else (0 * tied, 0 * tied)
         first[self.signed] = np.where(self.first_won, w, 1 - w)

@@ -25,8 +25,8 @@ from nemo_rpo.training.checkpoints import CheckpointStore
 from nemo_rpo.training.data_of_run import Split
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.logs.run_log import RunLog
+from nemo_rpo.training.process.profiling import StepProfiler
 from nemo_rpo.training.process.stop import STOPPED_EARLY, StopRequest
-from nemo_rpo.training.profiling import StepProfiler
 from nemo_rpo.training.reference.kl_to_start import KLToStart, too_far
 from nemo_rpo.training.reference.source import Reference
 from nemo_rpo.training.schedule import Schedule, batches_of

@@ -24,7 +24,9 @@ def whole(ran: Path, layout: str) -> dict[str, torch.Tensor]:
 
 
 def hugging_face(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="models are made with transformers: pip install 'nemo-rpo[hf]'"
+    )
     path = folder / "model" if (folder / "model").is_dir() else folder
     return transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
 

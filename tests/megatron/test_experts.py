@@ -244,7 +244,7 @@ def test_adapters_stand_outside_of_experts_and_give_the_same_numbers(
         f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
     }
     assert {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in one} == set(paths)
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="adapters are compared with peft: pip install 'nemo-rpo[dev]'")
     model = peft.PeftModel.from_pretrained(hugging_face(world / "glm4_moe"), folder_of("LoRA, 1") / "adapter")
     read = peft.get_peft_model_state_dict(model)
     assert read.keys() == one.keys() and all(torch.equal(read[key], one[key]) for key in one)
@@ -336,7 +336,7 @@ def test_peft_and_transformers_load_adapted_experts(
     layout: str, folder_of: Callable[[str], Path], world: Path, tmp_path: Path
 ) -> None:
     """And what peft saves of it is what it has read, and is read as the same adapter."""
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="adapters are compared with peft: pip install 'nemo-rpo[dev]'")
     folder = folder_of(f"{layout}.run")
     shaken = load_file(folder.with_name(f"{layout}.logits"))["shaken"]
     beside = peft.PeftModel.from_pretrained(hugging_face(world / "glm4_moe"), folder / "adapter")

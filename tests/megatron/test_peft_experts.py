@@ -83,7 +83,9 @@ def test_what_is_written_is_read(names: list[str], tmp_path: Path) -> None:
 
 def test_peft_fuses_single_experts_in_the_same_way(tmp_path: Path) -> None:
     """A folder of transformers 4, which is refused, loaded by peft and saved again: the numbers are where we read."""
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers", minversion="5")
+    peft = pytest.importorskip("peft", reason="adapters are compared with peft: pip install 'nemo-rpo[dev]'")
+    why = "only transformers 5 and later keep experts fused"
+    transformers = pytest.importorskip("transformers", minversion="5", reason=why)
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     save_file(own(EACH), old / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -17,7 +17,7 @@ from nemo_rpo.errors import ConfigError
 from nemo_rpo.planning.models import MODELS
 from nemo_rpo.training.logs.memory import peak_bytes
 from nemo_rpo.training.process.accelerator import use_determinism
-from nemo_rpo.training.profiling import StepProfiler
+from nemo_rpo.training.process.profiling import StepProfiler
 
 
 def test_flops_of_a_step_by_hand() -> None:
